@@ -1,0 +1,38 @@
+# Everything here sets itself up from nothing but Python 3.11.
+PYTHON ?= python3.11
+VENV ?= .venv
+WORKERS ?= 2
+# What goes to the demo, for example: make demo ARGS="--optimizer emo_cats --learning-rate 3e-4"
+ARGS ?=
+
+.PHONY: help demo test unit isolated lint clean
+
+help:
+	@echo "make demo   train on handwritten digits in Flax and in PyTorch, compare, draw"
+	@echo "make test   all tests: style and types, both packages, parity, and each package alone"
+	@echo "make lint   style and types only"
+	@echo "make clean  remove what the others made"
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(VENV)/ready
+	$(VENV)/bin/python -m examples.digits $(ARGS)
+
+test: lint unit isolated
+
+unit: $(VENV)/ready
+	$(VENV)/bin/python -m pytest -n $(WORKERS)
+
+isolated: $(VENV)/ready
+	$(VENV)/bin/python -m parity_tests.isolated
+
+lint: $(VENV)/ready
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy
+
+clean:
+	rm -rf $(VENV) .venv-* build dist output .pytest_cache .mypy_cache .ruff_cache .hypothesis

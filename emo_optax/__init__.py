@@ -1,0 +1,36 @@
+"""The Emo optimizers for Optax: gradient transformations that read the loss."""
+
+from emo_optax._early_stop import went_quiet as went_quiet
+from emo_optax._emo_airy import emo_airy as emo_airy
+from emo_optax._emo_cats import emo_cats as emo_cats
+from emo_optax._emo_sens import emo_sens as emo_sens
+from emo_optax._emotion import Emotion as Emotion
+from emo_optax._emotion import EmotionState as EmotionState
+from emo_optax._emotion import ShareEmotionState as ShareEmotionState
+from emo_optax._emotion import feel as feel
+from emo_optax._emotion import init_emotion as init_emotion
+from emo_optax._emotion import share_emotion as share_emotion
+from emo_optax._emotion import track_emotion as track_emotion
+from emo_optax._emotional import emotional as emotional
+from emo_optax._emotional import get_emotion as get_emotion
+from emo_optax._errors import EmotionMissingError as EmotionMissingError
+from emo_optax._errors import LossMissingError as LossMissingError
+from emo_optax._rules import ScaleByFactorsState as ScaleByFactorsState
+from emo_optax._rules import ScaleByLionState as ScaleByLionState
+from emo_optax._rules import ScaleByUncorrectedAdamState as ScaleByUncorrectedAdamState
+from emo_optax._rules import scale_by_factored_moments as scale_by_factored_moments
+from emo_optax._rules import scale_by_lion as scale_by_lion
+from emo_optax._rules import scale_by_uncorrected_adam as scale_by_uncorrected_adam
+from emo_optax._shadow_effect import filter_by_emotion as filter_by_emotion
+from emo_optax._shadow_effect import keep_elements as keep_elements
+from emo_optax._shadow_effect import keep_rows_and_columns as keep_rows_and_columns
+from emo_optax._shadow_effect import scale_by_emotion as scale_by_emotion
+from emo_optax._shadow_effect import step_scale as step_scale
+from emo_optax._shadow_system import BlendWithShadowState as BlendWithShadowState
+from emo_optax._shadow_system import blend_with_shadow as blend_with_shadow
+from emo_optax._shadow_system import shadow_ratio_v1 as shadow_ratio_v1
+from emo_optax._shadow_system import shadow_ratio_v2 as shadow_ratio_v2
+from emo_optax._weight_decay import AddWeightDecayState as AddWeightDecayState
+from emo_optax._weight_decay import add_weight_decay as add_weight_decay
+
+__version__ = "0.1.0"

@@ -1,0 +1,267 @@
+"""Emotion: from the loss to one scalar, once a step for a whole optimizer."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emo_optax._early_stop import WINDOW, went_quiet
+from emo_optax._errors import EMOTION_MISSING, EmotionMissingError
+from emo_optax._validation import check_factor, check_loss, check_not_negative
+
+
+class EmotionState(NamedTuple):
+    """What an optimizer remembers of the losses; every field is an array of shape `[]` but one.
+
+    Attributes:
+        felt: losses felt so far, int32.
+        held: losses kept out because they were not finite, int32.
+        short: the short average of the loss, in the loss's unit.
+        long: the long average of the loss, in the loss's unit.
+        scalar: the emotion scalar of the last finite loss, in [-1, 1]; 0 before any.
+        history: the last 32 scalars, oldest first, shape `[32]`; 0 where there was none yet.
+        should_stop: whether training has ever gone quiet, bool; stays set.
+    """
+
+    felt: jax.Array
+    held: jax.Array
+    short: jax.Array
+    long: jax.Array
+    scalar: jax.Array
+    history: jax.Array
+    should_stop: jax.Array
+
+
+class Emotion(NamedTuple):
+    """What a look at an optimizer's emotion shows; every field is an array of shape `[]`.
+
+    Attributes:
+        short: the short average of the loss, in the loss's unit.
+        long: the long average of the loss, in the loss's unit.
+        scalar: the emotion scalar s, in [-1, 1]; above 0 the loss is above its trend.
+        step_scale: 1 - |s|, in [0, 1]: what the update is multiplied by.
+        shadow_ratio: how far the last step pulled the weights to their shadow, in [0, 1]; 0 without one.
+        should_stop: whether training has ever gone quiet, bool.
+        felt: losses felt so far, int32.
+        held: losses kept out because they were not finite, int32.
+    """
+
+    short: jax.Array
+    long: jax.Array
+    scalar: jax.Array
+    step_scale: jax.Array
+    shadow_ratio: jax.Array
+    should_stop: jax.Array
+    felt: jax.Array
+    held: jax.Array
+
+
+def emotion_dtype(params: Any) -> Any:
+    """Returns float64 where a parameter is float64 (and x64 is on), else float32."""
+    is_double = any(jnp.result_type(leaf) == jnp.float64 for leaf in jax.tree.leaves(params))
+    return jnp.float64 if is_double else jnp.float32
+
+
+def init_emotion(dtype: Any) -> EmotionState:
+    """Returns the emotion of an optimizer that has seen no loss, each field in a buffer of its own."""
+    return EmotionState(
+        felt=jnp.zeros([], jnp.int32),
+        held=jnp.zeros([], jnp.int32),
+        short=jnp.zeros([], dtype),
+        long=jnp.zeros([], dtype),
+        scalar=jnp.zeros([], dtype),
+        history=jnp.zeros([WINDOW], dtype),
+        should_stop=jnp.zeros([], jnp.bool_),
+    )
+
+
+def feel(
+    state: EmotionState,
+    loss: jax.Array,
+    *,
+    short_factor: jax.typing.ArrayLike = 0.3,
+    long_factor: jax.typing.ArrayLike = 0.01,
+    gain: jax.typing.ArrayLike = 5.0,
+) -> EmotionState:
+    r"""Takes in the loss of one step.
+
+    .. math::
+        short &\leftarrow 0.3\,L + 0.7\,short \\
+        long &\leftarrow 0.01\,L + 0.99\,long \\
+        s &= \tanh(5\,(short - long))
+
+    Both averages start at the first finite loss. A loss that is not finite changes nothing but the
+    count of those held.
+
+    Args:
+        state: the emotion before this step.
+        loss: the loss at the parameters at which the gradient was taken; shape `[]`, in the state's
+            dtype.
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+
+    Returns:
+        The emotion after this step.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> emotion = emo_optax.init_emotion(jnp.float32)
+        >>> for loss in (2.0, 1.0):
+        ...     emotion = emo_optax.feel(emotion, jnp.asarray(loss))
+        >>> print(f"{emotion.short:.2f} {emotion.long:.2f} {emotion.scalar:.4f}")
+        1.70 1.99 -0.8957
+
+    Source: EmoSens and EmoNavi v2.0 by muooon.
+    """
+    dtype = state.scalar.dtype
+    is_finite = jnp.isfinite(loss)
+    loss = jnp.where(is_finite, loss, jnp.zeros([], dtype))
+    is_first = state.felt == 0
+
+    def average(before: jax.Array, factor: Any) -> jax.Array:
+        # Weighted terms, not `before + factor * (loss - before)`: that difference overflows.
+        mixed = _number(factor, dtype) * loss + _number(1.0 - factor, dtype) * before
+        return jnp.where(is_first, loss, mixed)
+
+    short = average(state.short, short_factor)
+    long = average(state.long, long_factor)
+    scalar = jnp.tanh(_number(gain, dtype) * (short - long))
+    felt = optax.safe_increment(state.felt)
+    history = jnp.concatenate([state.history[1:], scalar[None]])
+    new_state = EmotionState(
+        felt=felt,
+        held=state.held,
+        short=short,
+        long=long,
+        scalar=scalar,
+        history=history,
+        should_stop=state.should_stop | went_quiet(history, felt),
+    )
+    held = state._replace(held=optax.safe_increment(state.held))
+    return EmotionState(*(jnp.where(is_finite, new, old) for new, old in zip(new_state, held, strict=True)))
+
+
+def _number(value: Any, dtype: Any) -> Any:
+    """Returns a hyperparameter such that arithmetic with it stays in `dtype`."""
+    return value if isinstance(value, int | float) else jnp.asarray(value, dtype)
+
+
+class ShareEmotionState(NamedTuple):
+    """The emotion, and the state of what shares it."""
+
+    emotion: EmotionState
+    inner_state: optax.OptState
+
+
+def share_emotion(
+    inner: optax.GradientTransformation,
+    *,
+    short_factor: jax.typing.ArrayLike = 0.3,
+    long_factor: jax.typing.ArrayLike = 0.01,
+    gain: jax.typing.ArrayLike = 5.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Feels the loss once a step and hands the emotion to everything inside.
+
+    `inner` receives the extra argument `emotion`, an `EmotionState`; transformations that take no
+    extra arguments may stand in it too. See `feel` for the formula.
+
+    Args:
+        inner: the transformation that shares the emotion.
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, >= 0.
+
+    Returns:
+        A transformation whose `update` takes the loss as `value`, a scalar of any float dtype.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range; from `update`, for a loss of another shape.
+        LossMissingError: from `update`, without a loss.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = emo_optax.share_emotion(
+        ...     optax.chain(optax.sgd(0.1), emo_optax.scale_by_emotion(shared=True))
+        ... )
+        >>> params = jnp.ones(2)
+        >>> updates, state = optimizer.update(params, optimizer.init(params), params, value=1.0)
+        >>> print(updates)
+        [-0.1 -0.1]
+
+    Source: SPEC section "Emotion"; EmoSens v2.0 by muooon.
+    """
+    check_factor("short_factor", short_factor)
+    check_factor("long_factor", long_factor)
+    check_not_negative("gain", gain)
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params: optax.Params) -> ShareEmotionState:
+        return ShareEmotionState(init_emotion(emotion_dtype(params)), inner.init(params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ShareEmotionState,
+        params: optax.Params | None = None,
+        *,
+        value: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ShareEmotionState]:
+        emotion = feel(
+            state.emotion,
+            check_loss(value, state.emotion.scalar.dtype),
+            short_factor=short_factor,
+            long_factor=long_factor,
+            gain=gain,
+        )
+        extra_args = {**extra_args, "value": value, "emotion": emotion}
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        return updates, ShareEmotionState(emotion, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def track_emotion(
+    *,
+    short_factor: jax.typing.ArrayLike = 0.3,
+    long_factor: jax.typing.ArrayLike = 0.01,
+    gain: jax.typing.ArrayLike = 5.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Feels the loss and lets the updates pass unchanged: emotion as a monitor.
+
+    Args:
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, >= 0.
+
+    Returns:
+        A transformation for `optax.chain` whose emotion `get_emotion` finds.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+        LossMissingError: from `update`, without a loss.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = optax.chain(optax.adam(1e-3), emo_optax.track_emotion())
+        >>> params = jnp.ones(2)
+        >>> updates, state = optimizer.update(params, optimizer.init(params), params, value=3.0)
+        >>> print(emo_optax.get_emotion(state).long)
+        3.0
+
+    Source: SPEC section "Emotion"; EmoSens v2.0 by muooon.
+    """
+    return share_emotion(optax.identity(), short_factor=short_factor, long_factor=long_factor, gain=gain)
+
+
+def shared_emotion(emotion: EmotionState | None) -> EmotionState:
+    """Returns the emotion that an enclosing transformation handed in, or says that there is none."""
+    if emotion is None:
+        raise EmotionMissingError(EMOTION_MISSING)
+    return emotion

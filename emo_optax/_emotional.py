@@ -1,0 +1,194 @@
+"""Putting it together: an optimizer made emotional, and a look at its emotion."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emo_optax._emotion import Emotion, EmotionState, share_emotion
+from emo_optax._shadow_effect import Keep, filter_by_emotion, keep_elements, scale_by_emotion, step_scale
+from emo_optax._shadow_system import BlendWithShadowState, ShadowRatio, blend_with_shadow
+from emo_optax._validation import check_learning_rate, check_params
+from emo_optax._weight_decay import place_weight_decay
+
+
+def emotional(
+    inner: optax.GradientTransformation,
+    *,
+    shadow_effect: bool = True,
+    theta: jax.typing.ArrayLike = 1e-4,
+    keep: Keep = keep_elements,
+    use_shadow: bool = False,
+    shadow_ratio: ShadowRatio = "v2.0",
+    shadow_rate: jax.typing.ArrayLike = 0.05,
+    short_factor: jax.typing.ArrayLike = 0.3,
+    long_factor: jax.typing.ArrayLike = 0.01,
+    gain: jax.typing.ArrayLike = 5.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Makes any Optax optimizer emotional.
+
+    One emotion, felt once a step; with the shadow, `inner` sees the blended parameters
+    :math:`p' = (1-r)\,p + r\,shadow`; then its update :math:`u` is filtered and scaled:
+
+    .. math:: p \leftarrow p' + (1 - |s|)\,[\,|g|^{1/3} \ge \theta\,(1+|s|)\,]\,u
+
+    Everything in `inner` that has `shared=True` (`filter_by_emotion`, `scale_by_emotion`,
+    `blend_with_shadow`) takes this emotion; the members of the family are built so, with
+    `shadow_effect=False`, to keep weight decay out of filter and scale.
+
+    Args:
+        inner: the optimizer, learning rate included.
+        shadow_effect: whether to filter and scale the whole update of `inner`.
+        theta: the filter's threshold on the cube root of the gradient's size, >= 0; 0 for none.
+        keep: which elements the filter keeps, `keep_elements` or `keep_rows_and_columns(eps)`.
+        use_shadow: whether to pull the weights back to their shadow.
+        shadow_ratio: r(s): "v2.0", "v1.0", or a function from a scalar array to a ratio in [0, 1].
+        shadow_rate: how far the shadow follows the parameters, in (0, 1].
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, >= 0.
+
+    Returns:
+        A transformation whose `update` takes the loss as `value` and needs `params`; its updates
+        have the parameters' dtypes.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range; from `init`, for complex parameters; from
+            `update`, without `params` or for a loss that is not a scalar.
+        LossMissingError: from `update`, without a loss.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = emo_optax.emotional(optax.adabelief(1e-1))
+        >>> params = jnp.asarray([1.0, -2.0])
+        >>> state = optimizer.init(params)
+        >>> for _ in range(3):
+        ...     loss, grads = jax.value_and_grad(lambda p: jnp.sum(p**2))(params)
+        ...     updates, state = optimizer.update(grads, state, params, value=loss)
+        ...     params = optax.apply_updates(params, updates)
+        >>> print(f"{params[0]:.2f} {params[1]:.2f}")
+        0.85 -1.85
+
+    Source: SPEC sections "Emotion", "Shadow-effect" and "Shadow-system"; EmoSens v2.0 by muooon.
+    """
+    piece: optax.GradientTransformation = inner
+    if shadow_effect:
+        piece = optax.chain(
+            filter_by_emotion(piece, theta, keep=keep, shared=True), scale_by_emotion(shared=True)
+        )
+    if use_shadow:
+        piece = blend_with_shadow(piece, shadow_ratio, shadow_rate=shadow_rate, shared=True)
+    piece = share_emotion(piece, short_factor=short_factor, long_factor=long_factor, gain=gain)
+    return _keep_dtypes(piece)
+
+
+def _keep_dtypes(
+    inner: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """Rounds the updates once, at the end, to the parameters' dtypes."""
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+                name = f"params{jax.tree_util.keystr(path)}"
+                raise ValueError(
+                    f"emo_optax does not support complex parameters, and {name} is complex. Store its "
+                    "real and imaginary parts as two real parameters."
+                )
+        return inner.init(params)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        check_params(params)
+        updates, state = inner.update(updates, state, params, **extra_args)
+        return jax.tree.map(lambda u, p: u.astype(jnp.result_type(p)), updates, params), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def emotional_rule(
+    rule: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: optax.ScalarOrSchedule,
+    mask: Any | Callable[[optax.Params], Any] | None,
+    *,
+    shadow_effect: bool = True,
+    theta: jax.typing.ArrayLike = 1e-4,
+    keep: Keep = keep_elements,
+    weight_decay_mode: str = "decoupled",
+    weight_decay_divisor: optax.ScalarOrSchedule | None = None,
+    **emotion: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Builds a member of the family from its rule: emotion, shadow, weight decay, update."""
+    check_learning_rate(learning_rate)
+    decay = place_weight_decay(weight_decay_mode, weight_decay, mask, weight_decay_divisor)
+    step = rule
+    if shadow_effect:
+        step = optax.chain(
+            filter_by_emotion(rule, theta, keep=keep, shared=True), scale_by_emotion(shared=True)
+        )
+    chain = optax.chain(
+        decay["l2"],
+        step,
+        decay["decoupled"],
+        optax.scale_by_learning_rate(learning_rate),
+        decay["absolute"],
+    )
+    return emotional(chain, shadow_effect=False, **emotion)
+
+
+def get_emotion(state: optax.OptState) -> Emotion:
+    """Looks up the emotion in any nested optimizer state, inside or outside of jit.
+
+    Args:
+        state: the state of an optimizer with an emotion in it, however deeply wrapped.
+
+    Returns:
+        Its averages, scalar, step scale, shadow ratio, stop signal and counts, as arrays. Where
+        several optimizers were put together (`optax.partition`), the first one's.
+
+    Raises:
+        ValueError: if there is no emotion in the state.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = optax.chain(optax.clip_by_global_norm(1.0), emo_optax.emo_sens(1e-3))
+        >>> params = jnp.ones(2)
+        >>> _, state = optimizer.update(params, optimizer.init(params), params, value=0.7)
+        >>> emotion = emo_optax.get_emotion(state)
+        >>> print(emotion.scalar, emotion.step_scale, emotion.should_stop)
+        0.0 1.0 False
+    """
+    felt = _find(state, EmotionState)
+    if felt is None:
+        raise ValueError(
+            "There is no emotion in this state. Pass the state of an optimizer made by emo_optax, or "
+            "of a chain or wrapper around one."
+        )
+    shadow = _find(state, BlendWithShadowState)
+    return Emotion(
+        short=felt.short,
+        long=felt.long,
+        scalar=felt.scalar,
+        step_scale=step_scale(felt.scalar),
+        shadow_ratio=jnp.zeros_like(felt.scalar) if shadow is None else shadow.ratio,
+        should_stop=felt.should_stop,
+        felt=felt.felt,
+        held=felt.held,
+    )
+
+
+def _find(state: Any, kind: type) -> Any:
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
+    return next((leaf for leaf in leaves if isinstance(leaf, kind)), None)

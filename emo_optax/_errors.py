@@ -1,0 +1,53 @@
+"""Errors that say what to do next."""
+
+LOSS_MISSING = (
+    "emo_optax reads the loss of every step, and none was given. Call "
+    "`update(grads, state, params, value=loss)`. If you did, a wrapper around the optimizer dropped "
+    "the extra argument: optax.lookahead, optax.contrib.sam, "
+    "optax.contrib.split_real_and_imaginary, optax.contrib.galore, "
+    "optax.MultiSteps.gradient_transformation() inside a chain, a plain "
+    "optax.GradientTransformation(opt.init, opt.update), and Flax's TrainState.apply_gradients are "
+    "known to. Put the emo_optax transformation outside of that wrapper, or call its `update` yourself."
+)
+
+PARAMS_MISSING = (
+    "emo_optax needs the current parameters (for weight decay, the shadow and the updates' dtypes), "
+    "and `params` was not given. Call `update(grads, state, params, value=loss)`."
+)
+
+EMOTION_MISSING = (
+    "A piece made with `shared=True` takes the emotion of an enclosing `emo_optax.emotional(...)` or "
+    "`emo_optax.share_emotion(...)`, and there is none around it. Wrap it in one of them, or leave "
+    "`shared=True` away to let the piece keep an emotion of its own."
+)
+
+
+class LossMissingError(ValueError):
+    """A step was asked for without the loss that steers it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> optimizer = emo_optax.emo_sens(1e-3)
+        >>> params = jnp.ones(3)
+        >>> try:
+        ...     optimizer.update(jnp.ones(3), optimizer.init(params), params)
+        ... except emo_optax.LossMissingError as error:
+        ...     print(str(error)[:55])
+        emo_optax reads the loss of every step, and none was gi
+    """
+
+
+class EmotionMissingError(ValueError):
+    """A piece that shares an emotion stands outside of any transformation that has one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> piece = emo_optax.scale_by_emotion(shared=True)
+        >>> try:
+        ...     piece.update(jnp.ones(3), piece.init(jnp.ones(3)))
+        ... except emo_optax.EmotionMissingError as error:
+        ...     print(str(error)[:35])
+        A piece made with `shared=True` tak
+    """

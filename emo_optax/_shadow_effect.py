@@ -1,0 +1,238 @@
+"""Shadow-effect: before the update, which elements to move, and how far."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emo_optax._emotion import EmotionState, share_emotion, shared_emotion
+from emo_optax._validation import check_not_negative
+
+Keep = Callable[[jax.Array, jax.Array], jax.Array]
+"""A gradient and the tolerance theta (1 + |s|), a scalar of its dtype, to the elements that move."""
+
+
+def keep_elements(gradient: jax.Array, tolerance: jax.Array) -> jax.Array:
+    r"""Keeps an element where its gradient is not negligible.
+
+    .. math:: |g|^{1/3} \ge \theta\,(1 + |s|)
+
+    Args:
+        gradient: the gradient of one parameter, any shape, floating point.
+        tolerance: theta (1 + |s|), shape `[]`, same dtype.
+
+    Returns:
+        Booleans in the gradient's shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from emo_optax import keep_elements
+        >>> print(keep_elements(jnp.asarray([0.0, 1e-13, 2e-12]), jnp.asarray(1e-4)))
+        [False False  True]
+
+    Source: EmoSens and EmoCats v2.0 by muooon, with the cube on the other side, which saves a root
+    for every element.
+    """
+    return jnp.abs(gradient) >= tolerance * tolerance * tolerance
+
+
+def keep_rows_and_columns(eps: jax.typing.ArrayLike = 1e-8) -> Keep:
+    r"""Makes a test that keeps whole rows and columns, or an element of a vector.
+
+    .. math::
+        R^{1/3} > \theta\,(1+|s|) \text{ and } C^{1/3} > \theta\,(1+|s|), \qquad
+        R = \operatorname{mean}_{\text{all but first}} g^2 + \epsilon, \quad
+        C = \operatorname{mean}_{\text{first}} g^2 + \epsilon
+
+    With 0 or 1 dimensions it is :math:`(g^2)^{1/3} > \theta\,(1+|s|)`. With the default `eps` and
+    `theta` the test of rows and columns never fails: :math:`(10^{-8})^{1/3} = 2.2 \cdot 10^{-3}`.
+
+    Args:
+        eps: what is added to the means, >= 0.
+
+    Returns:
+        A function of a gradient and of the tolerance, for `filter_by_emotion`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from emo_optax import keep_rows_and_columns
+        >>> keep = keep_rows_and_columns(eps=0.0)
+        >>> print(keep(jnp.asarray([[0.0, 1.0], [0.0, 1.0]]), jnp.asarray(1e-4)))
+        [[False  True]
+         [False  True]]
+
+    Source: EmoAiry v2.0 by muooon.
+    """
+
+    def keep(gradient: jax.Array, tolerance: jax.Array) -> jax.Array:
+        if gradient.ndim < 2:
+            return jnp.abs(gradient) > tolerance * jnp.sqrt(tolerance)
+        if gradient.size == 0:
+            return jnp.zeros(gradient.shape, jnp.bool_)
+        squares = jnp.square(gradient)
+        rows, columns = row_and_column_means(squares)
+        bound = tolerance * tolerance * tolerance
+        floor = jnp.asarray(eps, squares.dtype)
+        return (rows + floor > bound) & (columns + floor > bound)
+
+    return keep
+
+
+def row_and_column_means(squares: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns means over all axes but the first, and over the first, with dimensions kept."""
+    rows = jnp.mean(squares, axis=tuple(range(1, squares.ndim)), keepdims=True)
+    columns = jnp.mean(squares, axis=0, keepdims=True)
+    return rows, columns
+
+
+def filter_by_emotion(
+    inner: optax.GradientTransformation,
+    theta: jax.typing.ArrayLike = 1e-4,
+    *,
+    keep: Keep = keep_elements,
+    shared: bool = False,
+    short_factor: jax.typing.ArrayLike = 0.3,
+    long_factor: jax.typing.ArrayLike = 0.01,
+    gain: jax.typing.ArrayLike = 5.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Lets the update of `inner` through only where the gradient is not negligible.
+
+    .. math:: u \leftarrow u \cdot [\,|g|^{1/3} \ge \theta\,(1+|s|)\,]
+
+    The state of `inner` sees the whole gradient. With the default `theta` only elements under 1e-12
+    to 8e-12 in size are stopped: in float32 that is, in practice, exact zeros.
+
+    Args:
+        inner: the transformation whose update is filtered; it receives the gradient.
+        theta: the threshold on the cube root of the gradient's size, >= 0; 0 filters nothing.
+        keep: which elements move, `keep_elements` or `keep_rows_and_columns(eps)`.
+        shared: whether the emotion comes from an enclosing `emotional` or `share_emotion`.
+        short_factor: as in `share_emotion`; unused where the emotion is shared.
+        long_factor: likewise.
+        gain: likewise.
+
+    Returns:
+        A transformation whose `update` takes the loss as `value`.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+        LossMissingError: from `update`, without a loss.
+        EmotionMissingError: from `update`, with `shared=True` and no emotion around it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = emo_optax.filter_by_emotion(optax.sgd(0.5, momentum=0.9))
+        >>> params = jnp.ones(2)
+        >>> state = optimizer.init(params)
+        >>> for gradient in (jnp.ones(2), jnp.asarray([1.0, 0.0])):
+        ...     updates, state = optimizer.update(gradient, state, params, value=1.0)
+        >>> print(updates)  # the second element rests, although it has momentum
+        [-0.95  0.  ]
+
+    Source: EmoSens v2.0 by muooon.
+    """
+    check_not_negative("theta", theta)
+    inner = optax.with_extra_args_support(inner)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        emotion: EmotionState | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        scalar = shared_emotion(emotion).scalar
+        tolerance = jnp.asarray(theta, scalar.dtype) * (1.0 + jnp.abs(scalar))
+        gradients = updates
+        updates, state = inner.update(gradients, state, params, emotion=emotion, **extra_args)
+
+        def let_through(update: jax.Array, gradient: jax.Array) -> jax.Array:
+            gradient = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+            kept = keep(gradient, tolerance.astype(gradient.dtype))
+            return jnp.where(kept, update, jnp.zeros([], update.dtype))
+
+        return jax.tree.map(let_through, updates, gradients), state
+
+    piece = optax.GradientTransformationExtraArgs(inner.init, update_fn)
+    if shared:
+        return piece
+    return share_emotion(piece, short_factor=short_factor, long_factor=long_factor, gain=gain)
+
+
+def scale_by_emotion(
+    *,
+    shared: bool = False,
+    short_factor: jax.typing.ArrayLike = 0.3,
+    long_factor: jax.typing.ArrayLike = 0.01,
+    gain: jax.typing.ArrayLike = 5.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scales the updates by how calm the loss is.
+
+    .. math:: u \leftarrow (1 - |s|)\,u
+
+    Args:
+        shared: whether the emotion comes from an enclosing `emotional` or `share_emotion`.
+        short_factor: as in `share_emotion`; unused where the emotion is shared.
+        long_factor: likewise.
+        gain: likewise.
+
+    Returns:
+        A transformation for `optax.chain` whose `update` takes the loss as `value`.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+        LossMissingError: from `update`, without a loss.
+        EmotionMissingError: from `update`, with `shared=True` and no emotion around it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = optax.chain(optax.sgd(1.0), emo_optax.scale_by_emotion())
+        >>> params = jnp.ones(2)
+        >>> state = optimizer.init(params)
+        >>> for loss in (2.0, 1.0):
+        ...     updates, state = optimizer.update(params, state, params, value=loss)
+        >>> print(updates.round(3))
+        [-0.104 -0.104]
+
+    Source: EmoSens v2.0 by muooon.
+    """
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        del params
+        return optax.EmptyState()
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        emotion: EmotionState | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params, extra_args
+        scale = step_scale(shared_emotion(emotion).scalar)
+        return jax.tree.map(lambda update: update * scale.astype(update.dtype), updates), state
+
+    piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    if shared:
+        return piece
+    return share_emotion(piece, short_factor=short_factor, long_factor=long_factor, gain=gain)
+
+
+def step_scale(scalar: jax.Array) -> jax.Array:
+    """Returns 1 - |s|, what a step is multiplied by, for an emotion scalar in [-1, 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from emo_optax import step_scale
+        >>> print(step_scale(jnp.asarray(-0.75)))
+        0.25
+    """
+    return 1.0 - jnp.abs(scalar)

@@ -1,0 +1,184 @@
+"""Shadow-system: after the fact, pull the weights back to a slow copy of themselves."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emo_optax._emotion import EmotionState, share_emotion, shared_emotion
+from emo_optax._validation import check_factor, check_params, check_shadow_ratio
+
+ShadowRatio = str | Callable[[jax.Array], jax.Array]
+""" "v2.0", "v1.0", or a function of the scalar (shape `[]`) to a ratio in [0, 1]."""
+
+
+def shadow_ratio_v2(scalar: jax.Array) -> jax.Array:
+    r"""Returns the ratio of v2.0: :math:`|s|` where :math:`|s| > 0.1`, else 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from emo_optax import shadow_ratio_v2
+        >>> print(shadow_ratio_v2(jnp.asarray([-0.5, 0.05, 0.75])))
+        [0.5  0.   0.75]
+    """
+    size = jnp.abs(scalar)
+    return jnp.where(size > 0.1, size, jnp.zeros([], scalar.dtype))
+
+
+def shadow_ratio_v1(scalar: jax.Array) -> jax.Array:
+    r"""Returns the ratio of v1.0.
+
+    .. math:: 0.7 + 0.2 s \;(s > 0.6), \quad 0.1 \;(s < -0.6), \quad 0.3 \;(|s| > 0.3), \quad 0
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from emo_optax import shadow_ratio_v1
+        >>> print(shadow_ratio_v1(jnp.asarray([-0.7, -0.4, 0.2, 0.5, 0.75])))
+        [0.1  0.3  0.   0.3  0.85]
+    """
+    ratio = jnp.where(jnp.abs(scalar) > 0.3, 0.3, 0.0)
+    ratio = jnp.where(scalar < -0.6, 0.1, ratio)
+    return jnp.where(scalar > 0.6, 0.7 + 0.2 * scalar, ratio).astype(scalar.dtype)
+
+
+def shadow_ratio_function(ratio: ShadowRatio) -> Callable[[jax.Array], jax.Array]:
+    """Returns the function that a ratio's name stands for, or the function itself."""
+    if callable(ratio):
+        return ratio
+    return {"v2.0": shadow_ratio_v2, "v1.0": shadow_ratio_v1}[ratio]
+
+
+class BlendWithShadowState(NamedTuple):
+    """The shadow, and the state of what moves the blended weights.
+
+    Attributes:
+        ratio: how far the last step pulled the weights to the shadow, shape `[]`, in [0, 1].
+        exists: whether the shadow has been made, bool of shape `[]`.
+        shadow: a slow copy of the parameters, in float32 or wider; zeros until it is made.
+        inner_state: the state of the inner transformation.
+    """
+
+    ratio: jax.Array
+    exists: jax.Array
+    shadow: optax.Params
+    inner_state: optax.OptState
+
+
+def blend_with_shadow(
+    inner: optax.GradientTransformation | None = None,
+    ratio: ShadowRatio = "v2.0",
+    *,
+    shadow_rate: jax.typing.ArrayLike = 0.05,
+    shared: bool = False,
+    short_factor: jax.typing.ArrayLike = 0.3,
+    long_factor: jax.typing.ArrayLike = 0.01,
+    gain: jax.typing.ArrayLike = 5.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Pulls the parameters towards their shadow before `inner` moves them.
+
+    .. math::
+        p &\leftarrow (1 - r(s))\,p + r(s)\,shadow \\
+        shadow &\leftarrow shadow + 0.05\,(p - shadow)
+
+    The first time that :math:`r(s) > 0` the shadow becomes a copy of :math:`p`, and nothing else
+    happens; where :math:`r(s) = 0` it rests. `inner` sees the blended parameters, and the update
+    that comes out carries the parameters all the way: `optax.apply_updates` adds it to the
+    unblended ones. Moments are not blended.
+
+    Args:
+        inner: the transformation that moves the blended parameters; none leaves the updates as
+            they come.
+        ratio: r(s): "v2.0", "v1.0", or a function from a scalar array to a ratio in [0, 1].
+        shadow_rate: how far the shadow follows the parameters, in (0, 1].
+        shared: whether the emotion comes from an enclosing `emotional` or `share_emotion`.
+        short_factor: as in `share_emotion`; unused where the emotion is shared.
+        long_factor: likewise.
+        gain: likewise.
+
+    Returns:
+        A transformation whose `update` takes the loss as `value` and needs `params`.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range; from `update`, without `params`.
+        LossMissingError: from `update`, without a loss.
+        EmotionMissingError: from `update`, with `shared=True` and no emotion around it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = optax.chain(optax.sgd(1.0), emo_optax.blend_with_shadow())
+        >>> params = jnp.ones(2)
+        >>> state = optimizer.init(params)
+        >>> for loss in (1.0, 3.0, 3.0):
+        ...     updates, state = optimizer.update(jnp.ones(2), state, params, value=loss)
+        ...     params = optax.apply_updates(params, updates)
+        >>> print(emo_optax.get_emotion(state).shadow_ratio > 0.99, params.round(2))
+        True [-1. -1.]
+
+    Source: the shadow-system of EmoNavi and EmoSens v2.0 by muooon.
+    """
+    check_shadow_ratio(ratio)
+    check_factor("shadow_rate", shadow_rate)
+    inner = optax.with_extra_args_support(optax.identity() if inner is None else inner)
+    ratio_of = shadow_ratio_function(ratio)
+
+    def init_fn(params: optax.Params) -> BlendWithShadowState:
+        dtype = jnp.float32
+        for leaf in jax.tree.leaves(params):
+            dtype = jnp.promote_types(dtype, jnp.result_type(leaf))
+        return BlendWithShadowState(
+            ratio=jnp.zeros([], jnp.float64 if dtype == jnp.float64 else jnp.float32),
+            exists=jnp.zeros([], jnp.bool_),
+            shadow=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=_wide(p)), params),
+            inner_state=inner.init(params),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: BlendWithShadowState,
+        params: optax.Params | None = None,
+        *,
+        emotion: EmotionState | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, BlendWithShadowState]:
+        check_params(params)
+        scalar = shared_emotion(emotion).scalar
+        wanted = jnp.asarray(ratio_of(scalar), state.ratio.dtype)
+        wakes = wanted > 0
+        pulls = wakes & state.exists
+        applied = jnp.where(pulls, wanted, jnp.zeros([], wanted.dtype))
+
+        def blend(param: jax.Array, shadow: jax.Array) -> jax.Array:
+            r = applied.astype(shadow.dtype)
+            return (1.0 - r) * param.astype(shadow.dtype) + r * shadow
+
+        def follow(blended: jax.Array, shadow: jax.Array) -> jax.Array:
+            rate = jnp.asarray(shadow_rate, shadow.dtype)
+            moved = jnp.where(state.exists, shadow + rate * (blended - shadow), blended)
+            return jnp.where(wakes, moved, shadow)
+
+        blended = jax.tree.map(blend, params, state.shadow)
+        shadow = jax.tree.map(follow, blended, state.shadow)
+        inner_params = jax.tree.map(lambda b, p: b.astype(p.dtype), blended, params)
+        updates, inner_state = inner.update(
+            updates, state.inner_state, inner_params, emotion=emotion, **extra_args
+        )
+
+        def carry(update: jax.Array, moved: jax.Array, param: jax.Array) -> jax.Array:
+            return update.astype(moved.dtype) + (moved - param.astype(moved.dtype))
+
+        updates = jax.tree.map(carry, updates, blended, params)
+        new_state = BlendWithShadowState(applied, state.exists | wakes, shadow, inner_state)
+        return updates, new_state
+
+    piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    if shared:
+        return piece
+    return share_emotion(piece, short_factor=short_factor, long_factor=long_factor, gain=gain)
+
+
+def _wide(leaf: Any) -> Any:
+    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)

@@ -1,0 +1,117 @@
+"""Checks of what a user passes in, made before anything is computed.
+
+Only Python and NumPy numbers are checked: `optax.inject_hyperparams` passes traced arrays, whose
+values nobody knows while a step is traced.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emo_optax._errors import LOSS_MISSING, PARAMS_MISSING, LossMissingError
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def check_learning_rate(learning_rate: object) -> None:
+    """Raises a `ValueError` unless the learning rate is a schedule, an array or finite and >= 0."""
+    if _is_number(learning_rate) and not 0.0 <= learning_rate < math.inf:  # type: ignore[operator]
+        raise ValueError(f"Invalid learning rate: {learning_rate}; it must be finite and at least 0")
+
+
+def check_decay_rate(name: str, value: object) -> None:
+    """Raises a `ValueError` unless a decay rate of an average is in [0, 1)."""
+    if _is_number(value) and not 0.0 <= value < 1.0:  # type: ignore[operator]
+        raise ValueError(f"Invalid {name}: {value}; it must be in [0, 1)")
+
+
+def check_factor(name: str, value: object) -> None:
+    """Raises a `ValueError` unless the weight of a new value in an average is in (0, 1]."""
+    if _is_number(value) and not 0.0 < value <= 1.0:  # type: ignore[operator]
+        raise ValueError(f"Invalid {name}: {value}; it must be in (0, 1]")
+
+
+def check_not_negative(name: str, value: object) -> None:
+    """Raises a `ValueError` unless a number is finite and at least 0."""
+    if _is_number(value) and not 0.0 <= value < math.inf:  # type: ignore[operator]
+        raise ValueError(f"Invalid {name}: {value}; it must be finite and at least 0")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises a `ValueError` unless a word is one of those known."""
+    if value not in choices:
+        known = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"Invalid {name}: {value!r}; it must be one of {known}")
+
+
+def check_shadow_ratio(value: object) -> None:
+    """Raises a `ValueError` unless the shadow's ratio is "v2.0", "v1.0" or a function of the scalar."""
+    if not callable(value) and value not in ("v2.0", "v1.0"):
+        raise ValueError(
+            f"Invalid shadow_ratio: {value!r}; it must be 'v2.0', 'v1.0' or a function of the scalar"
+        )
+
+
+def check_params(params: Any) -> None:
+    """Raises a `ValueError` if the parameters were not passed to `update`."""
+    if params is None:
+        raise ValueError(PARAMS_MISSING)
+
+
+def check_loss(value: Any, dtype: Any) -> jax.Array:
+    """Returns the loss as an array of shape `()` in the emotion's dtype, its gradient stopped.
+
+    Raises:
+        LossMissingError: if there is no loss.
+        TypeError: if the loss is not a real number.
+        ValueError: if the loss is not a scalar.
+    """
+    if value is None:
+        raise LossMissingError(LOSS_MISSING)
+    try:
+        loss = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`value` must be the loss, a real number, and is {value!r}") from error
+    if loss.shape != ():
+        raise ValueError(
+            f"`value` must be a scalar, the loss of the whole step, and has the shape {loss.shape}. "
+            "Reduce it first, for example with `value=jnp.mean(losses)`."
+        )
+    if not (jnp.issubdtype(loss.dtype, jnp.floating) or jnp.issubdtype(loss.dtype, jnp.integer)):
+        raise TypeError(f"`value` must be the loss, a real number, and has the dtype {loss.dtype}")
+    return jax.lax.stop_gradient(loss.astype(dtype))
+
+
+def check_moment_dtype(moment_dtype: Any) -> Any:
+    """Returns the dtype as JAX knows it here, or `None` for the default."""
+    if moment_dtype is None:
+        return None
+    dtype = jax.dtypes.canonicalize_dtype(moment_dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"Invalid moment_dtype: {moment_dtype!r}; it must be a floating-point dtype")
+    return dtype
+
+
+def initial_value(learning_rate: Any) -> Any:
+    """Returns the learning rate of the first step: the number itself, or a schedule's at step 0."""
+    return learning_rate(jnp.zeros([], jnp.int32)) if isinstance(learning_rate, Callable) else learning_rate  # type: ignore[arg-type]
+
+
+def check_divisor(learning_rate: Any) -> None:
+    """Raises a `ValueError` if a learning rate that weight decay is divided by starts at 0."""
+    try:
+        with jax.ensure_compile_time_eval():
+            start = float(initial_value(learning_rate))
+    except jax.errors.ConcretizationTypeError:
+        return  # Traced, as under optax.inject_hyperparams: its value is not known here.
+    if start == 0.0:
+        raise ValueError(
+            "decoupled_weight_decay=True divides the weight decay by the learning rate that the "
+            "optimizer is made with, and that is 0. Start with a positive learning rate, or use "
+            "weight_decay_mode='absolute'."
+        )

@@ -1,0 +1,165 @@
+"""EmoCats: the sign of a momentum, steered by emotion."""
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from emo_torch._emotional import (
+    EmoOptimizer,
+    Feeling,
+    Group,
+    State,
+    multi_tensor,
+    single_tensor,
+    use_foreach,
+)
+from emo_torch._rules import multi_tensor_scale_by_lion, scale_by_lion
+from emo_torch._shadow_system import ShadowRatio
+from emo_torch._validation import check_divisor, check_learning_rate
+
+
+class EmoCats(EmoOptimizer):
+    r"""Steps by the sign of an interpolated momentum, as far as the emotion allows.
+
+    .. math::
+        s &= \tanh(5\,(short - long)) \\
+        p &\leftarrow p - \eta\,wd\,p \\
+        p &\leftarrow p - \eta\,(1-|s|)\,[\,|g|^{1/3} \ge \theta\,(1+|s|)\,]\,
+            \operatorname{sign}((1-b_1)\,g + b_1 m) \\
+        m &\leftarrow b_2 m + (1-b_2)\,g
+
+    Args:
+        params: the parameters, or groups of them, which may have options of their own.
+        lr: eta, a number >= 0 or a tensor of one element.
+        betas: decay rates of the interpolation and of the momentum, each in [0, 1).
+        eps: taken for a common signature with the other members; the rule has no use for it.
+        weight_decay: wd, >= 0.
+        decoupled_weight_decay: whether to divide wd by the lr that the optimizer is made with, which
+            must not be 0.
+        use_shadow: whether to pull the weights back to their shadow (see `blend_with_shadow`).
+        shadow_ratio: r(s): "v2.0", "v1.0", or a function from a scalar tensor to a ratio in [0, 1].
+        shadow_rate: how far the shadow follows the parameters, in (0, 1].
+        theta: the filter's threshold on the cube root of the gradient's size, >= 0; 0 for none.
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
+            least.
+        maximize: whether to go up instead of down; the loss, too, turns its sign.
+        foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = emo_torch.EmoCats(model.parameters(), lr=1e-2)
+        >>> for _ in range(30):
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(4, 2)).square().mean()
+        ...     loss.backward()
+        ...     _ = optimizer.step(loss=loss)
+        >>> bool(model(torch.ones(4, 2)).square().mean() <= loss)
+        True
+
+    Source: EmoCats v2.0 by muooon (SPEC section "Second generation").
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        decoupled_weight_decay: bool = False,
+        use_shadow: bool = False,
+        shadow_ratio: ShadowRatio = "v2.0",
+        shadow_rate: float = 0.05,
+        theta: float = 1e-4,
+        short_factor: float = 0.3,
+        long_factor: float = 0.01,
+        gain: float = 5.0,
+        weight_decay_mode: str = "decoupled",
+        moment_dtype: torch.dtype | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        check_learning_rate(lr)
+        if decoupled_weight_decay:
+            check_divisor(lr, weight_decay_mode)
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "weight_decay_mode": weight_decay_mode,
+            "weight_decay_divisor": float(lr) if decoupled_weight_decay else 1.0,
+            "use_shadow": use_shadow,
+            "shadow_rate": shadow_rate,
+            "theta": theta,
+            "short_factor": short_factor,
+            "long_factor": long_factor,
+            "gain": gain,
+            "moment_dtype": moment_dtype,
+            "maximize": maximize,
+            "foreach": foreach,
+        }
+        super().__init__(params, defaults, shadow_ratio=shadow_ratio)
+
+    def moment_names(self, param: Tensor) -> tuple[str, ...]:
+        """Returns the names of a parameter's moments."""
+        return ("exp_avg",)
+
+    def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:
+        """Returns the moments of a parameter that has seen no gradient."""
+        return {"exp_avg": torch.zeros_like(param, dtype=dtype)}
+
+    def step_tensors(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[State],
+        *,
+        feeling: Feeling,
+        group: Group,
+    ) -> None:
+        """Moves those parameters of a group that have a gradient."""
+        step = _multi_tensor_emocats if use_foreach(params, group) else _single_tensor_emocats
+        step(params, grads, states, feeling=feeling, group=group)
+
+
+def _single_tensor_emocats(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    feeling: Feeling,
+    group: Group,
+) -> None:
+    b1, b2 = group["betas"]
+
+    def rule(grad: Tensor, moments: State) -> Tensor:
+        return scale_by_lion(grad, moments["exp_avg"], b1=b1, b2=b2)
+
+    single_tensor(params, grads, states, rule, feeling=feeling, group=group)
+
+
+def _multi_tensor_emocats(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    feeling: Feeling,
+    group: Group,
+) -> None:
+    b1, b2 = group["betas"]
+
+    def rule(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
+        return multi_tensor_scale_by_lion(grads, [moment["exp_avg"] for moment in moments], b1=b1, b2=b2)
+
+    multi_tensor(params, grads, states, rule, feeling=feeling, group=group)

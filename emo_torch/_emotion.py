@@ -1,0 +1,143 @@
+"""Emotion: from the loss to one scalar, once a step for a whole optimizer."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from emo_torch._early_stop import WINDOW, went_quiet
+
+
+class EmotionState(NamedTuple):
+    """What an optimizer remembers of the losses; every field is a tensor of shape `[]` but one.
+
+    Attributes:
+        felt: losses felt so far, int32.
+        held: losses kept out because they were not finite, int32.
+        short: the short average of the loss, in the loss's unit.
+        long: the long average of the loss, in the loss's unit.
+        scalar: the emotion scalar of the last finite loss, in [-1, 1]; 0 before any.
+        history: the last 32 scalars, oldest first, shape `[32]`; 0 where there was none yet.
+        should_stop: whether training has ever gone quiet, bool; stays set.
+    """
+
+    felt: Tensor
+    held: Tensor
+    short: Tensor
+    long: Tensor
+    scalar: Tensor
+    history: Tensor
+    should_stop: Tensor
+
+
+class Emotion(NamedTuple):
+    """What a look at an optimizer's emotion shows; every field is a tensor of shape `[]`.
+
+    Attributes:
+        short: the short average of the loss, in the loss's unit.
+        long: the long average of the loss, in the loss's unit.
+        scalar: the emotion scalar s, in [-1, 1]; above 0 the loss is above its trend.
+        step_scale: 1 - |s|, in [0, 1]: what the update is multiplied by.
+        shadow_ratio: how far the last step pulled the weights to their shadow, in [0, 1]; 0 without one.
+        should_stop: whether training has ever gone quiet, bool.
+        felt: losses felt so far, int32.
+        held: losses kept out because they were not finite, int32.
+    """
+
+    short: Tensor
+    long: Tensor
+    scalar: Tensor
+    step_scale: Tensor
+    shadow_ratio: Tensor
+    should_stop: Tensor
+    felt: Tensor
+    held: Tensor
+
+
+def emotion_dtype(params: Iterable[Tensor]) -> torch.dtype:
+    """Returns float64 where a parameter is float64, else float32."""
+    is_double = any(param.dtype == torch.float64 for param in params)
+    return torch.float64 if is_double else torch.float32
+
+
+def init_emotion(dtype: torch.dtype, device: torch.device | str = "cpu") -> EmotionState:
+    """Returns the emotion of an optimizer that has seen no loss, each field in a tensor of its own."""
+    return EmotionState(
+        felt=torch.zeros((), dtype=torch.int32, device=device),
+        held=torch.zeros((), dtype=torch.int32, device=device),
+        short=torch.zeros((), dtype=dtype, device=device),
+        long=torch.zeros((), dtype=dtype, device=device),
+        scalar=torch.zeros((), dtype=dtype, device=device),
+        history=torch.zeros(WINDOW, dtype=dtype, device=device),
+        should_stop=torch.zeros((), dtype=torch.bool, device=device),
+    )
+
+
+def feel(
+    state: EmotionState,
+    loss: Tensor,
+    *,
+    short_factor: float = 0.3,
+    long_factor: float = 0.01,
+    gain: float = 5.0,
+) -> EmotionState:
+    r"""Takes in the loss of one step, without a host sync.
+
+    .. math::
+        short &\leftarrow 0.3\,L + 0.7\,short \\
+        long &\leftarrow 0.01\,L + 0.99\,long \\
+        s &= \tanh(5\,(short - long))
+
+    Both averages start at the first finite loss. A loss that is not finite changes nothing but the
+    count of those held.
+
+    Args:
+        state: the emotion before this step.
+        loss: the loss at the parameters at which the gradient was taken; shape `[]`, in the state's
+            dtype and on its device.
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+
+    Returns:
+        The emotion after this step, in new tensors.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> emotion = emo_torch.init_emotion(torch.float32)
+        >>> for loss in (2.0, 1.0):
+        ...     emotion = emo_torch.feel(emotion, torch.tensor(loss))
+        >>> print(f"{emotion.short:.2f} {emotion.long:.2f} {emotion.scalar:.4f}")
+        1.70 1.99 -0.8957
+
+    Source: EmoSens and EmoNavi v2.0 by muooon.
+    """
+    is_finite = torch.isfinite(loss)
+    loss = torch.where(is_finite, loss, torch.zeros_like(loss))
+    is_first = state.felt == 0
+
+    def average(before: Tensor, factor: float) -> Tensor:
+        # Weighted terms, not `before + factor * (loss - before)`: that difference overflows.
+        mixed = factor * loss + (1.0 - factor) * before
+        return torch.where(is_first, loss, mixed)
+
+    short = average(state.short, short_factor)
+    long = average(state.long, long_factor)
+    scalar = torch.tanh(gain * (short - long))
+    felt = state.felt + 1
+    history = torch.cat([state.history[1:], scalar.unsqueeze(0)])
+    new_state = EmotionState(
+        felt=felt,
+        held=state.held,
+        short=short,
+        long=long,
+        scalar=scalar,
+        history=history,
+        should_stop=state.should_stop | went_quiet(history, felt),
+    )
+    held = state._replace(held=state.held + 1)
+    return EmotionState(
+        *(torch.where(is_finite, new, old) for new, old in zip(new_state, held, strict=True))
+    )

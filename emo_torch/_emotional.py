@@ -1,0 +1,520 @@
+"""Putting it together: what every emotional optimizer shares, and a look at its emotion."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_foreach
+
+from emo_torch._early_stop import WINDOW
+from emo_torch._emotion import Emotion, EmotionState, emotion_dtype, feel, init_emotion
+from emo_torch._errors import NOT_A_CLOSURE
+from emo_torch._shadow_effect import Keep, filter_by_emotion, keep_elements, step_scale
+from emo_torch._shadow_system import (
+    ShadowRatio,
+    blend_with_shadow,
+    multi_tensor_blend_with_shadow,
+    shadow_ratio_function,
+)
+from emo_torch._validation import check_gradient, check_group, check_loss, check_shadow_ratio
+from emo_torch._weight_decay import MODES, add_weight_decay, multi_tensor_add_weight_decay
+
+Group = dict[str, Any]
+State = dict[str, Tensor]
+Rule = Callable[[Tensor, State], Tensor]
+"""A gradient and the parameter's moments, which it moves, to an update."""
+MultiTensorRule = Callable[[list[Tensor], list[State]], list[Tensor]]
+"""The same for many tensors of one device and dtype."""
+
+HISTORY = tuple(f"emotion_history_{index:02d}" for index in range(WINDOW))
+MOMENTS = ("exp_avg", "exp_avg_sq", "row", "column")
+"""The names of the moments that a rule moves; what else stands in a state is not the rule's."""
+SHARED_OPTIONS = ("short_factor", "long_factor", "gain", "shadow_ratio", "maximize")
+"""Options of the one emotion, which a group cannot have for itself."""
+
+
+class Feeling(NamedTuple):
+    """What the emotion asks of one step, as tensors of shape `[]`.
+
+    Attributes:
+        scalar: the emotion scalar, in [-1, 1].
+        shadow_ratio: how far to pull a parameter to its shadow, where that exists, in [0, 1].
+    """
+
+    scalar: Tensor
+    shadow_ratio: Tensor
+
+
+class EmoOptimizer(Optimizer):
+    """The base of the family: it takes in the loss and owns groups, state and validation.
+
+    A member adds its rule: the names and the beginning of its moments, and how it steps. The emotion
+    lives as flat tensors in the parameter groups, the same ones in each: the one place that every
+    way to save and load an optimizer keeps.
+    """
+
+    _emotion: EmotionState
+    _shadow_exists: Tensor
+    _shadow_ratio: Tensor
+
+    def __init__(self, params: ParamsT, defaults: Group, *, shadow_ratio: ShadowRatio) -> None:
+        check_shadow_ratio(shadow_ratio)
+        # A function cannot be loaded safely from a file, so the groups only say that there is one.
+        self._shadow_ratio_of = shadow_ratio if callable(shadow_ratio) else None
+        defaults["shadow_ratio"] = "function" if callable(shadow_ratio) else shadow_ratio
+        check_group(defaults, MODES)
+        super().__init__(params, defaults)
+
+    # What a member defines.
+
+    def moment_names(self, param: Tensor) -> tuple[str, ...]:
+        """Returns the names of a parameter's moments."""
+        raise NotImplementedError
+
+    def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:
+        """Returns the moments of a parameter that has seen no gradient."""
+        raise NotImplementedError
+
+    def step_tensors(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[State],
+        *,
+        feeling: Feeling,
+        group: Group,
+    ) -> None:
+        """Moves those parameters of a group that have a gradient."""
+        raise NotImplementedError
+
+    # The step.
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[[], Tensor | float | None] | None = None,
+        *,
+        loss: Tensor | float | None = None,
+    ) -> Tensor | float | None:
+        """Takes one step, steered by the loss at the parameters at which the gradients were taken.
+
+        Args:
+            closure: computes the gradients and returns the loss; runs with gradients enabled.
+            loss: the loss, a tensor of one element or a number; beside a closure it goes before what
+                the closure returns.
+
+        Returns:
+            What the closure returned, or else the loss.
+
+        Raises:
+            LossMissingError: without a loss, unless the lr of every group is 0: such a step makes
+                missing state and changes nothing.
+            TypeError: for a loss that is not a real number, or a closure that is no function.
+            ValueError: for a loss that is not a scalar.
+            RuntimeError: for sparse gradients and complex parameters.
+        """
+        result = loss
+        if closure is not None:
+            if not callable(closure):
+                raise TypeError(NOT_A_CLOSURE.format(kind=f"of the type {type(closure).__name__}"))
+            with torch.enable_grad():
+                result = closure()
+        given = result if loss is None else loss
+        for param in self._params():
+            if param.grad is not None:
+                check_gradient(type(self).__name__, param)
+        if given is None and all(float(group["lr"]) == 0.0 for group in self.param_groups):
+            for group in self.param_groups:
+                self._collect(group)
+            return None
+        emotion = self._emotion_at(self._device())
+        value = check_loss(given, emotion.scalar.dtype, emotion.scalar.device)
+        feeling = self._feel(value)
+        for group in self.param_groups:
+            params, grads, states = self._collect(group)
+            if params:
+                self.step_tensors(params, grads, states, feeling=feeling, group=group)
+        return result
+
+    def _feel(self, loss: Tensor) -> Feeling:
+        """Takes in the loss, and settles how far this step pulls to the shadow."""
+        group = self.param_groups[0]
+        felt = feel(
+            self._emotion,
+            -loss if group["maximize"] else loss,
+            short_factor=group["short_factor"],
+            long_factor=group["long_factor"],
+            gain=group["gain"],
+        )
+        for tensor, new in zip(self._emotion, felt, strict=True):
+            tensor.copy_(new)  # In place: the groups, and captured graphs, hold these tensors.
+        scalar = self._emotion.scalar
+        if not any(group["use_shadow"] for group in self.param_groups):
+            return Feeling(scalar, self._shadow_ratio)
+        ratio_of = self._shadow_ratio_of or shadow_ratio_function(group["shadow_ratio"])
+        ratio = torch.as_tensor(ratio_of(scalar), dtype=scalar.dtype, device=scalar.device)
+        self._shadow_ratio.copy_(ratio * self._shadow_exists)
+        self._shadow_exists.logical_or_(ratio > 0)
+        return Feeling(scalar, ratio)
+
+    def _params(self) -> Iterator[Tensor]:
+        return (param for group in self.param_groups for param in group["params"])
+
+    def _collect(self, group: Group) -> tuple[list[Tensor], list[Tensor], list[State]]:
+        """Returns the parameters that have a gradient, with their state made where it is missing."""
+        params, grads, states = [], [], []
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            state = self.state[param]
+            if any(name not in state for name in self.moment_names(param)):
+                dtype = group["moment_dtype"] or wide_dtype(param)
+                for name, moment in self.init_moments(param, dtype).items():
+                    state.setdefault(name, moment)
+            if group["use_shadow"] and "shadow" not in state:
+                state["shadow"] = torch.zeros_like(param, dtype=wide_dtype(param))
+                state["shadow_exists"] = torch.zeros((), dtype=torch.bool, device=param.device)
+            params.append(param)
+            grads.append(param.grad)
+            states.append(state)
+        return params, grads, states
+
+    # A look at the emotion.
+
+    @property
+    def emotion(self) -> Emotion:
+        """The emotion as it is now, in tensors of its own; no sync with the device."""
+        state = self._emotion
+        return Emotion(
+            short=state.short.clone(),
+            long=state.long.clone(),
+            scalar=state.scalar.clone(),
+            step_scale=step_scale(state.scalar),
+            shadow_ratio=self._shadow_ratio.clone(),
+            should_stop=state.should_stop.clone(),
+            felt=state.felt.clone(),
+            held=state.held.clone(),
+        )
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether training has ever gone quiet; waits for the device (`emotion.should_stop` doesn't)."""
+        return bool(self._emotion.should_stop)
+
+    # Where the emotion lives.
+
+    def _device(self) -> torch.device:
+        """Returns the device of the first parameter that has a gradient, or of the first one."""
+        first = next(self._params())
+        return next((param for param in self._params() if param.grad is not None), first).device
+
+    def _emotion_at(self, device: torch.device) -> EmotionState:
+        """Returns the emotion, moved to where the parameters are now."""
+        if self._emotion.scalar.device != device:
+            self._share_emotion(self._emotion, self._shadow_exists, self._shadow_ratio, device)
+        return self._emotion
+
+    def _share_emotion(
+        self, emotion: EmotionState, exists: Tensor, ratio: Tensor, device: torch.device | None = None
+    ) -> None:
+        """Puts the emotion, as tensors of its own, into every group."""
+        device = torch.device("cpu") if device is None or device.type == "meta" else device
+        dtype = emotion_dtype(self._params())
+
+        def own(tensor: Tensor) -> Tensor:
+            target = dtype if tensor.is_floating_point() else tensor.dtype
+            return tensor.detach().to(device=device, dtype=target, copy=True)
+
+        self._emotion = EmotionState(*(own(tensor) for tensor in emotion))
+        self._shadow_exists, self._shadow_ratio = own(exists), own(ratio)
+        flat = {f"emotion_{name}": tensor for name, tensor in self._emotion._asdict().items()}
+        del flat["emotion_history"]
+        flat["emotion_shadow_exists"] = self._shadow_exists
+        flat["emotion_shadow_ratio"] = self._shadow_ratio
+        # One by one: some checkpointers compare a group's values, which only scalars survive.
+        flat.update(zip(HISTORY, self._emotion.history.unbind(), strict=True))
+        for group in self.param_groups:
+            group.update(flat)
+
+    def _adopt_emotion(self) -> None:
+        """Takes the emotion from the first group, as it came out of a file or a copy."""
+        group = self.param_groups[0]
+        fields = {name: group[f"emotion_{name}"] for name in EmotionState._fields if name != "history"}
+        fields["history"] = torch.stack([torch.as_tensor(group[name]) for name in HISTORY])
+        emotion = EmotionState(**{name: torch.as_tensor(value) for name, value in fields.items()})
+        exists = torch.as_tensor(group["emotion_shadow_exists"])
+        ratio = torch.as_tensor(group["emotion_shadow_ratio"])
+        self._share_emotion(emotion, exists, ratio, self._device())
+
+    # Groups and state.
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Adds a group of parameters, which shares the emotion that the others have.
+
+        Args:
+            param_group: the parameters under `"params"`, and options of their own.
+
+        Raises:
+            ValueError: for an option out of its range, or one that belongs to the one emotion and
+                differs from the other groups'.
+        """
+        if isinstance(param_group, dict):
+            options = {**self.defaults, **param_group}
+            check_group(options, MODES)
+            for name in SHARED_OPTIONS:
+                if options[name] != self.defaults[name]:
+                    raise ValueError(
+                        f"{name} belongs to the one emotion of the optimizer: a parameter group cannot "
+                        f"have {options[name]!r} where the optimizer has {self.defaults[name]!r}"
+                    )
+        super().add_param_group(param_group)
+        if len(self.param_groups) == 1:
+            fresh = init_emotion(torch.float32)
+            never, none = torch.zeros((), dtype=torch.bool), torch.zeros(())
+            self._share_emotion(fresh, never, none, self._device())
+        else:
+            self._share_emotion(
+                self._emotion, self._shadow_exists, self._shadow_ratio, self._emotion.scalar.device
+            )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state, also one of `torch.optim.AdamW` where the moments are the same.
+
+        Options and an emotion that the state does not have stay as they are. Every tensor keeps the
+        dtype that it was saved with: float32 moments of bfloat16 parameters stay float32.
+
+        Args:
+            state_dict: what `state_dict()` returned; it is not changed.
+
+        Raises:
+            ValueError: before anything is changed, if the state is another kind of optimizer's, has
+                other shapes, or lacks a part of the emotion.
+        """
+        final: dict[str, Any] = {}
+
+        def check(_: Optimizer, loaded: dict[str, Any]) -> None:
+            self._check_state_dict(loaded)
+            final.update(loaded)
+
+        hook = self.register_load_state_dict_pre_hook(check)  # Behind the user's own hooks.
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        self._restore_dtypes(final)
+
+    def _saved_params(self, loaded: dict[str, Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Yields each parameter that has saved state, with it."""
+        for group, saved in zip(self.param_groups, loaded["param_groups"], strict=False):
+            for param, key in zip(group["params"], saved["params"], strict=False):
+                if loaded["state"].get(key):
+                    yield param, loaded["state"][key]
+
+    def _check_state_dict(self, loaded: dict[str, Any]) -> None:
+        owner = type(self).__name__
+        for param, saved in self._saved_params(loaded):
+            blank = self.init_moments(torch.empty_like(param, device="meta"), torch.float32)
+            for name in blank:
+                if not isinstance(saved.get(name), Tensor):
+                    raise ValueError(
+                        f"The state is another kind of optimizer's: {owner} needs {name!r} for a "
+                        f"parameter of the shape {tuple(param.shape)}, and it has {sorted(saved)}"
+                    )
+            if "shadow" in saved:
+                blank["shadow"] = param
+            for name, moment in blank.items():
+                if saved[name].shape != moment.shape:
+                    raise ValueError(
+                        f"The state has other shapes: {name!r} is {tuple(saved[name].shape)} for a "
+                        f"parameter of the shape {tuple(param.shape)}; {owner} needs {tuple(moment.shape)}"
+                    )
+        for saved in loaded["param_groups"]:
+            names = _emotion_names()
+            missing = [name for name in names if name not in saved]
+            if 0 < len(missing) < len(names):
+                raise ValueError(f"The state lacks a part of the emotion: {', '.join(missing)}")
+            if saved.get("shadow_ratio") == "function" and self._shadow_ratio_of is None:
+                raise ValueError(
+                    "The state was saved with a function for shadow_ratio, which no file keeps: make "
+                    f"the {owner} with the same function before loading"
+                )
+
+    def _restore_dtypes(self, loaded: dict[str, Any]) -> None:
+        """Undoes the cast of every state to its parameter's dtype that loading makes."""
+        for param, saved in self._saved_params(loaded):
+            state = self.state[param]
+            for name, value in saved.items():
+                if isinstance(value, Tensor) and state[name].dtype != value.dtype:
+                    state[name] = value.detach().to(device=state[name].device, copy=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_shadow_ratio_of": self._shadow_ratio_of}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        groups = self.__dict__.get("param_groups", [])
+        super().__setstate__(state)
+        for index, group in enumerate(self.param_groups):
+            # What a state of another origin lacks stays as it is here.
+            here = {**self.defaults, **(groups[index] if groups else {})}
+            for name in (*self.defaults, *_emotion_names()):
+                group.setdefault(name, here[name])
+        self._adopt_emotion()
+
+    def __repr__(self) -> str:
+        lines = super().__repr__().split("\n")
+        return "\n".join(line for line in lines if not line.strip().startswith("emotion_"))
+
+
+def _emotion_names() -> tuple[str, ...]:
+    names = [f"emotion_{name}" for name in EmotionState._fields if name != "history"]
+    return (*names, "emotion_shadow_exists", "emotion_shadow_ratio", *HISTORY)
+
+
+def wide_dtype(param: Tensor) -> torch.dtype:
+    """Returns the dtype that a step computes in: the parameter's, and float32 at least."""
+    return torch.promote_types(param.dtype, torch.float32)
+
+
+def use_foreach(params: list[Tensor], group: Group) -> bool:
+    """Returns whether to step with all tensors at once: as the group says, or as torch.optim would."""
+    foreach: bool | None = group["foreach"]
+    if foreach is None:
+        _, foreach = _default_to_fused_or_foreach(params, differentiable=False, use_fused=False)
+    return foreach
+
+
+class _Signal(NamedTuple):
+    """The feeling as one group needs it, in one dtype on one device."""
+
+    tolerance: Tensor
+    step: Tensor
+    shadow_ratio: Tensor
+    decay: float | Tensor
+
+
+def _signal(
+    feeling: Feeling, group: Group, device: torch.device, dtype: torch.dtype, shadow_effect: bool
+) -> _Signal:
+    scalar = feeling.scalar.to(device=device)
+    lr, decay = group["lr"], group["weight_decay"]
+    if isinstance(lr, Tensor):
+        lr = lr.reshape(())
+    if group["weight_decay_mode"] == "decoupled":
+        decay = lr * (decay / group["weight_decay_divisor"])
+    scale = step_scale(scalar) if shadow_effect else torch.ones_like(scalar)
+    return _Signal(
+        tolerance=(group["theta"] * (1.0 + scalar.abs())).to(dtype),
+        step=(lr * scale).to(dtype),
+        shadow_ratio=feeling.shadow_ratio.to(device=device, dtype=dtype),
+        decay=decay,
+    )
+
+
+def single_tensor(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    rule: Rule,
+    *,
+    feeling: Feeling,
+    group: Group,
+    keep: Keep = keep_elements,
+    shadow_effect: bool = True,
+) -> None:
+    """Steps with one tensor after the other: shadow, weight decay, rule, effect. The reference."""
+    signals: dict[tuple[torch.device, torch.dtype], _Signal] = {}
+    for param, grad, state in zip(params, grads, states, strict=True):
+        # Low precision is computed wide: weight decay alone would be rounded away.
+        dtype = wide_dtype(param)
+        if (param.device, dtype) not in signals:
+            signals[param.device, dtype] = _signal(feeling, group, param.device, dtype, shadow_effect)
+        signal = signals[param.device, dtype]
+        weight = param.to(dtype)
+        grad = grad.to(dtype)
+        moved = {name: state[name].to(dtype) for name in MOMENTS if name in state}
+        if group["maximize"]:
+            grad = -grad
+
+        if group["use_shadow"]:
+            blend_with_shadow(
+                weight,
+                state["shadow"],
+                state["shadow_exists"],
+                signal.shadow_ratio,
+                shadow_rate=group["shadow_rate"],
+            )
+        if group["weight_decay_mode"] == "l2":
+            grad = grad.clone()
+            add_weight_decay(grad, weight, signal.decay)
+        else:
+            add_weight_decay(weight, weight, signal.decay, sign=-1.0)
+        update = rule(grad, moved)
+        if shadow_effect:
+            update = filter_by_emotion(update, grad, signal.tolerance, keep)
+        weight.sub_(update * signal.step)
+
+        for name, moment in moved.items():
+            if moment is not state[name]:
+                state[name].copy_(moment)
+        if weight is not param:
+            # Rounded as an update first, then added: what optax.apply_updates does.
+            param.add_((weight - param.to(dtype)).to(param.dtype))
+
+
+def multi_tensor(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    rule: MultiTensorRule,
+    *,
+    feeling: Feeling,
+    group: Group,
+    keep: Keep = keep_elements,
+    shadow_effect: bool = True,
+) -> None:
+    """Does what `single_tensor` does, for all tensors of one device and dtype at a time."""
+    buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for index, param in enumerate(params):
+        buckets.setdefault((param.device, param.dtype), []).append(index)
+    for (device, _), indices in buckets.items():
+        narrow = [params[index] for index in indices]
+        dtype = wide_dtype(narrow[0])
+        signal = _signal(feeling, group, device, dtype, shadow_effect)
+        weights = [param.to(dtype) for param in narrow]
+        gradients = [grads[index].to(dtype) for index in indices]
+        saved = [states[index] for index in indices]
+        moved = [{name: state[name].to(dtype) for name in MOMENTS if name in state} for state in saved]
+        if group["maximize"]:
+            gradients = list(torch._foreach_neg(gradients))
+
+        if group["use_shadow"]:
+            multi_tensor_blend_with_shadow(
+                weights,
+                [state["shadow"] for state in saved],
+                [state["shadow_exists"] for state in saved],
+                signal.shadow_ratio,
+                shadow_rate=group["shadow_rate"],
+            )
+        if group["weight_decay_mode"] == "l2":
+            gradients = [grad.clone() for grad in gradients]
+            multi_tensor_add_weight_decay(gradients, weights, signal.decay)
+        else:
+            multi_tensor_add_weight_decay(weights, weights, signal.decay, sign=-1.0)
+        updates = rule(gradients, moved)
+        if shadow_effect:
+            updates = [
+                filter_by_emotion(update, grad, signal.tolerance, keep)
+                for update, grad in zip(updates, gradients, strict=True)
+            ]
+        torch._foreach_mul_(updates, signal.step)
+        torch._foreach_sub_(weights, updates)
+
+        for state, news in zip(saved, moved, strict=True):
+            for name, moment in news.items():
+                if moment is not state[name]:
+                    state[name].copy_(moment)
+        if weights[0] is not narrow[0]:
+            before = [param.to(dtype) for param in narrow]
+            changes = [change.to(narrow[0].dtype) for change in torch._foreach_sub(weights, before)]
+            torch._foreach_add_(narrow, changes)

@@ -1,0 +1,132 @@
+"""Checks of what a user passes in, made before anything is changed."""
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emo_torch._errors import LOSS_MISSING, LossMissingError
+
+
+def check_learning_rate(lr: float | Tensor) -> None:
+    """Raises a `ValueError` unless the learning rate is finite and >= 0, or a tensor of one element."""
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+    elif not 0.0 <= lr < math.inf:
+        raise ValueError(f"Invalid learning rate: {lr}")
+
+
+def check_decay_rates(betas: tuple[float, float]) -> None:
+    """Raises a `ValueError` unless the decay rates of the averages are in [0, 1)."""
+    if len(betas) != 2:
+        raise ValueError(f"Invalid betas: {betas}; there must be two of them")
+    for index, beta in enumerate(betas):
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
+
+
+def check_factor(name: str, value: float) -> None:
+    """Raises a `ValueError` unless the weight of a new value in an average is in (0, 1]."""
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"Invalid {name} value: {value}; it must be in (0, 1]")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Raises a `ValueError` unless a number is finite and at least 0."""
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"Invalid {name} value: {value}")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises a `ValueError` unless a word is one of those known."""
+    if value not in choices:
+        known = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"Invalid {name}: {value!r}; it must be one of {known}")
+
+
+def check_shadow_ratio(value: object) -> None:
+    """Raises a `ValueError` unless the shadow's ratio is "v2.0", "v1.0" or a function of the scalar."""
+    if not callable(value) and value not in ("v2.0", "v1.0"):
+        raise ValueError(
+            f"Invalid shadow_ratio: {value!r}; it must be 'v2.0', 'v1.0' or a function of the scalar"
+        )
+
+
+def check_gradient(owner: str, param: Tensor) -> None:
+    """Raises a `RuntimeError` for a gradient that the optimizer `owner` cannot use."""
+    if param.grad is not None and param.grad.layout != torch.strided:
+        raise RuntimeError(f"{owner} does not support sparse gradients")
+    if torch.is_complex(param):
+        raise RuntimeError(f"{owner} does not support complex parameters")
+
+
+def check_loss(loss: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns the loss as a tensor of shape `()` in the emotion's dtype, detached, without a sync.
+
+    Raises:
+        LossMissingError: if there is no loss.
+        TypeError: if the loss is not a real number.
+        ValueError: if the loss is not a scalar.
+    """
+    if loss is None:
+        raise LossMissingError(LOSS_MISSING)
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            raise ValueError(
+                "The loss must be a scalar, that of the whole step, and has the shape "
+                f"{tuple(loss.shape)}. Reduce it first, for example with `loss.mean()`."
+            )
+        if loss.is_complex() or loss.dtype == torch.bool:
+            raise TypeError(f"The loss must be a real number, and has the dtype {loss.dtype}")
+        return loss.detach().to(device=device, dtype=dtype).reshape(())
+    if isinstance(loss, bool) or not (isinstance(loss, Real) or hasattr(type(loss), "__float__")):
+        raise TypeError(f"The loss must be a tensor or a real number, and is {loss!r}")
+    try:
+        number = float(loss)
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The loss must be a scalar, and is {loss!r}") from error
+    return torch.full((), number, dtype=dtype, device=device)
+
+
+def check_moment_dtype(moment_dtype: torch.dtype | None) -> None:
+    """Raises a `ValueError` unless the dtype is a floating-point one, or `None` for the default."""
+    if moment_dtype is None:
+        return
+    if not isinstance(moment_dtype, torch.dtype) or not moment_dtype.is_floating_point:
+        raise ValueError(f"Invalid moment_dtype: {moment_dtype!r}; it must be a floating-point dtype")
+
+
+def check_divisor(lr: float | Tensor, mode: str) -> None:
+    """Raises a `ValueError` if weight decay cannot be divided by a learning rate."""
+    if mode != "decoupled":
+        raise ValueError(
+            "decoupled_weight_decay=True is a way of the mode 'decoupled'; "
+            f"leave it away for weight_decay_mode={mode!r}"
+        )
+    if float(lr) == 0.0:
+        raise ValueError(
+            "decoupled_weight_decay=True divides the weight decay by the learning rate that the "
+            "optimizer is made with, and that is 0. Start with a positive learning rate, or use "
+            "weight_decay_mode='absolute'."
+        )
+
+
+def check_group(group: Mapping[str, Any], modes: tuple[str, ...]) -> None:
+    """Raises the first error that the options of a parameter group deserve."""
+    check_learning_rate(group["lr"])
+    check_not_negative("epsilon", group["eps"])
+    check_decay_rates(group["betas"])
+    check_not_negative("weight_decay", group["weight_decay"])
+    check_not_negative("theta", group["theta"])
+    check_factor("shadow_rate", group["shadow_rate"])
+    check_factor("short_factor", group["short_factor"])
+    check_factor("long_factor", group["long_factor"])
+    check_not_negative("gain", group["gain"])
+    check_choice("weight_decay_mode", group["weight_decay_mode"], modes)
+    check_moment_dtype(group["moment_dtype"])

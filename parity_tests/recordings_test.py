@@ -1,0 +1,51 @@
+"""Both packages replay the recorded runs of the published code."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from parity_tests.drive import SIDES
+from parity_tests.family import FAMILY
+from parity_tests.tolerances import RECORDING
+
+FOLDER = Path(__file__).parent / "recordings"
+CASES = json.loads((FOLDER / "index.json").read_text())
+
+
+def _options(case: dict[str, Any]) -> dict[str, Any]:
+    ratio = {"1g-v1.0": {"shadow_ratio": "v1.0"}}.get(case["generation"], {})
+    return {**case["kwargs"], **ratio}
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["file"].removesuffix(".npz"))
+def test_replays_the_recording(case: dict[str, Any], side: str) -> None:
+    recording = np.load(FOLDER / case["file"])
+    tolerance = RECORDING[case["dtype"]]
+    with jax.enable_x64(case["dtype"] == "float64"):
+        first = {name: recording[f"params/{name}"][0] for name in case["shapes"]}
+        drive = SIDES[side](FAMILY[case["optimizer"]], first, _options(case))
+        for step in range(case["steps"]):
+            grads = {name: recording[f"grads/{name}"][step] for name in case["shapes"]}
+            drive.step(grads, float(recording["losses"][step]))
+            for name, param in drive.params().items():
+                expected = recording[f"params/{name}"][step + 1]
+                np.testing.assert_allclose(
+                    param,
+                    expected,
+                    atol=tolerance.absolute,
+                    rtol=tolerance.relative,
+                    err_msg=f"{name}, {step}",
+                )
+            state = drive.state()
+            averages = recording["ema_short_medium_long"][step]
+            for name, expected in (("short", averages[0]), ("long", averages[2])):
+                np.testing.assert_allclose(
+                    state[f"emotion/{name}"], expected, atol=tolerance.absolute, rtol=tolerance.relative
+                )
+            if case["loss_kind"] == "quiet":
+                assert bool(state["emotion/should_stop"]) == bool(recording["should_stop"][step])
