@@ -91,8 +91,8 @@ def feel(
         long &\leftarrow 0.01\,L + 0.99\,long \\
         s &= \tanh(5\,(short - long))
 
-    Both averages start at the first finite loss. A loss that is not finite changes nothing but the
-    count of those held.
+    Both averages start at the first finite loss. A loss that is not finite, or that would make an
+    average so, changes nothing but the count of those held.
 
     Args:
         state: the emotion before this step.
@@ -117,31 +117,28 @@ def feel(
     Source: EmoSens and EmoNavi v2.0 by muooon.
     """
     dtype = state.scalar.dtype
+    is_first = state.felt == 0
     is_finite = jnp.isfinite(loss)
     loss = jnp.where(is_finite, loss, jnp.zeros([], dtype))
-    is_first = state.felt == 0
 
     def average(before: jax.Array, factor: Any) -> jax.Array:
-        # Weighted terms, not `before + factor * (loss - before)`: that difference overflows.
-        mixed = _number(factor, dtype) * loss + _number(1.0 - factor, dtype) * before
-        return jnp.where(is_first, loss, mixed)
+        # In this form, and not `0.3 L + 0.7 before`, a constant loss leaves both averages alone to
+        # the last bit, however large it is.
+        moved = before + _number(factor, dtype) * (loss - before)
+        return jnp.where(is_first, loss, moved)
 
     short = average(state.short, short_factor)
     long = average(state.long, long_factor)
+    is_felt = is_finite & jnp.isfinite(short) & jnp.isfinite(long)
+    short = jnp.where(is_felt, short, state.short)
+    long = jnp.where(is_felt, long, state.long)
     scalar = jnp.tanh(_number(gain, dtype) * (short - long))
-    felt = optax.safe_increment(state.felt)
-    history = jnp.concatenate([state.history[1:], scalar[None]])
-    new_state = EmotionState(
-        felt=felt,
-        held=state.held,
-        short=short,
-        long=long,
-        scalar=scalar,
-        history=history,
-        should_stop=state.should_stop | went_quiet(history, felt),
-    )
-    held = state._replace(held=optax.safe_increment(state.held))
-    return EmotionState(*(jnp.where(is_finite, new, old) for new, old in zip(new_state, held, strict=True)))
+    felt = jnp.where(is_felt, optax.safe_increment(state.felt), state.felt)
+    held = jnp.where(is_felt, state.held, optax.safe_increment(state.held))
+    extended = jnp.concatenate([state.history[1:], scalar[None]])
+    history = jnp.where(is_felt, extended, state.history)
+    should_stop = state.should_stop | (is_felt & went_quiet(history, felt))
+    return EmotionState(felt, held, short, long, scalar, history, should_stop)
 
 
 def _number(value: Any, dtype: Any) -> Any:

@@ -89,8 +89,8 @@ def feel(
         long &\leftarrow 0.01\,L + 0.99\,long \\
         s &= \tanh(5\,(short - long))
 
-    Both averages start at the first finite loss. A loss that is not finite changes nothing but the
-    count of those held.
+    Both averages start at the first finite loss. A loss that is not finite, or that would make an
+    average so, changes nothing but the count of those held.
 
     Args:
         state: the emotion before this step.
@@ -114,30 +114,25 @@ def feel(
 
     Source: EmoSens and EmoNavi v2.0 by muooon.
     """
+    is_first = state.felt == 0
     is_finite = torch.isfinite(loss)
     loss = torch.where(is_finite, loss, torch.zeros_like(loss))
-    is_first = state.felt == 0
 
     def average(before: Tensor, factor: float) -> Tensor:
-        # Weighted terms, not `before + factor * (loss - before)`: that difference overflows.
-        mixed = factor * loss + (1.0 - factor) * before
-        return torch.where(is_first, loss, mixed)
+        # In this form, and not `0.3 L + 0.7 before`, a constant loss leaves both averages alone to
+        # the last bit, however large it is.
+        moved = before + factor * (loss - before)
+        return torch.where(is_first, loss, moved)
 
     short = average(state.short, short_factor)
     long = average(state.long, long_factor)
+    is_felt = is_finite & torch.isfinite(short) & torch.isfinite(long)
+    short = torch.where(is_felt, short, state.short)
+    long = torch.where(is_felt, long, state.long)
     scalar = torch.tanh(gain * (short - long))
-    felt = state.felt + 1
-    history = torch.cat([state.history[1:], scalar.unsqueeze(0)])
-    new_state = EmotionState(
-        felt=felt,
-        held=state.held,
-        short=short,
-        long=long,
-        scalar=scalar,
-        history=history,
-        should_stop=state.should_stop | went_quiet(history, felt),
-    )
-    held = state._replace(held=state.held + 1)
-    return EmotionState(
-        *(torch.where(is_finite, new, old) for new, old in zip(new_state, held, strict=True))
-    )
+    felt = state.felt + is_felt
+    held = state.held + ~is_felt
+    extended = torch.cat([state.history[1:], scalar.unsqueeze(0)])
+    history = torch.where(is_felt, extended, state.history)
+    should_stop = state.should_stop | (is_felt & went_quiet(history, felt))
+    return EmotionState(felt, held, short, long, scalar, history, should_stop)

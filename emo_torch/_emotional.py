@@ -388,26 +388,19 @@ class _Signal(NamedTuple):
     """The feeling as one group needs it, in one dtype on one device."""
 
     tolerance: Tensor
-    step: Tensor
+    scale: Tensor
     shadow_ratio: Tensor
-    decay: float | Tensor
+    lr: float | Tensor
 
 
-def _signal(
-    feeling: Feeling, group: Group, device: torch.device, dtype: torch.dtype, shadow_effect: bool
-) -> _Signal:
+def _signal(feeling: Feeling, group: Group, device: torch.device, dtype: torch.dtype) -> _Signal:
     scalar = feeling.scalar.to(device=device)
-    lr, decay = group["lr"], group["weight_decay"]
-    if isinstance(lr, Tensor):
-        lr = lr.reshape(())
-    if group["weight_decay_mode"] == "decoupled":
-        decay = lr * (decay / group["weight_decay_divisor"])
-    scale = step_scale(scalar) if shadow_effect else torch.ones_like(scalar)
+    lr = group["lr"]
     return _Signal(
         tolerance=(group["theta"] * (1.0 + scalar.abs())).to(dtype),
-        step=(lr * scale).to(dtype),
+        scale=step_scale(scalar).to(dtype),
         shadow_ratio=feeling.shadow_ratio.to(device=device, dtype=dtype),
-        decay=decay,
+        lr=lr.reshape(()).to(dtype) if isinstance(lr, Tensor) else lr,
     )
 
 
@@ -428,7 +421,7 @@ def single_tensor(
         # Low precision is computed wide: weight decay alone would be rounded away.
         dtype = wide_dtype(param)
         if (param.device, dtype) not in signals:
-            signals[param.device, dtype] = _signal(feeling, group, param.device, dtype, shadow_effect)
+            signals[param.device, dtype] = _signal(feeling, group, param.device, dtype)
         signal = signals[param.device, dtype]
         weight = param.to(dtype)
         grad = grad.to(dtype)
@@ -444,15 +437,19 @@ def single_tensor(
                 signal.shadow_ratio,
                 shadow_rate=group["shadow_rate"],
             )
-        if group["weight_decay_mode"] == "l2":
+        mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
+        if mode == "l2":
             grad = grad.clone()
-            add_weight_decay(grad, weight, signal.decay)
-        else:
-            add_weight_decay(weight, weight, signal.decay, sign=-1.0)
+            add_weight_decay(grad, weight, weight_decay)
         update = rule(grad, moved)
         if shadow_effect:
-            update = filter_by_emotion(update, grad, signal.tolerance, keep)
-        weight.sub_(update * signal.step)
+            update = filter_by_emotion(update, grad, signal.tolerance, keep).mul_(signal.scale)
+        if mode == "decoupled":
+            add_weight_decay(update, weight, weight_decay / group["weight_decay_divisor"])
+        update.mul_(signal.lr)
+        if mode == "absolute":
+            add_weight_decay(update, weight, weight_decay)
+        weight.sub_(update)
 
         for name, moment in moved.items():
             if moment is not state[name]:
@@ -480,7 +477,7 @@ def multi_tensor(
     for (device, _), indices in buckets.items():
         narrow = [params[index] for index in indices]
         dtype = wide_dtype(narrow[0])
-        signal = _signal(feeling, group, device, dtype, shadow_effect)
+        signal = _signal(feeling, group, device, dtype)
         weights = [param.to(dtype) for param in narrow]
         gradients = [grads[index].to(dtype) for index in indices]
         saved = [states[index] for index in indices]
@@ -496,18 +493,23 @@ def multi_tensor(
                 signal.shadow_ratio,
                 shadow_rate=group["shadow_rate"],
             )
-        if group["weight_decay_mode"] == "l2":
+        mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
+        if mode == "l2":
             gradients = [grad.clone() for grad in gradients]
-            multi_tensor_add_weight_decay(gradients, weights, signal.decay)
-        else:
-            multi_tensor_add_weight_decay(weights, weights, signal.decay, sign=-1.0)
+            multi_tensor_add_weight_decay(gradients, weights, weight_decay)
         updates = rule(gradients, moved)
         if shadow_effect:
             updates = [
                 filter_by_emotion(update, grad, signal.tolerance, keep)
                 for update, grad in zip(updates, gradients, strict=True)
             ]
-        torch._foreach_mul_(updates, signal.step)
+            torch._foreach_mul_(updates, signal.scale)
+        if mode == "decoupled":
+            share = weight_decay / group["weight_decay_divisor"]
+            multi_tensor_add_weight_decay(updates, weights, share)
+        torch._foreach_mul_(updates, signal.lr)
+        if mode == "absolute":
+            multi_tensor_add_weight_decay(updates, weights, weight_decay)
         torch._foreach_sub_(weights, updates)
 
         for state, news in zip(saved, moved, strict=True):

@@ -1,0 +1,62 @@
+"""Builds the distribution and uses each package where the other's framework is not installed.
+
+Run with `python -m parity_tests.isolated`. It builds a source distribution and, from it, a wheel;
+makes two virtual environments, one with the extra `jax` and one with the extra `torch`; makes sure
+that the other framework is absent; and runs the package's own tests on what was installed.
+"""
+
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ALONE = {
+    # Package: its extra, the frameworks that must be absent, what its tests need besides.
+    "emo_optax": ("jax", ("torch", "flax"), ()),
+    "emo_torch": ("torch", ("jax", "optax", "flax"), ("expecttest",)),
+}
+
+
+def _run(*command: str | Path, cwd: Path = ROOT) -> None:
+    subprocess.run([str(part) for part in command], cwd=cwd, check=True)
+
+
+def build(folder: Path) -> Path:
+    """Builds both distributions and returns the wheel."""
+    _run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    print(f"built {sdist.name} and {wheel.name}", flush=True)
+    return wheel
+
+
+def test_alone(package: str, wheel: Path, folder: Path) -> None:
+    """Installs the wheel with one framework and runs the package's tests."""
+    extra, absent, needs = ALONE[package]
+    environment = folder / f"only_{extra}"
+    venv.create(environment, with_pip=True)
+    python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    _run(*pip, "-c", ROOT / "constraints.txt", f"{wheel}[{extra},test]", *needs)
+    for framework in absent:
+        found = subprocess.run([python, "-c", f"import {framework}"], capture_output=True, check=False)
+        if found.returncode == 0:
+            raise SystemExit(f"{framework} is installed where {package} should be alone")
+    print(f"testing {package}, installed without {', '.join(absent)}", flush=True)
+    options = ("-n", "2", "-W", "error", "--doctest-modules", "--import-mode=importlib")
+    files = ("-o", "python_files=*_test.py", "-p", "no:cacheprovider", "-q")
+    _run(python, "-m", "pytest", *options, *files, "--pyargs", package, cwd=folder)
+
+
+def main() -> None:
+    """Builds once, then tests each package alone."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        wheel = build(folder / "dist")
+        for package in ALONE:
+            test_alone(package, wheel, folder)
+
+
+if __name__ == "__main__":
+    main()
