@@ -176,13 +176,15 @@ def get_emotion(state: optax.OptState) -> Emotion:
             "There is no emotion in this state. Pass the state of an optimizer made by emo_optax, or "
             "of a chain or wrapper around one."
         )
+    # Some frameworks keep state in boxes of their own; those that hold an array turn into it.
+    felt = EmotionState(*(jnp.asarray(field) for field in felt))
     shadow = _find(state, BlendWithShadowState)
     return Emotion(
         short=felt.short,
         long=felt.long,
         scalar=felt.scalar,
         step_scale=step_scale(felt.scalar),
-        shadow_ratio=jnp.zeros_like(felt.scalar) if shadow is None else shadow.ratio,
+        shadow_ratio=jnp.zeros_like(felt.scalar) if shadow is None else jnp.asarray(shadow.ratio),
         should_stop=felt.should_stop,
         felt=felt.felt,
         held=felt.held,

@@ -1,0 +1,56 @@
+"""What the README shows works as pasted, and the commands that it names exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import emo_optax
+import emo_torch
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=["flax", "torch"])
+def test_the_code_works_as_pasted(code: str, tmp_path: Path) -> None:
+    (tmp_path / "pasted.py").write_text(code)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "pasted.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(("0.0", "tensor(-"))
+
+
+def test_the_commands_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert {name for name in re.findall(r"make (\w+)", README) if name.islower()} <= targets
+    modules = set(re.findall(r"python -m ([\w.]+)", README))
+    assert modules
+    for module in modules:
+        path = ROOT.joinpath(*module.split("."))
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+def test_the_tests_named_exist() -> None:
+    for path in re.findall(r"`((?:parity_tests|examples|benchmarks)/[\w./]+)`", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_both_packages_have_one_version() -> None:
+    assert emo_optax.__version__ == emo_torch.__version__
+
+
+def test_both_packages_have_the_same_files() -> None:
+    ours, theirs = (
+        {path.name for path in (ROOT / package).glob("*.py") if not path.name.endswith("_test.py")}
+        for package in ("emo_optax", "emo_torch")
+    )
+    assert ours == theirs
