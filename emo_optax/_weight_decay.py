@@ -38,7 +38,7 @@ def add_weight_decay(
     divisor: optax.ScalarOrSchedule | None = None,
     sign: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adds a share of the parameters to the updates, in the wider of the two dtypes.
+    r"""Adds a share of the parameters to the updates, in the wider of the two dtypes, float32 at least.
 
     .. math:: u \leftarrow u + \frac{wd}{\eta_0}\,p
 
@@ -95,7 +95,7 @@ def add_weight_decay(
             share = share / state.divisor
 
         def decay(update: jax.Array, param: jax.Array) -> jax.Array:
-            dtype = jnp.promote_types(update.dtype, param.dtype)
+            dtype = jnp.promote_types(jnp.promote_types(update.dtype, param.dtype), jnp.float32)
             return update.astype(dtype) + jnp.asarray(sign * share, dtype) * param.astype(dtype)
 
         return jax.tree.map(decay, updates, params), state

@@ -1,12 +1,11 @@
 """Differences between two runs, measured."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from parity_tests.tolerances import Tolerance
-
-Arrays = dict[str, np.ndarray]
 
 
 class Difference(NamedTuple):
@@ -40,8 +39,8 @@ class Difference(NamedTuple):
         )
 
 
-def difference(value: np.ndarray, reference: np.ndarray, tolerance: Tolerance) -> Difference:
-    """Measures one pair of arrays, which must agree in shape, and in dtype but for width.
+def differences(value: Any, reference: Any, tolerance: Tolerance) -> list[Difference]:
+    """Measures a leaf of two runs, step by step; the first axis of the arrays counts the steps.
 
     Whole numbers and booleans are decisions: there a difference has no bound.
     """
@@ -49,27 +48,24 @@ def difference(value: np.ndarray, reference: np.ndarray, tolerance: Tolerance) -
         raise AssertionError(f"shapes differ: {value.shape} and {reference.shape}")
     if value.dtype != reference.dtype:
         raise AssertionError(f"dtypes differ: {value.dtype} and {reference.dtype}")
+    steps = value.shape[0]
+    value, reference = value.reshape(steps, -1), reference.reshape(steps, -1)
     if value.size == 0:
-        return Difference()
-    if not np.issubdtype(value.dtype, np.floating):
-        same = int(np.sum(value == reference))
-        gap = float(np.max(np.abs(value.astype(np.float64) - reference.astype(np.float64))))
-        return Difference(gap, gap, gap, same, value.size, 0.0 if same == value.size else np.inf)
-    equal = (value == reference) | (np.isnan(value) & np.isnan(reference))
+        return [Difference()] * steps
+    a, b = value.astype(np.float64), reference.astype(np.float64)
+    equal = (a == b) | (np.isnan(a) & np.isnan(b))
+    is_number = jnp.issubdtype(value.dtype, jnp.floating)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        a, b = value.astype(np.float64), reference.astype(np.float64)
         gap = np.where(equal, 0.0, np.abs(a - b))
         gap = np.where(np.isnan(gap), np.inf, gap)
-        relative = np.where(gap == 0.0, 0.0, gap / np.abs(b))
-        unit = np.spacing(np.abs(reference)).astype(np.float64)
+        size = np.abs(b)
+        relative = np.where((gap == 0.0) | (size == 0.0), 0.0, gap / size)
+        unit = np.spacing(np.abs(reference)).astype(np.float64) if is_number else np.ones_like(b)
+        allowed = np.maximum(tolerance.absolute + tolerance.relative * size, tolerance.ulp * unit)
         ulp = np.where(gap == 0.0, 0.0, gap / unit)
-        excess = np.where(gap == 0.0, 0.0, gap / (tolerance.absolute + tolerance.relative * np.abs(b)))
-    finite = relative[np.isfinite(relative)]
-    return Difference(
-        float(np.max(gap)),
-        float(np.max(finite, initial=0.0)),
-        float(np.max(ulp)),
-        int(np.sum(equal)),
-        value.size,
-        float(np.max(excess)),
-    )
+        excess = np.where(gap == 0.0, 0.0, gap / allowed if is_number else np.inf)
+    columns = [gap.max(1), relative.max(1), ulp.max(1), equal.sum(1), excess.max(1)]
+    return [
+        Difference(float(most), float(rest), float(units), int(same), value.shape[1], float(over))
+        for most, rest, units, same, over in zip(*columns, strict=True)
+    ]

@@ -35,10 +35,28 @@ class Drive(Protocol):
         """Returns every leaf of the optimizer's state, under names that both sides share."""
 
 
+def to_torch(array: np.ndarray) -> torch.Tensor:
+    """Copies an array into a tensor, bfloat16 too, which NumPy and PyTorch don't exchange."""
+    if array.dtype == jnp.bfloat16:
+        return torch.tensor(array.astype(np.float32)).to(torch.bfloat16)
+    return torch.tensor(array)
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Copies a tensor into an array."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.float().numpy().astype(jnp.bfloat16)
+    return tensor.numpy().copy()
+
+
 class OptaxDrive:
     """The Optax side, jitted."""
 
-    def __init__(self, member: Member, params: Arrays, options: dict[str, Any]) -> None:
+    def __init__(
+        self, member: Member, params: Arrays, options: dict[str, Any], device: str = "cpu"
+    ) -> None:
+        del device  # JAX puts arrays on its first device: `JAX_PLATFORMS` says which that is.
         optimizer = member.optax(**optax_options(options))
         self._params = {name: jnp.asarray(array) for name, array in params.items()}
         self._state = optimizer.init(self._params)
@@ -84,31 +102,36 @@ class OptaxDrive:
 class TorchDrive:
     """The PyTorch side."""
 
-    def __init__(self, member: Member, params: Arrays, options: dict[str, Any]) -> None:
-        self._params = {name: torch.nn.Parameter(torch.tensor(array)) for name, array in params.items()}
+    def __init__(
+        self, member: Member, params: Arrays, options: dict[str, Any], device: str = "cpu"
+    ) -> None:
+        self._device = device
+        self._params = {
+            name: torch.nn.Parameter(to_torch(array).to(device)) for name, array in params.items()
+        }
         self.optimizer = member.torch(list(self._params.values()), **torch_options(options))
         self._uses_shadow = bool(options.get("use_shadow"))
 
     def step(self, grads: Arrays, loss: float) -> None:
         """Takes one step with given gradients and loss."""
         for name, param in self._params.items():
-            param.grad = torch.tensor(grads[name], dtype=param.dtype)
+            param.grad = to_torch(grads[name]).to(self._device)
         self.optimizer.step(loss=loss)
 
     def params(self) -> Arrays:
         """Returns the parameters by name."""
-        return {name: param.detach().numpy().copy() for name, param in self._params.items()}
+        return {name: to_numpy(param) for name, param in self._params.items()}
 
     def state(self) -> Arrays:
         """Returns every leaf of the optimizer's state, under names that both sides share."""
         group = self.optimizer.param_groups[0]
         found = {
-            key.replace("emotion_", "emotion/", 1): value.numpy().copy()
+            key.replace("emotion_", "emotion/", 1): to_numpy(value)
             for key, value in group.items()
             if key.startswith("emotion_") and not key.startswith("emotion_history")
         }
         history = [value for key, value in sorted(group.items()) if key.startswith("emotion_history")]
-        found["emotion/history"] = torch.stack(history).numpy()
+        found["emotion/history"] = to_numpy(torch.stack(history))
         if not self._uses_shadow:
             del found["emotion/shadow_ratio"], found["emotion/shadow_exists"]
         for name, param in self._params.items():
@@ -116,7 +139,7 @@ class TorchDrive:
                 if key == "shadow_exists":  # One for all in Optax, one a parameter in PyTorch.
                     assert bool(value) == bool(found["emotion/shadow_exists"])
                     continue
-                found[f"{key}/{name}"] = value.numpy().copy()
+                found[f"{key}/{name}"] = to_numpy(value)
         return found
 
 

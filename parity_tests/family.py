@@ -17,11 +17,13 @@ class Member(NamedTuple):
         name: its name in PyTorch, and in the recordings.
         optax: makes the Optax side.
         torch: makes the PyTorch side.
+        more_options: options, by PyTorch's names, which only this member has and which are tested too.
     """
 
     name: str
     optax: Callable[..., Any]
     torch: Callable[..., emo_torch.EmoOptimizer]
+    more_options: tuple[dict[str, Any], ...] = ()
 
 
 FAMILY = {
@@ -29,14 +31,32 @@ FAMILY = {
     for member in (
         Member("EmoSens", emo_optax.emo_sens, emo_torch.EmoSens),
         Member("EmoAiry", emo_optax.emo_airy, emo_torch.EmoAiry),
-        Member("EmoCats", emo_optax.emo_cats, emo_torch.EmoCats),
+        Member(
+            "EmoCats",
+            emo_optax.emo_cats,
+            emo_torch.EmoCats,
+            ({"decoupled_weight_decay": True, "lr": 2e-3, "weight_decay": 1e-4},),
+        ),
     )
 }
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "shadow": {"use_shadow": True},
+    "shadow_v1": {"use_shadow": True, "shadow_ratio": "v1.0"},
+    "absolute": {"weight_decay_mode": "absolute", "weight_decay": 1e-4, "use_shadow": True},
+    "l2": {"weight_decay_mode": "l2", "use_shadow": True},
+    "theta": {"theta": 0.3},
+    "feeling": {"short_factor": 0.5, "long_factor": 0.05, "gain": 0.7, "use_shadow": True},
+    "numbers": {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1, "shadow_rate": 0.2},
+}
+"""Options, by PyTorch's names, with which every member is held to its twin."""
+
+
 def optax_options(options: dict[str, Any]) -> dict[str, Any]:
     """Translates options from PyTorch's names to Optax's."""
-    options = dict(options)
+    options = {name: value for name, value in options.items() if name != "foreach"}
     if "lr" in options:
         options["learning_rate"] = options.pop("lr")
     if "betas" in options:

@@ -1,77 +1,92 @@
 """Drives both packages with the same parameters, gradients and losses, and compares all that they hold."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from parity_tests import sequences
-from parity_tests.compare import Difference, difference
-from parity_tests.drive import Arrays, OptaxDrive, TorchDrive
-from parity_tests.family import Member
-from parity_tests.tolerances import LOCKSTEP
+from parity_tests.compare import Difference, differences
+from parity_tests.drive import SIDES, Arrays
+from parity_tests.family import FAMILY
+from parity_tests.tolerances import LOCKSTEP, bound
+
+
+class Case(NamedTuple):
+    """One run: what both sides are given.
+
+    Attributes:
+        optimizer: the member's name in PyTorch.
+        options: its options, by PyTorch's names; a dtype as a word.
+        dtype: of the parameters and gradients.
+        losses: a kind of `sequences.LOSSES`.
+        steps: how many steps.
+        seed: of the parameters, gradients and losses.
+    """
+
+    optimizer: str
+    options: dict[str, Any] = {}  # noqa: RUF012
+    dtype: str = "float64"
+    losses: str = "spiky"
+    steps: int = 300
+    seed: int = 0
 
 
 class Lockstep(NamedTuple):
-    """What a run of both sides showed.
+    """What two runs of one case showed beside each other.
 
     Attributes:
-        params: the largest difference of parameters over the run.
-        leaves: the same for every leaf of the state, by name.
-        steps: the difference of parameters after each step.
+        leaves: the largest difference of every leaf over the run, by name.
+        steps: the difference of all parameters after each step.
         first_excess: the first step, from 0, after which a bound was exceeded, and where; or `None`.
     """
 
-    params: Difference
     leaves: dict[str, Difference]
     steps: list[Difference]
     first_excess: tuple[int, str] | None
 
+    def over(self, prefix: str) -> Difference:
+        """Returns the difference of all leaves whose name begins so."""
+        joined = Difference()
+        for name, gap in self.leaves.items():
+            if name.startswith(prefix):
+                joined = joined.join(gap)
+        return joined
 
-@contextmanager
-def precision(dtype: str) -> Iterator[None]:
-    """Turns x64 on in JAX where a run is in float64, and off elsewhere."""
-    with jax.enable_x64(dtype == "float64"):
-        yield
+
+def trajectory(side: str, case: Case, device: str = "cpu") -> Arrays:
+    """Runs one side and returns every leaf after every step, each with the steps as first axis."""
+    with jax.enable_x64(case.dtype == "float64"):
+        start = sequences.params(case.dtype, case.seed)
+        drive = SIDES[side](FAMILY[case.optimizer], start, case.options, device)
+        rows: list[Arrays] = []
+        for step, loss in enumerate(sequences.losses(case.losses, case.steps, case.seed)):
+            drive.step(sequences.gradients(start, step, case.seed), float(loss))
+            rows.append({f"param/{name}": leaf for name, leaf in drive.params().items()} | drive.state())
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def run(
-    member: Member,
-    options: dict[str, Any],
-    *,
-    dtype: str = "float64",
-    losses: str = "spiky",
-    steps: int = 300,
-    seed: int = 0,
-    params: Arrays | None = None,
-) -> Lockstep:
-    """Runs both sides for some hundred steps and compares every leaf after every one."""
-    tolerance = LOCKSTEP[dtype]
-    worst = Difference()
+def compare(values: Arrays, references: Arrays, case: Case) -> Lockstep:
+    """Measures one run of a case against another, leaf by leaf and step by step."""
+    if values.keys() != references.keys():
+        raise AssertionError(f"only one side has {sorted(values.keys() ^ references.keys())}")
     leaves: dict[str, Difference] = {}
-    history: list[Difference] = []
-    first_excess: tuple[int, str] | None = None
-    with precision(dtype):
-        start = sequences.params(dtype, seed) if params is None else params
-        ours, theirs = OptaxDrive(member, start, options), TorchDrive(member, start, options)
-        for step, loss in enumerate(sequences.losses(losses, steps, seed)):
-            grads = sequences.gradients(start, step, seed)
-            ours.step(grads, float(loss))
-            theirs.step(grads, float(loss))
-            pairs = {f"param/{name}": array for name, array in ours.params().items()} | ours.state()
-            others = {f"param/{name}": array for name, array in theirs.params().items()} | theirs.state()
-            if pairs.keys() != others.keys():
-                raise AssertionError(f"only one side has {sorted(pairs.keys() ^ others.keys())}")
-            moved = Difference()
-            for name, value in pairs.items():
-                gap = difference(value, others[name], tolerance)
-                if gap.excess > 1.0 and first_excess is None:
-                    first_excess = (step, name)
-                if name.startswith("param/"):
-                    moved = moved.join(gap)
-                else:
-                    leaves[name] = leaves.get(name, Difference()).join(gap)
-            worst = worst.join(moved)
-            history.append(moved)
-    return Lockstep(worst, leaves, history, first_excess)
+    steps = [Difference()] * case.steps
+    excesses: list[tuple[int, str]] = []
+    for name, value in values.items():
+        gaps = differences(value, references[name], bound(name, case.dtype, case.options))
+        leaves[name] = functools.reduce(Difference.join, gaps)
+        if name.startswith("param/"):
+            steps = [step.join(gap) for step, gap in zip(steps, gaps, strict=True)]
+        excesses.extend((step, name) for step, gap in enumerate(gaps) if gap.excess > 1.0)
+    least = LOCKSTEP[case.dtype].equal
+    excesses.extend(
+        (step, "share of equal values") for step, gap in enumerate(steps) if gap.equal < least * gap.values
+    )
+    return Lockstep(leaves, steps, min(excesses, default=None))
+
+
+def run(case: Case) -> Lockstep:
+    """Runs both sides in this process and compares them."""
+    return compare(trajectory("optax", case), trajectory("torch", case), case)

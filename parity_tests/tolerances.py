@@ -1,16 +1,28 @@
 """How close is equal: every bound of the comparisons, in one place, with its reason.
 
-A bound is met by a value `a` against a reference `b` where `|a - b| <= absolute + relative * |b|`.
+A value `a` is within the bound of a reference `b` where `|a - b| <= absolute + relative * |b|`, or where
+the two are at most `ulp` units of the last place apart. Whole numbers and booleans are decisions, and
+must be equal.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
 class Tolerance(NamedTuple):
-    """A bound on a difference: `absolute + relative * |reference|`."""
+    """A bound on a difference.
+
+    Attributes:
+        absolute: added to the relative part.
+        relative: in units of the reference.
+        ulp: in units of the last place of the reference.
+        equal: the share of values that must be equal to the last bit, in [0, 1].
+    """
 
     absolute: float
     relative: float
+    ulp: float = 0.0
+    equal: float = 0.0
 
 
 RECORDING = {
@@ -26,4 +38,39 @@ LOCKSTEP = {
     "float64": Tolerance(absolute=1e-12, relative=1e-12),
     # The same in float32; the absolute part is for values that pass through 0.
     "float32": Tolerance(absolute=1e-6, relative=1e-5),
+    # Both compute in float32 and round the update once, so a difference in the seventh digit shows
+    # only where it crosses a rounding of bfloat16; there it is one unit, and may meet another.
+    "bfloat16": Tolerance(absolute=0.0, relative=0.0, ulp=2.0, equal=0.8),
 }
+
+MOMENTS = {
+    "float64": LOCKSTEP["float64"],
+    "float32": LOCKSTEP["float32"],
+    # Moments of bfloat16 parameters are float32, and see the same gradients on both sides.
+    "bfloat16": LOCKSTEP["float32"],
+}
+
+SHADOW = {
+    "float64": LOCKSTEP["float64"],
+    "float32": LOCKSTEP["float32"],
+    # A float32 average of bfloat16 parameters, which may be two of their units apart: 2 * 2^-8.
+    "bfloat16": Tolerance(absolute=1e-6, relative=2.0**-7),
+}
+
+
+FOLLOWING = {
+    "float64": LOCKSTEP["float64"],
+    "float32": LOCKSTEP["float32"],
+    # With weight decay in the gradient, moments take in a hundredth of a bfloat16 parameter, which
+    # may be two units apart: 0.01 * 2^-7 of parameters up to 8, and as much of the moment itself.
+    "bfloat16": Tolerance(absolute=1e-3, relative=2.0**-7),
+}
+
+
+def bound(leaf: str, dtype: str, options: Mapping[str, Any]) -> Tolerance:
+    """Returns the bound for a leaf, by its name, in a run of a dtype with some options."""
+    if leaf.startswith("param/"):
+        return LOCKSTEP[dtype]
+    if options.get("weight_decay_mode") == "l2" and not leaf.startswith(("emotion/", "shadow/")):
+        return FOLLOWING[dtype]
+    return SHADOW[dtype] if leaf.startswith("shadow/") else MOMENTS[dtype]
