@@ -1,5 +1,10 @@
 """The Emo optimizers for PyTorch: optimizers that read the loss."""
 
+from emo_torch._bridge import ARRAYS_VERSION as ARRAYS_VERSION
+from emo_torch._bridge import from_arrays as from_arrays
+from emo_torch._bridge import load_arrays as load_arrays
+from emo_torch._bridge import save_arrays as save_arrays
+from emo_torch._bridge import to_arrays as to_arrays
 from emo_torch._early_stop import went_quiet as went_quiet
 from emo_torch._emo_airy import EmoAiry as EmoAiry
 from emo_torch._emo_cats import EmoCats as EmoCats

@@ -77,6 +77,8 @@ class EmoAiry(EmoOptimizer):
     Source: EmoAiry v2.0 by muooon (SPEC section "Second generation").
     """
 
+    rule = "factored_moments"
+
     def __init__(
         self,
         params: ParamsT,
@@ -103,7 +105,7 @@ class EmoAiry(EmoOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "weight_decay_mode": weight_decay_mode,
-            "weight_decay_divisor": 1.0,
+            "weight_decay_divisor": None,
             "use_shadow": use_shadow,
             "shadow_rate": shadow_rate,
             "theta": theta,

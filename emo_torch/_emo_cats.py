@@ -68,6 +68,8 @@ class EmoCats(EmoOptimizer):
     Source: EmoCats v2.0 by muooon (SPEC section "Second generation").
     """
 
+    rule = "lion"
+
     def __init__(
         self,
         params: ParamsT,
@@ -98,7 +100,7 @@ class EmoCats(EmoOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "weight_decay_mode": weight_decay_mode,
-            "weight_decay_divisor": float(lr) if decoupled_weight_decay else 1.0,
+            "weight_decay_divisor": float(lr) if decoupled_weight_decay else None,
             "use_shadow": use_shadow,
             "shadow_rate": shadow_rate,
             "theta": theta,

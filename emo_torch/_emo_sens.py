@@ -65,6 +65,8 @@ class EmoSens(EmoOptimizer):
     Source: EmoSens v2.0 by muooon (SPEC section "Second generation").
     """
 
+    rule = "uncorrected_adam"
+
     def __init__(
         self,
         params: ParamsT,
@@ -91,7 +93,7 @@ class EmoSens(EmoOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "weight_decay_mode": weight_decay_mode,
-            "weight_decay_divisor": 1.0,
+            "weight_decay_divisor": None,
             "use_shadow": use_shadow,
             "shadow_rate": shadow_rate,
             "theta": theta,

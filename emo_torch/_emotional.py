@@ -54,6 +54,9 @@ class EmoOptimizer(Optimizer):
     way to save and load an optimizer keeps.
     """
 
+    rule: str
+    """The name of its rule in `_rules`, without the `scale_by_`."""
+
     _emotion: EmotionState
     _shadow_exists: Tensor
     _shadow_ratio: Tensor
@@ -168,17 +171,26 @@ class EmoOptimizer(Optimizer):
             if param.grad is None:
                 continue
             state = self.state[param]
-            if any(name not in state for name in self.moment_names(param)):
-                dtype = group["moment_dtype"] or wide_dtype(param)
-                for name, moment in self.init_moments(param, dtype).items():
-                    state.setdefault(name, moment)
-            if group["use_shadow"] and "shadow" not in state:
-                state["shadow"] = torch.zeros_like(param, dtype=wide_dtype(param))
-                state["shadow_exists"] = torch.zeros((), dtype=torch.bool, device=param.device)
+            state.update(self._missing_state(param, group, state))
             params.append(param)
             grads.append(param.grad)
             states.append(state)
         return params, grads, states
+
+    def _missing_state(self, param: Tensor, group: Group, state: State) -> State:
+        """Returns what a parameter's state lacks, newly made."""
+        made: State = {}
+        if any(name not in state for name in self.moment_names(param)):
+            made.update(self.init_moments(param, group["moment_dtype"] or wide_dtype(param)))
+        if group["use_shadow"] and "shadow" not in state:
+            made["shadow"] = torch.zeros_like(param, dtype=wide_dtype(param))
+            made["shadow_exists"] = torch.zeros((), dtype=torch.bool, device=param.device)
+        return {name: tensor for name, tensor in made.items() if name not in state}
+
+    def full_state(self, param: Tensor, group: Group) -> State:
+        """Returns a parameter's state with what it lacks newly made, without keeping that."""
+        state = self.state.get(param, {})
+        return {**state, **self._missing_state(param, group, state)}
 
     # A look at the emotion.
 
@@ -201,6 +213,11 @@ class EmoOptimizer(Optimizer):
     def should_stop(self) -> bool:
         """Whether training has ever gone quiet; waits for the device (`emotion.should_stop` doesn't)."""
         return bool(self._emotion.should_stop)
+
+    def emotion_tensors(self) -> State:
+        """Returns the tensors that the emotion lives in, by their names; not copies."""
+        shadow = {"shadow_exists": self._shadow_exists, "shadow_ratio": self._shadow_ratio}
+        return {**self._emotion._asdict(), **shadow}
 
     # Where the emotion lives.
 
@@ -445,7 +462,7 @@ def single_tensor(
         if shadow_effect:
             update = filter_by_emotion(update, grad, signal.tolerance, keep).mul_(signal.scale)
         if mode == "decoupled":
-            add_weight_decay(update, weight, weight_decay / group["weight_decay_divisor"])
+            add_weight_decay(update, weight, weight_decay / (group["weight_decay_divisor"] or 1.0))
         update.mul_(signal.lr)
         if mode == "absolute":
             add_weight_decay(update, weight, weight_decay)
@@ -505,7 +522,7 @@ def multi_tensor(
             ]
             torch._foreach_mul_(updates, signal.scale)
         if mode == "decoupled":
-            share = weight_decay / group["weight_decay_divisor"]
+            share = weight_decay / (group["weight_decay_divisor"] or 1.0)
             multi_tensor_add_weight_decay(updates, weights, share)
         torch._foreach_mul_(updates, signal.lr)
         if mode == "absolute":

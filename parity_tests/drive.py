@@ -1,5 +1,7 @@
 """Drives either package with given gradients and losses, and shows all that it holds as NumPy arrays."""
 
+import importlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -8,18 +10,9 @@ import numpy as np
 import optax
 import torch
 
-import emo_optax
 from parity_tests.family import Member, optax_options, torch_options
 
 Arrays = dict[str, np.ndarray]
-
-MOMENTS = {
-    emo_optax.ScaleByUncorrectedAdamState: {"mu": "exp_avg", "nu": "exp_avg_sq"},
-    emo_optax.ScaleByLionState: {"mu": "exp_avg"},
-    emo_optax.ScaleByFactorsState: {"row": "row", "column": "column"},
-    emo_optax.BlendWithShadowState: {"shadow": "shadow"},
-}
-"""What PyTorch calls the trees in each of the Optax states."""
 
 
 class Drive(Protocol):
@@ -50,6 +43,11 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy().copy()
 
 
+def package(factory: Callable[..., Any]) -> Any:
+    """Returns the package that an optimizer is from: a faulty copy of it, where one is being tried."""
+    return importlib.import_module(factory.__module__.split(".")[0])
+
+
 class OptaxDrive:
     """The Optax side, jitted."""
 
@@ -57,6 +55,7 @@ class OptaxDrive:
         self, member: Member, params: Arrays, options: dict[str, Any], device: str = "cpu"
     ) -> None:
         del device  # JAX puts arrays on its first device: `JAX_PLATFORMS` says which that is.
+        self._to_arrays = package(member.optax).to_arrays
         optimizer = member.optax(**optax_options(options))
         self._params = {name: jnp.asarray(array) for name, array in params.items()}
         self._state = optimizer.init(self._params)
@@ -79,24 +78,8 @@ class OptaxDrive:
 
     def state(self) -> Arrays:
         """Returns every leaf of the optimizer's state, under names that both sides share."""
-        found: Arrays = {}
-        self._walk(self._state, found)
-        return found
-
-    def _walk(self, node: Any, found: Arrays) -> None:
-        if isinstance(node, emo_optax.EmotionState):
-            found.update({f"emotion/{name}": np.asarray(leaf) for name, leaf in node._asdict().items()})
-            return
-        if isinstance(node, emo_optax.BlendWithShadowState):
-            found["emotion/shadow_ratio"] = np.asarray(node.ratio)
-            found["emotion/shadow_exists"] = np.asarray(node.exists)
-        for field, name in MOMENTS.get(type(node), {}).items():
-            for param, leaf in getattr(node, field).items():
-                if not isinstance(leaf, optax.MaskedNode):
-                    found[f"{name}/{param}"] = np.asarray(leaf)
-        if isinstance(node, tuple):
-            for child in node:
-                self._walk(child, found)
+        arrays: Arrays = self._to_arrays(self._state)
+        return arrays
 
 
 class TorchDrive:
@@ -109,8 +92,8 @@ class TorchDrive:
         self._params = {
             name: torch.nn.Parameter(to_torch(array).to(device)) for name, array in params.items()
         }
+        self._to_arrays = package(member.torch).to_arrays
         self.optimizer = member.torch(list(self._params.values()), **torch_options(options))
-        self._uses_shadow = bool(options.get("use_shadow"))
 
     def step(self, grads: Arrays, loss: float) -> None:
         """Takes one step with given gradients and loss."""
@@ -124,23 +107,8 @@ class TorchDrive:
 
     def state(self) -> Arrays:
         """Returns every leaf of the optimizer's state, under names that both sides share."""
-        group = self.optimizer.param_groups[0]
-        found = {
-            key.replace("emotion_", "emotion/", 1): to_numpy(value)
-            for key, value in group.items()
-            if key.startswith("emotion_") and not key.startswith("emotion_history")
-        }
-        history = [value for key, value in sorted(group.items()) if key.startswith("emotion_history")]
-        found["emotion/history"] = to_numpy(torch.stack(history))
-        if not self._uses_shadow:
-            del found["emotion/shadow_ratio"], found["emotion/shadow_exists"]
-        for name, param in self._params.items():
-            for key, value in self.optimizer.state[param].items():
-                if key == "shadow_exists":  # One for all in Optax, one a parameter in PyTorch.
-                    assert bool(value) == bool(found["emotion/shadow_exists"])
-                    continue
-                found[f"{key}/{name}"] = to_numpy(value)
-        return found
+        arrays: Arrays = self._to_arrays(self.optimizer, self._params.items())
+        return arrays
 
 
 SIDES: dict[str, Any] = {"optax": OptaxDrive, "torch": TorchDrive}

@@ -9,7 +9,7 @@ import numpy as np
 from parity_tests import sequences
 from parity_tests.compare import Difference, differences
 from parity_tests.drive import SIDES, Arrays
-from parity_tests.family import FAMILY
+from parity_tests.family import FAMILY, Member
 from parity_tests.tolerances import LOCKSTEP, bound
 
 
@@ -55,16 +55,17 @@ class Lockstep(NamedTuple):
         return joined
 
 
-def trajectory(side: str, case: Case, device: str = "cpu") -> Arrays:
+def trajectory(side: str, case: Case, device: str = "cpu", member: Member | None = None) -> Arrays:
     """Runs one side and returns every leaf after every step, each with the steps as first axis."""
     with jax.enable_x64(case.dtype == "float64"):
         start = sequences.params(case.dtype, case.seed)
-        drive = SIDES[side](FAMILY[case.optimizer], start, case.options, device)
+        drive = SIDES[side](member or FAMILY[case.optimizer], start, case.options, device)
         rows: list[Arrays] = []
         for step, loss in enumerate(sequences.losses(case.losses, case.steps, case.seed)):
             drive.step(sequences.gradients(start, step, case.seed), float(loss))
             rows.append({f"param/{name}": leaf for name, leaf in drive.params().items()} | drive.state())
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    names = rows[0].keys() - {"version", "rule"}
+    return {name: np.stack([row[name] for row in rows]) for name in sorted(names)}
 
 
 def compare(values: Arrays, references: Arrays, case: Case) -> Lockstep:

@@ -1,0 +1,207 @@
+"""The bridge to `emo_torch`: an optimizer's state as plain named arrays, in files and back."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from emo_optax._emotion import EmotionState
+from emo_optax._rules import ScaleByFactorsState, ScaleByLionState, ScaleByUncorrectedAdamState
+from emo_optax._shadow_system import BlendWithShadowState
+from emo_optax._weight_decay import AddWeightDecayState
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+ARRAYS_VERSION = 1
+"""The version of the names and shapes; both packages read and write it."""
+
+_TREES: dict[type, dict[str, str]] = {
+    ScaleByUncorrectedAdamState: {"mu": "exp_avg", "nu": "exp_avg_sq"},
+    ScaleByLionState: {"mu": "exp_avg"},
+    ScaleByFactorsState: {"row": "row", "column": "column"},
+}
+_RULES: dict[type, str] = {
+    # In this order: factored moments hold Adam's too.
+    ScaleByFactorsState: "factored_moments",
+    ScaleByUncorrectedAdamState: "uncorrected_adam",
+    ScaleByLionState: "lion",
+}
+_OURS = (EmotionState, BlendWithShadowState, AddWeightDecayState, *_TREES)
+
+
+def to_arrays(state: optax.OptState) -> Arrays:
+    """Returns the state of a member of the family as named NumPy arrays that `emo_torch` reads, too.
+
+    A parameter's moments are named after its path in the tree, its parts joined by dots, as in
+    `exp_avg/layers.0.weight`. Narrow floats come out as float32, which NumPy has everywhere.
+
+    Args:
+        state: the state, however deeply wrapped; not traced.
+
+    Returns:
+        The arrays: `version`, `rule`, `emotion/...`, and `exp_avg/...`, `exp_avg_sq/...`, `row/...`,
+        `column/...`, `shadow/...` for each parameter that has them.
+
+    Raises:
+        ValueError: if the state is not one of a member of the family.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> state = emo_optax.emo_cats().init({"weight": jnp.ones(2)})
+        >>> arrays = emo_optax.to_arrays(state)
+        >>> print(arrays["exp_avg/weight"], arrays["emotion/felt"])
+        [0. 0.] 0
+    """
+    arrays: Arrays = {
+        "version": np.asarray(ARRAYS_VERSION, np.int32),
+        "rule": np.frombuffer(_rule(state).encode(), np.uint8),
+    }
+
+    def keep(name: str, leaf: jax.Array) -> jax.Array:
+        array = np.asarray(leaf)
+        is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+        arrays[name] = array.astype(np.float32) if is_narrow else array
+        return leaf
+
+    _exchange(state, keep)
+    return arrays
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptState) -> optax.OptState:
+    """Returns a state with what named arrays hold in the place of what it holds.
+
+    Args:
+        arrays: what `to_arrays` returned, here or in `emo_torch`.
+        state: a state of the same optimizer and parameters, as `init` makes it.
+
+    Returns:
+        The new state; schedules go on at the step that the arrays were taken at.
+
+    Raises:
+        ValueError: for an unknown version, another optimizer, and arrays that are missing, too many
+            or of another shape, each by its name.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> state = emo_optax.emo_cats().init({"weight": jnp.ones(2)})
+        >>> arrays = emo_optax.to_arrays(state)
+        >>> arrays["exp_avg/weight"] = arrays["exp_avg/weight"] + 1.0
+        >>> print(emo_optax.to_arrays(emo_optax.from_arrays(arrays, state))["exp_avg/weight"])
+        [1. 1.]
+    """
+    check_arrays(arrays, to_arrays(state))
+    steps = int(arrays["emotion/felt"]) + int(arrays["emotion/held"])
+
+    def put(name: str, leaf: jax.Array) -> jax.Array:
+        return jnp.array(arrays[name], leaf.dtype)
+
+    def go_on(node: Any) -> Any:
+        if isinstance(node, optax.ScaleByScheduleState):
+            return node._replace(count=jnp.array(steps, jnp.int32))
+        if isinstance(node, AddWeightDecayState) and isinstance(node.steps, jax.Array):
+            return node._replace(steps=jnp.array(steps, jnp.int32))
+        return node
+
+    kinds = (optax.ScaleByScheduleState, AddWeightDecayState)
+    moved = _exchange(state, put)
+    return jax.tree.map(go_on, moved, is_leaf=lambda node: isinstance(node, kinds))
+
+
+def check_arrays(
+    arrays: Mapping[str, np.ndarray[Any, Any]], expected: Mapping[str, np.ndarray[Any, Any]]
+) -> None:
+    """Raises a `ValueError` that names the first thing wrong with arrays, before any is used."""
+    if "version" not in arrays or "rule" not in arrays:
+        raise ValueError("These are not the arrays of an Emo optimizer: 'version' or 'rule' is missing")
+    version = np.asarray(arrays["version"]).reshape(-1).tolist()
+    if version != [ARRAYS_VERSION]:
+        raise ValueError(f"Unknown version {version} of the arrays; this package reads {ARRAYS_VERSION}")
+    rule, ours = (bytes(np.asarray(each["rule"], np.uint8)).decode() for each in (arrays, expected))
+    if rule != ours:
+        raise ValueError(f"The arrays are those of another optimizer: its rule is {rule!r}, not {ours!r}")
+    for name, array in expected.items():
+        if name not in arrays:
+            raise ValueError(f"The array {name!r} is missing")
+        if name != "rule" and np.shape(arrays[name]) != array.shape:
+            raise ValueError(
+                f"The array {name!r} has the shape {np.shape(arrays[name])}, not {array.shape}"
+            )
+    extra = sorted(arrays.keys() - expected.keys())
+    if extra:
+        raise ValueError(f"The arrays hold what this optimizer has no place for: {', '.join(extra)}")
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Writes named arrays to a file in the safetensors format, which holds no code.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> import emo_optax
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "state.safetensors"
+        >>> emo_optax.save_arrays(path, {"one": np.ones(1)})
+        >>> print(emo_optax.load_arrays(path)["one"])
+        [1.]
+    """
+    from safetensors.numpy import save_file
+
+    save_file(
+        {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}, path
+    )
+
+
+def load_arrays(path: str | Path) -> Arrays:
+    """Reads named arrays from a file in the safetensors format (see `save_arrays`)."""
+    from safetensors.numpy import load_file
+
+    return dict(load_file(path))
+
+
+def _rule(state: optax.OptState) -> str:
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, tuple(_RULES)))
+    kinds = {type(node) for node in nodes}
+    for kind, rule in _RULES.items():
+        if kind in kinds:
+            return rule
+    raise ValueError("This is not the state of a member of the family: none of its rules is in it")
+
+
+def _exchange(state: optax.OptState, swap: Callable[[str, jax.Array], jax.Array]) -> optax.OptState:
+    """Calls `swap` with the name and the value of every leaf, and puts back what it returns."""
+
+    def swap_tree(name: str, tree: Any) -> Any:
+        def swap_leaf(path: Any, leaf: jax.Array) -> jax.Array:
+            return swap(f"{name}/{jax.tree_util.keystr(path, simple=True, separator='.')}", leaf)
+
+        return jax.tree_util.tree_map_with_path(swap_leaf, tree)
+
+    def visit(node: Any) -> Any:
+        if isinstance(node, EmotionState):
+            return EmotionState(
+                **{name: swap(f"emotion/{name}", leaf) for name, leaf in node._asdict().items()}
+            )
+        if isinstance(node, BlendWithShadowState):
+            return BlendWithShadowState(
+                ratio=swap("emotion/shadow_ratio", node.ratio),
+                exists=swap("emotion/shadow_exists", node.exists),
+                shadow=swap_tree("shadow", node.shadow),
+                inner_state=_exchange(node.inner_state, swap),
+            )
+        if isinstance(node, AddWeightDecayState):
+            if isinstance(node.divisor, tuple):
+                return node
+            return node._replace(divisor=swap("weight_decay_divisor", node.divisor))
+        names = _TREES.get(type(node), {})
+        if names:
+            return node._replace(
+                **{field: swap_tree(name, getattr(node, field)) for field, name in names.items()}
+            )
+        return node
+
+    return jax.tree.map(visit, state, is_leaf=lambda node: isinstance(node, _OURS))

@@ -1,0 +1,189 @@
+"""The bridge to `emo_optax`: an optimizer's state as plain named arrays, in files and back."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emo_torch._emotional import MOMENTS, EmoOptimizer
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+ARRAYS_VERSION = 1
+"""The version of the names and shapes; both packages read and write it."""
+
+
+def to_arrays(optimizer: EmoOptimizer, named_params: Iterable[tuple[str, Tensor]]) -> Arrays:
+    """Returns the state of a member of the family as named NumPy arrays that `emo_optax` reads, too.
+
+    A parameter's moments are named after it, as in `exp_avg/layers.0.weight`. Narrow floats come out
+    as float32, which NumPy has everywhere.
+
+    Args:
+        optimizer: the optimizer.
+        named_params: the names of its parameters, such as `model.named_parameters()`.
+
+    Returns:
+        The arrays: `version`, `rule`, `emotion/...`, and `exp_avg/...`, `exp_avg_sq/...`, `row/...`,
+        `column/...`, `shadow/...` for each parameter that has them.
+
+    Raises:
+        ValueError: for a parameter without a name, and for shadows that were not all made.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> optimizer = emo_torch.EmoCats(model.parameters())
+        >>> arrays = emo_torch.to_arrays(optimizer, model.named_parameters())
+        >>> print(arrays["exp_avg/weight"], arrays["emotion/felt"])
+        [[0. 0.]] 0
+    """
+    arrays: Arrays = {
+        "version": np.asarray(ARRAYS_VERSION, np.int32),
+        "rule": np.frombuffer(optimizer.rule.encode(), np.uint8),
+    }
+    for name, tensor in optimizer.emotion_tensors().items():
+        arrays[f"emotion/{name}"] = _to_array(tensor)
+    if not any(group["use_shadow"] for group in optimizer.param_groups):
+        del arrays["emotion/shadow_exists"], arrays["emotion/shadow_ratio"]
+    divisor = optimizer.param_groups[0]["weight_decay_divisor"]
+    if divisor is not None:
+        arrays["weight_decay_divisor"] = np.asarray(divisor, arrays["emotion/scalar"].dtype)
+    for name, state in _named_states(optimizer, named_params).items():
+        for key in (*MOMENTS, "shadow"):
+            if key in state:
+                arrays[f"{key}/{name}"] = _to_array(state[key])
+        made = state.get("shadow_exists")
+        if made is not None and bool(made) != bool(arrays["emotion/shadow_exists"]):
+            raise ValueError(
+                f"The shadow of {name!r} was not made when the others' were, which emo_optax cannot hold"
+            )
+    return arrays
+
+
+def from_arrays(
+    arrays: Mapping[str, np.ndarray[Any, Any]],
+    optimizer: EmoOptimizer,
+    named_params: Iterable[tuple[str, Tensor]],
+) -> None:
+    """Puts what named arrays hold into an optimizer.
+
+    Args:
+        arrays: what `to_arrays` returned, here or in `emo_optax`.
+        optimizer: an optimizer of the same kind, over the same parameters.
+        named_params: the names of its parameters, such as `model.named_parameters()`.
+
+    Raises:
+        ValueError: for an unknown version, another optimizer, and arrays that are missing, too many
+            or of another shape, each by its name; before anything is changed.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> optimizer = emo_torch.EmoCats(model.parameters())
+        >>> arrays = emo_torch.to_arrays(optimizer, model.named_parameters())
+        >>> arrays["exp_avg/weight"] = arrays["exp_avg/weight"] + 1.0
+        >>> emo_torch.from_arrays(arrays, optimizer, model.named_parameters())
+        >>> print(optimizer.state[model.weight]["exp_avg"])
+        tensor([[1., 1.]])
+    """
+    named = list(named_params)
+    check_arrays(arrays, to_arrays(optimizer, named))
+    states = _named_states(optimizer, named)
+    for name, tensor in optimizer.emotion_tensors().items():
+        if f"emotion/{name}" in arrays:
+            _put(tensor, arrays[f"emotion/{name}"])
+    if "weight_decay_divisor" in arrays:
+        for group in optimizer.param_groups:
+            group["weight_decay_divisor"] = float(arrays["weight_decay_divisor"])
+    by_name = dict(named)
+    for name, state in states.items():
+        for key in (*MOMENTS, "shadow"):
+            if key in state:
+                _put(state[key], arrays[f"{key}/{name}"])
+        if "shadow_exists" in state:
+            _put(state["shadow_exists"], arrays["emotion/shadow_exists"])
+        optimizer.state[by_name[name]].update(state)
+
+
+def check_arrays(
+    arrays: Mapping[str, np.ndarray[Any, Any]], expected: Mapping[str, np.ndarray[Any, Any]]
+) -> None:
+    """Raises a `ValueError` that names the first thing wrong with arrays, before any is used."""
+    if "version" not in arrays or "rule" not in arrays:
+        raise ValueError("These are not the arrays of an Emo optimizer: 'version' or 'rule' is missing")
+    version = np.asarray(arrays["version"]).reshape(-1).tolist()
+    if version != [ARRAYS_VERSION]:
+        raise ValueError(f"Unknown version {version} of the arrays; this package reads {ARRAYS_VERSION}")
+    rule, ours = (bytes(np.asarray(each["rule"], np.uint8)).decode() for each in (arrays, expected))
+    if rule != ours:
+        raise ValueError(f"The arrays are those of another optimizer: its rule is {rule!r}, not {ours!r}")
+    for name, array in expected.items():
+        if name not in arrays:
+            raise ValueError(f"The array {name!r} is missing")
+        if name != "rule" and np.shape(arrays[name]) != array.shape:
+            raise ValueError(
+                f"The array {name!r} has the shape {np.shape(arrays[name])}, not {array.shape}"
+            )
+    extra = sorted(arrays.keys() - expected.keys())
+    if extra:
+        raise ValueError(f"The arrays hold what this optimizer has no place for: {', '.join(extra)}")
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Writes named arrays to a file in the safetensors format, which holds no code.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> import emo_torch
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "state.safetensors"
+        >>> emo_torch.save_arrays(path, {"one": np.ones(1)})
+        >>> print(emo_torch.load_arrays(path)["one"])
+        [1.]
+    """
+    from safetensors.numpy import save_file
+
+    save_file(
+        {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}, path
+    )
+
+
+def load_arrays(path: str | Path) -> Arrays:
+    """Reads named arrays from a file in the safetensors format (see `save_arrays`)."""
+    from safetensors.numpy import load_file
+
+    return dict(load_file(path))
+
+
+def _to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    tensor = tensor.detach().cpu()
+    is_narrow = tensor.is_floating_point() and tensor.element_size() < 4
+    array: np.ndarray[Any, Any] = (tensor.float() if is_narrow else tensor.clone()).numpy()
+    return array
+
+
+def _put(tensor: Tensor, array: np.ndarray[Any, Any]) -> None:
+    with torch.no_grad():
+        tensor.copy_(torch.tensor(np.asarray(array)))
+
+
+def _named_states(
+    optimizer: EmoOptimizer, named_params: Iterable[tuple[str, Tensor]]
+) -> dict[str, dict[str, Tensor]]:
+    """Returns each parameter's state by its name, newly made where there is none yet."""
+    names = {param: name for name, param in named_params}
+    states = {}
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            if param not in names:
+                raise ValueError(
+                    f"A parameter of the shape {tuple(param.shape)} has no name in named_params"
+                )
+            states[names[param]] = optimizer.full_state(param, group)
+    return states

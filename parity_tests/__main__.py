@@ -1,0 +1,131 @@
+"""Holds every optimizer of the family to its twin, and says how close they are.
+
+Run with `python -m parity_tests`. It drives the Optax and the PyTorch side of each optimizer with the
+same parameters, gradients and losses, each in a process of its own, compares every leaf of parameters
+and state after every step, prints a table, and ends with 1 where a bound is exceeded. With `--report`
+it writes the page that the README links, with a plot of the differences.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import platform
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from parity_tests import report
+from parity_tests.drive import SIDES
+from parity_tests.family import FAMILY, OPTIONS
+from parity_tests.lockstep import Case, Lockstep, compare
+from parity_tests.processes import find_gpu, trajectories
+from parity_tests.sequences import LOSSES
+from parity_tests.tolerances import LOCKSTEP
+
+
+class Result(NamedTuple):
+    """A case, what was compared with what, and what came of it."""
+
+    case: Case
+    pair: str
+    lockstep: Lockstep
+
+
+def cases(optimizers: list[str], dtypes: list[str], steps: int) -> list[Case]:
+    """Returns the cases: every kind of losses with the shadow on, and every set of options."""
+    found = []
+    for name in optimizers:
+        for dtype in dtypes:
+            found += [Case(name, {"use_shadow": True}, dtype, losses, steps) for losses in LOSSES]
+            options = [*OPTIONS.values(), *FAMILY[name].more_options]
+            found += [Case(name, each, dtype, "spiky", steps) for each in options]
+    return found
+
+
+def run(chosen: list[Case], device: str) -> tuple[list[Result], dict[str, str]]:
+    """Runs both sides of all cases and compares them; on a GPU also with a CPU in float64."""
+    runs = [(side, device) for side in SIDES]
+    if device != "cpu":
+        runs += [(side, "cpu") for side in SIDES]
+    arrays, names = {}, {}
+    with tempfile.TemporaryDirectory() as folder, Progress(transient=True) as progress:
+        for side, place in runs:
+            bar = progress.add_task(f"{side} on {place}", total=len(chosen))
+            advance = functools.partial(progress.advance, bar)
+            name, found = trajectories(side, chosen, place, Path(folder), advance)
+            arrays[side, place], names[f"{side} on {place}"] = found, name
+    pairs = [(("optax", device), ("torch", device))]
+    if device != "cpu":
+        pairs += [(("optax", device), ("optax", "cpu")), (("torch", device), ("torch", "cpu"))]
+    results = []
+    for one, other in pairs:
+        for index, case in enumerate(chosen):
+            lockstep = compare(arrays[one][index], arrays[other][index], case)
+            pair = f"{one[0]} ({one[1]}), {other[0]} ({other[1]})"
+            results.append(Result(case, pair, lockstep))
+    return results, names
+
+
+def print_table(console: Console, results: list[Result]) -> None:
+    """Prints a row for each optimizer, dtype and group of leaves."""
+    table = Table(title="Largest differences, Optax against PyTorch", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("optimizer", "dtype", "leaf"):
+        table.add_column(column)
+    for column in ("absolute", "relative", "ulp", "bit-equal", "of bound"):
+        table.add_column(column, justify="right")
+    for row in report.rows(results):
+        table.add_row(*row)
+    console.print(table)
+    for result in results:
+        if result.lockstep.first_excess is not None:
+            step, leaf = result.lockstep.first_excess
+            console.print(f"[red]bound exceeded[/red]: {result.case}, {result.pair}: {leaf} at step {step}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compares, prints, reports; returns what the process ends with."""
+    parser = argparse.ArgumentParser(prog="python -m parity_tests", description=__doc__)
+    parser.add_argument("--optimizer", choices=list(FAMILY), action="append", help="default: all")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--dtype", default=",".join(LOCKSTEP), help="a list with commas; default: %(default)s"
+    )
+    parser.add_argument("--steps", type=int, default=300, help="default: %(default)s")
+    parser.add_argument("--report", type=Path, help="write a Markdown page and a plot beside it")
+    options = parser.parse_args(arguments)
+    dtypes = options.dtype.split(",")
+    unknown = [dtype for dtype in dtypes if dtype not in LOCKSTEP]
+    if unknown:
+        parser.error(f"unknown dtype {', '.join(unknown)}; known are {', '.join(LOCKSTEP)}")
+    console = Console()
+    gpu = find_gpu()
+    device = options.device
+    if device == "cuda" and gpu is None:
+        console.print("[yellow]NO GPU WAS SEEN: both processes run on the CPU instead.[/yellow]")
+        device = "cpu"
+    chosen = cases(options.optimizer or list(FAMILY), dtypes, options.steps)
+    results, names = run(chosen, device)
+    print_table(console, results)
+    if options.report is not None:
+        report.write(options.report, results, names, gpu, versions())
+        console.print(f"report: {options.report}")
+    exceeded = [result for result in results if result.lockstep.first_excess is not None]
+    console.print(f"{len(results)} comparisons of {options.steps} steps, {len(exceeded)} beyond a bound")
+    return 1 if exceeded else 0
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that matter."""
+    packages = ("jax", "jaxlib", "optax", "torch", "numpy")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"Python": platform.python_version(), **found}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""A run moved from one package to the other goes on as if it had not been."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+import emo_optax
+import emo_torch
+from parity_tests import sequences
+from parity_tests.compare import differences
+from parity_tests.drive import Arrays, to_numpy, to_torch
+from parity_tests.family import FAMILY, optax_options
+from parity_tests.tolerances import bound
+
+STEPS = 24
+
+
+class _Optax:
+    def __init__(self, name: str, params: Arrays, options: dict[str, Any], arrays: Arrays | None) -> None:
+        optimizer = FAMILY[name].optax(**optax_options(options))
+        self.params: Any = {key: jnp.asarray(value) for key, value in params.items()}
+        self.state = optimizer.init(self.params)
+        if arrays is not None:
+            self.state = emo_optax.from_arrays(arrays, self.state)
+        self._update = jax.jit(optimizer.update)
+
+    def step(self, grads: Arrays, loss: float) -> None:
+        updates, self.state = self._update(
+            {key: jnp.asarray(grad) for key, grad in grads.items()}, self.state, self.params, value=loss
+        )
+        self.params = optax.apply_updates(self.params, updates)
+
+    def leave(self) -> tuple[Arrays, Arrays]:
+        params = {key: np.asarray(value) for key, value in self.params.items()}
+        return params, emo_optax.to_arrays(self.state)
+
+
+class _Torch:
+    def __init__(self, name: str, params: Arrays, options: dict[str, Any], arrays: Arrays | None) -> None:
+        self.params = {key: torch.nn.Parameter(to_torch(value)) for key, value in params.items()}
+        self.optimizer = FAMILY[name].torch(list(self.params.values()), **options)
+        if arrays is not None:
+            emo_torch.from_arrays(arrays, self.optimizer, self.params.items())
+
+    def step(self, grads: Arrays, loss: float) -> None:
+        for key, param in self.params.items():
+            param.grad = to_torch(grads[key])
+        self.optimizer.step(loss=loss)
+
+    def leave(self) -> tuple[Arrays, Arrays]:
+        params = {key: to_numpy(value) for key, value in self.params.items()}
+        return params, emo_torch.to_arrays(self.optimizer, self.params.items())
+
+
+SIDES: dict[str, Callable[..., Any]] = {"optax": _Optax, "torch": _Torch}
+
+
+def _run(
+    name: str, options: dict[str, Any], dtype: str, legs: list[str], path: Path
+) -> tuple[Arrays, Arrays]:
+    """Runs the legs one after the other, each on its side, and hands the state on through a file."""
+    start = params = sequences.params(dtype)
+    losses = sequences.losses("not_finite", STEPS)
+    arrays: Arrays | None = None
+    each = STEPS // len(legs)
+    for index, side in enumerate(legs):
+        runner = SIDES[side](name, params, options, arrays)
+        for step in range(index * each, (index + 1) * each):
+            runner.step(sequences.gradients(start, step), float(losses[step]))
+        params, arrays = runner.leave()
+        package = emo_optax if side == "optax" else emo_torch
+        package.save_arrays(path / f"{index}.safetensors", arrays)
+        arrays = package.load_arrays(path / f"{index}.safetensors")
+    assert arrays is not None
+    return params, arrays
+
+
+THERE, BACK, THERE_AND_BACK = ["torch", "optax"], ["optax", "torch"], ["torch", "optax", "torch"]
+MOVES = [(legs, "float64") for legs in (THERE, BACK, THERE_AND_BACK)]
+MOVES += [(THERE_AND_BACK, "float32"), (THERE_AND_BACK, "bfloat16")]
+
+
+@pytest.mark.parametrize(("legs", "dtype"), MOVES, ids=["-".join([*legs, dtype]) for legs, dtype in MOVES])
+@pytest.mark.parametrize("use_shadow", [False, True])
+@pytest.mark.parametrize("name", FAMILY)
+def test_goes_on_as_if_it_had_not_moved(
+    legs: list[str], name: str, use_shadow: bool, dtype: str, tmp_path: Path
+) -> None:
+    options = {"use_shadow": use_shadow}
+    with jax.enable_x64(dtype == "float64"):
+        stayed = _run(name, options, dtype, [legs[-1]], tmp_path)
+        moved = _run(name, options, dtype, legs, tmp_path)
+    assert moved[1].keys() == stayed[1].keys()
+    pairs = [("param/" + key, moved[0][key], stayed[0][key]) for key in stayed[0]]
+    pairs += [(key, moved[1][key], stayed[1][key]) for key in stayed[1]]
+    for key, value, reference in pairs:
+        gap = differences(value[None], reference[None], bound(key, dtype, options))[0]
+        assert gap.excess <= 1.0, key
+
+
+def test_weight_decay_keeps_the_learning_rate_that_it_is_divided_by(tmp_path: Path) -> None:
+    options = {"decoupled_weight_decay": True, "lr": 2e-3, "weight_decay": 1e-4}
+    with jax.enable_x64(True):
+        _, arrays = _run("EmoCats", options, "float64", ["optax", "torch"], tmp_path)
+    assert arrays["weight_decay_divisor"] == 2e-3
+
+
+def test_schedules_go_on_at_the_step_of_the_move() -> None:
+    params = {"weight": jnp.ones(2)}
+    schedule = optax.linear_schedule(1e-2, 0.0, 10)
+    optimizer = emo_optax.emo_sens(schedule, weight_decay=schedule)
+    state = optimizer.init(params)
+    for loss in (1.0, float("nan"), 0.5):
+        _, state = optimizer.update(params, state, params, value=loss)
+    moved = emo_optax.from_arrays(emo_optax.to_arrays(state), optimizer.init(params))
+    for one, other in zip(jax.tree.leaves(moved), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def _arrays() -> tuple[dict[str, Any], Arrays]:
+    params: Any = {"weight": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    return params, emo_optax.to_arrays(emo_optax.emo_sens(use_shadow=True).init(params))
+
+
+BROKEN: dict[str, tuple[Callable[[Arrays], Any], str]] = {
+    "version": (lambda arrays: arrays.update(version=np.asarray(99, np.int32)), "99"),
+    "no version": (lambda arrays: arrays.pop("version"), "'version'"),
+    "rule": (lambda arrays: arrays.update(rule=np.frombuffer(b"lion", np.uint8)), "'lion'"),
+    "missing": (lambda arrays: arrays.pop("exp_avg/weight"), "'exp_avg/weight' is missing"),
+    "shape": (lambda arrays: arrays.update({"shadow/bias": np.ones(4)}), r"'shadow/bias'.*\(4,\)"),
+    "extra": (lambda arrays: arrays.update({"exp_avg/other": np.ones(4)}), "exp_avg/other"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_broken_arrays_are_refused_by_name_and_change_nothing(fault: str) -> None:
+    params, arrays = _arrays()
+    breaks, message = BROKEN[fault]
+    broken = dict(arrays)
+    breaks(broken)
+    with pytest.raises(ValueError, match=message):
+        emo_optax.from_arrays(broken, emo_optax.emo_sens(use_shadow=True).init(params))
+
+    named = {key: torch.nn.Parameter(torch.ones(value.shape)) for key, value in params.items()}
+    optimizer = emo_torch.EmoSens(list(named.values()), use_shadow=True)
+    for param in named.values():
+        param.grad = torch.ones_like(param)
+    optimizer.step(loss=0.7)
+    before = emo_torch.to_arrays(optimizer, named.items())
+    with pytest.raises(ValueError, match=message):
+        emo_torch.from_arrays(broken, optimizer, named.items())
+    after = emo_torch.to_arrays(optimizer, named.items())
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+def test_what_is_not_of_the_family_is_refused() -> None:
+    with pytest.raises(ValueError, match="member of the family"):
+        emo_optax.to_arrays(optax.adam(1e-3).init(jnp.ones(2)))
+    weight = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="has no name"):
+        emo_torch.to_arrays(emo_torch.EmoSens([weight]), [])

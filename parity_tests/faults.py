@@ -1,0 +1,257 @@
+"""Plants single faults in either package and looks whether the harness finds them.
+
+Run with `python -m parity_tests.faults`. A harness that finds nothing wrong proves nothing unless it
+would have. Each fault changes one place in a copy of a package; the faulty side is then driven beside
+the healthy other one, and the first comparison that exceeds a bound is what found it.
+"""
+
+import functools
+import importlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from parity_tests.drive import Arrays
+from parity_tests.family import FAMILY, Member
+from parity_tests.lockstep import Case, compare, trajectory
+
+ROOT = Path(__file__).parent.parent
+
+
+class Fault(NamedTuple):
+    """One change of one place.
+
+    Attributes:
+        package: "emo_optax" or "emo_torch".
+        file: the module, without its leading underscore and ending.
+        old: what stands there, once.
+        new: what is put in its place.
+        what: the fault in words.
+    """
+
+    package: str
+    file: str
+    old: str
+    new: str
+    what: str
+
+
+def _defaults(package: str, member: str) -> Iterator[Fault]:
+    kind = "float" if package == "emo_torch" else "jax.typing.ArrayLike"
+    for name, value, wrong in (
+        ("short_factor", "0.3", "0.303"),
+        ("long_factor", "0.01", "0.0101"),
+        ("gain", "5.0", "5.05"),
+        ("shadow_rate", "0.05", "0.0505"),
+    ):
+        yield Fault(
+            package,
+            member,
+            f"{name}: {kind} = {value}",
+            f"{name}: {kind} = {wrong}",
+            f"{name} off by 1 %",
+        )
+
+
+FAULTS: tuple[Fault, ...] = (
+    *_defaults("emo_optax", "emo_sens"),
+    *_defaults("emo_torch", "emo_airy"),
+    # Emotion.
+    Fault("emo_optax", "emotion", "* (short - long))", "* (long - short))", "sign of the scalar"),
+    Fault("emo_torch", "emotion", "torch.where(is_first, loss, moved)", "moved", "averages start at 0"),
+    Fault(
+        "emo_torch", "emotion", "state.history[1:], scalar", "state.history[:-1], scalar", "wrong window"
+    ),
+    Fault("emo_optax", "emotion", "is_finite & jnp", "jnp", "a non-finite loss enters as 0"),
+    Fault("emo_torch", "emotion", "held = state.held + ~is_felt", "held = state.held", "held not counted"),
+    Fault("emo_optax", "early_stop", "jnp.abs(history)", "history", "stop without absolute value"),
+    Fault("emo_torch", "early_stop", "mean_below: float = 0.05", "mean_below: float = 0.02", "stop bound"),
+    Fault("emo_torch", "early_stop", "(felt >= WINDOW)", "(felt > WINDOW)", "stop one step late"),
+    # Shadow-effect.
+    Fault("emo_optax", "shadow_effect", "1.0 - jnp.abs(scalar)", "1.0 - scalar", "scale without absolute"),
+    Fault("emo_torch", "shadow_effect", "1.0 - scalar.abs()", "1.0 - 1.01 * scalar.abs()", "scale by 1 %"),
+    Fault("emo_optax", "shadow_effect", "(1.0 + jnp.abs(scalar))", "1.0", "theta without emotion"),
+    Fault(
+        "emo_torch",
+        "shadow_effect",
+        "return gradient.abs() >= tolerance * tolerance * tolerance",
+        "return gradient.abs() >= 1.03 * tolerance * tolerance * tolerance",
+        "theta off by 1 %",
+    ),
+    Fault(
+        "emo_optax",
+        "shadow_effect",
+        "return jnp.abs(gradient) >= tolerance * tolerance * tolerance",
+        "return gradient >= tolerance * tolerance * tolerance",
+        "filter without absolute value",
+    ),
+    Fault("emo_torch", "shadow_effect", "tolerance * tolerance.sqrt()", "tolerance", "filter of vectors"),
+    Fault(
+        "emo_optax", "shadow_effect", "axis=0, keepdims", "axis=-1, keepdims", "columns along the last axis"
+    ),
+    Fault("emo_torch", "shadow_effect", "range(1, squares.ndim)", "range(1, 2)", "rows over one axis only"),
+    # Shadow-system.
+    Fault("emo_optax", "shadow_system", "size > 0.1, size", "size > 0.101, size", "ratio's bound by 1 %"),
+    Fault("emo_torch", "shadow_system", "0.7 + 0.2 * scalar", "0.7 - 0.2 * scalar", "ratio of v1.0"),
+    Fault("emo_optax", "shadow_system", "scalar < -0.6, 0.1", "scalar < 0.6, 0.1", "branch of v1.0"),
+    Fault(
+        "emo_torch", "shadow_system", "param.mul_(1.0 - applied)", "param.mul_(1.0)", "blend sums over 1"
+    ),
+    Fault(
+        "emo_optax",
+        "shadow_system",
+        "jnp.where(state.exists, shadow + rate * (blended - shadow), blended)",
+        "jnp.where(state.exists, shadow + rate * (blended - shadow), 0.95 * blended)",
+        "shadow is not a copy",
+    ),
+    Fault("emo_torch", "shadow_system", "exists.logical_or_(wakes)", "exists.fill_(True)", "wakes at once"),
+    # Weight decay.
+    Fault(
+        "emo_optax",
+        "emotional",
+        '        step,\n        decay["decoupled"],',
+        '        decay["decoupled"],\n        step,',
+        "decay before the rule",
+    ),
+    Fault(
+        "emo_torch",
+        "emotional",
+        'if mode == "absolute":\n            add_weight_decay',
+        'if mode == "never":\n            add_weight_decay',
+        "no absolute decay",
+    ),
+    Fault("emo_optax", "weight_decay", "share = share / state.divisor", "pass", "decay not divided"),
+    Fault("emo_torch", "weight_decay", "update.add_(param, alpha=weight_decay)", "pass", "no decay"),
+    # Rules.
+    Fault("emo_optax", "rules", "m / (jnp.sqrt(v) +", "m / jnp.sqrt(v +", "eps under the root"),
+    Fault(
+        "emo_torch", "rules", "addcmul_(grad, grad, value=1.0 - b2)", "addcmul_(grad, grad)", "no 1 - b2"
+    ),
+    Fault(
+        "emo_optax",
+        "rules",
+        "(jnp.sign, _average(gradients, state.mu, b1))",
+        "(jnp.sign, gradients)",
+        "no momentum",
+    ),
+    Fault(
+        "emo_torch",
+        "rules",
+        "update = exp_avg.mul(b1).add_(grad, alpha=1.0 - b1).sign_()\n    _average(exp_avg, grad, b2)",
+        "_average(exp_avg, grad, b2)\n    update = exp_avg.mul(b1).add_(grad, alpha=1.0 - b1).sign_()",
+        "momentum moved before the step",
+    ),
+    Fault("emo_optax", "rules", "g / (jnp.sqrt(r * c)", "g / (1.01 * jnp.sqrt(r * c)", "factors by 1 %"),
+    Fault(
+        "emo_torch",
+        "rules",
+        "_average(row, (row_mean + eps).sqrt_(), b1)",
+        "_average(row, row_mean + eps, b1)",
+        "factor without root",
+    ),
+)
+
+
+def _cases() -> list[Case]:
+    cases = []
+    for name in FAMILY:
+        cases += [
+            Case(name, {"use_shadow": True}, steps=60),
+            Case(name, {"theta": 0.3}, steps=40),
+            Case(name, {"use_shadow": True, "shadow_ratio": "v1.0"}, losses="rising", steps=40),
+            Case(name, {"weight_decay_mode": "absolute", "weight_decay": 1e-3}, steps=20),
+            Case(name, {"weight_decay_mode": "l2"}, steps=20),
+            Case(name, {}, losses="not_finite_first", steps=40),
+            Case(name, {}, losses="quiet", steps=200),
+            *(Case(name, options, steps=20) for options in FAMILY[name].more_options),
+        ]
+    return cases
+
+
+CASES = _cases()
+
+
+@contextmanager
+def planted(fault: Fault) -> Iterator[dict[str, Member]]:
+    """Gives the family with one side's package replaced by a faulty copy of it."""
+    package = fault.package
+    healthy = {name: module for name, module in sys.modules.items() if name.split(".")[0] == package}
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / package
+        shutil.copytree(ROOT / package, copy, ignore=shutil.ignore_patterns("*_test.py", "__pycache__"))
+        path = copy / f"_{fault.file}.py"
+        text = path.read_text()
+        if text.count(fault.old) != 1:
+            raise AssertionError(
+                f"{fault.what}: {fault.old!r} stands {text.count(fault.old)} times in {path.name}"
+            )
+        path.write_text(text.replace(fault.old, fault.new))
+        for name in healthy:
+            del sys.modules[name]
+        sys.path.insert(0, folder)
+        importlib.invalidate_caches()
+        try:
+            faulty = importlib.import_module(package)
+            yield {name: _with(member, faulty) for name, member in FAMILY.items()}
+        finally:
+            sys.path.remove(folder)
+            for name in [name for name in sys.modules if name.split(".")[0] == package]:
+                del sys.modules[name]
+            sys.modules.update(healthy)
+
+
+def _with(member: Member, faulty: Any) -> Member:
+    if faulty.__name__ == "emo_optax":
+        return member._replace(optax=getattr(faulty, member.optax.__name__))
+    return member._replace(torch=getattr(faulty, member.name))
+
+
+@functools.cache
+def _reference(side: str, index: int) -> Arrays:
+    return trajectory(side, CASES[index])
+
+
+def find(fault: Fault) -> str | None:
+    """Returns what finds a fault first, or `None`."""
+    side, other = ("optax", "torch") if fault.package == "emo_optax" else ("torch", "optax")
+    with planted(fault) as family:
+        for index, case in enumerate(CASES):
+            options = ", ".join(f"{name}={value}" for name, value in case.options.items()) or "defaults"
+            where = f"{case.optimizer}, {options}, {case.losses}"
+            try:
+                faulty = trajectory(side, case, member=family[case.optimizer])
+                found = compare(faulty, _reference(other, index), case).first_excess
+            except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+                return f"{where}: {str(error).splitlines()[0]}"
+            if found is not None:
+                return f"{where}: {found[1]}, step {found[0]}"
+    return None
+
+
+def main() -> int:
+    """Plants every fault, prints what found it, and returns 1 where one was not found."""
+    console = Console()
+    table = Table(title="Planted faults, and what found them", box=box.SIMPLE)
+    for column in ("package", "fault", "found by"):
+        table.add_column(column)
+    missed = 0
+    for fault in track(FAULTS, description="faults", console=console, transient=True):
+        found = find(fault)
+        missed += found is None
+        table.add_row(fault.package, fault.what, found or "[red]nothing[/red]")
+    console.print(table)
+    console.print(f"{len(FAULTS)} faults, {len(FAULTS) - missed} found")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Writes the page of the comparison: a table in Markdown and a plot of the differences."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from parity_tests.compare import Difference
+from parity_tests.tolerances import LOCKSTEP
+
+LEAVES = {
+    "parameters": ("param/",),
+    "moments": ("exp_avg/",),
+    "squares": ("exp_avg_sq/",),
+    "factors": ("row/", "column/"),
+    "shadow": ("shadow/",),
+    "averages": ("emotion/short", "emotion/long"),
+    "scalars": ("emotion/scalar", "emotion/history", "emotion/shadow_ratio"),
+    "decisions": ("emotion/felt", "emotion/held", "emotion/should_stop", "emotion/shadow_exists"),
+}
+"""How leaves of the state are put together in a table."""
+
+
+def rows(results: Iterable[Any]) -> list[tuple[str, ...]]:
+    """Returns the rows of the table: one for each optimizer, dtype and kind of leaf."""
+    gathered: dict[tuple[str, str, str], Difference] = {}
+    for result in results:
+        for kind, prefixes in LEAVES.items():
+            for prefix in prefixes:
+                gap = result.lockstep.over(prefix)
+                key = (result.case.optimizer, result.case.dtype, kind)
+                if gap.values:
+                    gathered[key] = gathered.get(key, Difference()).join(gap)
+    return [
+        (
+            *key,
+            f"{gap.absolute:.1e}",
+            f"{gap.relative:.1e}",
+            f"{gap.ulp:.3g}",
+            f"{100 * gap.equal / gap.values:.2f}%",
+            f"{gap.excess:.3f}",
+        )
+        for key, gap in gathered.items()
+    ]
+
+
+def write(
+    path: Path,
+    results: list[Any],
+    devices: Mapping[str, str],
+    gpu: str | None,
+    versions: Mapping[str, str],
+) -> None:
+    """Writes the page to `path` and the plot beside it."""
+    picture = path.with_suffix(".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot(picture, results)
+    exceeded = [result for result in results if result.lockstep.first_excess is not None]
+    head = "| optimizer | dtype | leaf | absolute | relative | ulp | bit-equal | of bound |"
+    steps = results[0].case.steps
+    lines = [
+        "# Parity of emo_optax and emo_torch",
+        "",
+        f"{len(results)} comparisons of {steps} steps; {len(exceeded)} beyond a bound.",
+        "Written by `python -m parity_tests --report`. The bounds and their reasons stand in",
+        "`parity_tests/tolerances.py`; `of bound` is the largest difference in units of it.",
+        "",
+        ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
+        ", ".join(f"{side}: {name}" for side, name in devices.items()) + ".",
+        f"GPU: {gpu}." if gpu else "No GPU was seen.",
+        "",
+        head,
+        "|---|---|---|---:|---:|---:|---:|---:|",
+        *("| " + " | ".join(row) + " |" for row in rows(results)),
+        "",
+        f"![Largest difference of parameters over the steps]({picture.name})",
+        "",
+    ]
+    for result in exceeded:
+        step, leaf = result.lockstep.first_excess
+        lines.append(f"- beyond its bound: {result.case}, {result.pair}: {leaf} at step {step}")
+    path.write_text("\n".join(lines).rstrip() + "\n")
+
+
+def plot(path: Path, results: list[Any]) -> None:
+    """Draws the largest difference of parameters over the steps, a panel for each dtype."""
+    dtypes = [dtype for dtype in LOCKSTEP if any(result.case.dtype == dtype for result in results)]
+    names = list(dict.fromkeys(result.case.optimizer for result in results))
+    colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+    figure = Figure(figsize=(4.2 * len(dtypes), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, dtype in zip(figure.subplots(1, len(dtypes), squeeze=False)[0], dtypes, strict=True):
+        for name, colour in zip(names, colours * len(names), strict=False):
+            runs = [
+                [max(step.absolute, 1e-20) for step in result.lockstep.steps]
+                for result in results
+                if result.case.dtype == dtype and result.case.optimizer == name
+            ]
+            if runs:
+                axes.plot([max(values) for values in zip(*runs, strict=True)], color=colour, label=name)
+        axes.set_yscale("log")
+        axes.set_title(dtype)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("largest difference of a parameter")
+    figure.axes[0].legend()
+    figure.savefig(path, dpi=120)

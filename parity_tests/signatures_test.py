@@ -1,0 +1,64 @@
+"""Every number that a user does not give is the SPEC's, wherever it stands in either package."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import emo_optax
+import emo_torch
+
+NUMBERS: dict[str, Any] = {
+    "short_factor": 0.3,
+    "long_factor": 0.01,
+    "gain": 5.0,
+    "theta": 1e-4,
+    "shadow_rate": 0.05,
+    "eps": 1e-8,
+    "b1": 0.9,
+    "b2": 0.999,
+    "betas": (0.9, 0.999),
+    "learning_rate": 1e-3,
+    "lr": 1e-3,
+    "weight_decay": 0.01,
+    "mean_below": 0.05,
+    "variance_below": 0.005,
+    "use_shadow": False,
+    "shadow_ratio": "v2.0",
+    "ratio": "v2.0",
+    "weight_decay_mode": "decoupled",
+    "decoupled_weight_decay": False,
+    "moment_dtype": None,
+    "maximize": False,
+    "foreach": None,
+}
+LION = {"b2": 0.99, "betas": (0.9, 0.99)}
+
+
+def _public() -> Iterator[tuple[str, Callable[..., Any]]]:
+    for package in (emo_optax, emo_torch):
+        for name, value in vars(package).items():
+            if callable(value) and not name.startswith("_") and not name.endswith("Error"):
+                yield f"{package.__name__}.{name}", value
+
+
+@pytest.mark.parametrize(("name", "function"), list(_public()), ids=[name for name, _ in _public()])
+def test_the_defaults_are_those_of_the_spec(name: str, function: Callable[..., Any]) -> None:
+    of_lion = name.split(".")[1] in ("emo_cats", "EmoCats", "scale_by_lion")
+    expected = {**NUMBERS, **(LION if of_lion else {})}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.default is not inspect.Parameter.empty and parameter.name in expected:
+            assert parameter.default == expected[parameter.name], parameter.name
+
+
+def test_both_packages_name_their_options_alike() -> None:
+    for ours, theirs in (
+        (emo_optax.emo_sens, emo_torch.EmoSens),
+        (emo_optax.emo_airy, emo_torch.EmoAiry),
+        (emo_optax.emo_cats, emo_torch.EmoCats),
+    ):
+        names = set(inspect.signature(ours).parameters)
+        twins = set(inspect.signature(theirs).parameters)
+        assert names - twins == {"learning_rate", "b1", "b2", "mask"}
+        assert twins - names == {"params", "lr", "betas", "maximize", "foreach"}
