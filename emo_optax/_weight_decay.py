@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emo_optax._emotion import emotion_dtype
 from emo_optax._validation import (
     check_choice,
     check_divisor,
@@ -72,11 +73,10 @@ def add_weight_decay(
         check_divisor(divisor)
 
     def init_fn(params: optax.Params) -> AddWeightDecayState:
-        del params
         return AddWeightDecayState(
             steps=jnp.zeros([], jnp.int32) if callable(weight_decay) else (),
             # Kept, so that it stays the first one under schedules and injected learning rates.
-            divisor=() if divisor is None else jnp.array(initial_value(divisor), jnp.result_type(float)),
+            divisor=() if divisor is None else jnp.array(initial_value(divisor), emotion_dtype(params)),
         )
 
     def update_fn(
