@@ -8,7 +8,7 @@ import optax
 
 from emo_optax._early_stop import WINDOW, went_quiet
 from emo_optax._errors import EMOTION_MISSING, EmotionMissingError
-from emo_optax._validation import check_factor, check_loss, check_not_negative
+from emo_optax._validation import check_factor, check_loss, check_not_negative, hyperparameter
 
 
 class EmotionState(NamedTuple):
@@ -57,9 +57,9 @@ class Emotion(NamedTuple):
     held: jax.Array
 
 
-def emotion_dtype(params: Any) -> Any:
-    """Returns float64 where a parameter is float64 (and x64 is on), else float32."""
-    is_double = any(jnp.result_type(leaf) == jnp.float64 for leaf in jax.tree.leaves(params))
+def wide_dtype(tree: Any) -> Any:
+    """Returns what to compute in: float64 where a leaf is float64 (and x64 is on), else float32."""
+    is_double = any(jnp.result_type(leaf) == jnp.float64 for leaf in jax.tree.leaves(tree))
     return jnp.float64 if is_double else jnp.float32
 
 
@@ -124,7 +124,7 @@ def feel(
     def average(before: jax.Array, factor: Any) -> jax.Array:
         # In this form, and not `0.3 L + 0.7 before`, a constant loss leaves both averages alone to
         # the last bit, however large it is.
-        moved = before + _number(factor, dtype) * (loss - before)
+        moved = before + hyperparameter(factor, dtype) * (loss - before)
         return jnp.where(is_first, loss, moved)
 
     short = average(state.short, short_factor)
@@ -132,18 +132,13 @@ def feel(
     is_felt = is_finite & jnp.isfinite(short) & jnp.isfinite(long)
     short = jnp.where(is_felt, short, state.short)
     long = jnp.where(is_felt, long, state.long)
-    scalar = jnp.tanh(_number(gain, dtype) * (short - long))
+    scalar = jnp.tanh(hyperparameter(gain, dtype) * (short - long))
     felt = jnp.where(is_felt, optax.safe_increment(state.felt), state.felt)
     held = jnp.where(is_felt, state.held, optax.safe_increment(state.held))
     extended = jnp.concatenate([state.history[1:], scalar[None]])
     history = jnp.where(is_felt, extended, state.history)
     should_stop = state.should_stop | (is_felt & went_quiet(history, felt))
     return EmotionState(felt, held, short, long, scalar, history, should_stop)
-
-
-def _number(value: Any, dtype: Any) -> Any:
-    """Returns a hyperparameter such that arithmetic with it stays in `dtype`."""
-    return value if isinstance(value, int | float) else jnp.asarray(value, dtype)
 
 
 class ShareEmotionState(NamedTuple):
@@ -198,7 +193,7 @@ def share_emotion(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: optax.Params) -> ShareEmotionState:
-        return ShareEmotionState(init_emotion(emotion_dtype(params)), inner.init(params))
+        return ShareEmotionState(init_emotion(wide_dtype(params)), inner.init(params))
 
     def update_fn(
         updates: optax.Updates,

@@ -7,37 +7,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from emo_optax._emotion import wide_dtype
 from emo_optax._shadow_effect import row_and_column_means
-from emo_optax._validation import check_decay_rate, check_moment_dtype, check_not_negative
-
-
-def _wide(leaf: Any) -> Any:
-    """Returns the dtype that a rule computes in: the leaf's, and float32 at least."""
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+from emo_optax._validation import (
+    check_decay_rate,
+    check_moment_dtype,
+    check_not_negative,
+    hyperparameter,
+)
 
 
 def _zeros(params: optax.Params, moment_dtype: Any) -> optax.Params:
-    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype or _wide(p)), params)
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype or wide_dtype(p)), params)
 
 
 def _average(values: optax.Updates, moments: optax.Updates, decay: Any) -> optax.Updates:
     """Returns `(1 - decay) value + decay moment`, each in the value's dtype."""
 
     def average(value: jax.Array, moment: jax.Array) -> jax.Array:
-        old, new = _number(decay, value.dtype), _number(1.0 - decay, value.dtype)
-        mixed: jax.Array = new * value + old * moment.astype(value.dtype)
+        rate = hyperparameter(decay, value.dtype)
+        mixed: jax.Array = (1.0 - rate) * value + rate * moment.astype(value.dtype)
         return mixed
 
     return jax.tree.map(average, values, moments)
 
 
-def _number(value: Any, dtype: Any) -> Any:
-    # A Python number stays one: `1 - b2` taken in float32 would be off by 1e-5.
-    return value if isinstance(value, int | float) else jnp.asarray(value, dtype)
-
-
 def _widened(updates: optax.Updates) -> optax.Updates:
-    return jax.tree.map(lambda g: g.astype(_wide(g)), updates)
+    return jax.tree.map(lambda g: g.astype(wide_dtype(g)), updates)
 
 
 def _stored(moments: optax.Updates, before: optax.Updates) -> optax.Updates:
@@ -188,10 +184,10 @@ def _scale_by_factors(
 
     def init_fn(params: optax.Params) -> ScaleByFactorsState:
         def row(p: Any) -> jax.Array:
-            return jnp.zeros((p.shape[0],) + (1,) * (len(p.shape) - 1), moment_dtype or _wide(p))
+            return jnp.zeros((p.shape[0],) + (1,) * (len(p.shape) - 1), moment_dtype or wide_dtype(p))
 
         def column(p: Any) -> jax.Array:
-            return jnp.zeros((1, *p.shape[1:]), moment_dtype or _wide(p))
+            return jnp.zeros((1, *p.shape[1:]), moment_dtype or wide_dtype(p))
 
         return ScaleByFactorsState(jax.tree.map(row, params), jax.tree.map(column, params))
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._emotion import EmotionState, share_emotion, shared_emotion
+from emo_optax._emotion import EmotionState, share_emotion, shared_emotion, wide_dtype
 from emo_optax._validation import check_not_negative
 
 Keep = Callable[[jax.Array, jax.Array], jax.Array]
@@ -152,7 +152,7 @@ def filter_by_emotion(
         updates, state = inner.update(gradients, state, params, emotion=emotion, **extra_args)
 
         def let_through(update: jax.Array, gradient: jax.Array) -> jax.Array:
-            gradient = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+            gradient = gradient.astype(wide_dtype(gradient))
             kept = keep(gradient, tolerance.astype(gradient.dtype))
             return jnp.where(kept, update, jnp.zeros([], update.dtype))
 

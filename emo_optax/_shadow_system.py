@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._emotion import EmotionState, share_emotion, shared_emotion
+from emo_optax._emotion import EmotionState, share_emotion, shared_emotion, wide_dtype
 from emo_optax._validation import check_factor, check_params, check_shadow_ratio
 
 ShadowRatio = str | Callable[[jax.Array], jax.Array]
@@ -126,13 +126,10 @@ def blend_with_shadow(
     ratio_of = shadow_ratio_function(ratio)
 
     def init_fn(params: optax.Params) -> BlendWithShadowState:
-        dtype = jnp.float32
-        for leaf in jax.tree.leaves(params):
-            dtype = jnp.promote_types(dtype, jnp.result_type(leaf))
         return BlendWithShadowState(
-            ratio=jnp.zeros([], jnp.float64 if dtype == jnp.float64 else jnp.float32),
+            ratio=jnp.zeros([], wide_dtype(params)),
             exists=jnp.zeros([], jnp.bool_),
-            shadow=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=_wide(p)), params),
+            shadow=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide_dtype(p)), params),
             inner_state=inner.init(params),
         )
 
@@ -178,7 +175,3 @@ def blend_with_shadow(
     if shared:
         return piece
     return share_emotion(piece, short_factor=short_factor, long_factor=long_factor, gain=gain)
-
-
-def _wide(leaf: Any) -> Any:
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)

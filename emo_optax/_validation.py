@@ -10,12 +10,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emo_optax._errors import LOSS_MISSING, PARAMS_MISSING, LossMissingError
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
+    return isinstance(value, int | float | np.number)
+
+
+def hyperparameter(value: Any, dtype: Any) -> Any:
+    """Returns a hyperparameter such that arithmetic with it stays in `dtype`."""
+    # A number stays one (`1 - b2` taken in float32 would be off by 1e-5), but a NumPy double, which
+    # would widen what it meets, becomes Python's.
+    return float(value) if _is_number(value) else jnp.asarray(value, dtype)
 
 
 def check_learning_rate(learning_rate: object) -> None:
@@ -73,18 +81,28 @@ def check_loss(value: Any, dtype: Any) -> jax.Array:
     """
     if value is None:
         raise LossMissingError(LOSS_MISSING)
-    try:
-        loss = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`value` must be the loss, a real number, and is {value!r}") from error
-    if loss.shape != ():
+    if not isinstance(value, jax.Array):
+        value = _host_array(value)
+    if value.shape != ():
         raise ValueError(
-            f"`value` must be a scalar, the loss of the whole step, and has the shape {loss.shape}. "
+            f"`value` must be a scalar, the loss of the whole step, and has the shape {value.shape}. "
             "Reduce it first, for example with `value=jnp.mean(losses)`."
         )
-    if not (jnp.issubdtype(loss.dtype, jnp.floating) or jnp.issubdtype(loss.dtype, jnp.integer)):
-        raise TypeError(f"`value` must be the loss, a real number, and has the dtype {loss.dtype}")
-    return jax.lax.stop_gradient(loss.astype(dtype))
+    if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+        raise TypeError(f"`value` must be the loss, a real number, and has the dtype {value.dtype}")
+    with np.errstate(over="ignore"):  # What is too large for the dtype is infinite there.
+        return jax.lax.stop_gradient(jnp.asarray(value.astype(dtype)))
+
+
+def _host_array(value: Any) -> np.ndarray[Any, Any]:
+    """Returns a number, or what NumPy can make an array of, in its own width."""
+    try:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        return np.asarray(float(value) if is_whole else value)
+    except OverflowError:
+        return np.asarray(np.inf)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`value` must be the loss, a real number, and is {value!r}") from error
 
 
 def check_moment_dtype(moment_dtype: Any) -> Any:
@@ -108,7 +126,7 @@ def check_divisor(learning_rate: Any) -> None:
         with jax.ensure_compile_time_eval():
             start = float(initial_value(learning_rate))
     except jax.errors.ConcretizationTypeError:
-        return  # Traced, as under optax.inject_hyperparams: its value is not known here.
+        return  # Traced: its value is not known here.
     if start == 0.0:
         raise ValueError(
             "decoupled_weight_decay=True divides the weight decay by the learning rate that the "

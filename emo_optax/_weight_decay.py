@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._emotion import emotion_dtype
+from emo_optax._emotion import wide_dtype
 from emo_optax._validation import (
     check_choice,
     check_divisor,
@@ -56,7 +56,8 @@ def add_weight_decay(
         A transformation that needs `params`.
 
     Raises:
-        ValueError: for a hyperparameter out of its range; from `update`, without `params`.
+        ValueError: for a hyperparameter out of its range; from `init`, for a
+            divisor of 0 in an array; from `update`, without `params`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,14 +70,19 @@ def add_weight_decay(
     Source: SPEC section "Weight decay modes"; `decoupled_weight_decay` of EmoCats v2.0 by muooon.
     """
     check_not_negative("weight_decay", weight_decay)
-    if divisor is not None:
+    # An array is looked at in `init` alone: optax.inject_hyperparams makes the transformation anew
+    # at every step, with that step's learning rate, and only the first one divides.
+    is_late = isinstance(divisor, jax.Array)
+    if divisor is not None and not is_late:
         check_divisor(divisor)
 
     def init_fn(params: optax.Params) -> AddWeightDecayState:
+        if is_late:
+            check_divisor(divisor)
         return AddWeightDecayState(
             steps=jnp.zeros([], jnp.int32) if callable(weight_decay) else (),
             # Kept, so that it stays the first one under schedules and injected learning rates.
-            divisor=() if divisor is None else jnp.array(initial_value(divisor), emotion_dtype(params)),
+            divisor=() if divisor is None else jnp.array(initial_value(divisor), wide_dtype(params)),
         )
 
     def update_fn(
@@ -95,7 +101,7 @@ def add_weight_decay(
             share = share / state.divisor
 
         def decay(update: jax.Array, param: jax.Array) -> jax.Array:
-            dtype = jnp.promote_types(jnp.promote_types(update.dtype, param.dtype), jnp.float32)
+            dtype = wide_dtype((update, param))
             return update.astype(dtype) + jnp.asarray(sign * share, dtype) * param.astype(dtype)
 
         return jax.tree.map(decay, updates, params), state

@@ -1,6 +1,5 @@
 """Emotion: from the loss to one scalar, once a step for a whole optimizer."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -55,9 +54,9 @@ class Emotion(NamedTuple):
     held: Tensor
 
 
-def emotion_dtype(params: Iterable[Tensor]) -> torch.dtype:
-    """Returns float64 where a parameter is float64, else float32."""
-    is_double = any(param.dtype == torch.float64 for param in params)
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """Returns what to compute in: float64 where a tensor is float64, else float32."""
+    is_double = any(tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if is_double else torch.float32
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_foreach
 
 from emo_torch._early_stop import WINDOW
-from emo_torch._emotion import Emotion, EmotionState, emotion_dtype, feel, init_emotion
+from emo_torch._emotion import Emotion, EmotionState, feel, init_emotion, wide_dtype
 from emo_torch._errors import NOT_A_CLOSURE
 from emo_torch._shadow_effect import Keep, filter_by_emotion, keep_elements, step_scale
 from emo_torch._shadow_system import (
@@ -155,7 +155,11 @@ class EmoOptimizer(Optimizer):
         scalar = self._emotion.scalar
         if not any(group["use_shadow"] for group in self.param_groups):
             return Feeling(scalar, self._shadow_ratio)
-        ratio_of = self._shadow_ratio_of or shadow_ratio_function(group["shadow_ratio"])
+        # A name that came from a file goes before a function that the optimizer was made with.
+        name: ShadowRatio = group["shadow_ratio"]
+        if name == "function" and self._shadow_ratio_of is not None:
+            name = self._shadow_ratio_of
+        ratio_of = shadow_ratio_function(name)
         ratio = torch.as_tensor(ratio_of(scalar), dtype=scalar.dtype, device=scalar.device)
         self._shadow_ratio.copy_(ratio * self._shadow_exists)
         self._shadow_exists.logical_or_(ratio > 0)
@@ -172,6 +176,8 @@ class EmoOptimizer(Optimizer):
                 continue
             state = self.state[param]
             state.update(self._missing_state(param, group, state))
+            if group["use_shadow"] and state["shadow"].dtype != wide_dtype(param):
+                state["shadow"] = state["shadow"].to(wide_dtype(param))  # The model changed its dtype.
             params.append(param)
             grads.append(param.grad)
             states.append(state)
@@ -223,7 +229,7 @@ class EmoOptimizer(Optimizer):
 
     def _device(self) -> torch.device:
         """Returns the device of the first parameter that has a gradient, or of the first one."""
-        first = next(self._params())
+        first = next(self._params(), torch.empty(0))
         return next((param for param in self._params() if param.grad is not None), first).device
 
     def _emotion_at(self, device: torch.device) -> EmotionState:
@@ -237,7 +243,7 @@ class EmoOptimizer(Optimizer):
     ) -> None:
         """Puts the emotion, as tensors of its own, into every group."""
         device = torch.device("cpu") if device is None or device.type == "meta" else device
-        dtype = emotion_dtype(self._params())
+        dtype = wide_dtype(*self._params())
 
         def own(tensor: Tensor) -> Tensor:
             target = dtype if tensor.is_floating_point() else tensor.dtype
@@ -314,12 +320,17 @@ class EmoOptimizer(Optimizer):
             self._check_state_dict(loaded)
             final.update(loaded)
 
-        hook = self.register_load_state_dict_pre_hook(check)  # Behind the user's own hooks.
+        def restore(_: Optimizer) -> None:
+            self._restore_dtypes(final)
+
+        # Between the user's own hooks: those see what is loaded, and what has become of it.
+        before = self.register_load_state_dict_pre_hook(check)
+        after = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
             super().load_state_dict(state_dict)
         finally:
-            hook.remove()
-        self._restore_dtypes(final)
+            before.remove()
+            after.remove()
 
     def _saved_params(self, loaded: dict[str, Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """Yields each parameter that has saved state, with it."""
@@ -332,24 +343,28 @@ class EmoOptimizer(Optimizer):
         owner = type(self).__name__
         for param, saved in self._saved_params(loaded):
             blank = self.init_moments(torch.empty_like(param, device="meta"), torch.float32)
-            for name in blank:
-                if not isinstance(saved.get(name), Tensor):
-                    raise ValueError(
-                        f"The state is another kind of optimizer's: {owner} needs {name!r} for a "
-                        f"parameter of the shape {tuple(param.shape)}, and it has {sorted(saved)}"
-                    )
-            if "shadow" in saved:
+            if "shadow" in saved or "shadow_exists" in saved:
                 blank["shadow"] = param
+                blank["shadow_exists"] = torch.empty((), device="meta")
+            moments = {name for name in MOMENTS if name in saved}
+            missing = [name for name in blank if not isinstance(saved.get(name), Tensor)]
+            if missing or moments - set(blank):
+                raise ValueError(
+                    f"The state is another kind of optimizer's, or damaged: {owner} needs "
+                    f"{', '.join(blank)} for a parameter of the shape {tuple(param.shape)}, and the "
+                    f"state has {', '.join(sorted(map(str, saved)))}"
+                )
             for name, moment in blank.items():
                 if saved[name].shape != moment.shape:
                     raise ValueError(
                         f"The state has other shapes: {name!r} is {tuple(saved[name].shape)} for a "
                         f"parameter of the shape {tuple(param.shape)}; {owner} needs {tuple(moment.shape)}"
                     )
+        names = _emotion_names()
+        has_emotion = any(name in saved for saved in loaded["param_groups"] for name in names)
         for saved in loaded["param_groups"]:
-            names = _emotion_names()
             missing = [name for name in names if name not in saved]
-            if 0 < len(missing) < len(names):
+            if has_emotion and missing:
                 raise ValueError(f"The state lacks a part of the emotion: {', '.join(missing)}")
             if saved.get("shadow_ratio") == "function" and self._shadow_ratio_of is None:
                 raise ValueError(
@@ -372,10 +387,12 @@ class EmoOptimizer(Optimizer):
         groups = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
         for index, group in enumerate(self.param_groups):
-            # What a state of another origin lacks stays as it is here.
+            # What a state of another origin lacks stays as it is here. ("differentiable" is torch's
+            # own addition to the defaults, and no option of these optimizers.)
             here = {**self.defaults, **(groups[index] if groups else {})}
             for name in (*self.defaults, *_emotion_names()):
-                group.setdefault(name, here[name])
+                if name not in group and name != "differentiable":
+                    group[name] = here[name]
         self._adopt_emotion()
 
     def __repr__(self) -> str:
@@ -386,11 +403,6 @@ class EmoOptimizer(Optimizer):
 def _emotion_names() -> tuple[str, ...]:
     names = [f"emotion_{name}" for name in EmotionState._fields if name != "history"]
     return (*names, "emotion_shadow_exists", "emotion_shadow_ratio", *HISTORY)
-
-
-def wide_dtype(param: Tensor) -> torch.dtype:
-    """Returns the dtype that a step computes in: the parameter's, and float32 at least."""
-    return torch.promote_types(param.dtype, torch.float32)
 
 
 def use_foreach(params: list[Tensor], group: Group) -> bool:

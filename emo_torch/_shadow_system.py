@@ -107,7 +107,7 @@ def multi_tensor_blend_with_shadow(
     wakes = ratio > 0
     applied = existed * ratio
     rate = _follow(existed, wakes, ratio, shadow_rate)
-    torch._foreach_mul_(params, (1.0 - applied).unbind())
-    torch._foreach_add_(params, torch._foreach_mul(shadows, applied.unbind()))
-    torch._foreach_lerp_(shadows, params, rate.unbind())
-    torch._foreach_copy_(exists, (existed | wakes).unbind())
+    torch._foreach_mul_(params, list((1.0 - applied).unbind()))
+    torch._foreach_add_(params, torch._foreach_mul(shadows, list(applied.unbind())))
+    torch._foreach_lerp_(shadows, params, list(rate.unbind()))
+    torch._foreach_copy_(exists, list((existed | wakes).unbind()))

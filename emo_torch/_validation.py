@@ -16,7 +16,8 @@ def check_learning_rate(lr: float | Tensor) -> None:
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
-    elif not 0.0 <= lr < math.inf:
+        lr = float(lr)
+    if not 0.0 <= lr < math.inf:
         raise ValueError(f"Invalid learning rate: {lr}")
 
 
@@ -83,7 +84,10 @@ def check_loss(loss: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
         if loss.is_complex() or loss.dtype == torch.bool:
             raise TypeError(f"The loss must be a real number, and has the dtype {loss.dtype}")
         return loss.detach().to(device=device, dtype=dtype).reshape(())
-    if isinstance(loss, bool) or not (isinstance(loss, Real) or hasattr(type(loss), "__float__")):
+    # NumPy's truths ("b") and complex numbers ("c"), too, can be made a float.
+    kind = getattr(getattr(loss, "dtype", None), "kind", "f")
+    can_be_float = isinstance(loss, Real) or hasattr(type(loss), "__float__")
+    if isinstance(loss, bool) or not can_be_float or kind in "bc":
         raise TypeError(f"The loss must be a tensor or a real number, and is {loss!r}")
     try:
         number = float(loss)
@@ -91,7 +95,7 @@ def check_loss(loss: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
         number = math.inf
     except (TypeError, ValueError) as error:
         raise ValueError(f"The loss must be a scalar, and is {loss!r}") from error
-    return torch.full((), number, dtype=dtype, device=device)
+    return torch.tensor(number, dtype=dtype, device=device)
 
 
 def check_moment_dtype(moment_dtype: torch.dtype | None) -> None:

@@ -1,0 +1,230 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import emo_optax
+
+MEMBERS = [emo_optax.emo_sens, emo_optax.emo_airy, emo_optax.emo_cats]
+DROPPERS = [
+    "optax.lookahead",
+    "optax.contrib.sam",
+    "optax.contrib.split_real_and_imaginary",
+    "optax.contrib.galore",
+    "optax.MultiSteps.gradient_transformation()",
+    "optax.GradientTransformation(",
+    "TrainState.apply_gradients",
+    "update(grads, state, params, value=loss)",
+]
+OPTIMIZERS = [
+    emo_optax.emo_sens(),
+    emo_optax.emo_airy(),
+    emo_optax.emo_cats(),
+    emo_optax.emotional(optax.sgd(0.1)),
+    emo_optax.share_emotion(optax.sgd(0.1)),
+    emo_optax.track_emotion(),
+    emo_optax.scale_by_emotion(),
+    emo_optax.filter_by_emotion(optax.sgd(0.1)),
+    emo_optax.blend_with_shadow(optax.sgd(0.1)),
+]
+
+
+def emotion_after(*losses: Any) -> emo_optax.Emotion:
+    optimizer = emo_optax.track_emotion()
+    params = jnp.ones(1, jnp.float32)
+    state = optimizer.init(params)
+    for loss in losses:
+        _, state = optimizer.update(params, state, value=loss)
+    return emo_optax.get_emotion(state)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_missing_loss_is_named_with_what_may_have_dropped_it(optimizer: Any) -> None:
+    params = jnp.ones(2)
+    state = optimizer.init(params)
+    for arguments in ({}, {"value": None}, {"loss": 1.0}):
+        with pytest.raises(emo_optax.LossMissingError) as caught:
+            optimizer.update(params, state, params, **arguments)
+        assert all(dropper in str(caught.value) for dropper in DROPPERS)
+        assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("shape", [(1,), (0,), (2, 3)])
+def test_a_loss_that_is_not_a_scalar_is_refused_with_its_shape(
+    optimizer: Any, shape: tuple[int, ...]
+) -> None:
+    params = jnp.ones(2)
+    with pytest.raises(ValueError, match="must be a scalar") as caught:
+        optimizer.update(params, optimizer.init(params), params, value=jnp.ones(shape))
+    assert str(shape) in str(caught.value)
+    assert "jnp.mean" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "loss", [1j, jnp.asarray(1j), True, np.True_, jnp.asarray(True), "high", object(), {"loss": 1.0}]
+)
+def test_a_loss_that_is_no_real_number_is_refused(loss: Any) -> None:
+    with pytest.raises(TypeError, match="`value` must be the loss, a real number"):
+        emotion_after(loss)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        2.0,
+        2,
+        np.float16(2),
+        np.float32(2),
+        np.float64(2),
+        np.int64(2),
+        np.asarray(2.0),
+        jnp.asarray(2.0, jnp.float16),
+        jnp.asarray(2.0, jnp.bfloat16),
+        jnp.asarray(2.0, jnp.float32),
+        jnp.asarray(2, jnp.int32),
+        jnp.asarray(2, jnp.uint8),
+        jnp.asarray(2, jnp.int8),
+    ],
+)
+@pytest.mark.parametrize("x64", [False, True])
+def test_a_loss_may_have_any_real_dtype(loss: Any, x64: bool) -> None:
+    expected = emotion_after(jnp.asarray(1.0, jnp.float32), jnp.asarray(2.0, jnp.float32))
+    with jax.enable_x64(x64):
+        emotion = emotion_after(1.0, loss)
+        if x64:
+            emotion_after(jnp.asarray(loss, jnp.float64))
+    for got, wanted in zip(emotion, expected, strict=True):
+        assert got.dtype == wanted.dtype
+        assert float(got) == float(wanted)
+
+
+@pytest.mark.parametrize("loss", [1e300, -1e300, np.float64(1e300), np.asarray(1e39), jnp.inf])
+@pytest.mark.parametrize("x64", [False, True])
+def test_a_loss_too_large_for_float32_is_held(loss: Any, x64: bool) -> None:
+    with jax.enable_x64(x64):
+        optimizer = emo_optax.track_emotion()
+        params = jnp.ones(1, jnp.float32)
+        _, state = optimizer.update(params, optimizer.init(params), params, value=loss)
+    emotion = emo_optax.get_emotion(state)
+    assert (int(emotion.felt), int(emotion.held)) == (0, 1)
+
+
+def test_a_loss_too_large_for_float32_is_felt_in_float64() -> None:
+    with jax.enable_x64(True):
+        optimizer = emo_optax.track_emotion()
+        params = jnp.ones(1, jnp.float64)
+        _, state = optimizer.update(params, optimizer.init(params), params, value=1e300)
+        assert float(emo_optax.get_emotion(state).long) == 1e300
+
+
+def test_a_whole_number_too_large_for_int32_is_felt_like_any_other() -> None:
+    assert float(emotion_after(3_000_000_000).long) == 3e9
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_no_gradient_flows_through_the_loss(member: Any) -> None:
+    optimizer = member(0.1, use_shadow=True)
+    params = jnp.asarray([1.0, 2.0])
+    state = optimizer.init(params)
+    for loss in (1.0, 1.3):
+        _, state = optimizer.update(params, state, params, value=loss)
+
+    def stepped(loss: jax.Array) -> jax.Array:
+        updates, new_state = optimizer.update(params, state, params * 2, value=loss)
+        emotion = emo_optax.get_emotion(new_state)
+        return jnp.sum(optax.apply_updates(params, updates)) + emotion.scalar + emotion.short
+
+    assert float(jax.grad(stepped)(jnp.asarray(1.1))) == 0.0
+    assert float(stepped(jnp.asarray(1.1))) != float(stepped(jnp.asarray(1.4)))
+
+
+@pytest.mark.parametrize(
+    "optimizer", [*(member() for member in MEMBERS), emo_optax.emotional(optax.sgd(0.1))]
+)
+def test_missing_parameters_are_named(optimizer: Any) -> None:
+    with pytest.raises(ValueError, match="`params` was not given"):
+        optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)), value=1.0)
+
+
+OUT_OF_RANGE: dict[str, list[Any]] = {
+    "learning_rate": [-0.1, np.nan, np.inf],
+    "b1": [-0.1, 1.0, 1.5, np.nan],
+    "b2": [-0.1, 1.0, 1.5, np.nan],
+    "eps": [-1e-8, np.nan, np.inf],
+    "weight_decay": [-0.1, np.nan, np.inf],
+    "theta": [-1e-4, np.nan, np.inf],
+    "short_factor": [0.0, -0.3, 1.1, np.nan],
+    "long_factor": [0.0, -0.3, 1.1, np.nan],
+    "gain": [-5.0, np.nan, np.inf],
+    "shadow_rate": [0.0, -0.1, 1.1, np.nan],
+    "shadow_ratio": ["v3.0", "2.0", None, 0.5],
+    "weight_decay_mode": ["L2", "", None],
+}
+INTERPRETED = [
+    ("b1", np.float64(1.5)),
+    ("b1", np.float32(1.5)),
+    ("gain", np.float32(-1.0)),
+    ("learning_rate", np.float32(-0.1)),
+    ("short_factor", np.int64(2)),
+]
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in OUT_OF_RANGE.items() for value in values]
+)
+def test_a_hyperparameter_out_of_its_range_is_refused_by_name(member: Any, name: str, value: Any) -> None:
+    options = {"use_shadow": True, name: value}
+    with pytest.raises(ValueError, match="Invalid ") as caught:
+        member(**options)
+    assert name.replace("_", " ") in str(caught.value).replace("_", " ")
+    assert repr(value) in str(caught.value) or str(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), INTERPRETED)
+def test_a_numpy_number_out_of_its_range_is_refused_like_pythons(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match="Invalid "):
+        emo_optax.emo_sens(**{name: value})
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_the_edges_of_the_ranges_are_allowed(member: Any) -> None:
+    member(
+        0.0, 0.0, 0.0, 0.0, 0.0, theta=0.0, short_factor=1.0, long_factor=1.0, gain=0.0,
+        use_shadow=True, shadow_rate=1.0,
+    )  # fmt: skip
+    member(0, 0, 0, 0, 0, gain=5)
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (emo_optax.track_emotion, {"short_factor": 0.0}),
+        (emo_optax.track_emotion, {"long_factor": 2.0}),
+        (emo_optax.scale_by_emotion, {"gain": -1.0}),
+        (lambda **o: emo_optax.share_emotion(optax.identity(), **o), {"long_factor": 0.0}),
+        (lambda **o: emo_optax.filter_by_emotion(optax.identity(), **o), {"theta": -1.0}),
+        (lambda **o: emo_optax.filter_by_emotion(optax.identity(), **o), {"short_factor": 1.5}),
+        (lambda **o: emo_optax.emotional(optax.identity(), **o), {"theta": -1.0}),
+        (lambda **o: emo_optax.emotional(optax.identity(), use_shadow=True, **o), {"shadow_ratio": "v9"}),
+        (emo_optax.blend_with_shadow, {"ratio": "v9"}),
+        (emo_optax.blend_with_shadow, {"shadow_rate": 0.0}),
+        (emo_optax.blend_with_shadow, {"gain": -1.0}),
+        (emo_optax.add_weight_decay, {"weight_decay": -0.1}),
+        (emo_optax.scale_by_uncorrected_adam, {"b1": 1.0}),
+        (emo_optax.scale_by_uncorrected_adam, {"b2": 1.0}),
+        (emo_optax.scale_by_uncorrected_adam, {"eps": -1.0}),
+        (emo_optax.scale_by_lion, {"b1": 1.0}),
+        (emo_optax.scale_by_lion, {"b2": -0.1}),
+        (emo_optax.scale_by_factored_moments, {"b1": 1.0}),
+        (emo_optax.scale_by_factored_moments, {"b2": 1.0}),
+        (emo_optax.scale_by_factored_moments, {"eps": -1.0}),
+    ],
+)
+def test_every_piece_refuses_what_is_out_of_range(make: Any, options: Any) -> None:
+    with pytest.raises(ValueError, match="Invalid "):
+        make(**options)

@@ -1,0 +1,532 @@
+"""The three optimizers against their definition, written out once more in NumPy's float64."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import emo_torch
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Options = dict[str, Any]
+
+FAMILY: dict[str, Callable[..., emo_torch.EmoOptimizer]] = {
+    "EmoSens": emo_torch.EmoSens,
+    "EmoAiry": emo_torch.EmoAiry,
+    "EmoCats": emo_torch.EmoCats,
+}
+STEPS = 60
+CLOSE = 1e-12
+
+
+def ratio_v2(s: float) -> float:
+    return abs(s) if abs(s) > 0.1 else 0.0
+
+
+def ratio_v1(s: float) -> float:
+    if s > 0.6:
+        return 0.7 + 0.2 * s
+    if s < -0.6:
+        return 0.1
+    return 0.3 if abs(s) > 0.3 else 0.0
+
+
+def half_of_what_rises(s: Any) -> Any:
+    """A ratio of one's own, for numbers and for tensors."""
+    return 0.5 * s * (s > 0)
+
+
+RATIOS = {"v2.0": ratio_v2, "v1.0": ratio_v1}
+
+
+class Reference:
+    """A whole optimizer as the definition says it, one element and one branch at a time."""
+
+    def __init__(self, rule: str, groups: list[tuple[list[Array], Options]], **shared: Any) -> None:
+        self.rule = rule
+        self.options: Options = {
+            "lr": 1e-3,
+            "betas": (0.9, 0.99) if rule == "EmoCats" else (0.9, 0.999),
+            "eps": 1e-8,
+            "weight_decay": 0.01,
+            "weight_decay_mode": "decoupled",
+            "decoupled_weight_decay": False,
+            "use_shadow": False,
+            "shadow_ratio": "v2.0",
+            "shadow_rate": 0.05,
+            "theta": 1e-4,
+            "short_factor": 0.3,
+            "long_factor": 0.01,
+            "gain": 5.0,
+            "maximize": False,
+            **shared,
+        }
+        self.options["lr"] = float(self.options["lr"])
+        self.groups = [(params, {**self.options, **own}) for params, own in groups]
+        self.moments: dict[tuple[int, int], dict[str, Any]] = {}
+        self.short = self.long = self.scalar = self.shadow_ratio = 0.0
+        self.scalars: list[float] = []
+        self.held = 0
+        self.should_stop = self.shadow_exists = False
+        self.stopped = self.moved = 0
+
+    def step(self, grads: list[list[Array | None]], loss: float) -> None:
+        if self.options["maximize"]:
+            loss = -loss
+        self._feel(loss)
+        ratio_of = self.options["shadow_ratio"]
+        ratio = (RATIOS[ratio_of] if isinstance(ratio_of, str) else ratio_of)(self.scalar)
+        if any(options["use_shadow"] for _, options in self.groups):
+            self.shadow_ratio = ratio if self.shadow_exists else 0.0
+            self.shadow_exists = self.shadow_exists or ratio > 0.0
+        for i, (params, options) in enumerate(self.groups):
+            for j, grad in enumerate(grads[i]):
+                if grad is not None:
+                    params[j] = self._move(i, j, params[j], grad, options, ratio)
+
+    def _feel(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            self.held += 1
+            return
+        if not self.scalars:
+            self.short = self.long = loss
+        a, b = self.options["short_factor"], self.options["long_factor"]
+        self.short = a * loss + (1 - a) * self.short
+        self.long = b * loss + (1 - b) * self.long
+        self.scalar = math.tanh(self.options["gain"] * (self.short - self.long))
+        self.scalars.append(self.scalar)
+        last = np.array(self.scalars[-32:])
+        if len(last) == 32 and np.mean(np.abs(last)) < 0.05 and np.var(last) < 0.005:
+            self.should_stop = True
+
+    def _move(self, i: int, j: int, p: Array, g: Array, options: Options, ratio: float) -> Array:
+        state = self.moments.setdefault((i, j), self._fresh(p))
+        eta, wd, mode = options["lr"], options["weight_decay"], options["weight_decay_mode"]
+        if options["maximize"]:
+            g = -g
+        if options["use_shadow"]:
+            state.setdefault("shadow_exists", False)
+            state.setdefault("shadow", np.zeros_like(p))
+            if ratio > 0 and not state["shadow_exists"]:
+                state["shadow"], state["shadow_exists"] = p, True
+            elif ratio > 0:
+                p = (1 - ratio) * p + ratio * state["shadow"]
+                state["shadow"] = state["shadow"] + options["shadow_rate"] * (p - state["shadow"])
+        if mode == "l2":
+            g = g + wd * p
+        elif mode == "absolute":
+            p = p - wd * p
+        else:
+            over = self.options["lr"] if options["decoupled_weight_decay"] else 1.0
+            p = p - eta * wd / over * p
+        update, keep = self._rule(state, g, options)
+        self.stopped += int(np.sum(~keep))
+        self.moved += int(np.sum(keep))
+        return np.asarray(p - eta * (1 - abs(self.scalar)) * np.where(keep, update, 0.0))
+
+    def _fresh(self, p: Array) -> dict[str, Any]:
+        if self.rule == "EmoCats":
+            return {"exp_avg": np.zeros_like(p)}
+        if self.rule == "EmoAiry" and p.ndim >= 2:
+            return {
+                "row": np.zeros((p.shape[0],) + (1,) * (p.ndim - 1)),
+                "column": np.zeros((1, *p.shape[1:])),
+            }
+        return {"exp_avg": np.zeros_like(p), "exp_avg_sq": np.zeros_like(p)}
+
+    def _rule(self, state: dict[str, Any], g: Array, options: Options) -> tuple[Array, Array]:
+        (b1, b2), eps = options["betas"], options["eps"]
+        bound = options["theta"] * (1 + abs(self.scalar))
+        if self.rule == "EmoCats":
+            update = np.sign((1 - b1) * g + b1 * state["exp_avg"])
+            state["exp_avg"] = b2 * state["exp_avg"] + (1 - b2) * g
+            return update, np.cbrt(np.abs(g)) >= bound
+        if "row" in state:
+            if g.size == 0:
+                return g, np.ones_like(g, dtype=bool)
+            row = np.empty_like(state["row"])
+            for index in range(g.shape[0]):
+                row[index] = np.mean(g[index] ** 2) + eps
+            column = np.mean([part**2 for part in g], axis=0)[None] + eps
+            state["row"] = b1 * state["row"] + (1 - b1) * np.sqrt(row)
+            state["column"] = b1 * state["column"] + (1 - b1) * np.sqrt(column)
+            keep = (np.cbrt(row) > bound) & (np.cbrt(column) > bound)
+            return g / (np.sqrt(state["row"] * state["column"]) + eps), keep
+        state["exp_avg"] = b1 * state["exp_avg"] + (1 - b1) * g
+        state["exp_avg_sq"] = b2 * state["exp_avg_sq"] + (1 - b2) * g**2
+        update = state["exp_avg"] / (np.sqrt(state["exp_avg_sq"]) + eps)
+        if self.rule == "EmoAiry":
+            return update, np.cbrt(g**2) > bound
+        return update, np.cbrt(np.abs(g)) >= bound
+
+
+def spiky_losses(seed: int = 0) -> list[float]:
+    """Losses that fall, rest and spike; one is not a number."""
+    noise = np.random.default_rng(seed).normal(size=STEPS)
+    losses = [1.0 + 0.1 * math.exp(-step / 6) + 0.01 * noise[step] for step in range(STEPS)]
+    spikes = {9: 0.15, 14: 0.3, 20: 0.5, 28: 1.0, 40: -0.6, 41: -0.6, 50: 60.0, 55: -4.0}
+    for step, spike in spikes.items():
+        losses[step] += spike
+    losses[30] = math.nan
+    return [float(loss) for loss in losses]
+
+
+SHAPES: tuple[tuple[int, ...], ...] = (
+    *((), (1,), (5,), (0,), (4, 3), (1, 4), (3, 1), (1, 1), (0, 3), (3, 0)),
+    *((2, 3, 2), (1, 2, 1), (2, 3, 2, 2)),
+)
+
+
+def make_params(rng: np.random.Generator, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Parameters of many shapes and layouts: one is transposed, one is channels last."""
+    params = [torch.tensor(rng.normal(size=shape)) for shape in shapes]
+    params.append(torch.tensor(rng.normal(size=(3, 4))).t())
+    image = torch.tensor(rng.normal(size=(2, 3, 2, 2))).to(memory_format=torch.channels_last)
+    return [torch.nn.Parameter(param) for param in (*params, image)]
+
+
+def make_grads(rng: np.random.Generator, params: Sequence[Tensor], step: int) -> list[Array | None]:
+    """Gradients of spiky size with zeros in them; now and then one is missing."""
+    grads: list[Array | None] = []
+    for index, param in enumerate(params):
+        grad = np.asarray(rng.normal(size=param.shape) * 10.0 ** rng.uniform(-2, 1))
+        grad = np.where(rng.random(size=param.shape) < 0.2, 0.0, grad)
+        if param.ndim >= 2 and step % 3 == 0 and grad.size:
+            grad[rng.integers(grad.shape[0])] *= 1e-3
+        grads.append(None if (step + index) % 11 == 5 else np.asarray(grad))
+    return grads
+
+
+def set_grad(param: Tensor, grad: Array | None, step: int) -> None:
+    """Gives a parameter its gradient, every other time in another layout than its own."""
+    if grad is None:
+        param.grad = None
+        return
+    tensor = torch.tensor(grad, dtype=param.dtype)
+    if step % 2 and param.ndim == 2:
+        tensor = tensor.t().contiguous().t()
+    param.grad = tensor
+
+
+def assert_close(ours: Tensor, theirs: Any, what: str) -> None:
+    array, expected = ours.detach().numpy(), np.asarray(theirs)
+    assert array.shape == expected.shape, what
+    if array.size:  # The helper of NumPy takes too long to be called some ten thousand times.
+        excess = np.abs(array * 1.0 - expected * 1.0) - CLOSE * (1.0 + np.abs(expected))
+        assert float(np.max(excess)) <= 0.0, what
+
+
+def assert_same(optimizer: emo_torch.EmoOptimizer, reference: Reference) -> None:
+    """Compares all that an optimizer holds."""
+    for i, (group, (params, _)) in enumerate(zip(optimizer.param_groups, reference.groups, strict=True)):
+        for j, (ours, theirs) in enumerate(zip(group["params"], params, strict=True)):
+            assert_close(ours, theirs, f"parameter {i}, {j}")
+            expected = reference.moments.get((i, j), {})
+            state = optimizer.state.get(ours, {})
+            assert state.keys() == expected.keys()
+            for name, value in state.items():
+                assert_close(value, expected[name], f"{name} {i}, {j}")
+            assert all(value.dtype == torch.bool for name, value in state.items() if "exists" in name)
+        history = torch.stack([group[f"emotion_history_{index:02d}"] for index in range(32)])
+        assert_close(history, ([0.0] * 32 + reference.scalars)[-32:], "history")
+    emotion = optimizer.emotion
+    for name in ("short", "long", "scalar", "shadow_ratio"):
+        assert_close(getattr(emotion, name), getattr(reference, name), name)
+    assert_close(emotion.step_scale, 1 - abs(reference.scalar), "step_scale")
+    assert (int(emotion.felt), int(emotion.held)) == (len(reference.scalars), reference.held)
+    assert optimizer.should_stop == reference.should_stop
+
+
+def run(
+    name: str,
+    options: Options,
+    *,
+    own: Sequence[Options] = ({},),
+    losses: list[float] | None = None,
+) -> Reference:
+    """Runs the reference beside both ways to step, and compares all that they hold, often."""
+    rng = np.random.default_rng(7)
+    start = [make_params(rng, SHAPES[index:]) for index in range(len(own))]
+    twin = [
+        ([np.array(param.detach().numpy()) for param in params], dict(extra))
+        for params, extra in zip(start, own, strict=True)
+    ]
+    reference = Reference(name, twin, **options)
+    optimizers = [
+        FAMILY[name](
+            [{"params": clone(params), **extra} for params, extra in zip(start, own, strict=True)],
+            **options,
+            foreach=foreach,
+        )
+        for foreach in (False, True)
+    ]
+    losses = spiky_losses() if losses is None else losses
+    for step, loss in enumerate(losses):
+        grads = [make_grads(rng, params, step) for params in start]
+        reference.step(grads, loss)
+        for optimizer in optimizers:
+            for group, news in zip(optimizer.param_groups, grads, strict=True):
+                for param, grad in zip(group["params"], news, strict=True):
+                    set_grad(param, grad, step)
+            optimizer.step(loss=loss)
+            if step < 3 or step % 7 == 0 or step + 1 == len(losses):
+                assert_same(optimizer, reference)
+    return reference
+
+
+def clone(params: Sequence[Tensor]) -> list[Tensor]:
+    """Copies parameters in their own layout."""
+    copies: list[Tensor] = [torch.nn.Parameter(param.detach().clone()) for param in params]
+    assert all(copy.stride() == param.stride() for copy, param in zip(copies, params, strict=True))
+    return copies
+
+
+OPTIONS: dict[str, Options] = {
+    "default": {},
+    "shadow v2.0": {"use_shadow": True},
+    "shadow v1.0": {"use_shadow": True, "shadow_ratio": "v1.0"},
+    "shadow of one's own": {"use_shadow": True, "shadow_ratio": half_of_what_rises, "shadow_rate": 0.3},
+    "decoupled": {"weight_decay": 0.7, "lr": 0.02, "use_shadow": True},
+    "absolute": {"weight_decay_mode": "absolute", "weight_decay": 3e-3, "use_shadow": True},
+    "l2": {"weight_decay_mode": "l2", "weight_decay": 0.3, "use_shadow": True},
+    "no decay": {"weight_decay": 0.0},
+    "theta": {"theta": 0.35},
+    "theta with l2": {"theta": 0.35, "weight_decay_mode": "l2", "weight_decay": 0.3},
+    "no theta": {"theta": 0.0},
+    "feeling": {"short_factor": 0.5, "long_factor": 0.05, "gain": 0.7, "use_shadow": True},
+    "whole factors": {"short_factor": 1.0, "long_factor": 1.0},
+    "no gain": {"gain": 0.0, "use_shadow": True},
+    "numbers": {"lr": 3e-2, "betas": (0.8, 0.95), "eps": 1e-4, "shadow_rate": 0.2, "use_shadow": True},
+    "no memory": {"betas": (0.0, 0.0)},
+    "maximize": {"maximize": True, "use_shadow": True, "weight_decay": 0.2},
+    "maximize with l2": {"maximize": True, "weight_decay": 0.2, "weight_decay_mode": "l2"},
+    "tensor lr": {"lr": torch.tensor(0.02, dtype=torch.float64)},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_step_is_as_defined(name: str, options: str) -> None:
+    reference = run(name, {"lr": 2e-2, **OPTIONS[options]})
+    assert reference.held == 1
+
+
+@pytest.mark.parametrize("lr", [2e-3, torch.tensor(2e-3, dtype=torch.float64)], ids=["float", "tensor"])
+def test_decoupled_weight_decay_of_emocats_is_over_the_learning_rate_it_was_made_with(
+    lr: float | Tensor,
+) -> None:
+    options = {"lr": lr, "weight_decay": 3e-3, "decoupled_weight_decay": True}
+    run("EmoCats", options, own=({}, {"lr": 7e-3}, {"weight_decay": 5e-3}))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_group_has_options_of_its_own(name: str) -> None:
+    own: tuple[Options, ...] = (
+        {"lr": 3e-2, "weight_decay": 0.4},
+        {"betas": (0.5, 0.7), "eps": 1e-3, "use_shadow": True, "shadow_rate": 0.4},
+        {"theta": 0.35, "weight_decay_mode": "absolute", "weight_decay": 2e-3},
+        {"weight_decay_mode": "l2", "weight_decay": 0.2, "use_shadow": True},
+        {"lr": 0.0},
+    )
+    run(name, {"shadow_ratio": "v1.0"}, own=own)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_filter_bites_where_theta_is_large(name: str) -> None:
+    reference = run(name, {"theta": 0.35})
+    assert min(reference.stopped, reference.moved) > 1000
+
+
+def test_the_losses_of_these_tests_take_every_branch() -> None:
+    reference = Reference("EmoSens", [([np.zeros(1)], {})])
+    for loss in spiky_losses():
+        reference.step([[np.ones(1)]], loss)
+    scalars = np.array(reference.scalars)
+    for low, high in (
+        (0.6, 1.0),
+        (0.3, 0.6),
+        (0.1, 0.3),
+        (-0.1, 0.1),
+        (-0.3, -0.1),
+        (-0.6, -0.3),
+        (-1, -0.6),
+    ):
+        assert np.sum((scalars > low) & (scalars <= high)) >= 2
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_goes_quiet_when_the_reference_does(name: str) -> None:
+    quiet = [1.0 + 0.002 * (step % 3) for step in range(33)]
+    assert not run(name, {}, losses=quiet[:31]).should_stop
+    assert run(name, {"use_shadow": True}, losses=[*quiet, 50.0, 1.0]).should_stop
+    assert not run(name, {}, losses=[*quiet[:20], 9.0, *quiet]).should_stop
+
+
+def test_the_first_step_of_emosens_is_what_a_pen_says() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
+    weight.grad = torch.tensor([2.0, -1.0, 0.0], dtype=torch.float64)
+    emo_torch.EmoSens([weight], lr=0.1, betas=(0.5, 0.75), eps=0.0, weight_decay=0.25).step(loss=4.0)
+    # m = g / 2, v = g^2 / 4: the update is the sign of g; decay takes a fortieth; s is 0.
+    np.testing.assert_allclose(weight.detach().numpy(), [1 - 0.025 - 0.1, -2 + 0.05 + 0.1, 3 - 0.075])
+
+
+def test_the_second_step_of_emocats_is_what_a_pen_says() -> None:
+    weight = torch.nn.Parameter(torch.tensor([10.0], dtype=torch.float64))
+    optimizer = emo_torch.EmoCats([weight], lr=1.0, betas=(0.5, 0.5), weight_decay=0.0, gain=1.0)
+    weight.grad = torch.tensor([4.0], dtype=torch.float64)
+    optimizer.step(loss=1.0)  # To 9, with a momentum of 2.
+    weight.grad = torch.tensor([-3.0], dtype=torch.float64)
+    optimizer.step(loss=2.0)
+    # short = 1.3, long = 1.01; u = sign(-1.5 + 1).
+    assert weight.item() == pytest.approx(9.0 + 1.0 - math.tanh(0.29), abs=1e-14)
+    assert optimizer.state[weight]["exp_avg"].item() == -0.5
+
+
+def test_the_first_step_of_emoairy_is_what_a_pen_says() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
+    weight.grad = torch.tensor([[1.0, 2.0, 2.0], [4.0, 5.0, 2.0]], dtype=torch.float64)
+    emo_torch.EmoAiry([weight], lr=1.0, betas=(0.0, 0.0), eps=0.0, weight_decay=0.0).step(loss=0.0)
+    # Row means of the squares: 3 and 15; column means: 8.5, 14.5, 4.
+    expected = [
+        [1 / math.sqrt(math.sqrt(r * c)) * g for g, c in zip(grads, (8.5, 14.5, 4.0), strict=True)]
+        for grads, r in (((1.0, 2.0, 2.0), 3.0), ((4.0, 5.0, 2.0), 15.0))
+    ]
+    np.testing.assert_allclose(weight.detach().numpy(), -np.array(expected), rtol=1e-14)
+
+
+# Many tensors at once, and precision.
+
+MIXES = {
+    "float32": (torch.float32,),
+    "bfloat16": (torch.bfloat16,),
+    "float16": (torch.float16,),
+    "mixed": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
+}
+
+
+def _train(name: str, dtypes: Sequence[torch.dtype], options: Options) -> tuple[Sequence[Tensor], Any]:
+    rng = np.random.default_rng(3)
+    numbers = [rng.normal(size=shape) for shape in SHAPES for _ in dtypes]
+    params = [
+        torch.nn.Parameter(torch.tensor(array).to(dtypes[index % len(dtypes)]))
+        for index, array in enumerate(numbers)
+    ]
+    optimizer = FAMILY[name](params, **options)
+    for step, loss in enumerate(spiky_losses()[:24]):
+        for param, grad in zip(params, make_grads(rng, params, step), strict=True):
+            set_grad(param, grad, step)
+        optimizer.step(loss=loss)
+    return params, optimizer
+
+
+@pytest.mark.parametrize("mode", ["decoupled", "l2"])
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("name", FAMILY)
+def test_all_tensors_at_once_come_out_as_one_after_the_other(name: str, mix: str, mode: str) -> None:
+    options = {"use_shadow": True, "weight_decay_mode": mode, "weight_decay": 0.1, "theta": 0.2, "lr": 0.03}
+    singles, single = _train(name, MIXES[mix], {**options, "foreach": False})
+    manies, many = _train(name, MIXES[mix], {**options, "foreach": True})
+    for ours, theirs in zip(manies, singles, strict=True):
+        assert torch.equal(ours, theirs)
+        assert many.state[ours].keys() == single.state[theirs].keys()
+        for key, value in many.state[ours].items():
+            assert value.dtype == single.state[theirs][key].dtype
+            assert torch.equal(value, single.state[theirs][key]), key
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", FAMILY)
+def test_low_precision_steps_are_computed_in_float32_and_rounded_once(
+    name: str, dtype: torch.dtype, foreach: bool
+) -> None:
+    torch.manual_seed(0)
+    options: Options = {"lr": 0.02, "weight_decay": 0.1, "foreach": foreach}
+    narrow = torch.nn.Parameter(torch.randn(5, 4).to(dtype))
+    wide = torch.nn.Parameter(narrow.detach().float())
+    ours, theirs = FAMILY[name]([narrow], **options), FAMILY[name]([wide], **options)
+    for step in range(20):
+        with torch.no_grad():
+            wide.copy_(narrow)
+        narrow.grad = torch.randn(5, 4).to(dtype)
+        wide.grad = narrow.grad.float()
+        before = narrow.detach().clone()
+        ours.step(loss=1.0 / (step + 1))
+        theirs.step(loss=1.0 / (step + 1))
+        change = (wide.detach() - before.float()).to(dtype)
+        assert torch.equal(narrow.detach(), before + change)
+        for key, value in ours.state[narrow].items():
+            assert value.dtype == torch.float32
+            assert torch.equal(value, theirs.state[wide][key]), key
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("name", FAMILY)
+def test_moments_are_kept_in_the_dtype_that_was_asked_for(name: str, foreach: bool) -> None:
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((4, 3), (3,))]
+    twins = [torch.nn.Parameter(weight.detach().clone()) for weight in weights]
+    kwargs: Options = {"lr": 1e-2, "use_shadow": True, "foreach": foreach}
+    ours = FAMILY[name](weights, moment_dtype=torch.bfloat16, **kwargs)
+    theirs = FAMILY[name](twins, **kwargs)
+    for step in range(10):
+        for weight, twin in zip(weights, twins, strict=True):
+            weight.grad = torch.randn_like(weight)
+            twin.grad = weight.grad.clone()
+        ours.step(loss=3.0 - 0.2 * step)
+        theirs.step(loss=3.0 - 0.2 * step)
+    for weight, twin in zip(weights, twins, strict=True):
+        state, wide = ours.state[weight], theirs.state[twin]
+        assert weight.dtype == state["shadow"].dtype == torch.float32
+        for key in state.keys() - {"shadow", "shadow_exists"}:
+            assert state[key].dtype == torch.bfloat16
+            assert wide[key].dtype == torch.float32
+            torch.testing.assert_close(state[key].float(), wide[key], rtol=0.05, atol=0.05)
+        torch.testing.assert_close(weight, twin, rtol=0.1, atol=0.2 * kwargs["lr"] * 10)
+        assert not torch.equal(weight, twin) or name == "EmoCats"
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (torch.float32, torch.float64),
+        (torch.float64, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("use_shadow", [False, True], ids=["plain", "shadow"])
+def test_a_model_may_change_its_dtype_between_steps(
+    use_shadow: bool, before: torch.dtype, after: torch.dtype, foreach: bool
+) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2).to(before)
+    optimizer = emo_torch.EmoSens(model.parameters(), lr=1e-2, use_shadow=use_shadow, foreach=foreach)
+    for step in range(8):
+        if step == 4:
+            model.to(after)
+        start = model.weight.detach().clone()
+        for param in model.parameters():
+            param.grad = torch.ones_like(param)
+        optimizer.step(loss=3.0 - 0.01 * step)
+        assert model.weight.dtype == (after if step >= 4 else before)
+        assert bool(torch.any(model.weight != start))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_ratio_of_one_s_own_may_return_a_plain_number(name: str) -> None:
+    weight = torch.nn.Parameter(torch.tensor([2.0]))
+    optimizer = FAMILY[name]([weight], lr=0.0, use_shadow=True, shadow_ratio=lambda _: 0.5)
+    weight.grad = torch.zeros(1)
+    optimizer.step(loss=1.0)
+    with torch.no_grad():
+        weight.fill_(4.0)
+    optimizer.step(loss=1.0)
+    assert weight.item() == 3.0
+    assert optimizer.emotion.shadow_ratio.item() == 0.5

@@ -1,0 +1,351 @@
+import math
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import emo_torch
+
+FAMILY: list[Any] = [emo_torch.EmoSens, emo_torch.EmoAiry, emo_torch.EmoCats]
+
+
+def weight(*shape: int, grad: bool = True) -> torch.nn.Parameter:
+    param = torch.nn.Parameter(torch.ones(shape or (3,)))
+    param.grad = torch.ones(shape or (3,)) if grad else None
+    return param
+
+
+def everything(optimizer: emo_torch.EmoOptimizer) -> list[Any]:
+    """All that a step may change, as numbers."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    state = [
+        {name: value.tolist() for name, value in optimizer.state[param].items()}
+        for param in params
+        if param in optimizer.state
+    ]
+    groups = [
+        {
+            name: value.tolist() if isinstance(value, torch.Tensor) else value
+            for name, value in group.items()
+        }
+        for group in optimizer.param_groups
+    ]
+    for group in groups:
+        del group["params"]
+    return [[param.tolist() for param in params], state, groups, list(map(float, optimizer.emotion))]
+
+
+# The loss.
+
+
+class Measured:
+    """A number of somebody else's making."""
+
+    def __float__(self) -> float:
+        return 2.5
+
+
+LOSSES: dict[str, Any] = {
+    "float": 2.5,
+    "fraction": Fraction(5, 2),
+    "decimal": Decimal("2.5"),
+    "np.float16": np.float16(2.5),
+    "np.float32": np.float32(2.5),
+    "np.float64": np.float64(2.5),
+    "np.array": np.array(2.5),
+    "float-like": Measured(),
+    "scalar": torch.tensor(2.5),
+    "one element": torch.tensor([2.5]),
+    "one element in three dimensions": torch.tensor([[[2.5]]]),
+    "float16": torch.tensor(2.5, dtype=torch.float16),
+    "bfloat16": torch.tensor(2.5, dtype=torch.bfloat16),
+    "float64": torch.tensor(2.5, dtype=torch.float64),
+    "with a graph": torch.tensor(2.5, requires_grad=True) * 1.0,
+    "a leaf": torch.tensor(2.5, requires_grad=True),
+    "parameter": torch.nn.Parameter(torch.tensor([2.5])),
+}
+
+
+@pytest.mark.parametrize("way", ["loss", "closure"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_real_number_in_any_dress_is_a_loss(loss: str, way: str) -> None:
+    optimizer = emo_torch.EmoSens([weight()])
+    given = LOSSES[loss]
+    returned = optimizer.step(loss=given) if way == "loss" else optimizer.step(lambda: given)
+    assert returned is given
+    emotion = optimizer.emotion
+    assert (emotion.short.item(), emotion.long.item(), emotion.felt.item()) == (2.5, 2.5, 1)
+    assert not any(field.requires_grad for field in emotion)
+    assert emotion.short.dtype == torch.float32
+
+
+@pytest.mark.parametrize("loss", [3, np.int64(3), torch.tensor(3), torch.tensor([3], dtype=torch.int8)])
+def test_an_integer_is_a_loss(loss: Any) -> None:
+    optimizer = emo_torch.EmoSens([weight()])
+    optimizer.step(loss=loss)
+    assert optimizer.emotion.short.item() == 3.0
+
+
+def test_a_loss_keeps_its_graph_and_its_numbers() -> None:
+    param = weight(grad=False)
+    optimizer = emo_torch.EmoSens([param])
+    loss = param.square().sum()
+    loss.backward(retain_graph=True)
+    optimizer.step(loss=loss)
+    assert loss.item() == 3.0
+    assert loss.requires_grad
+
+
+def test_the_loss_is_not_held_on_to() -> None:
+    optimizer = emo_torch.EmoSens([weight()])
+    loss = torch.tensor(1.0)
+    optimizer.step(loss=loss)
+    loss.fill_(100.0)
+    assert optimizer.emotion.short.item() == 1.0
+
+
+BAD_LOSSES: dict[str, tuple[Any, type[Exception], str]] = {
+    "two numbers": (torch.ones(2), ValueError, r"shape \(2,\)\. Reduce it first.*loss\.mean\(\)"),
+    "no number": (torch.ones(0), ValueError, r"shape \(0,\)"),
+    "a matrix": (torch.ones(2, 2), ValueError, r"shape \(2, 2\)"),
+    "an array": (np.ones(2), ValueError, "must be a scalar"),
+    "a string": ("1.0", TypeError, "must be a tensor or a real number, and is '1.0'"),
+    "bytes": (b"1", TypeError, "must be a tensor or a real number"),
+    "a truth": (True, TypeError, "must be a tensor or a real number, and is True"),
+    "a truth of NumPy's": (np.True_, TypeError, "must be a tensor or a real number"),
+    "a truth as a tensor": (torch.tensor(True), TypeError, "must be a real number.*bool"),
+    "complex": (1j, TypeError, "must be a tensor or a real number, and is 1j"),
+    "complex of NumPy's": (np.complex128(1j), TypeError, "must be a tensor or a real number"),
+    "complex as a tensor": (torch.tensor(1j), TypeError, "must be a real number.*complex"),
+    "a list": ([1.0], TypeError, "must be a tensor or a real number"),
+    "a dict": ({"loss": 1.0}, TypeError, "must be a tensor or a real number"),
+}
+
+
+@pytest.mark.parametrize("way", ["loss", "closure"])
+@pytest.mark.parametrize("loss", BAD_LOSSES)
+def test_what_is_no_real_number_is_refused_before_anything_is_changed(loss: str, way: str) -> None:
+    given, error, message = BAD_LOSSES[loss]
+    optimizer = emo_torch.EmoSens([weight()], use_shadow=True)
+    for before in (0.5, 2.0):
+        optimizer.step(loss=before)
+    kept = everything(optimizer)
+    with pytest.raises(error, match=message):
+        optimizer.step(loss=given) if way == "loss" else optimizer.step(lambda: given)
+    assert everything(optimizer) == kept
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("cls", FAMILY)
+@pytest.mark.parametrize("steps", [0, 3])
+def test_without_a_loss_the_error_names_the_ways_and_nothing_is_changed(
+    cls: Any, steps: int, foreach: bool
+) -> None:
+    optimizer = cls([{"params": [weight()], "lr": 0.0}, {"params": [weight(2, 2)]}], foreach=foreach)
+    for step in range(steps):
+        optimizer.step(loss=1.0 + step)
+    kept = everything(optimizer)
+    ways: tuple[tuple[Any, ...], ...] = ((), (None,), (lambda: None,))
+    for closure in ways:
+        with pytest.raises(emo_torch.LossMissingError) as caught:
+            optimizer.step(*closure)
+        for way in (
+            "opt.step(loss=loss)",
+            "scaler.step(opt, loss=loss)",
+            "opt.step(closure)",
+            "opt.step(lambda: loss.detach())",
+        ):
+            assert way in str(caught.value)
+        assert everything(optimizer) == kept
+    assert issubclass(emo_torch.LossMissingError, ValueError)
+
+
+@pytest.mark.parametrize("loss", [torch.tensor(1.0), 1.0, np.float32(1.0)])
+def test_a_loss_in_the_closure_s_place_is_told_its_name(loss: Any) -> None:
+    optimizer = emo_torch.EmoSens([weight()])
+    kept = everything(optimizer)
+    with pytest.raises(TypeError, match=r"opt\.step\(loss=loss\)"):
+        optimizer.step(loss)
+    assert everything(optimizer) == kept
+
+
+# What is optimized.
+
+
+@pytest.mark.parametrize("cls", FAMILY)
+def test_sparse_gradients_are_refused_before_anything_is_changed(cls: Any) -> None:
+    dense, sparse = weight(2, 2), weight(2, 2)
+    optimizer = cls([dense, sparse])
+    optimizer.step(loss=1.0)
+    sparse.grad = torch.ones(2, 2).to_sparse()
+    kept = everything(optimizer)
+    with pytest.raises(RuntimeError, match=f"^{cls.__name__} does not support sparse gradients$"):
+        optimizer.step(loss=5.0)
+    assert everything(optimizer) == kept
+
+
+@pytest.mark.parametrize("cls", FAMILY)
+def test_complex_parameters_are_refused_before_anything_is_changed(cls: Any) -> None:
+    real, other = weight(), torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    optimizer = cls([{"params": [real]}, {"params": [other]}])
+    optimizer.step(loss=1.0)
+    other.grad = torch.ones(2, dtype=torch.complex64)
+    kept = everything(optimizer)[1:]
+    with pytest.raises(RuntimeError, match=f"^{cls.__name__} does not support complex parameters$"):
+        optimizer.step(loss=5.0)
+    assert everything(optimizer)[1:] == kept
+
+
+@pytest.mark.parametrize("cls", FAMILY)
+def test_a_step_without_a_loss_at_a_learning_rate_of_0_still_refuses_sparse_gradients(cls: Any) -> None:
+    param = weight(2, 2)
+    param.grad = torch.ones(2, 2).to_sparse()
+    optimizer = cls([param], lr=0.0)
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+    assert not optimizer.state
+
+
+# The options.
+
+BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"lr": -1e-3}, r"^Invalid learning rate: -0\.001$"),
+    ({"lr": math.nan}, "^Invalid learning rate: nan$"),
+    ({"lr": math.inf}, "^Invalid learning rate: inf$"),
+    ({"lr": torch.tensor([1.0, 2.0])}, "^Tensor lr must be 1-element$"),
+    ({"lr": torch.tensor(-1.0)}, "^Invalid learning rate: "),
+    ({"lr": torch.tensor(math.nan)}, "^Invalid learning rate: "),
+    ({"betas": (1.0, 0.5)}, r"^Invalid beta parameter at index 0: 1\.0$"),
+    ({"betas": (-0.1, 0.5)}, r"^Invalid beta parameter at index 0: -0\.1$"),
+    ({"betas": (0.5, 1.0)}, r"^Invalid beta parameter at index 1: 1\.0$"),
+    ({"betas": (0.5, math.nan)}, "^Invalid beta parameter at index 1: nan$"),
+    ({"betas": (0.9,)}, "^Invalid betas"),
+    ({"betas": (0.9, 0.9, 0.9)}, "^Invalid betas"),
+    ({"eps": -1e-8}, "^Invalid epsilon value: -1e-08$"),
+    ({"eps": math.nan}, "^Invalid epsilon value: nan$"),
+    ({"weight_decay": -1}, "^Invalid weight_decay value: -1$"),
+    ({"weight_decay": math.inf}, "^Invalid weight_decay value: inf$"),
+    ({"theta": -1e-4}, r"^Invalid theta value: -0\.0001$"),
+    ({"shadow_rate": 0.0}, r"^Invalid shadow_rate value: 0\.0"),
+    ({"shadow_rate": 1.5}, r"^Invalid shadow_rate value: 1\.5"),
+    ({"weight_decay_mode": "AdamW"}, "^Invalid weight_decay_mode: 'AdamW'.*'decoupled', 'absolute', 'l2'"),
+    ({"moment_dtype": torch.int8}, "^Invalid moment_dtype: torch.int8"),
+    ({"moment_dtype": "bfloat16"}, "^Invalid moment_dtype: 'bfloat16'"),
+]
+BAD_SHARED_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"short_factor": 0.0}, r"^Invalid short_factor value: 0\.0"),
+    ({"short_factor": 1.01}, r"^Invalid short_factor value: 1\.01"),
+    ({"long_factor": -0.1}, r"^Invalid long_factor value: -0\.1"),
+    ({"long_factor": math.nan}, "^Invalid long_factor value: nan"),
+    ({"gain": -1.0}, r"^Invalid gain value: -1\.0"),
+    ({"gain": math.inf}, "^Invalid gain value: inf"),
+    ({"shadow_ratio": "v3.0"}, "^Invalid shadow_ratio: 'v3.0'.*'v2.0', 'v1.0' or a function"),
+    ({"shadow_ratio": 0.5}, "^Invalid shadow_ratio: 0.5"),
+]
+
+
+def ids(options: Any) -> str | None:
+    return str(options) if isinstance(options, dict) else ""
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS + BAD_SHARED_OPTIONS, ids=ids)
+@pytest.mark.parametrize("cls", FAMILY)
+def test_options_out_of_their_range_are_refused(cls: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cls([weight()], **options)
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=ids)
+@pytest.mark.parametrize("late", [False, True])
+def test_options_of_a_group_are_looked_at_too(options: dict[str, Any], message: str, late: bool) -> None:
+    optimizer = emo_torch.EmoAiry([weight()])
+    kept = everything(optimizer)
+    group = {"params": [weight()], **options}
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group(group) if late else emo_torch.EmoAiry([{"params": [weight()]}, group])
+    assert everything(optimizer) == kept
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"lr": 0}, {"lr": 0.0}, {"lr": 1}, {"lr": torch.tensor([0.1])}, {"lr": torch.tensor(0.0)}),
+        *({"betas": (0.0, 0.0)}, {"betas": [0.9, 0.99]}, {"eps": 0.0}, {"weight_decay": 0}, {"theta": 0.0}),
+        *({"short_factor": 1.0}, {"long_factor": 1}, {"gain": 0.0}, {"shadow_rate": 1.0}),
+        *({"moment_dtype": torch.float64}, {"shadow_ratio": torch.abs, "use_shadow": True}),
+    ],
+    ids=lambda options: " ".join(options),
+)
+@pytest.mark.parametrize("foreach", [False, True])
+def test_options_at_the_edge_of_their_range_are_fine(options: dict[str, Any], foreach: bool) -> None:
+    for cls in FAMILY:
+        params = [weight(), weight(2, 2)]
+        optimizer = cls(params, foreach=foreach, **options)
+        for loss in (1.0, 2.0, 1.0):
+            optimizer.step(loss=loss)
+        assert all(bool(torch.isfinite(param).all()) for param in params)
+
+
+@pytest.mark.parametrize("option", ["short_factor", "long_factor", "gain", "shadow_ratio", "maximize"])
+def test_a_group_cannot_have_an_emotion_of_its_own(option: str) -> None:
+    other = {"shadow_ratio": "v1.0", "maximize": True}.get(option, 0.123)
+    optimizer = emo_torch.EmoSens([weight()])
+    with pytest.raises(ValueError, match=f"^{option} belongs to the one emotion"):
+        optimizer.add_param_group({"params": [weight()], option: other})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": [weight()], option: optimizer.defaults[option]})
+    assert len(optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize("cls", FAMILY)
+def test_all_but_the_first_few_options_go_by_name(cls: Any) -> None:
+    optimizer = cls([weight()], 0.1, (0.5, 0.6), 1e-4, 0.2)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (
+        0.1,
+        (0.5, 0.6),
+        1e-4,
+        0.2,
+    )
+    with pytest.raises(TypeError, match="positional"):
+        cls([weight()], 0.1, (0.5, 0.6), 1e-4, 0.2, True)
+
+
+def test_the_defaults_are_those_of_the_published_optimizers() -> None:
+    rates = {
+        emo_torch.EmoSens: (0.9, 0.999),
+        emo_torch.EmoAiry: (0.9, 0.999),
+        emo_torch.EmoCats: (0.9, 0.99),
+    }
+    for cls, betas in rates.items():
+        defaults = cls([weight()]).defaults
+        expected = {
+            "lr": 1e-3,
+            "betas": betas,
+            "eps": 1e-8,
+            "weight_decay": 0.01,
+            "weight_decay_mode": "decoupled",
+            "use_shadow": False,
+            "shadow_ratio": "v2.0",
+            "shadow_rate": 0.05,
+            "theta": 1e-4,
+            "short_factor": 0.3,
+            "long_factor": 0.01,
+            "gain": 5.0,
+            "moment_dtype": None,
+            "maximize": False,
+            "foreach": None,
+        }
+        assert {name: defaults[name] for name in expected} == expected
+
+
+def test_a_group_without_parameters_is_as_welcome_as_in_torch() -> None:
+    cases: list[list[list[torch.Tensor]]] = [[[], [weight()]], [[weight()], []], [[]]]
+    for groups in cases:
+        torch.optim.AdamW([{"params": params} for params in groups])
+        optimizer = emo_torch.EmoSens([{"params": params} for params in groups])
+        optimizer.step(loss=1.0)
+        assert optimizer.emotion.felt.item() == 1

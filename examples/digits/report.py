@@ -1,0 +1,203 @@
+"""What is shown of a comparison: bars and a table while it trains, a sentence and a picture at the end."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from examples.digits import data
+from examples.digits.comparison import RUNS, Comparison
+from examples.digits.settings import OPTIMIZERS, Settings
+
+# A pale and a dark blue, and an orange: told apart with any kind of colour vision, and without colour.
+PALE_BLUE = "#8ec5ea"
+DARK_BLUE = "#08355c"
+ORANGE = "#f0a63c"
+
+# The headings of the table, with the width of each column: all of them fit into 80 characters.
+COLUMNS = (
+    ("Epoch", 5),
+    ("Loss\nFlax", 7),
+    ("Loss\nPyTorch", 7),
+    ("Accuracy\nFlax", 8),
+    ("Accuracy\nPyTorch", 8),
+    ("Emotion\nscalar", 7),
+    ("Step\nscale", 6),
+    ("Weights\ndiffer", 7),
+    ("Control\ndiffers", 7),
+)
+
+
+class LiveReport:
+    """Bars that move with every step, below a table that grows with every epoch.
+
+    Attributes:
+        bars: the bars; a context, within which they show.
+    """
+
+    def __init__(self, console: Console, settings: Settings) -> None:
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        steps = settings.epochs * (data.TRAIN_COUNT // settings.batch_size)
+        self._tasks = {name: self.bars.add_task(name, total=steps) for name in RUNS}
+        self._title = describe(settings)
+        self._epochs = 0
+
+    def on_step(self, name: str) -> None:
+        """Moves the bar of one training on."""
+        self.bars.advance(self._tasks[name])
+
+    def on_epoch(self, epoch: Comparison) -> None:
+        """Prints a row: means over the epoch's steps for the losses, the last step's values else."""
+        is_first = self._epochs == 0
+        self._epochs += 1
+        # A table of its own for every row, so that it can be printed above the bars at once.
+        table = Table(
+            title=self._title if is_first else None,
+            show_header=is_first,
+            show_edge=False,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+            box=box.SIMPLE_HEAD,
+        )
+        for heading, width in COLUMNS:
+            table.add_column(heading, justify="right", width=width)
+        table.add_row(
+            str(self._epochs),
+            f"{epoch.flax.loss.mean():.4f}",
+            f"{epoch.torch.loss.mean():.4f}",
+            f"{epoch.flax.accuracy[-1]:.1%}",
+            f"{epoch.torch.accuracy[-1]:.1%}",
+            f"{epoch.flax.scalar[-1]:+.3f}",
+            f"{epoch.flax.step_scale[-1]:.4f}",
+            f"{epoch.difference[-1]:.1e}",
+            f"{epoch.control_difference[-1]:.1e}",
+        )
+        self.bars.console.print(table)
+
+
+def describe(settings: Settings) -> str:
+    """Returns the settings as a heading."""
+    shadow = "with its shadow" if settings.use_shadow else "without a shadow"
+    title = OPTIMIZERS[settings.optimizer].title
+    return f"{title} {shadow}, learning rate {settings.learning_rate:g}, {settings.dtype}"
+
+
+def conclude(comparison: Comparison) -> str:
+    """Returns the result in one sentence."""
+    difference = comparison.difference.max()
+    control = comparison.control_difference.max()
+    return (
+        f"Over {len(comparison.difference)} steps the weights of Flax and PyTorch differed by at most "
+        f"{difference:.1e}, those of PyTorch and its control, which started one rounding away, by at most "
+        f"{control:.1e}: a ratio of {difference / control:.2g}."
+    )
+
+
+def draw(comparison: Comparison, settings: Settings, path: Path) -> None:
+    """Draws losses, accuracy, emotion and differences into a PNG."""
+    # Not pyplot: a figure of one's own needs no display and leaves nothing behind.
+    figure = Figure(figsize=(13, 12), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"Handwritten digits: {describe(settings)}", fontsize=16, fontweight="bold")
+    beside = "shadow" if settings.use_shadow else "difference"
+    panels = figure.subplot_mosaic([["loss", "accuracy"], ["scalar", "scale"], [beside, "difference"]])
+    flax, torch = comparison.flax, comparison.torch
+
+    _draw_pair(panels["loss"], flax.loss, torch.loss)
+    panels["loss"].set_yscale("log")
+    _finish(panels["loss"], "Loss of each batch", "step", "cross-entropy")
+
+    _draw_pair(panels["accuracy"], flax.accuracy, torch.accuracy)
+    panels["accuracy"].yaxis.set_major_formatter(PercentFormatter(1.0))
+    _finish(
+        panels["accuracy"], f"Accuracy on {data.TEST_COUNT} test digits", "epoch", "digits told rightly"
+    )
+
+    _draw_pair(panels["scalar"], flax.scalar, torch.scalar)
+    panels["scalar"].set_ylim(-1.05, 1.05)
+    _finish(panels["scalar"], "Emotion: below 0 the loss is below its trend", "step", "emotion scalar s")
+
+    _draw_pair(panels["scale"], flax.step_scale, torch.step_scale)
+    panels["scale"].set_ylim(-0.03, 1.05)
+    _finish(panels["scale"], "What the emotion leaves of a step", "step", "step scale 1 - |s|")
+
+    if settings.use_shadow:
+        _draw_pair(panels["shadow"], flax.shadow_ratio, torch.shadow_ratio)
+        panels["shadow"].set_ylim(-0.03, 1.05)
+        _finish(panels["shadow"], "How far a step pulls to the shadow", "step", "shadow ratio")
+
+    _draw_difference(panels["difference"], comparison)
+    _finish(panels["difference"], "How far apart the weights are", "step", "largest difference of a weight")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+
+
+def _draw_pair(axes: Axes, flax: NDArray[Any], torch: NDArray[Any]) -> None:
+    """Draws Flax pale and thick, and PyTorch dark and thin on top, so that both show where they agree."""
+    marker = _marker(flax)
+    where = np.arange(1, len(flax) + 1)
+    axes.plot(where, flax, color=PALE_BLUE, linewidth=5, marker=marker, markersize=10, label="Flax NNX")
+    axes.plot(where, torch, color=DARK_BLUE, linewidth=0.8, marker=marker, markersize=3, label="PyTorch")
+
+
+def _draw_difference(axes: Axes, comparison: Comparison) -> None:
+    difference, control = comparison.difference, comparison.control_difference
+    marker = _marker(difference)
+    steps = np.arange(1, len(difference) + 1)
+    axes.plot(
+        steps, control, color=ORANGE, linewidth=5, marker=marker, markersize=10, label="control and PyTorch"
+    )
+    axes.plot(
+        steps,
+        difference,
+        color=DARK_BLUE,
+        linewidth=1.5,
+        marker=marker,
+        markersize=3,
+        label="Flax and PyTorch",
+    )
+    # A logarithmic axis has no place for a difference of 0.
+    axes.set_yscale("log", nonpositive="mask")
+    # Whole decades, or the axis would make much of little; a bit more, so that the outer ones show.
+    both = np.concatenate([difference, control])
+    lowest, highest = np.log10(both[both > 0].min()), np.log10(both.max())
+    axes.set_ylim(0.9 * 10.0 ** np.floor(lowest), 1.1 * 10.0 ** np.ceil(highest + 0.2))
+    axes.yaxis.set_major_locator(LogLocator(numticks=10))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _marker(values: NDArray[Any]) -> str:
+    """Returns the mark of a point: none where there are so many that they would hide the line."""
+    return "o" if len(values) <= 100 else ""
+
+
+def _finish(axes: Axes, title: str, across: str, up: str) -> None:
+    axes.set_title(title, fontsize=14)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.set_xlabel(across, fontsize=12)
+    axes.set_ylabel(up, fontsize=12)
+    axes.tick_params(labelsize=11)
+    axes.grid(color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(framealpha=0.9, edgecolor="none", fontsize=12)

@@ -1,0 +1,49 @@
+"""What can be chosen for a training, and the defaults."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Family(NamedTuple):
+    """One of the optimizers, as it is called and with a learning rate that suits the digits.
+
+    Attributes:
+        title: its name in tables and pictures.
+        learning_rate: the default learning rate.
+    """
+
+    title: str
+    learning_rate: float
+
+
+OPTIMIZERS = {
+    "emo_sens": Family("EmoSens", 3e-3),
+    "emo_airy": Family("EmoAiry", 2e-3),
+    "emo_cats": Family("EmoCats", 1e-3),
+}
+
+MAX_NORM = 1.0
+"""What the gradients of a step are clipped to, all of them taken as one vector."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides how a training goes; the same settings give the same numbers.
+
+    Attributes:
+        optimizer: a name in `OPTIMIZERS`.
+        learning_rate: the learning rate, > 0.
+        use_shadow: whether the optimizer pulls the weights back to their shadow.
+        epochs: how often every digit is seen, > 0.
+        batch_size: how many digits make one step, > 0.
+        seed: decides the first weights and the order of the digits.
+        dtype: "float32" or "float64".
+    """
+
+    optimizer: str = "emo_sens"
+    learning_rate: float = OPTIMIZERS["emo_sens"].learning_rate
+    use_shadow: bool = False
+    epochs: int = 30
+    batch_size: int = 32
+    seed: int = 0
+    dtype: str = "float32"
