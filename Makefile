@@ -1,6 +1,8 @@
 # Everything here sets itself up from nothing but Python 3.11.
 PYTHON ?= python3.11
 VENV ?= .venv
+# The tests use small arrays, and one process for each core.
+export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 # What goes to the demo, for example: make demo ARGS="--optimizer emo_cats --learning-rate 3e-4"
 ARGS ?=

@@ -5,6 +5,8 @@ from emo_optax._bridge import from_arrays as from_arrays
 from emo_optax._bridge import load_arrays as load_arrays
 from emo_optax._bridge import save_arrays as save_arrays
 from emo_optax._bridge import to_arrays as to_arrays
+from emo_optax._by_name import create_optimizer as create_optimizer
+from emo_optax._by_name import list_optimizers as list_optimizers
 from emo_optax._early_stop import went_quiet as went_quiet
 from emo_optax._emo_airy import emo_airy as emo_airy
 from emo_optax._emo_cats import emo_cats as emo_cats

@@ -5,6 +5,8 @@ from emo_torch._bridge import from_arrays as from_arrays
 from emo_torch._bridge import load_arrays as load_arrays
 from emo_torch._bridge import save_arrays as save_arrays
 from emo_torch._bridge import to_arrays as to_arrays
+from emo_torch._by_name import create_optimizer as create_optimizer
+from emo_torch._by_name import list_optimizers as list_optimizers
 from emo_torch._early_stop import went_quiet as went_quiet
 from emo_torch._emo_airy import EmoAiry as EmoAiry
 from emo_torch._emo_cats import EmoCats as EmoCats

@@ -1,5 +1,6 @@
 """Drives either package with given gradients and losses, and shows all that it holds as NumPy arrays."""
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -48,6 +49,18 @@ def package(factory: Callable[..., Any]) -> Any:
     return importlib.import_module(factory.__module__.split(".")[0])
 
 
+@functools.lru_cache(maxsize=32)
+def _compiled(factory: Callable[..., Any], options: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]:
+    """Returns `init` and a jitted step, the same ones for the same options: compiling is slow."""
+    optimizer = factory(**dict(options))
+
+    def step(params: Any, state: Any, grads: Any, loss: jax.Array) -> tuple[Any, Any]:
+        updates, state = optimizer.update(grads, state, params, value=loss)
+        return optax.apply_updates(params, updates), state
+
+    return optimizer.init, jax.jit(step)
+
+
 class OptaxDrive:
     """The Optax side, jitted."""
 
@@ -56,16 +69,9 @@ class OptaxDrive:
     ) -> None:
         del device  # JAX puts arrays on its first device: `JAX_PLATFORMS` says which that is.
         self._to_arrays = package(member.optax).to_arrays
-        optimizer = member.optax(**optax_options(options))
+        init, self._step = _compiled(member.optax, tuple(sorted(optax_options(options).items())))
         self._params = {name: jnp.asarray(array) for name, array in params.items()}
-        self._state = optimizer.init(self._params)
-
-        @jax.jit
-        def step(params: Any, state: Any, grads: Any, loss: jax.Array) -> tuple[Any, Any]:
-            updates, state = optimizer.update(grads, state, params, value=loss)
-            return optax.apply_updates(params, updates), state
-
-        self._step = step
+        self._state = init(self._params)
 
     def step(self, grads: Arrays, loss: float) -> None:
         """Takes one step with given gradients and loss."""

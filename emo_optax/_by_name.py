@@ -1,0 +1,59 @@
+"""Optimizers by name, for configuration files and command lines."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from emo_optax._emo_airy import emo_airy
+from emo_optax._emo_cats import emo_cats
+from emo_optax._emo_sens import emo_sens
+
+_OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
+    "emo_airy": emo_airy,
+    "emo_cats": emo_cats,
+    "emo_sens": emo_sens,
+}
+
+
+def list_optimizers() -> list[str]:
+    """Returns the names of all optimizers, in alphabetical order.
+
+    Example:
+        >>> import emo_optax
+        >>> "emo_sens" in emo_optax.list_optimizers()
+        True
+    """
+    return sorted(_OPTIMIZERS)
+
+
+def create_optimizer(name: str, /, *args: Any, **options: Any) -> optax.GradientTransformationExtraArgs:
+    """Makes an optimizer by its name.
+
+    Args:
+        name: one of `list_optimizers()`; capitals and underscores don't matter, so that
+            `"EmoSens"` is `"emo_sens"`.
+        *args: what the optimizer takes, such as the learning rate.
+        **options: what it takes by name.
+
+    Returns:
+        What the function of that name returns.
+
+    Raises:
+        ValueError: for an unknown name, or a hyperparameter out of its range.
+        TypeError: for an option that the optimizer does not have.
+
+    Example:
+        >>> import emo_optax
+        >>> optimizer = emo_optax.create_optimizer("emo_sens", 1e-3, use_shadow=True)
+    """
+    known = {name.replace("_", ""): name for name in _OPTIMIZERS}
+    plain = name.replace("_", "").lower()
+    if plain not in known:
+        near = [known[match] for match in difflib.get_close_matches(plain, known, n=1)]
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(
+            f"There is no optimizer named {name!r}{hint} Known are {', '.join(list_optimizers())}."
+        )
+    return _OPTIMIZERS[known[plain]](*args, **options)

@@ -1,0 +1,63 @@
+"""Optimizers by name, for configuration files and command lines."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim.optimizer import ParamsT
+
+from emo_torch._emo_airy import EmoAiry
+from emo_torch._emo_cats import EmoCats
+from emo_torch._emo_sens import EmoSens
+from emo_torch._emotional import EmoOptimizer
+
+_OPTIMIZERS: dict[str, Callable[..., EmoOptimizer]] = {
+    "emo_airy": EmoAiry,
+    "emo_cats": EmoCats,
+    "emo_sens": EmoSens,
+}
+
+
+def list_optimizers() -> list[str]:
+    """Returns the names of all optimizers, in alphabetical order.
+
+    Example:
+        >>> import emo_torch
+        >>> "emo_sens" in emo_torch.list_optimizers()
+        True
+    """
+    return sorted(_OPTIMIZERS)
+
+
+def create_optimizer(name: str, /, params: ParamsT, *args: Any, **options: Any) -> EmoOptimizer:
+    """Makes an optimizer by its name.
+
+    Args:
+        name: one of `list_optimizers()`; capitals and underscores don't matter, so that
+            `"EmoSens"` is `"emo_sens"`.
+        params: the parameters, or groups of them.
+        *args: what the optimizer takes behind them, such as the learning rate.
+        **options: what it takes by name.
+
+    Returns:
+        What the class of that name makes.
+
+    Raises:
+        ValueError: for an unknown name, or a hyperparameter out of its range.
+        TypeError: for an option that the optimizer does not have.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> params = torch.nn.Linear(2, 1).parameters()
+        >>> optimizer = emo_torch.create_optimizer("emo_sens", params, lr=1e-3, use_shadow=True)
+    """
+    known = {name.replace("_", ""): name for name in _OPTIMIZERS}
+    plain = name.replace("_", "").lower()
+    if plain not in known:
+        near = [known[match] for match in difflib.get_close_matches(plain, known, n=1)]
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(
+            f"There is no optimizer named {name!r}{hint} Known are {', '.join(list_optimizers())}."
+        )
+    return _OPTIMIZERS[known[plain]](params, *args, **options)
