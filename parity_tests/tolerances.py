@@ -67,6 +67,18 @@ FOLLOWING = {
 }
 
 
+CLOSED_LOOP = {
+    # Each framework takes its own gradients, so roundings feed back. Some hundred steps let them grow
+    # a hundredfold; where a filter or a sign stands on its threshold, one weight takes another step.
+    "float64": Tolerance(absolute=1e-12, relative=1e-10),
+    "float32": Tolerance(absolute=1e-5, relative=1e-3),
+}
+"""The band in which the losses of two trainings must lie."""
+
+VISIBLE = {"float64": 2.0**-50, "float32": 2.0**-21}
+"""The difference of a weight beyond which rounding counts as visible: four units of the last place of 1."""
+
+
 def bound(leaf: str, dtype: str, options: Mapping[str, Any]) -> Tolerance:
     """Returns the bound for a leaf, by its name, in a run of a dtype with some options."""
     if leaf.startswith("param/"):
