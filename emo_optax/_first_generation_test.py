@@ -69,7 +69,9 @@ class Reference:
 
 
 def _softsign(mixed: Array, g: Array) -> Array:
-    return mixed / (1.0 + np.abs(mixed)) * (np.sqrt((g**2).sum()) + EPS)
+    length = np.sqrt((g**2).sum()) + EPS
+    softened: Array = mixed / (1.0 + np.abs(mixed))
+    return softened * length
 
 
 def _decayed(p: Array, update: Array) -> Array:
@@ -182,8 +184,8 @@ def test_compiles_once_and_scans(name: str) -> None:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_state_is_shaped_from_shapes_alone(name: str, dtype: Any) -> None:
     optimizer = MEMBERS[name](LR, use_shadow=True)
-    shapes = {"matrix": jax.ShapeDtypeStruct((3, 4), dtype), "scalar": jax.ShapeDtypeStruct((), dtype)}
-    params = jax.tree.map(lambda shape: jnp.ones(shape.shape, shape.dtype), shapes)
+    params = {"matrix": jnp.ones((3, 4), dtype), "scalar": jnp.ones((), dtype)}
+    shapes = jax.eval_shape(lambda: params)
     state = optimizer.init(params)
     outlined = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), optimizer.init(shapes))
     assert outlined == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)

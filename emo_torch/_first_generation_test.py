@@ -68,7 +68,9 @@ class Reference:
 
 
 def _softsign(mixed: Array, g: Array) -> Array:
-    return mixed / (1.0 + np.abs(mixed)) * (np.sqrt((g**2).sum()) + EPS)
+    length = np.sqrt((g**2).sum()) + EPS
+    softened: Array = mixed / (1.0 + np.abs(mixed))
+    return softened * length
 
 
 def _decayed(p: Array, update: Array) -> Array:
