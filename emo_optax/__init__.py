@@ -10,7 +10,13 @@ from emo_optax._by_name import list_optimizers as list_optimizers
 from emo_optax._early_stop import went_quiet as went_quiet
 from emo_optax._emo_airy import emo_airy as emo_airy
 from emo_optax._emo_cats import emo_cats as emo_cats
+from emo_optax._emo_clan import emo_clan as emo_clan
+from emo_optax._emo_fact import emo_fact as emo_fact
+from emo_optax._emo_lynx import emo_lynx as emo_lynx
+from emo_optax._emo_navi import emo_navi as emo_navi
+from emo_optax._emo_neco import emo_neco as emo_neco
 from emo_optax._emo_sens import emo_sens as emo_sens
+from emo_optax._emo_zeal import emo_zeal as emo_zeal
 from emo_optax._emotion import Emotion as Emotion
 from emo_optax._emotion import EmotionState as EmotionState
 from emo_optax._emotion import ShareEmotionState as ShareEmotionState
@@ -24,9 +30,12 @@ from emo_optax._errors import EmotionMissingError as EmotionMissingError
 from emo_optax._errors import LossMissingError as LossMissingError
 from emo_optax._rules import ScaleByFactorsState as ScaleByFactorsState
 from emo_optax._rules import ScaleByLionState as ScaleByLionState
+from emo_optax._rules import ScaleByMomentumState as ScaleByMomentumState
 from emo_optax._rules import ScaleByUncorrectedAdamState as ScaleByUncorrectedAdamState
+from emo_optax._rules import scale_by_cautious_sign as scale_by_cautious_sign
 from emo_optax._rules import scale_by_factored_moments as scale_by_factored_moments
 from emo_optax._rules import scale_by_lion as scale_by_lion
+from emo_optax._rules import scale_by_softsign as scale_by_softsign
 from emo_optax._rules import scale_by_uncorrected_adam as scale_by_uncorrected_adam
 from emo_optax._shadow_effect import filter_by_emotion as filter_by_emotion
 from emo_optax._shadow_effect import keep_elements as keep_elements
@@ -37,6 +46,10 @@ from emo_optax._shadow_system import BlendWithShadowState as BlendWithShadowStat
 from emo_optax._shadow_system import blend_with_shadow as blend_with_shadow
 from emo_optax._shadow_system import shadow_ratio_v1 as shadow_ratio_v1
 from emo_optax._shadow_system import shadow_ratio_v2 as shadow_ratio_v2
+from emo_optax._switch import StepFirstState as StepFirstState
+from emo_optax._switch import SwitchByEmotionState as SwitchByEmotionState
+from emo_optax._switch import step_first as step_first
+from emo_optax._switch import switch_by_emotion as switch_by_emotion
 from emo_optax._weight_decay import AddWeightDecayState as AddWeightDecayState
 from emo_optax._weight_decay import add_weight_decay as add_weight_decay
 

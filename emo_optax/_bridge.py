@@ -10,8 +10,14 @@ import numpy as np
 import optax
 
 from emo_optax._emotion import EmotionState
-from emo_optax._rules import ScaleByFactorsState, ScaleByLionState, ScaleByUncorrectedAdamState
+from emo_optax._rules import (
+    ScaleByFactorsState,
+    ScaleByLionState,
+    ScaleByMomentumState,
+    ScaleByUncorrectedAdamState,
+)
 from emo_optax._shadow_system import BlendWithShadowState
+from emo_optax._switch import StepFirstState, SwitchByEmotionState
 from emo_optax._weight_decay import AddWeightDecayState
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -22,15 +28,21 @@ ARRAYS_VERSION = 1
 _TREES: dict[type, dict[str, str]] = {
     ScaleByUncorrectedAdamState: {"mu": "exp_avg", "nu": "exp_avg_sq"},
     ScaleByLionState: {"mu": "exp_avg"},
+    ScaleByMomentumState: {"mu": "exp_avg"},
     ScaleByFactorsState: {"row": "row", "column": "column"},
 }
 _RULES: dict[type, str] = {
-    # In this order: factored moments hold Adam's too.
+    # In this order: switches and first steps hold the others, and factored moments Adam's.
+    SwitchByEmotionState: "adam_factors_or_lion",
+    StepFirstState: "factored_moments_after_signs",
+    ScaleByMomentumState: "cautious_sign_or_softsign",
     ScaleByFactorsState: "factored_moments",
     ScaleByUncorrectedAdamState: "uncorrected_adam",
     ScaleByLionState: "lion",
 }
-_OURS = (EmotionState, BlendWithShadowState, AddWeightDecayState, *_TREES)
+_SWITCHED = ("navi_", "fact_", "lynx_")
+"""What the names of moments begin with, for each rule of EmoClan."""
+_OURS = (EmotionState, BlendWithShadowState, AddWeightDecayState, SwitchByEmotionState, *_TREES)
 
 
 def to_arrays(state: optax.OptState) -> Arrays:
@@ -172,12 +184,14 @@ def _rule(state: optax.OptState) -> str:
     raise ValueError("This is not the state of a member of the family: none of its rules is in it")
 
 
-def _exchange(state: optax.OptState, swap: Callable[[str, jax.Array], jax.Array]) -> optax.OptState:
+def _exchange(
+    state: optax.OptState, swap: Callable[[str, jax.Array], jax.Array], prefix: str = ""
+) -> optax.OptState:
     """Calls `swap` with the name and the value of every leaf, and puts back what it returns."""
 
     def swap_tree(name: str, tree: Any) -> Any:
         def swap_leaf(path: Any, leaf: jax.Array) -> jax.Array:
-            return swap(f"{name}/{jax.tree_util.keystr(path, simple=True, separator='.')}", leaf)
+            return swap(f"{prefix}{name}/{jax.tree_util.keystr(path, simple=True, separator='.')}", leaf)
 
         return jax.tree_util.tree_map_with_path(swap_leaf, tree)
 
@@ -197,6 +211,10 @@ def _exchange(state: optax.OptState, swap: Callable[[str, jax.Array], jax.Array]
             if isinstance(node.divisor, tuple):
                 return node
             return node._replace(divisor=swap("weight_decay_divisor", node.divisor))
+        if isinstance(node, SwitchByEmotionState):
+            # A rule that keeps nothing has nothing to name: EmoZeal's switch of first steps.
+            named = zip(_SWITCHED, node.states, strict=True)
+            return SwitchByEmotionState(tuple(_exchange(own, swap, begin) for begin, own in named))
         names = _TREES.get(type(node), {})
         if names:
             return node._replace(

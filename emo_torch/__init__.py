@@ -10,16 +10,24 @@ from emo_torch._by_name import list_optimizers as list_optimizers
 from emo_torch._early_stop import went_quiet as went_quiet
 from emo_torch._emo_airy import EmoAiry as EmoAiry
 from emo_torch._emo_cats import EmoCats as EmoCats
+from emo_torch._emo_clan import EmoClan as EmoClan
+from emo_torch._emo_fact import EmoFact as EmoFact
+from emo_torch._emo_lynx import EmoLynx as EmoLynx
+from emo_torch._emo_navi import EmoNavi as EmoNavi
+from emo_torch._emo_neco import EmoNeco as EmoNeco
 from emo_torch._emo_sens import EmoSens as EmoSens
+from emo_torch._emo_zeal import EmoZeal as EmoZeal
 from emo_torch._emotion import Emotion as Emotion
 from emo_torch._emotion import EmotionState as EmotionState
 from emo_torch._emotion import feel as feel
 from emo_torch._emotion import init_emotion as init_emotion
 from emo_torch._emotional import EmoOptimizer as EmoOptimizer
 from emo_torch._errors import LossMissingError as LossMissingError
+from emo_torch._rules import scale_by_cautious_sign as scale_by_cautious_sign
 from emo_torch._rules import scale_by_factored_moments as scale_by_factored_moments
 from emo_torch._rules import scale_by_factors as scale_by_factors
 from emo_torch._rules import scale_by_lion as scale_by_lion
+from emo_torch._rules import scale_by_softsign as scale_by_softsign
 from emo_torch._rules import scale_by_uncorrected_adam as scale_by_uncorrected_adam
 from emo_torch._shadow_effect import filter_by_emotion as filter_by_emotion
 from emo_torch._shadow_effect import keep_elements as keep_elements
@@ -28,6 +36,7 @@ from emo_torch._shadow_effect import step_scale as step_scale
 from emo_torch._shadow_system import blend_with_shadow as blend_with_shadow
 from emo_torch._shadow_system import shadow_ratio_v1 as shadow_ratio_v1
 from emo_torch._shadow_system import shadow_ratio_v2 as shadow_ratio_v2
+from emo_torch._switch import switch_by_emotion as switch_by_emotion
 from emo_torch._weight_decay import add_weight_decay as add_weight_decay
 
 __version__ = "0.1.0"

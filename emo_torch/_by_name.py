@@ -8,13 +8,25 @@ from torch.optim.optimizer import ParamsT
 
 from emo_torch._emo_airy import EmoAiry
 from emo_torch._emo_cats import EmoCats
+from emo_torch._emo_clan import EmoClan
+from emo_torch._emo_fact import EmoFact
+from emo_torch._emo_lynx import EmoLynx
+from emo_torch._emo_navi import EmoNavi
+from emo_torch._emo_neco import EmoNeco
 from emo_torch._emo_sens import EmoSens
+from emo_torch._emo_zeal import EmoZeal
 from emo_torch._emotional import EmoOptimizer
 
 _OPTIMIZERS: dict[str, Callable[..., EmoOptimizer]] = {
     "emo_airy": EmoAiry,
     "emo_cats": EmoCats,
+    "emo_clan": EmoClan,
+    "emo_fact": EmoFact,
+    "emo_lynx": EmoLynx,
+    "emo_navi": EmoNavi,
+    "emo_neco": EmoNeco,
     "emo_sens": EmoSens,
+    "emo_zeal": EmoZeal,
 }
 
 

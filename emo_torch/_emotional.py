@@ -28,7 +28,13 @@ MultiTensorRule = Callable[[list[Tensor], list[State]], list[Tensor]]
 """The same for many tensors of one device and dtype."""
 
 HISTORY = tuple(f"emotion_history_{index:02d}" for index in range(WINDOW))
-MOMENTS = ("exp_avg", "exp_avg_sq", "row", "column")
+MOMENTS = (
+    *("exp_avg", "exp_avg_sq", "row", "column"),
+    # Of EmoClan, whose rules have each their own.
+    *("navi_exp_avg", "navi_exp_avg_sq"),
+    *("fact_exp_avg", "fact_exp_avg_sq", "fact_row", "fact_column"),
+    "lynx_exp_avg",
+)
 """The names of the moments that a rule moves; what else stands in a state is not the rule's."""
 SHARED_OPTIONS = ("short_factor", "long_factor", "gain", "shadow_ratio", "maximize")
 """Options of the one emotion, which a group cannot have for itself."""
@@ -55,7 +61,9 @@ class EmoOptimizer(Optimizer):
     """
 
     rule: str
-    """The name of its rule in `_rules`, without the `scale_by_`."""
+    """The name of its rule in `_rules`, without the `scale_by_`, or the member's own."""
+    shadow_effect: bool = True
+    """Whether its update is filtered and scaled."""
 
     _emotion: EmotionState
     _shadow_exists: Tensor
@@ -426,7 +434,7 @@ def _signal(feeling: Feeling, group: Group, device: torch.device, dtype: torch.d
     scalar = feeling.scalar.to(device=device)
     lr = group["lr"]
     return _Signal(
-        tolerance=(group["theta"] * (1.0 + scalar.abs())).to(dtype),
+        tolerance=(group.get("theta", 0.0) * (1.0 + scalar.abs())).to(dtype),
         scale=step_scale(scalar).to(dtype),
         shadow_ratio=feeling.shadow_ratio.to(device=device, dtype=dtype),
         lr=lr.reshape(()).to(dtype) if isinstance(lr, Tensor) else lr,
@@ -443,8 +451,12 @@ def single_tensor(
     group: Group,
     keep: Keep = keep_elements,
     shadow_effect: bool = True,
+    first: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Steps with one tensor after the other: shadow, weight decay, rule, effect. The reference."""
+    """Steps with one tensor after the other: shadow, weight decay, rule, effect. The reference.
+
+    What `first` makes of the gradient is a step of its own, before weight decay.
+    """
     signals: dict[tuple[torch.device, torch.dtype], _Signal] = {}
     for param, grad, state in zip(params, grads, states, strict=True):
         # Low precision is computed wide: weight decay alone would be rounded away.
@@ -466,6 +478,8 @@ def single_tensor(
                 signal.shadow_ratio,
                 shadow_rate=group["shadow_rate"],
             )
+        if first is not None:
+            weight.sub_(first(grad).mul_(signal.lr))
         mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
         if mode == "l2":
             grad = grad.clone()
@@ -498,6 +512,7 @@ def multi_tensor(
     group: Group,
     keep: Keep = keep_elements,
     shadow_effect: bool = True,
+    first: Callable[[list[Tensor]], list[Tensor]] | None = None,
 ) -> None:
     """Does what `single_tensor` does, for all tensors of one device and dtype at a time."""
     buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
@@ -522,6 +537,10 @@ def multi_tensor(
                 signal.shadow_ratio,
                 shadow_rate=group["shadow_rate"],
             )
+        if first is not None:
+            steps = first(gradients)
+            torch._foreach_mul_(steps, signal.lr)
+            torch._foreach_sub_(weights, steps)
         mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
         if mode == "l2":
             gradients = [grad.clone() for grad in gradients]

@@ -127,7 +127,7 @@ def check_group(group: Mapping[str, Any], modes: tuple[str, ...]) -> None:
     check_not_negative("epsilon", group["eps"])
     check_decay_rates(group["betas"])
     check_not_negative("weight_decay", group["weight_decay"])
-    check_not_negative("theta", group["theta"])
+    check_not_negative("theta", group.get("theta", 0.0))  # Only a filter has one.
     check_factor("shadow_rate", group["shadow_rate"])
     check_factor("short_factor", group["short_factor"])
     check_factor("long_factor", group["long_factor"])

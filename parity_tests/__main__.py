@@ -45,7 +45,8 @@ def cases(optimizers: list[str], dtypes: list[str], steps: int) -> list[Case]:
     for name in optimizers:
         for dtype in dtypes:
             found += [Case(name, {"use_shadow": True}, dtype, losses, steps) for losses in LOSSES]
-            options = [*OPTIONS.values(), *FAMILY[name].more_options]
+            options = [each for each in OPTIONS.values() if FAMILY[name].knows(each) == each]
+            options += FAMILY[name].more_options
             found += [Case(name, each, dtype, "spiky", steps) for each in options]
     return found
 

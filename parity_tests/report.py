@@ -14,9 +14,9 @@ from parity_tests.tolerances import CLOSED_LOOP, LOCKSTEP, VISIBLE
 
 LEAVES = {
     "parameters": ("param/",),
-    "moments": ("exp_avg/",),
-    "squares": ("exp_avg_sq/",),
-    "factors": ("row/", "column/"),
+    "moments": ("exp_avg/", "navi_exp_avg/", "fact_exp_avg/", "lynx_exp_avg/"),
+    "squares": ("exp_avg_sq/", "navi_exp_avg_sq/", "fact_exp_avg_sq/"),
+    "factors": ("row/", "column/", "fact_row/", "fact_column/"),
     "shadow": ("shadow/",),
     "averages": ("emotion/short", "emotion/long"),
     "scalars": ("emotion/scalar", "emotion/history", "emotion/shadow_ratio"),
