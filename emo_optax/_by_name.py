@@ -9,11 +9,13 @@ import optax
 from emo_optax._emo_airy import emo_airy
 from emo_optax._emo_cats import emo_cats
 from emo_optax._emo_sens import emo_sens
+from emo_optax._ref_adamw_mini_schedule_free import ref_adamw_mini_schedule_free
 
 _OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "emo_airy": emo_airy,
     "emo_cats": emo_cats,
     "emo_sens": emo_sens,
+    "ref_adamw_mini_schedule_free": ref_adamw_mini_schedule_free,
 }
 
 
