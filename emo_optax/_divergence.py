@@ -139,7 +139,8 @@ def _watch_val_loss(state: DivergenceState, val_loss: jax.Array, patience: Any) 
         suppressed=(state.suppressed & ~is_over) | overfits,
     )
     kept = state._replace(held=optax.safe_increment(state.held))
-    return jax.tree.map(lambda new, old: jnp.where(is_felt, new, old), moved, kept)
+    pairs = zip(moved, kept, strict=True)
+    return DivergenceState(*(jnp.where(is_felt, new, old) for new, old in pairs))
 
 
 def _patience(ref_max_steps: Any | None) -> Any:

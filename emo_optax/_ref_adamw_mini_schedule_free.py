@@ -214,14 +214,14 @@ def _over_root(m: jax.Array, v: jax.Array, eps: jax.typing.ArrayLike) -> jax.Arr
 
 def _stored(moment: jax.Array, before: jax.Array) -> jax.Array:
     """Rounds a moment to the dtype that it is kept in, where too much becomes the most."""
-    most = float(jnp.finfo(before.dtype).max)
+    most = float(jnp.finfo(before.dtype).max)  # type: ignore[no-untyped-call]
     return jnp.clip(moment, -most, most).astype(before.dtype)
 
 
 def _stored_square(moment: jax.Array, before: jax.Array) -> jax.Array:
     """Does the same for a second moment, which must not become 0 in float16 while the first is not."""
     if before.dtype == jnp.float16:
-        least = float(jnp.finfo(jnp.float16).smallest_subnormal)
+        least = 2.0**-24  # The least that float16 has.
         moment = jnp.where(moment > 0.0, jnp.maximum(moment, least), moment)
     return _stored(moment, before)
 

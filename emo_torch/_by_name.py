@@ -9,12 +9,14 @@ from torch.optim.optimizer import ParamsT
 from emo_torch._emo_airy import EmoAiry
 from emo_torch._emo_cats import EmoCats
 from emo_torch._emo_sens import EmoSens
-from emo_torch._emotional import EmoOptimizer
+from emo_torch._emotional import LossOptimizer
+from emo_torch._ref_adamw_mini_schedule_free import RefAdamWMiniScheduleFree
 
-_OPTIMIZERS: dict[str, Callable[..., EmoOptimizer]] = {
+_OPTIMIZERS: dict[str, Callable[..., LossOptimizer]] = {
     "emo_airy": EmoAiry,
     "emo_cats": EmoCats,
     "emo_sens": EmoSens,
+    "ref_adamw_mini_schedule_free": RefAdamWMiniScheduleFree,
 }
 
 
@@ -29,7 +31,7 @@ def list_optimizers() -> list[str]:
     return sorted(_OPTIMIZERS)
 
 
-def create_optimizer(name: str, /, params: ParamsT, *args: Any, **options: Any) -> EmoOptimizer:
+def create_optimizer(name: str, /, params: ParamsT, *args: Any, **options: Any) -> LossOptimizer:
     """Makes an optimizer by its name.
 
     Args:
