@@ -20,12 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 import emo_torch
 
-FAMILY: list[Any] = [
-    emo_torch.EmoSens,
-    emo_torch.EmoAiry,
-    emo_torch.EmoCats,
-    emo_torch.RefAdamWMiniScheduleFree,
-]
+FAMILY: list[Any] = [emo_torch.EmoSens, emo_torch.EmoAiry, emo_torch.EmoCats]
 LOSSES = [1.0, 1.3, 0.8, 2.5, float("nan"), 0.7, 1.1, 9.0, 1.0, 1.2]
 
 
@@ -56,7 +51,7 @@ def train(net: torch.nn.Module, optimizer: Any, first: int = 0, last: int = len(
         generator = torch.Generator().manual_seed(step)
         for param in net.parameters():
             param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
-        if isinstance(optimizer, emo_torch.LossOptimizer):
+        if isinstance(optimizer, emo_torch.EmoOptimizer):
             optimizer.step(loss=LOSSES[step])
         else:
             optimizer.step()

@@ -167,11 +167,7 @@ class LossOptimizer(Optimizer):
         for param in self._params():
             if param.grad is not None:
                 check_gradient(type(self).__name__, param)
-        if (
-            given is None
-            and not self.loss_is_optional
-            and all(float(group["lr"]) == 0.0 for group in self.param_groups)
-        ):
+        if given is None and all(float(group["lr"]) == 0.0 for group in self.param_groups):
             for group in self.param_groups:
                 self._collect(group)
             return None
@@ -269,8 +265,9 @@ class LossOptimizer(Optimizer):
             for name in self.shared_options:
                 if options[name] != self.defaults[name]:
                     raise ValueError(
-                        f"{name} belongs to the one {self.memory_title} of the optimizer: a parameter group cannot "
-                        f"have {options[name]!r} where the optimizer has {self.defaults[name]!r}"
+                        f"{name} belongs to the one {self.memory_title} of the optimizer: a parameter "
+                        f"group cannot have {options[name]!r} where the optimizer has "
+                        f"{self.defaults[name]!r}"
                     )
         super().add_param_group(param_group)
         if len(self.param_groups) == 1:

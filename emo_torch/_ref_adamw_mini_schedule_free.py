@@ -161,6 +161,8 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
     ) -> Tensor | float | None:
         """Takes one step; without a loss, one that does not inject.
 
+        Without a loss and with an lr of 0 in every group, a step makes missing state and changes nothing.
+
         Args:
             closure: computes the gradients and returns the loss, or nothing; runs with gradients
                 enabled.

@@ -24,7 +24,7 @@ STEPS = 24
 
 class _Optax:
     def __init__(self, name: str, params: Arrays, options: dict[str, Any], arrays: Arrays | None) -> None:
-        optimizer = FAMILY[name].optax(**optax_options(options))
+        optimizer = FAMILY[name].optax(**optax_options(FAMILY[name].known(options)))
         self.params: Any = {key: jnp.asarray(value) for key, value in params.items()}
         self.state = optimizer.init(self.params)
         if arrays is not None:
@@ -45,7 +45,7 @@ class _Optax:
 class _Torch:
     def __init__(self, name: str, params: Arrays, options: dict[str, Any], arrays: Arrays | None) -> None:
         self.params = {key: torch.nn.Parameter(to_torch(value)) for key, value in params.items()}
-        self.optimizer = FAMILY[name].torch(list(self.params.values()), **options)
+        self.optimizer = FAMILY[name].torch(list(self.params.values()), **FAMILY[name].known(options))
         if arrays is not None:
             emo_torch.from_arrays(arrays, self.optimizer, self.params.items())
 

@@ -1,6 +1,7 @@
 """The members of the family, each with its two sides. A new member is a new line here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -18,12 +19,24 @@ class Member(NamedTuple):
         optax: makes the Optax side.
         torch: makes the PyTorch side.
         more_options: options, by PyTorch's names, which only this member has and which are tested too.
+        lacks: options of the others that this member does not have.
+        memory: what stands before the names of the leaves in which it remembers the losses.
+        recorded: options with which it does what the published code did.
+        is_narrow: whether some of the published code's float64 passes through float32.
     """
 
     name: str
     optax: Callable[..., Any]
-    torch: Callable[..., emo_torch.EmoOptimizer]
+    torch: Callable[..., emo_torch.LossOptimizer]
     more_options: tuple[dict[str, Any], ...] = ()
+    lacks: frozenset[str] = frozenset()
+    memory: str = "emotion"
+    recorded: Mapping[str, Any] = MappingProxyType({})
+    is_narrow: bool = False
+
+    def known(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns those of the options that this member has."""
+        return {name: value for name, value in options.items() if name not in self.lacks}
 
 
 FAMILY = {
@@ -36,6 +49,29 @@ FAMILY = {
             emo_optax.emo_cats,
             emo_torch.EmoCats,
             ({"decoupled_weight_decay": True, "lr": 2e-3, "weight_decay": 1e-4},),
+        ),
+        Member(
+            "RefAdamWMiniScheduleFree",
+            emo_optax.ref_adamw_mini_schedule_free,
+            emo_torch.RefAdamWMiniScheduleFree,
+            (
+                {"ref_max_steps": 250, "ref_alpha": 0.3, "injection_bound": 0.5},
+                {"min_lr": 1e-4, "max_lr": 2e-3, "schedulefree_alpha": 0.5},
+            ),
+            lacks=frozenset(
+                (
+                    "use_shadow",
+                    "shadow_ratio",
+                    "shadow_rate",
+                    "theta",
+                    "short_factor",
+                    "long_factor",
+                    "gain",
+                )
+            ),
+            memory="divergence",
+            recorded=MappingProxyType({"injection_bound": None}),
+            is_narrow=True,
         ),
     )
 }

@@ -13,7 +13,7 @@ from parity_tests.tolerances import LOCKSTEP
 def _assert_close(case: Case) -> None:
     result = run(case)
     assert result.first_excess is None, result.first_excess
-    assert {name.split("/")[0] for name in result.leaves} >= {"param", "emotion"}
+    assert {name.split("/")[0] for name in result.leaves} >= {"param", FAMILY[case.optimizer].memory}
     assert result.over("param/").values > 0
 
 

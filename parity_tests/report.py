@@ -13,12 +13,17 @@ from parity_tests.tolerances import LOCKSTEP
 LEAVES = {
     "parameters": ("param/",),
     "moments": ("exp_avg/",),
+    "norms": ("exp_avg_norm/",),
     "squares": ("exp_avg_sq/",),
     "factors": ("row/", "column/"),
     "shadow": ("shadow/",),
-    "averages": ("emotion/short", "emotion/long"),
+    "averages": ("emotion/short", "emotion/long", "divergence/previous"),
     "scalars": ("emotion/scalar", "emotion/history", "emotion/shadow_ratio"),
-    "decisions": ("emotion/felt", "emotion/held", "emotion/should_stop", "emotion/shadow_exists"),
+    "decisions": (
+        *("emotion/felt", "emotion/held", "emotion/should_stop", "emotion/shadow_exists"),
+        *("divergence/felt", "divergence/held", "divergence/level", "divergence/diverging"),
+        *("divergence/suppressed", "divergence/injects"),
+    ),
 }
 """How leaves of the state are put together in a table."""
 

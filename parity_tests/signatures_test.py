@@ -16,6 +16,11 @@ NUMBERS: dict[str, Any] = {
     "theta": 1e-4,
     "shadow_rate": 0.05,
     "eps": 1e-8,
+    "min_lr": 1e-6,
+    "max_lr": 1e-2,
+    "schedulefree_alpha": 0.05,
+    "ref_max_steps": None,
+    "injection_bound": 0.1,
     "b1": 0.9,
     "b2": 0.999,
     "betas": (0.9, 0.999),
@@ -57,6 +62,7 @@ def test_both_packages_name_their_options_alike() -> None:
         (emo_optax.emo_sens, emo_torch.EmoSens),
         (emo_optax.emo_airy, emo_torch.EmoAiry),
         (emo_optax.emo_cats, emo_torch.EmoCats),
+        (emo_optax.ref_adamw_mini_schedule_free, emo_torch.RefAdamWMiniScheduleFree),
     ):
         names = set(inspect.signature(ours).parameters)
         twins = set(inspect.signature(theirs).parameters)
