@@ -43,8 +43,12 @@ def cases(optimizers: list[str], dtypes: list[str], steps: int) -> list[Case]:
     for name in optimizers:
         for dtype in dtypes:
             found += [Case(name, {"use_shadow": True}, dtype, losses, steps) for losses in LOSSES]
-            options = [*OPTIONS.values(), *FAMILY[name].more_options]
-            found += [Case(name, each, dtype, "spiky", steps) for each in options]
+            limits = FAMILY[name].steps
+            found += [
+                Case(name, options, dtype, "spiky", min(steps, limits.get(title, steps)))
+                for title, options in OPTIONS.items()
+            ]
+            found += [Case(name, each, dtype, "spiky", steps) for each in FAMILY[name].more_options]
     return found
 
 

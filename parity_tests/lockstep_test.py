@@ -28,7 +28,8 @@ def test_stays_in_step_whatever_the_losses(name: str, losses: str, dtype: str) -
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("name", FAMILY)
 def test_stays_in_step_whatever_the_options(name: str, options: str, dtype: str) -> None:
-    _assert_close(Case(name, OPTIONS[options], dtype))
+    steps = FAMILY[name].steps.get(options, 300)
+    _assert_close(Case(name, OPTIONS[options], dtype, steps=steps))
 
 
 @pytest.mark.parametrize("dtype", LOCKSTEP)

@@ -1,5 +1,6 @@
 """Writes the page of the comparison: a table in Markdown and a plot of the differences."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ def plot(path: Path, results: list[Any]) -> None:
                 if result.case.dtype == dtype and result.case.optimizer == name
             ]
             if runs:
-                axes.plot([max(values) for values in zip(*runs, strict=True)], color=colour, label=name)
+                longest = itertools.zip_longest(*runs, fillvalue=0.0)  # Some runs are shorter.
+                axes.plot([max(values) for values in longest], color=colour, label=name)
         axes.set_yscale("log")
         axes.set_title(dtype)
         axes.set_xlabel("step")
