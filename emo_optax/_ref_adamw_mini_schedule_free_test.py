@@ -303,7 +303,8 @@ def test_init_works_on_shapes_and_holds_each_buffer_once() -> None:
     optimizer = ref_adamw(1e-3, mask=[True, False, True])
     state = optimizer.init(params)
     shapes = jax.eval_shape(optimizer.init, params)
-    assert jax.tree.structure(state) == jax.tree.structure(shapes)
+    for leaf, shape in zip(jax.tree.leaves(state), jax.tree.leaves(shapes), strict=True):
+        assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
     buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
     assert len(set(buffers)) == len(buffers)
 
@@ -329,7 +330,12 @@ def test_the_mask_says_what_decays_and_schedules_count_steps() -> None:
 
 
 def test_hyperparameters_may_be_arrays_that_are_not_known_yet() -> None:
-    numbers = {"learning_rate": 2e-3, "ref_max_steps": 10, "injection_bound": 0.2, "ref_alpha": 0.3}
+    numbers: dict[str, Any] = {
+        "learning_rate": 2e-3,
+        "ref_max_steps": 10,
+        "injection_bound": 0.2,
+        "ref_alpha": 0.3,
+    }
     injected, plain = optax.inject_hyperparams(ref_adamw)(**numbers), ref_adamw(**numbers)
     params = [jnp.asarray(param, jnp.float32) for param in draw()]
     states = [injected.init(params), plain.init(params)]

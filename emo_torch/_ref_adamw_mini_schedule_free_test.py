@@ -287,7 +287,7 @@ def test_low_precision_parameters_move_as_wide_ones(dtype: torch.dtype) -> None:
 def test_goes_on_bit_for_bit(stop: int, foreach: bool) -> None:
     def build() -> tuple[list[torch.nn.Parameter], Any]:
         params = tensors(draw(), torch.float32)
-        groups = [{"params": params[:1], "ref_alpha": 0.2}, {"params": params[1:]}]
+        groups: list[dict[str, Any]] = [{"params": params[:1], "ref_alpha": 0.2}, {"params": params[1:]}]
         return params, Ref(groups, ref_max_steps=30, foreach=foreach)
 
     def train(params: list[torch.nn.Parameter], optimizer: Any, first: int, last: int) -> None:
@@ -320,8 +320,10 @@ def test_the_state_of_another_kind_is_refused() -> None:
     weight.grad = torch.ones_like(weight)
     ref = Ref([weight])
     ref.step(loss=1.0)
-    for other in (torch.optim.AdamW([weight]), emo_torch.EmoSens([weight])):
-        other.step(**({"loss": 1.0} if isinstance(other, emo_torch.EmoSens) else {}))
+    others: list[Any] = [torch.optim.AdamW([weight]), emo_torch.EmoSens([weight])]
+    others[0].step()
+    others[1].step(loss=1.0)
+    for other in others:
         before = everything(ref)
         with pytest.raises(ValueError, match="another kind of optimizer's"):
             ref.load_state_dict(other.state_dict())
@@ -367,9 +369,9 @@ def test_a_hyperparameter_out_of_its_range_is_refused(options: dict[str, Any], m
 
 def test_bad_losses_and_groups_are_refused_before_anything_is_changed() -> None:
     params = tensors(draw())
-    optimizer = Ref(params, ref_max_steps=np.int64(10))
+    optimizer = Ref(params, ref_max_steps=10)
     give(params, draw(1))
-    optimizer.step(loss=np.float32(1.0), val_loss=1)
+    optimizer.step(loss=np.float64(1.0), val_loss=1)
     before = everything(optimizer)
     with pytest.raises(ValueError, match="val_loss must be a scalar"):
         optimizer.step(loss=1.0, val_loss=torch.ones(2))
