@@ -7,6 +7,10 @@ from emo_optax._bridge import save_arrays as save_arrays
 from emo_optax._bridge import to_arrays as to_arrays
 from emo_optax._by_name import create_optimizer as create_optimizer
 from emo_optax._by_name import list_optimizers as list_optimizers
+from emo_optax._divergence import DivergenceState as DivergenceState
+from emo_optax._divergence import init_divergence as init_divergence
+from emo_optax._divergence import injection_strength as injection_strength
+from emo_optax._divergence import watch as watch
 from emo_optax._early_stop import went_quiet as went_quiet
 from emo_optax._emo_airy import emo_airy as emo_airy
 from emo_optax._emo_cats import emo_cats as emo_cats
@@ -28,6 +32,14 @@ from emo_optax._emotional import emotional as emotional
 from emo_optax._emotional import get_emotion as get_emotion
 from emo_optax._errors import EmotionMissingError as EmotionMissingError
 from emo_optax._errors import LossMissingError as LossMissingError
+from emo_optax._ref_adamw_mini_schedule_free import (
+    RefAdamWMiniScheduleFreeState as RefAdamWMiniScheduleFreeState,
+)
+from emo_optax._ref_adamw_mini_schedule_free import RefMomentsState as RefMomentsState
+from emo_optax._ref_adamw_mini_schedule_free import get_divergence as get_divergence
+from emo_optax._ref_adamw_mini_schedule_free import (
+    ref_adamw_mini_schedule_free as ref_adamw_mini_schedule_free,
+)
 from emo_optax._rules import ScaleByFactorsState as ScaleByFactorsState
 from emo_optax._rules import ScaleByLionState as ScaleByLionState
 from emo_optax._rules import ScaleByMomentumState as ScaleByMomentumState
@@ -46,6 +58,8 @@ from emo_optax._shadow_system import BlendWithShadowState as BlendWithShadowStat
 from emo_optax._shadow_system import blend_with_shadow as blend_with_shadow
 from emo_optax._shadow_system import shadow_ratio_v1 as shadow_ratio_v1
 from emo_optax._shadow_system import shadow_ratio_v2 as shadow_ratio_v2
+from emo_optax._smoothed_norm import learning_rate_from_norm as learning_rate_from_norm
+from emo_optax._smoothed_norm import smooth_norm as smooth_norm
 from emo_optax._switch import StepFirstState as StepFirstState
 from emo_optax._switch import SwitchByEmotionState as SwitchByEmotionState
 from emo_optax._switch import step_first as step_first

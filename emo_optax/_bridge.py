@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from emo_optax._divergence import DivergenceState
 from emo_optax._emotion import EmotionState
+from emo_optax._ref_adamw_mini_schedule_free import RefMomentsState
 from emo_optax._rules import (
     ScaleByFactorsState,
     ScaleByLionState,
@@ -30,6 +32,7 @@ _TREES: dict[type, dict[str, str]] = {
     ScaleByLionState: {"mu": "exp_avg"},
     ScaleByMomentumState: {"mu": "exp_avg"},
     ScaleByFactorsState: {"row": "row", "column": "column"},
+    RefMomentsState: {"mu": "exp_avg", "nu": "exp_avg_sq", "norm": "exp_avg_norm"},
 }
 _RULES: dict[type, str] = {
     # In this order: switches and first steps hold the others, and factored moments Adam's.
@@ -39,10 +42,14 @@ _RULES: dict[type, str] = {
     ScaleByFactorsState: "factored_moments",
     ScaleByUncorrectedAdamState: "uncorrected_adam",
     ScaleByLionState: "lion",
+    RefMomentsState: "ref_adamw_mini_schedule_free",
 }
 _SWITCHED = ("navi_", "fact_", "lynx_")
 """What the names of moments begin with, for each rule of EmoClan."""
-_OURS = (EmotionState, BlendWithShadowState, AddWeightDecayState, SwitchByEmotionState, *_TREES)
+_OURS = (
+    *(EmotionState, DivergenceState, BlendWithShadowState, AddWeightDecayState, SwitchByEmotionState),
+    *_TREES,
+)
 
 
 def to_arrays(state: optax.OptState) -> Arrays:
@@ -55,8 +62,9 @@ def to_arrays(state: optax.OptState) -> Arrays:
         state: the state, however deeply wrapped; not traced.
 
     Returns:
-        The arrays: `version`, `rule`, `emotion/...`, and `exp_avg/...`, `exp_avg_sq/...`, `row/...`,
-        `column/...`, `shadow/...` for each parameter that has them.
+        The arrays: `version`, `rule`, `emotion/...` (or `divergence/...`), and `exp_avg/...`,
+        `exp_avg_sq/...`, `exp_avg_norm/...`, `row/...`, `column/...`, `shadow/...` for each parameter
+        that has them.
 
     Raises:
         ValueError: if the state is not one of a member of the family.
@@ -108,7 +116,8 @@ def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptStat
         [1. 1.]
     """
     check_arrays(arrays, to_arrays(state))
-    steps = int(arrays["emotion/felt"]) + int(arrays["emotion/held"])
+    counts = ("divergence/steps", "emotion/felt", "emotion/held")
+    steps = sum(int(arrays[name]) for name in counts if name in arrays)
 
     def put(name: str, leaf: jax.Array) -> jax.Array:
         return jnp.array(arrays[name], leaf.dtype)
@@ -199,6 +208,10 @@ def _exchange(
         if isinstance(node, EmotionState):
             return EmotionState(
                 **{name: swap(f"emotion/{name}", leaf) for name, leaf in node._asdict().items()}
+            )
+        if isinstance(node, DivergenceState):
+            return DivergenceState(
+                **{name: swap(f"divergence/{name}", leaf) for name, leaf in node._asdict().items()}
             )
         if isinstance(node, BlendWithShadowState):
             return BlendWithShadowState(

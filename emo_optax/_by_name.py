@@ -15,6 +15,7 @@ from emo_optax._emo_navi import emo_navi
 from emo_optax._emo_neco import emo_neco
 from emo_optax._emo_sens import emo_sens
 from emo_optax._emo_zeal import emo_zeal
+from emo_optax._ref_adamw_mini_schedule_free import ref_adamw_mini_schedule_free
 
 _OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "emo_airy": emo_airy,
@@ -26,6 +27,7 @@ _OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "emo_neco": emo_neco,
     "emo_sens": emo_sens,
     "emo_zeal": emo_zeal,
+    "ref_adamw_mini_schedule_free": ref_adamw_mini_schedule_free,
 }
 
 

@@ -15,9 +15,10 @@ from emo_torch._emo_navi import EmoNavi
 from emo_torch._emo_neco import EmoNeco
 from emo_torch._emo_sens import EmoSens
 from emo_torch._emo_zeal import EmoZeal
-from emo_torch._emotional import EmoOptimizer
+from emo_torch._emotional import LossOptimizer
+from emo_torch._ref_adamw_mini_schedule_free import RefAdamWMiniScheduleFree
 
-_OPTIMIZERS: dict[str, Callable[..., EmoOptimizer]] = {
+_OPTIMIZERS: dict[str, Callable[..., LossOptimizer]] = {
     "emo_airy": EmoAiry,
     "emo_cats": EmoCats,
     "emo_clan": EmoClan,
@@ -27,6 +28,7 @@ _OPTIMIZERS: dict[str, Callable[..., EmoOptimizer]] = {
     "emo_neco": EmoNeco,
     "emo_sens": EmoSens,
     "emo_zeal": EmoZeal,
+    "ref_adamw_mini_schedule_free": RefAdamWMiniScheduleFree,
 }
 
 
@@ -41,7 +43,7 @@ def list_optimizers() -> list[str]:
     return sorted(_OPTIMIZERS)
 
 
-def create_optimizer(name: str, /, params: ParamsT, *args: Any, **options: Any) -> EmoOptimizer:
+def create_optimizer(name: str, /, params: ParamsT, *args: Any, **options: Any) -> LossOptimizer:
     """Makes an optimizer by its name.
 
     Args:

@@ -69,8 +69,8 @@ class Reference:
 
 def _softsign(mixed: Array, g: Array) -> Array:
     length = np.sqrt((g**2).sum()) + EPS
-    softened: Array = mixed / (1.0 + np.abs(mixed))
-    return softened * length
+    step: Array = mixed / (1.0 + np.abs(mixed)) * length
+    return step
 
 
 def _decayed(p: Array, update: Array) -> Array:

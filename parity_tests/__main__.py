@@ -45,9 +45,13 @@ def cases(optimizers: list[str], dtypes: list[str], steps: int) -> list[Case]:
     for name in optimizers:
         for dtype in dtypes:
             found += [Case(name, {"use_shadow": True}, dtype, losses, steps) for losses in LOSSES]
-            options = [each for each in OPTIONS.values() if FAMILY[name].knows(each) == each]
-            options += FAMILY[name].more_options
-            found += [Case(name, each, dtype, "spiky", steps) for each in options]
+            limits = FAMILY[name].steps
+            found += [
+                Case(name, options, dtype, "spiky", min(steps, limits.get(title, steps)))
+                for title, options in OPTIONS.items()
+                if FAMILY[name].known(options) == options
+            ]
+            found += [Case(name, each, dtype, "spiky", steps) for each in FAMILY[name].more_options]
     return found
 
 

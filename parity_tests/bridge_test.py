@@ -24,7 +24,8 @@ STEPS = 24
 
 class _Optax:
     def __init__(self, name: str, params: Arrays, options: dict[str, Any], arrays: Arrays | None) -> None:
-        init, self._step = compiled(FAMILY[name].optax, tuple(sorted(optax_options(options).items())))
+        known = optax_options(FAMILY[name].known(options))
+        init, self._step = compiled(FAMILY[name].optax, tuple(sorted(known.items())))
         self.params: Any = {key: jnp.asarray(value) for key, value in params.items()}
         self.state = init(self.params)
         if arrays is not None:
@@ -42,7 +43,7 @@ class _Optax:
 class _Torch:
     def __init__(self, name: str, params: Arrays, options: dict[str, Any], arrays: Arrays | None) -> None:
         self.params = {key: torch.nn.Parameter(to_torch(value)) for key, value in params.items()}
-        self.optimizer = FAMILY[name].torch(list(self.params.values()), **options)
+        self.optimizer = FAMILY[name].torch(list(self.params.values()), **FAMILY[name].known(options))
         if arrays is not None:
             emo_torch.from_arrays(arrays, self.optimizer, self.params.items())
 

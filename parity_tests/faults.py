@@ -195,7 +195,7 @@ def _cases() -> list[Case]:
     for name in FAMILY:
         cases += [
             Case(name, {"use_shadow": True}, steps=60),
-            Case(name, FAMILY[name].knows({"theta": 0.3}), steps=40),
+            Case(name, FAMILY[name].known({"theta": 0.3}), steps=40),
             Case(name, {"use_shadow": True, "shadow_ratio": "v1.0"}, losses="rising", steps=40),
             Case(name, {"weight_decay_mode": "absolute", "weight_decay": 1e-3}, steps=20),
             Case(name, {"weight_decay_mode": "l2"}, steps=20),

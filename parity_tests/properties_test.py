@@ -52,7 +52,7 @@ options = st.fixed_dictionaries(
 
 # What a member lacks is left out, so that each is driven with options of its own.
 runs = st.builds(
-    lambda name, chosen: (name, FAMILY[name].knows(chosen)), st.sampled_from(list(FAMILY)), options
+    lambda name, chosen: (name, FAMILY[name].known(chosen)), st.sampled_from(list(FAMILY)), options
 )
 
 
@@ -94,7 +94,7 @@ def test_jit_and_donation_change_nothing(
     name, chosen = run
     with jax.enable_x64(True):
         start = sequences.params("float64", shapes=shapes)
-        optimizer = FAMILY[name].optax(**optax_options(chosen))
+        optimizer = FAMILY[name].optax(**optax_options(FAMILY[name].known(chosen)))
 
         def step(params: Any, state: Any, grads: Any, loss: Any) -> tuple[Any, Any]:
             updates, state = optimizer.update(grads, state, params, value=loss)
@@ -143,7 +143,8 @@ def test_groups_are_as_optimizers_of_their_own_fed_the_same_losses(
     start = sequences.params("float64", shapes=shapes)
     together = TorchDrive(FAMILY[name], start, chosen)
     params = list(together._params.values())
-    together.optimizer = FAMILY[name].torch([{"params": [param]} for param in params], **chosen)
+    member = FAMILY[name]
+    together.optimizer = member.torch([{"params": [param]} for param in params], **member.known(chosen))
     alone = {key: TorchDrive(FAMILY[name], {key: value}, chosen) for key, value in start.items()}
     for step, loss in enumerate(fed):
         grads = sequences.gradients(start, step)

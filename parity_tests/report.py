@@ -1,5 +1,6 @@
 """Writes the page of the comparison: a table in Markdown and a plot of the differences."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,17 @@ from parity_tests.tolerances import CLOSED_LOOP, LOCKSTEP, VISIBLE
 LEAVES = {
     "parameters": ("param/",),
     "moments": ("exp_avg/", "navi_exp_avg/", "fact_exp_avg/", "lynx_exp_avg/"),
+    "norms": ("exp_avg_norm/",),
     "squares": ("exp_avg_sq/", "navi_exp_avg_sq/", "fact_exp_avg_sq/"),
     "factors": ("row/", "column/", "fact_row/", "fact_column/"),
     "shadow": ("shadow/",),
-    "averages": ("emotion/short", "emotion/long"),
+    "averages": ("emotion/short", "emotion/long", "divergence/previous"),
     "scalars": ("emotion/scalar", "emotion/history", "emotion/shadow_ratio"),
-    "decisions": ("emotion/felt", "emotion/held", "emotion/should_stop", "emotion/shadow_exists"),
+    "decisions": (
+        *("emotion/felt", "emotion/held", "emotion/should_stop", "emotion/shadow_exists"),
+        *("divergence/felt", "divergence/held", "divergence/level", "divergence/diverging"),
+        *("divergence/suppressed", "divergence/injects"),
+    ),
 }
 """How leaves of the state are put together in a table."""
 
@@ -179,7 +185,8 @@ def plot(path: Path, results: list[Any]) -> None:
                 if result.case.dtype == dtype and result.case.optimizer == name
             ]
             if runs:
-                axes.plot([max(values) for values in zip(*runs, strict=True)], color=colour, label=name)
+                longest = itertools.zip_longest(*runs, fillvalue=0.0)  # Some runs are shorter.
+                axes.plot([max(values) for values in longest], color=colour, label=name)
         axes.set_yscale("log")
         axes.set_title(dtype)
         axes.set_xlabel("step")

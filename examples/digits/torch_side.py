@@ -51,12 +51,15 @@ class TorchRun:
 
     def __init__(self, settings: Settings, weights: Mapping[str, Tensor]) -> None:
         self._network = Network(weights)
-        self._optimizer = emo_torch.create_optimizer(
+        optimizer = emo_torch.create_optimizer(
             settings.optimizer,
             self._network.parameters(),
             lr=settings.learning_rate,
             use_shadow=settings.use_shadow,
         )
+        if not isinstance(optimizer, emo_torch.EmoOptimizer):
+            raise ValueError(f"{settings.optimizer} has no emotion to show")
+        self._optimizer = optimizer
 
     def step(self, images: NDArray[Any], labels: NDArray[np.int64]) -> Step:
         """Takes one step with a batch of digits."""
