@@ -15,6 +15,7 @@ from emo_torch._emotion import Emotion as Emotion
 from emo_torch._emotion import EmotionState as EmotionState
 from emo_torch._emotion import feel as feel
 from emo_torch._emotion import init_emotion as init_emotion
+from emo_torch._emotional import Emotional as Emotional
 from emo_torch._emotional import EmoOptimizer as EmoOptimizer
 from emo_torch._errors import LossMissingError as LossMissingError
 from emo_torch._rules import scale_by_factored_moments as scale_by_factored_moments
