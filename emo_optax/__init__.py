@@ -8,6 +8,9 @@ from emo_optax._bridge import to_arrays as to_arrays
 from emo_optax._by_name import create_optimizer as create_optimizer
 from emo_optax._by_name import list_optimizers as list_optimizers
 from emo_optax._early_stop import went_quiet as went_quiet
+from emo_optax._early_stop_monitor import EarlyStop as EarlyStop
+from emo_optax._early_stop_monitor import EarlyStopState as EarlyStopState
+from emo_optax._early_stop_monitor import early_stop as early_stop
 from emo_optax._emo_airy import emo_airy as emo_airy
 from emo_optax._emo_cats import emo_cats as emo_cats
 from emo_optax._emo_sens import emo_sens as emo_sens
@@ -28,6 +31,13 @@ from emo_optax._rules import ScaleByUncorrectedAdamState as ScaleByUncorrectedAd
 from emo_optax._rules import scale_by_factored_moments as scale_by_factored_moments
 from emo_optax._rules import scale_by_lion as scale_by_lion
 from emo_optax._rules import scale_by_uncorrected_adam as scale_by_uncorrected_adam
+from emo_optax._runaway import Runaway as Runaway
+from emo_optax._runaway import ScaleByRunawayState as ScaleByRunawayState
+from emo_optax._runaway import get_runaway as get_runaway
+from emo_optax._runaway import gradient_moments as gradient_moments
+from emo_optax._runaway import runaway_emotion as runaway_emotion
+from emo_optax._runaway import scale_by_runaway as scale_by_runaway
+from emo_optax._runaway import track_runaway as track_runaway
 from emo_optax._shadow_effect import filter_by_emotion as filter_by_emotion
 from emo_optax._shadow_effect import keep_elements as keep_elements
 from emo_optax._shadow_effect import keep_rows_and_columns as keep_rows_and_columns
@@ -39,5 +49,6 @@ from emo_optax._shadow_system import shadow_ratio_v1 as shadow_ratio_v1
 from emo_optax._shadow_system import shadow_ratio_v2 as shadow_ratio_v2
 from emo_optax._weight_decay import AddWeightDecayState as AddWeightDecayState
 from emo_optax._weight_decay import add_weight_decay as add_weight_decay
+from emo_optax._weight_decay import decay_mask as decay_mask
 
 __version__ = "0.1.0"

@@ -799,7 +799,8 @@ class Emotional(EmoOptimizer):
     def _saved_params(self, loaded: dict[str, Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """Yields each parameter that has a saved shadow, with it: the moments are the inner's matter."""
         for param, saved in super()._saved_params(loaded):
-            shadow = {name: saved[name] for name in ("shadow", "shadow_exists") if name in saved}
+            names = [name for name in saved if name in ("shadow", "shadow_exists")]
+            shadow = {name: saved[name] for name in names}
             if shadow:
                 yield param, shadow
 

@@ -44,6 +44,16 @@ def check_not_negative(name: str, value: float) -> None:
         raise ValueError(f"Invalid {name} value: {value}")
 
 
+def check_bounds(name: str, value: Any) -> None:
+    """Raises a `ValueError` unless bounds are `None` or a smaller and a larger number."""
+    if value is None:
+        return
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"Invalid {name}: {value!r}; it must be a pair, the least and the largest value")
+    if not value[0] <= value[1]:
+        raise ValueError(f"Invalid {name}: {value!r}; the first must not be above the second")
+
+
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raises a `ValueError` unless a word is one of those known."""
     if value not in choices:
