@@ -702,8 +702,11 @@ class Emotional(EmoOptimizer):
         return super()._missing_state(param, {**group, "moment_dtype": None}, state)
 
     def _make_missing_state(self) -> None:
-        # With a learning rate of 0 the inner optimizer moves nothing, either.
+        params = [param for param in self._params() if param.grad is not None]
+        befores = [param.clone() for param in params]
         self.inner.step()
+        if params:
+            torch._foreach_copy_(params, befores)  # Some move by a learning rate of 0, too.
 
     def _move(self, feeling: Feeling) -> None:
         """Lets the inner optimizer move the parameters, and keeps as much of it as is felt."""
