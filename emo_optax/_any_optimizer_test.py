@@ -83,12 +83,12 @@ def test_a_step_is_the_optimizers_own_filtered_and_scaled(make: Any) -> None:
         return updates, state, inner_updates, inner_state
 
     where, state, inner_state = params(), optimizer.init(params()), alone.init(params())
-    structure = jax.tree.structure(state)
+    structure: Any = jax.tree.structure(state)
     for step, loss in enumerate(LOSSES):
         grads = gradients(step)
         # What is not finite would go into the estimates of those that read the loss themselves.
-        loss = jnp.asarray(1.0 if np.isnan(loss) else loss)
-        updates, state, inner_updates, inner_state = both(grads, state, inner_state, where, loss)
+        finite = jnp.asarray(1.0 if np.isnan(loss) else loss)
+        updates, state, inner_updates, inner_state = both(grads, state, inner_state, where, finite)
         size = abs(float(emo_optax.get_emotion(state).scalar))
         for name, update in updates.items():
             kept = np.abs(grads[name]) >= (0.3 * (1 + size)) ** 3
