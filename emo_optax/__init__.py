@@ -12,6 +12,9 @@ from emo_optax._divergence import init_divergence as init_divergence
 from emo_optax._divergence import injection_strength as injection_strength
 from emo_optax._divergence import watch as watch
 from emo_optax._early_stop import went_quiet as went_quiet
+from emo_optax._early_stop_monitor import EarlyStop as EarlyStop
+from emo_optax._early_stop_monitor import EarlyStopState as EarlyStopState
+from emo_optax._early_stop_monitor import early_stop as early_stop
 from emo_optax._emo_airy import emo_airy as emo_airy
 from emo_optax._emo_cats import emo_cats as emo_cats
 from emo_optax._emo_clan import emo_clan as emo_clan
@@ -49,6 +52,13 @@ from emo_optax._rules import scale_by_factored_moments as scale_by_factored_mome
 from emo_optax._rules import scale_by_lion as scale_by_lion
 from emo_optax._rules import scale_by_softsign as scale_by_softsign
 from emo_optax._rules import scale_by_uncorrected_adam as scale_by_uncorrected_adam
+from emo_optax._runaway import Runaway as Runaway
+from emo_optax._runaway import ScaleByRunawayState as ScaleByRunawayState
+from emo_optax._runaway import get_runaway as get_runaway
+from emo_optax._runaway import gradient_moments as gradient_moments
+from emo_optax._runaway import runaway_emotion as runaway_emotion
+from emo_optax._runaway import scale_by_runaway as scale_by_runaway
+from emo_optax._runaway import track_runaway as track_runaway
 from emo_optax._shadow_effect import filter_by_emotion as filter_by_emotion
 from emo_optax._shadow_effect import keep_elements as keep_elements
 from emo_optax._shadow_effect import keep_rows_and_columns as keep_rows_and_columns
@@ -66,5 +76,6 @@ from emo_optax._switch import step_first as step_first
 from emo_optax._switch import switch_by_emotion as switch_by_emotion
 from emo_optax._weight_decay import AddWeightDecayState as AddWeightDecayState
 from emo_optax._weight_decay import add_weight_decay as add_weight_decay
+from emo_optax._weight_decay import decay_mask as decay_mask
 
 __version__ = "0.1.0"

@@ -42,7 +42,8 @@ class Emotion(NamedTuple):
         scalar: the emotion scalar s, in [-1, 1]; above 0 the loss is above its trend.
         step_scale: 1 - |s|, in [0, 1]: what the update is multiplied by.
         shadow_ratio: how far the last step pulled the weights to their shadow, in [0, 1]; 0 without one.
-        should_stop: whether training has ever gone quiet, bool.
+        should_stop: whether training has ever gone quiet, bool; stays set.
+        is_quiet: whether training is quiet now, over the last 32 losses, bool.
         felt: losses felt so far, int32.
         held: losses kept out because they were not finite, int32.
     """
@@ -53,6 +54,7 @@ class Emotion(NamedTuple):
     step_scale: jax.Array
     shadow_ratio: jax.Array
     should_stop: jax.Array
+    is_quiet: jax.Array
     felt: jax.Array
     held: jax.Array
 
@@ -83,6 +85,8 @@ def feel(
     short_factor: jax.typing.ArrayLike = 0.3,
     long_factor: jax.typing.ArrayLike = 0.01,
     gain: jax.typing.ArrayLike = 5.0,
+    mean_below: jax.typing.ArrayLike = 0.05,
+    variance_below: jax.typing.ArrayLike = 0.005,
 ) -> EmotionState:
     r"""Takes in the loss of one step.
 
@@ -101,6 +105,8 @@ def feel(
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
         gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        mean_below: the stop signal's bound on the mean of the last 32 |s|, in (0, 1].
+        variance_below: its bound on their variance, in (0, 1].
 
     Returns:
         The emotion after this step.
@@ -137,7 +143,8 @@ def feel(
     held = jnp.where(is_felt, state.held, optax.safe_increment(state.held))
     extended = jnp.concatenate([state.history[1:], scalar[None]])
     history = jnp.where(is_felt, extended, state.history)
-    should_stop = state.should_stop | (is_felt & went_quiet(history, felt))
+    is_quiet = went_quiet(history, felt, mean_below=mean_below, variance_below=variance_below)
+    should_stop = state.should_stop | (is_felt & is_quiet)
     return EmotionState(felt, held, short, long, scalar, history, should_stop)
 
 

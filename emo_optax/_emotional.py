@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emo_optax._early_stop import went_quiet
 from emo_optax._emotion import Emotion, EmotionState, share_emotion
 from emo_optax._shadow_effect import Keep, filter_by_emotion, keep_elements, scale_by_emotion, step_scale
 from emo_optax._shadow_system import BlendWithShadowState, ShadowRatio, blend_with_shadow
@@ -157,8 +158,8 @@ def get_emotion(state: optax.OptState) -> Emotion:
         state: the state of an optimizer with an emotion in it, however deeply wrapped.
 
     Returns:
-        Its averages, scalar, step scale, shadow ratio, stop signal and counts, as arrays. Where
-        several optimizers were put together (`optax.partition`), the first one's.
+        Its averages, scalar, step scale, shadow ratio, stop signal (latched and live) and counts, as
+        arrays. Where several optimizers were put together (`optax.partition`), the first one's.
 
     Raises:
         ValueError: if there is no emotion in the state.
@@ -190,6 +191,7 @@ def get_emotion(state: optax.OptState) -> Emotion:
         step_scale=step_scale(felt.scalar),
         shadow_ratio=jnp.zeros_like(felt.scalar) if shadow is None else jnp.asarray(shadow.ratio),
         should_stop=felt.should_stop,
+        is_quiet=went_quiet(felt.history, felt.felt),
         felt=felt.felt,
         held=felt.held,
     )

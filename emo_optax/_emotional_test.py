@@ -154,13 +154,13 @@ def test_a_look_at_the_emotion_shows_it_all() -> None:
     emotion = emo_optax.get_emotion(state)
     s = np.tanh(5 * (1.255 - 1.00995))
     np.testing.assert_allclose(
-        [float(field) for field in emotion], [1.255, 1.00995, s, 1 - s, s, 0, 3, 1], rtol=1e-6
+        [float(field) for field in emotion], [1.255, 1.00995, s, 1 - s, s, 0, 0, 3, 1], rtol=1e-6
     )
     assert emotion._fields == (
-        "short", "long", "scalar", "step_scale", "shadow_ratio", "should_stop", "felt", "held",
+        "short", "long", "scalar", "step_scale", "shadow_ratio", "should_stop", "is_quiet", "felt", "held",
     )  # fmt: skip
     assert all(isinstance(field, jax.Array) and field.shape == () for field in emotion)
-    assert [field.dtype for field in emotion] == [np.float32] * 5 + [np.bool_, np.int32, np.int32]
+    assert [field.dtype for field in emotion] == [np.float32] * 5 + [np.bool_] * 2 + [np.int32] * 2
 
 
 def test_a_look_at_an_optimizer_without_shadow_shows_a_ratio_of_zero() -> None:

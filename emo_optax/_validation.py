@@ -68,6 +68,16 @@ def check_max_steps(value: object) -> None:
         raise ValueError(f"Invalid ref_max_steps: {value}; it must be a whole number >= 1, or None")
 
 
+def check_bounds(name: str, value: Any) -> None:
+    """Raises a `ValueError` unless bounds are `None` or a smaller and a larger number."""
+    if value is None:
+        return
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"Invalid {name}: {value!r}; it must be a pair, the least and the largest value")
+    if all(_is_number(bound) for bound in value) and not value[0] <= value[1]:
+        raise ValueError(f"Invalid {name}: {value!r}; the first must not be above the second")
+
+
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raises a `ValueError` unless a word is one of those known."""
     if value not in choices:

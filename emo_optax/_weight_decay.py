@@ -110,6 +110,25 @@ def add_weight_decay(
     return piece if mask is None else optax.masked(piece, mask)
 
 
+def decay_mask(params: optax.Params) -> Any:
+    """Returns the usual mask: weights of two or more dimensions decay, biases and norms don't.
+
+    Args:
+        params: a tree of parameters, or of anything else that has a number of dimensions.
+
+    Returns:
+        A tree of booleans, `True` where a parameter decays; itself fit to be a `mask`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> print(emo_optax.decay_mask({"weight": jnp.ones((2, 3)), "bias": jnp.ones(2)}))
+        {'bias': False, 'weight': True}
+        >>> optimizer = emo_optax.emo_sens(1e-3, mask=emo_optax.decay_mask)
+    """
+    return jax.tree.map(lambda param: len(jnp.shape(param)) >= 2, params)
+
+
 def place_weight_decay(
     mode: str,
     weight_decay: optax.ScalarOrSchedule,

@@ -135,3 +135,23 @@ def test_an_unknown_mode_is_refused_with_those_known() -> None:
     for member in (emo_optax.emo_sens, emo_optax.emo_airy, emo_optax.emo_cats):
         with pytest.raises(ValueError, match="'decoupled', 'absolute', 'l2'"):
             member(weight_decay_mode="L2")
+
+
+def test_the_usual_mask_is_of_two_dimensions_and_more() -> None:
+    params = {
+        "scalar": jnp.ones(()),
+        "bias": jnp.ones(2),
+        "matrix": jnp.ones((2, 2)),
+        "empty": jnp.ones((0, 1, 2)),
+    }
+    expected = {"scalar": False, "bias": False, "matrix": True, "empty": True}
+    assert emo_optax.decay_mask(params) == expected
+    shapes = jax.eval_shape(lambda: params)
+    assert emo_optax.decay_mask(shapes) == expected
+    decay = emo_optax.add_weight_decay(0.5, mask=emo_optax.decay_mask)
+    decay.init(shapes)
+    updates, _ = decay.update(jax.tree.map(jnp.zeros_like, params), decay.init(params), params)
+    assert {name: bool((update > 0).any()) for name, update in updates.items()} == {
+        **expected,
+        "empty": False,
+    }

@@ -12,6 +12,7 @@ from emo_torch._divergence import init_divergence as init_divergence
 from emo_torch._divergence import injection_strength as injection_strength
 from emo_torch._divergence import watch as watch
 from emo_torch._early_stop import went_quiet as went_quiet
+from emo_torch._early_stop_monitor import EarlyStop as EarlyStop
 from emo_torch._emo_airy import EmoAiry as EmoAiry
 from emo_torch._emo_cats import EmoCats as EmoCats
 from emo_torch._emo_clan import EmoClan as EmoClan
@@ -26,6 +27,7 @@ from emo_torch._emotion import EmotionState as EmotionState
 from emo_torch._emotion import feel as feel
 from emo_torch._emotion import init_emotion as init_emotion
 from emo_torch._emotional import EmoOptimizer as EmoOptimizer
+from emo_torch._emotional import Emotional as Emotional
 from emo_torch._emotional import LossOptimizer as LossOptimizer
 from emo_torch._errors import LossMissingError as LossMissingError
 from emo_torch._ref_adamw_mini_schedule_free import (
@@ -37,6 +39,13 @@ from emo_torch._rules import scale_by_factors as scale_by_factors
 from emo_torch._rules import scale_by_lion as scale_by_lion
 from emo_torch._rules import scale_by_softsign as scale_by_softsign
 from emo_torch._rules import scale_by_uncorrected_adam as scale_by_uncorrected_adam
+from emo_torch._runaway import Runaway as Runaway
+from emo_torch._runaway import RunawayMonitor as RunawayMonitor
+from emo_torch._runaway import get_runaway as get_runaway
+from emo_torch._runaway import gradient_moments as gradient_moments
+from emo_torch._runaway import runaway_emotion as runaway_emotion
+from emo_torch._runaway import scale_by_runaway as scale_by_runaway
+from emo_torch._runaway import track_runaway as track_runaway
 from emo_torch._shadow_effect import filter_by_emotion as filter_by_emotion
 from emo_torch._shadow_effect import keep_elements as keep_elements
 from emo_torch._shadow_effect import keep_rows_and_columns as keep_rows_and_columns
@@ -48,5 +57,7 @@ from emo_torch._smoothed_norm import learning_rate_from_norm as learning_rate_fr
 from emo_torch._smoothed_norm import smooth_norm as smooth_norm
 from emo_torch._switch import switch_by_emotion as switch_by_emotion
 from emo_torch._weight_decay import add_weight_decay as add_weight_decay
+from emo_torch._weight_decay import decay_groups as decay_groups
+from emo_torch._weight_decay import decay_mask as decay_mask
 
 __version__ = "0.1.0"

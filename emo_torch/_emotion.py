@@ -39,7 +39,8 @@ class Emotion(NamedTuple):
         scalar: the emotion scalar s, in [-1, 1]; above 0 the loss is above its trend.
         step_scale: 1 - |s|, in [0, 1]: what the update is multiplied by.
         shadow_ratio: how far the last step pulled the weights to their shadow, in [0, 1]; 0 without one.
-        should_stop: whether training has ever gone quiet, bool.
+        should_stop: whether training has ever gone quiet, bool; stays set.
+        is_quiet: whether training is quiet now, over the last 32 losses, bool.
         felt: losses felt so far, int32.
         held: losses kept out because they were not finite, int32.
     """
@@ -50,6 +51,7 @@ class Emotion(NamedTuple):
     step_scale: Tensor
     shadow_ratio: Tensor
     should_stop: Tensor
+    is_quiet: Tensor
     felt: Tensor
     held: Tensor
 
@@ -80,6 +82,8 @@ def feel(
     short_factor: float = 0.3,
     long_factor: float = 0.01,
     gain: float = 5.0,
+    mean_below: float = 0.05,
+    variance_below: float = 0.005,
 ) -> EmotionState:
     r"""Takes in the loss of one step, without a host sync.
 
@@ -98,6 +102,8 @@ def feel(
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
         gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        mean_below: the stop signal's bound on the mean of the last 32 |s|, in (0, 1].
+        variance_below: its bound on their variance, in (0, 1].
 
     Returns:
         The emotion after this step, in new tensors.
@@ -133,5 +139,6 @@ def feel(
     held = state.held + ~is_felt
     extended = torch.cat([state.history[1:], scalar.unsqueeze(0)])
     history = torch.where(is_felt, extended, state.history)
-    should_stop = state.should_stop | (is_felt & went_quiet(history, felt))
+    is_quiet = went_quiet(history, felt, mean_below=mean_below, variance_below=variance_below)
+    should_stop = state.should_stop | (is_felt & is_quiet)
     return EmotionState(felt, held, short, long, scalar, history, should_stop)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_foreach
 
-from emo_torch._early_stop import WINDOW
+from emo_torch._early_stop import WINDOW, went_quiet
 from emo_torch._emotion import Emotion, EmotionState, feel, init_emotion, wide_dtype
 from emo_torch._errors import NOT_A_CLOSURE
 from emo_torch._shadow_effect import Keep, filter_by_emotion, keep_elements, step_scale
@@ -17,7 +17,15 @@ from emo_torch._shadow_system import (
     multi_tensor_blend_with_shadow,
     shadow_ratio_function,
 )
-from emo_torch._validation import check_gradient, check_group, check_loss, check_shadow_ratio
+from emo_torch._validation import (
+    check_factor,
+    check_gradient,
+    check_group,
+    check_inner,
+    check_loss,
+    check_not_negative,
+    check_shadow_ratio,
+)
 from emo_torch._weight_decay import MODES, add_weight_decay, multi_tensor_add_weight_decay
 
 Group = dict[str, Any]
@@ -173,9 +181,8 @@ class LossOptimizer(Optimizer):
         for param in self._params():
             if param.grad is not None:
                 check_gradient(type(self).__name__, param)
-        if given is None and all(float(group["lr"]) == 0.0 for group in self.param_groups):
-            for group in self.param_groups:
-                self._collect(group)
+        if given is None and all(float(group.get("lr", 1.0)) == 0.0 for group in self.param_groups):
+            self._make_missing_state()
             return None
         self._bring_memory(self._device())
         kind = next(tensor for tensor in self._memory if tensor.is_floating_point())
@@ -188,11 +195,20 @@ class LossOptimizer(Optimizer):
                 for name, extra in beside.items()
             },
         )
+        self._move(feeling)
+        return result
+
+    def _make_missing_state(self) -> None:
+        """Makes the state that parameters with a gradient lack, and changes nothing."""
+        for group in self.param_groups:
+            self._collect(group)
+
+    def _move(self, feeling: Any) -> None:
+        """Moves every parameter that has a gradient."""
         for group in self.param_groups:
             params, grads, states = self._collect(group)
             if params:
                 self.step_tensors(params, grads, states, feeling=feeling, group=group)
-        return result
 
     def _params(self) -> Iterator[Tensor]:
         return (param for group in self.param_groups for param in group["params"])
@@ -268,18 +284,21 @@ class LossOptimizer(Optimizer):
         if isinstance(param_group, dict):
             options = {**self.defaults, **param_group}
             self.check_options(options)
-            for name in self.shared_options:
-                if options[name] != self.defaults[name]:
-                    raise ValueError(
-                        f"{name} belongs to the one {self.memory_title} of the optimizer: a parameter "
-                        f"group cannot have {options[name]!r} where the optimizer has "
-                        f"{self.defaults[name]!r}"
-                    )
+            self._check_shared_options(options, self.defaults)
         super().add_param_group(param_group)
         if len(self.param_groups) == 1:
             self._share_memory(self.first_memory(), self._device())
         else:
             self._share_memory(self._memory, self._memory[0].device)
+
+    def _check_shared_options(self, options: Group, shared: Group) -> None:
+        """Raises a `ValueError` if options of a group differ that can only be one for all."""
+        for name in self.shared_options:
+            if options.get(name) != shared.get(name):
+                raise ValueError(
+                    f"{name} belongs to the one {self.memory_title} of the optimizer: a parameter group "
+                    f"cannot have {options.get(name)!r} where the optimizer has {shared.get(name)!r}"
+                )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state, also one of `torch.optim.AdamW` where the moments are the same.
@@ -403,7 +422,7 @@ class EmoOptimizer(LossOptimizer):
         group = self.param_groups[0]
         felt = feel(
             self._emotion,
-            -loss if group["maximize"] else loss,
+            -loss if group.get("maximize") else loss,
             short_factor=group["short_factor"],
             long_factor=group["long_factor"],
             gain=group["gain"],
@@ -436,6 +455,7 @@ class EmoOptimizer(LossOptimizer):
             step_scale=step_scale(state.scalar),
             shadow_ratio=self._shadow_ratio.clone(),
             should_stop=state.should_stop.clone(),
+            is_quiet=went_quiet(state.history, state.felt),
             felt=state.felt.clone(),
             held=state.held.clone(),
         )
@@ -502,7 +522,7 @@ class EmoOptimizer(LossOptimizer):
 
 def use_foreach(params: list[Tensor], group: Group) -> bool:
     """Returns whether to step with all tensors at once: as the group says, or as torch.optim would."""
-    foreach: bool | None = group["foreach"]
+    foreach: bool | None = group.get("foreach")
     if foreach is None:
         _, foreach = _default_to_fused_or_foreach(params, differentiable=False, use_fused=False)
     return foreach
@@ -602,10 +622,7 @@ def multi_tensor(
     first: Callable[[list[Tensor]], list[Tensor]] | None = None,
 ) -> None:
     """Does what `single_tensor` does, for all tensors of one device and dtype at a time."""
-    buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for index, param in enumerate(params):
-        buckets.setdefault((param.device, param.dtype), []).append(index)
-    for (device, _), indices in buckets.items():
+    for (device, _), indices in _by_device_and_dtype(params).items():
         narrow = [params[index] for index in indices]
         dtype = wide_dtype(narrow[0])
         signal = _signal(feeling, group, device, dtype)
@@ -655,3 +672,303 @@ def multi_tensor(
             before = [param.to(dtype) for param in narrow]
             changes = [change.to(narrow[0].dtype) for change in torch._foreach_sub(weights, before)]
             torch._foreach_add_(narrow, changes)
+
+
+class Emotional(EmoOptimizer):
+    r"""Makes any optimizer of PyTorch emotional.
+
+    One emotion, felt once a step; with the shadow, `inner` steps from the blended parameters
+    :math:`p' = (1-r)\,p + r\,shadow`; then what it changed is filtered and scaled:
+
+    .. math:: p \leftarrow p' + (1 - |s|)\,[\,|g|^{1/3} \ge \theta\,(1+|s|)\,]\,(inner(p') - p')
+
+    Groups and state are those of `inner`, under its own names, with the options and the emotion
+    beside them in the groups: schedulers, gradient scalers and checkpoints see an optimizer like any
+    other. During a step it holds a copy of the parameters that have a gradient, and a byte an
+    element. From then on, step with this optimizer, not with `inner`.
+
+    Args:
+        inner: an instance of a `torch.optim.Optimizer`, learning rate included. Its groups may have
+            `shadow_effect`, `theta`, `use_shadow` and `shadow_rate` of their own.
+        shadow_effect: whether to filter and scale what `inner` changes.
+        theta: the filter's threshold on the cube root of the gradient's size, >= 0; 0 for none.
+        keep: which elements the filter keeps, `keep_elements` or `keep_rows_and_columns(eps)`.
+        use_shadow: whether to pull the weights back to their shadow (see `blend_with_shadow`).
+        shadow_ratio: r(s): "v2.0", "v1.0", or a function from a scalar tensor to a ratio in [0, 1].
+        shadow_rate: how far the shadow follows the parameters, in (0, 1].
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+
+    Attributes:
+        inner: the optimizer that moves the parameters.
+
+    Raises:
+        TypeError: for an optimizer that is emotional already, one that calls a closure for itself, as
+            `torch.optim.LBFGS` does, or no optimizer.
+        ValueError: for an option out of its range, one that `inner` has for itself, or one that
+            belongs to the one emotion and differs between groups.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> optimizer = emo_torch.Emotional(torch.optim.AdamW([weight], lr=1e-1))
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
+        ...     loss = weight.square().sum()
+        ...     loss.backward()
+        ...     _ = optimizer.step(loss=loss)
+        >>> print(weight.detach())
+        tensor([ 0.8616, -1.8602])
+
+    Source: SPEC sections "Emotion", "Shadow-effect" and "Shadow-system"; EmoSens v2.0 by muooon.
+    """
+
+    inner: Optimizer
+
+    def __init__(
+        self,
+        inner: Optimizer,
+        *,
+        shadow_effect: bool = True,
+        theta: float = 1e-4,
+        keep: Keep = keep_elements,
+        use_shadow: bool = False,
+        shadow_ratio: ShadowRatio = "v2.0",
+        shadow_rate: float = 0.05,
+        short_factor: float = 0.3,
+        long_factor: float = 0.01,
+        gain: float = 5.0,
+    ) -> None:
+        check_inner(inner)
+        if isinstance(inner, EmoOptimizer):
+            raise TypeError(f"{type(inner).__name__} is emotional already: use it as it is")
+        check_shadow_ratio(shadow_ratio)
+        options = {
+            "shadow_effect": shadow_effect,
+            "theta": theta,
+            "use_shadow": use_shadow,
+            "shadow_ratio": "function" if callable(shadow_ratio) else shadow_ratio,
+            "shadow_rate": shadow_rate,
+            "short_factor": short_factor,
+            "long_factor": long_factor,
+            "gain": gain,
+        }
+        taken = [name for name in options if name in inner.defaults]
+        if taken:
+            raise ValueError(
+                f"{type(inner).__name__} has an option {taken[0]!r} of its own, which would be mistaken "
+                "for that of the emotion: this optimizer cannot be made emotional"
+            )
+        for group in inner.param_groups:
+            self.check_options({**options, **group})
+            self._check_shared_options({**options, **group}, {**inner.param_groups[0], **options})
+        self.inner = inner
+        self._options = options
+        self._shadow_ratio_of = shadow_ratio if callable(shadow_ratio) else None
+        self._keep = keep
+        # The way in which torch makes an optimizer that has its groups already.
+        Optimizer.__setstate__(self, {"defaults": {**inner.defaults, **options}})
+        for group in self.param_groups:
+            for name, value in options.items():
+                group.setdefault(name, value)
+        self._share_memory(self.first_memory(), self._device())
+
+    @property
+    def rule(self) -> str:  # type: ignore[override]
+        """None of `_rules`; what asks for one is for the family alone."""
+        raise TypeError(
+            f"The state of {type(self.inner).__name__} has no plain arrays that emo_optax could read: "
+            "save its state_dict()"
+        )
+
+    @property
+    def param_groups(self) -> list[Group]:  # type: ignore[override]
+        """The groups of the inner optimizer."""
+        return self.inner.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The state of the inner optimizer."""
+        return self.inner.state
+
+    # The step.
+
+    def moment_names(self, param: Tensor) -> tuple[str, ...]:  # noqa: ARG002
+        """Returns no names: the moments are the inner optimizer's."""
+        return ()
+
+    def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:  # noqa: ARG002
+        """Returns no moments: they are the inner optimizer's."""
+        return {}
+
+    def _missing_state(self, param: Tensor, group: Group, state: State) -> State:
+        return super()._missing_state(param, {**group, "moment_dtype": None}, state)
+
+    def _make_missing_state(self) -> None:
+        params = [param for param in self._params() if param.grad is not None]
+        befores = [param.clone() for param in params]
+        self.inner.step()
+        if params:
+            torch._foreach_copy_(params, befores)  # Some move by a learning rate of 0, too.
+
+    def _move(self, feeling: Feeling) -> None:
+        """Lets the inner optimizer move the parameters, and keeps as much of it as is felt."""
+        moves: list[tuple[list[Tensor], list[Tensor], list[Tensor], Group]] = []
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None]
+            if group["use_shadow"] and params:
+                self._blend(group, feeling)
+            if group["shadow_effect"] and params:
+                befores = [param.clone() for param in params]
+                moves.append((params, befores, self._kept(params, group, feeling), group))
+        shadows = self._take_shadows()
+        try:
+            self.inner.step()
+        finally:
+            for param, shadow in shadows.items():
+                self.state[param].update(shadow)
+        scale = step_scale(feeling.scalar)
+        for params, befores, kept, group in moves:
+            scale_change(params, befores, scale, kept=kept, foreach=use_foreach(params, group))
+
+    def _blend(self, group: Group, feeling: Feeling) -> None:
+        """Pulls the parameters of a group to their shadows."""
+        params, _, states = self._collect(group)
+        is_multi = use_foreach(params, group)
+        for indices in _by_device_and_dtype(params).values():
+            narrow = [params[index] for index in indices]
+            weights = [param.to(wide_dtype(param)) for param in narrow]
+            shadows = [states[index]["shadow"] for index in indices]
+            exists = [states[index]["shadow_exists"] for index in indices]
+            ratio = feeling.shadow_ratio.to(device=weights[0].device, dtype=weights[0].dtype)
+            rate = group["shadow_rate"]
+            if is_multi:
+                multi_tensor_blend_with_shadow(weights, shadows, exists, ratio, shadow_rate=rate)
+            else:
+                for weight, shadow, exist in zip(weights, shadows, exists, strict=True):
+                    blend_with_shadow(weight, shadow, exist, ratio, shadow_rate=rate)
+            if weights[0] is not narrow[0]:
+                torch._foreach_copy_(narrow, weights)
+
+    def _kept(self, params: list[Tensor], group: Group, feeling: Feeling) -> list[Tensor]:
+        """Returns which elements may move, before the inner optimizer can change a gradient."""
+        tolerance = group["theta"] * (1.0 + feeling.scalar.abs())
+        kept = []
+        for param in params:
+            grad = param.grad.to(wide_dtype(param))  # type: ignore[union-attr]
+            kept.append(self._keep(grad, tolerance.to(device=grad.device, dtype=grad.dtype)))
+        return kept
+
+    def _take_shadows(self) -> dict[Tensor, State]:
+        """Takes the shadows out of the state: some optimizers begin theirs only where it is empty."""
+        shadows: dict[Tensor, State] = {}
+        for param in self._params():
+            state = self.state.get(param, {})
+            if "shadow" in state:
+                shadows[param] = {name: state.pop(name) for name in ("shadow", "shadow_exists")}
+                if not state:
+                    del self.state[param]
+        return shadows
+
+    # Groups and state.
+
+    def check_options(self, options: Group) -> None:
+        """Raises a `ValueError` for an option of a group that is out of its range."""
+        check_not_negative("theta", options["theta"])
+        check_factor("shadow_rate", options["shadow_rate"])
+        check_factor("short_factor", options["short_factor"])
+        check_factor("long_factor", options["long_factor"])
+        check_not_negative("gain", options["gain"])
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Adds a group of parameters, which shares the emotion that the others have.
+
+        Args:
+            param_group: the parameters under `"params"`, and options of their own.
+
+        Raises:
+            ValueError: for an option out of its range, or one that belongs to the one emotion and
+                differs from the other groups'.
+        """
+        first = self.param_groups[0]
+        shared = {name: first[name] for name in SHARED_OPTIONS if name in self._options}
+        if isinstance(param_group, dict):
+            self.check_options({**self.defaults, **shared, **param_group})
+            self._check_shared_options({**self.defaults, **shared, **param_group}, first)
+        self.inner.add_param_group(param_group)
+        for name, value in {**self._options, **shared}.items():
+            self.param_groups[-1].setdefault(name, value)
+        self._share_memory(self._memory, self._memory[0].device)
+
+    def _saved_params(self, loaded: dict[str, Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Yields each parameter that has a saved shadow, with it: the moments are the inner's matter."""
+        for param, saved in super()._saved_params(loaded):
+            names = [name for name in saved if name in ("shadow", "shadow_exists")]
+            shadow = {name: saved[name] for name in names}
+            if shadow:
+                yield param, shadow
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("defaults", "inner", "_options", "_keep", "_shadow_ratio_of")
+        return {name: self.__dict__[name] for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "param_groups" not in state:  # A copy, or out of a pickle.
+            Optimizer.__setstate__(self, state)
+        else:  # Out of a file, in which the inner optimizer may have more to settle.
+            groups = self.inner.param_groups
+            self.inner.__setstate__(state)
+            for group, here in zip(self.param_groups, groups, strict=True):
+                for name in (*self._options, *self.memory_names()):
+                    group.setdefault(name, here[name])
+        self._share_memory(self.memory_of(self.param_groups[0]), self._device())
+
+    def __repr__(self) -> str:
+        name = type(self.inner).__name__
+        return super().__repr__().replace("Emotional (", f"Emotional {name} (", 1)
+
+
+def scale_change(
+    params: list[Tensor],
+    befores: list[Tensor],
+    scale: Tensor,
+    *,
+    kept: list[Tensor] | None = None,
+    foreach: bool = False,
+) -> None:
+    """Goes a part of the way from what parameters were to what they are, in place, without a sync.
+
+    Args:
+        params: the parameters as they are, any shapes; what is kept of the way goes here.
+        befores: as they were.
+        scale: the part, shape `[]`: 1 leaves them to the last bit as they are, 0 as they were.
+        kept: the elements that may move, as booleans in the parameters' shapes; `None` for all.
+        foreach: whether to move all tensors of one device and dtype at once.
+    """
+    for indices in _by_device_and_dtype(params).values():
+        narrow = [params[index] for index in indices]
+        dtype = wide_dtype(narrow[0])
+        part = scale.to(device=narrow[0].device, dtype=dtype)
+        starts = [befores[index].to(dtype) for index in indices]
+        ends = [param.to(dtype) for param in narrow]
+        if foreach:
+            moved = list(torch._foreach_lerp(starts, ends, [part] * len(starts)))
+        else:
+            moved = [start.lerp(end, part) for start, end in zip(starts, ends, strict=True)]
+        if kept is not None:
+            masks = [kept[index] for index in indices]
+            moved = [
+                torch.where(mask, there, start)
+                for mask, there, start in zip(masks, moved, starts, strict=True)
+            ]
+        torch._foreach_copy_(narrow, moved)
+
+
+def _by_device_and_dtype(tensors: list[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[int]]:
+    """Returns the places of the tensors of each device and dtype."""
+    buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        buckets.setdefault((tensor.device, tensor.dtype), []).append(index)
+    return buckets

@@ -1,5 +1,6 @@
 """Checks of what a user passes in, made before anything is changed."""
 
+import inspect
 import math
 from collections.abc import Mapping
 from numbers import Real
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
 from emo_torch._errors import LOSS_MISSING, LossMissingError
 
@@ -58,6 +60,16 @@ def check_max_steps(value: int | None) -> None:
     """Raises a `ValueError` unless the length of a run is a whole number >= 1, or not known."""
     if value is not None and not (1 <= value < 2**31 and value == int(value)):
         raise ValueError(f"Invalid ref_max_steps: {value}; it must be a whole number >= 1, or None")
+
+
+def check_bounds(name: str, value: Any) -> None:
+    """Raises a `ValueError` unless bounds are `None` or a smaller and a larger number."""
+    if value is None:
+        return
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"Invalid {name}: {value!r}; it must be a pair, the least and the largest value")
+    if not value[0] <= value[1]:
+        raise ValueError(f"Invalid {name}: {value!r}; the first must not be above the second")
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -122,6 +134,22 @@ def check_moment_dtype(moment_dtype: torch.dtype | None) -> None:
         return
     if not isinstance(moment_dtype, torch.dtype) or not moment_dtype.is_floating_point:
         raise ValueError(f"Invalid moment_dtype: {moment_dtype!r}; it must be a floating-point dtype")
+
+
+def check_inner(inner: object) -> None:
+    """Raises an error for what cannot be made emotional, or scaled, from outside."""
+    if not isinstance(inner, Optimizer):
+        raise TypeError(f"What moves the parameters must be a torch.optim.Optimizer, and is {inner!r}")
+    name = type(inner).__name__
+    closure = inspect.signature(inner.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"{name} calls a closure for itself, several times a step, and takes it for granted that the "
+            "parameters went all of the way that it sent them: a part of it would spoil its memory. "
+            "Choose an optimizer whose closure is optional."
+        )
+    if inner.defaults.get("differentiable"):
+        raise ValueError(f"{name} was made with differentiable=True, and this step has no gradient")
 
 
 def check_divisor(lr: float | Tensor, mode: str) -> None:

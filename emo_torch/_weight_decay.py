@@ -1,7 +1,13 @@
 """Weight decay, in the three ways that the family knows."""
 
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
+
+Mask = Mapping[str, bool] | Callable[[dict[str, Tensor]], Mapping[str, bool]]
+"""Booleans by the parameters' names, or a function from the named parameters to them."""
 
 MODES = ("decoupled", "absolute", "l2")
 """The modes: p <- p - eta wd p;  p <- p - wd p;  g <- g + wd p."""
@@ -38,3 +44,68 @@ def add_weight_decay(update: Tensor, param: Tensor, weight_decay: float) -> None
 def multi_tensor_add_weight_decay(updates: list[Tensor], params: list[Tensor], weight_decay: float) -> None:
     """Does what `add_weight_decay` does for many parameters of one device and dtype."""
     torch._foreach_add_(updates, params, alpha=weight_decay)
+
+
+def decay_mask(params: Mapping[str, Tensor]) -> dict[str, bool]:
+    """Returns the usual mask: weights of two or more dimensions decay, biases and norms don't.
+
+    Args:
+        params: parameters by name.
+
+    Returns:
+        Booleans by name, `True` where a parameter decays.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> print(emo_torch.decay_mask({"weight": torch.ones(2, 3), "bias": torch.ones(2)}))
+        {'weight': True, 'bias': False}
+    """
+    return {name: param.ndim >= 2 for name, param in params.items()}
+
+
+def decay_groups(
+    named_params: torch.nn.Module | Iterable[tuple[str, Tensor]], mask: Mask = decay_mask
+) -> list[dict[str, Any]]:
+    """Splits parameters into those that decay and those that don't: the `mask` of Optax, for PyTorch.
+
+    Args:
+        named_params: a model, or names and parameters, such as `model.named_parameters()`.
+        mask: booleans by name, or a function from the named parameters to them; `True` decays.
+
+    Returns:
+        Two groups for any optimizer: the parameters that decay, as much as the optimizer says, and the
+        others, whose `weight_decay` is 0. Either may be empty.
+
+    Raises:
+        ValueError: for a mask that lacks a parameter or names one that does not exist, and for two
+            parameters of one name.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+        >>> groups = emo_torch.decay_groups(model)
+        >>> print([len(group["params"]) for group in groups])
+        [1, 3]
+        >>> optimizer = emo_torch.EmoSens(groups, weight_decay=0.1)
+        >>> print([group["weight_decay"] for group in optimizer.param_groups])
+        [0.1, 0.0]
+    """
+    if isinstance(named_params, torch.nn.Module):
+        named_params = named_params.named_parameters()
+    pairs = list(named_params)
+    params = dict(pairs)
+    if len(params) < len(pairs):
+        raise ValueError("Two parameters have the same name, so that a mask cannot tell them apart")
+    decays = mask(params) if callable(mask) else mask
+    strangers = sorted(decays.keys() ^ params.keys())
+    if strangers:
+        raise ValueError(
+            "The mask must say of every parameter, and of nothing else, whether it decays; "
+            f"the two don't agree on {', '.join(map(repr, strangers))}"
+        )
+    return [
+        {"params": [param for name, param in params.items() if decays[name]]},
+        {"params": [param for name, param in params.items() if not decays[name]], "weight_decay": 0.0},
+    ]

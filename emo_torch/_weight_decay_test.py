@@ -121,3 +121,33 @@ def test_decay_does_not_drift_in_float32() -> None:
         weight.grad = torch.zeros(1)
         optimizer.step(loss=1.0)
     assert weight.item() == pytest.approx(exact, abs=2e-5)
+
+
+def test_groups_are_split_by_a_mask() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv1d(2, 3, 1), torch.nn.BatchNorm1d(3))
+    names = {id(param): name for name, param in model.named_parameters()}
+
+    def split(mask: Any = emo_torch.decay_mask) -> list[list[str]]:
+        groups = emo_torch.decay_groups(model, mask)
+        assert [group.get("weight_decay") for group in groups] == [None, 0.0]
+        return [[names[id(param)] for param in group["params"]] for group in groups]
+
+    assert split() == [["0.weight"], ["0.bias", "1.weight", "1.bias"]]
+    assert split(dict.fromkeys(names.values(), True)) == [["0.weight", "0.bias", "1.weight", "1.bias"], []]
+    assert split(lambda params: {name: "bias" in name for name in params})[0] == ["0.bias", "1.bias"]
+
+
+def test_a_mask_that_does_not_fit_is_refused() -> None:
+    pairs = [("weight", torch.ones(2, 2)), ("bias", torch.ones(2))]
+    with pytest.raises(ValueError, match="don't agree on 'bias', 'other'"):
+        emo_torch.decay_groups(pairs, {"weight": True, "other": False})
+    with pytest.raises(ValueError, match="Two parameters have the same name"):
+        emo_torch.decay_groups([*pairs, *pairs])
+
+
+def test_no_group_need_have_members() -> None:
+    bias = torch.nn.Parameter(torch.ones(2))
+    optimizer = emo_torch.EmoSens(emo_torch.decay_groups([("bias", bias)]), lr=0.1, weight_decay=0.5)
+    bias.grad = torch.zeros(2)
+    optimizer.step(loss=1.0)
+    assert torch.equal(bias.detach(), torch.ones(2))
