@@ -404,7 +404,7 @@ def test_a_gradient_scaler_skips_what_overflows_and_hands_on_both_losses() -> No
     (weight,) = tensors([np.full(4, 0.5)], torch.float32)
     optimizer, scaler = Ref([weight]), torch.amp.GradScaler("cpu", init_scale=2.0**127)
     steps = []
-    for _ in range(6):
+    for _ in range(12):
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = torch.nn.functional.linear(4.0 * torch.ones(3, 4), weight[None]).square().mean()
