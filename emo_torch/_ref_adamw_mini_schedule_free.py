@@ -61,7 +61,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         schedulefree_alpha: A, the weight of a new norm in the smoothed one, in (0, 1].
         ref_alpha: a in peace, in [0, 1].
         ref_max_steps: the length of the run in steps, a whole number >= 1; `None` where it is not
-            known: then every step with a loss injects.
+            known: then every step with a loss injects, which pulls the weights towards 0 to the end.
         injection_bound: c, >= 0; `None` for no bound, as published.
         weight_decay_mode: "decoupled" (p - eta' wd p), "absolute" (p - wd p) or "l2" (g + wd p).
         moment_dtype: the moments' floating-point dtype, such as float16 or bfloat16, in which they are

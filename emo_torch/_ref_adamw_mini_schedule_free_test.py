@@ -398,3 +398,21 @@ def test_going_up_is_going_down_the_negated_problem() -> None:
         ours.step(loss=-LOSSES[step], val_loss=-LOSSES[step])
         theirs.step(loss=LOSSES[step], val_loss=LOSSES[step])
     assert same(everything(ours), everything(theirs))
+
+
+def test_a_gradient_scaler_skips_what_overflows_and_hands_on_both_losses() -> None:
+    (weight,) = tensors([np.full(4, 0.5)], torch.float32)
+    optimizer, scaler = Ref([weight]), torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    steps = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = torch.nn.functional.linear(4.0 * torch.ones(3, 4), weight[None]).square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer, loss=loss.detach(), val_loss=loss.detach())
+        scaler.update()
+        steps.append(int(optimizer.divergence.steps))
+    assert steps[0] == 0
+    assert steps[-1] > 0
+    assert optimizer.divergence.val_felt == steps[-1]
+    assert bool(torch.isfinite(weight).all())

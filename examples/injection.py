@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if outcome.broken_at is not None:
                     cells.append(f"NaN, step {outcome.broken_at}")
                 table.add_row(title, way.title, *cells)
-    Console(width=120).print(table)
+    Console(width=124).print(table)
 
 
 if __name__ == "__main__":
