@@ -70,8 +70,9 @@ class Reference:
 
 def _softsign(mixed: Array, g: Array) -> Array:
     length = np.sqrt((g**2).sum()) + EPS
-    softened: Array = mixed / (1.0 + np.abs(mixed))
-    return softened * length
+    softened = mixed / (1.0 + np.abs(mixed))
+    step: Array = softened * length
+    return step
 
 
 def _decayed(p: Array, update: Array) -> Array:
