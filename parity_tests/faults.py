@@ -166,7 +166,6 @@ FAULTS: tuple[Fault, ...] = (
     Fault("emo_torch", "rules", "vector_norm(grad) + eps", "vector_norm(grad, 1) + eps", "another norm"),
     Fault("emo_optax", "rules", "mixed / (1.0 + jnp", "mixed / (1.01 + jnp", "softsign by 1 %"),
     # Switches.
-    Fault("emo_optax", "switch", "0 if one_state else index", "0", "one state for all rules"),
     Fault("emo_torch", "switch", "old.copy_(torch.where(is_chosen, news[name], old))", "pass", "no moving"),
     Fault(
         "emo_torch",
