@@ -151,7 +151,7 @@ class TorchRun:
     def step(self, loss: Tensor) -> None:
         """Takes one step; the family is told the loss at the parameters before it."""
         if self._reads_the_loss:
-            self.optimizer.step(loss=loss)  # type: ignore[call-arg]
+            self.optimizer.step(loss=loss)  # type: ignore[call-overload]
         else:
             self.optimizer.step()
         if self._scheduler is not None:
@@ -220,7 +220,9 @@ def _baselines() -> list[Contender]:
         _baseline("AMSGrad", 1e-3, 3e-3, optax.amsgrad, part(torch.optim.Adam, amsgrad=True)),
         _baseline("RAdam", 1e-3, 3e-3, optax.radam, torch.optim.RAdam),
         _baseline("AdaBelief", 1e-3, 3e-3, optax.adabelief, part(OptaxOptimizer, make=optax.adabelief)),
-        _baseline("Lion", 1e-4, 1e-3, part(optax.lion, weight_decay=0.0), part(OptaxOptimizer, make=optax.lion)),
+        _baseline(
+            "Lion", 1e-4, 1e-3, part(optax.lion, weight_decay=0.0), part(OptaxOptimizer, make=optax.lion)
+        ),
     ]
 
 

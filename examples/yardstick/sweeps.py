@@ -51,7 +51,7 @@ def run_surfaces(contender: Contender, steps: int) -> dict[str, Any]:
 
 
 def _trajectories(contender: Contender, steps: int, rates: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns the points before every step and after the last, `[surfaces, rates, starts, steps + 1, 2]`."""
+    """Returns the points of every run, shape `[surfaces, rates, starts, steps + 1, 2]`."""
     begin = jnp.asarray(np.stack([starts(surface) for surface in SURFACES.values()]))
     branches = [lambda point, name=name: height(name, point) for name in SURFACES]
 
