@@ -143,7 +143,7 @@ def quality_table(settings: Settings, names: list[str], store: Store, task: str)
     text = f"## {tasks()[task].title}\n\n" + _table([*header, "forgets"] if forgets else header, rows)
     if forgets:
         text += "\n\n" + _wrap(
-            "Forgets: by how much the loss on the first text rose, with the adapters learnt at the best rate."
+            "Forgets: by how much the loss on the first text rose, at the best learning rate."
         )
     return text
 
@@ -189,8 +189,8 @@ def tolerance_table(settings: Settings, names: list[str], store: Store) -> str:
     for name in names:
         results = store.get(Cell("surfaces", name, settings.surface_steps).key)
         row = [_title(contenders()[name])]
-        for surface in results:
-            row += [f"{results[surface]['width']:.2f}", f"{results[surface]['best']:.1e}"]
+        for result in results.values():
+            row += [f"{result['width']:.2f}", f"{result['best']:.1e}"]
         rows.append(row)
     note = _wrap(
         f"Under each surface: the width in decades of the learning rates (of {WIDTH_GRID}, quarters of a "

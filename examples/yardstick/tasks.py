@@ -1,7 +1,9 @@
 """Four small real tasks: digits twice, a text, and another text for adapters.
 
 A perceptron and a convolutional network learn the digits, a transformer the text, and adapters on that
-transformer the other text, while it is measured what the transformer forgets of the first. The digits come with scikit-learn. The text is this repository's licence, 11 kB of English.
+transformer the other text, while it is measured what the transformer forgets of the first. The digits
+come with scikit-learn. The text is this repository's licence, 11 kB of English; the other text is its
+last third in capitals.
 """
 
 import functools
