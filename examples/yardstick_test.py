@@ -100,7 +100,7 @@ def test_what_only_optax_has_is_driven_as_optax_drives_it(name: str) -> None:
     for _ in range(5):
         updates, state = optimizer.update(2.0 * point, state, point)
         point = optax.apply_updates(point, updates)
-    np.testing.assert_allclose(driven, point, rtol=1e-6)
+    np.testing.assert_allclose(driven, point, rtol=1e-5)
 
 
 def test_the_driver_takes_no_closure() -> None:
@@ -142,6 +142,9 @@ def test_every_optimizer_runs_every_kind_of_cell(name: str) -> None:
     result = run_cell(Cell("memory", name))
     assert 0.0 <= result["transformer"] < 17.0
     json.dumps(result, allow_nan=False)
+    # Traced only: compiling takes most of a second for each.
+    runs = sweeps.trajectories(contenders()[name], 2, np.asarray([0.1, 0.2], np.float32))
+    assert jax.eval_shape(runs).shape == (4, 2, 16, 3, 2)
 
 
 @pytest.mark.parametrize("name", ["emo_sens", "lion", "noam"])
@@ -173,12 +176,16 @@ def test_one_run_of_a_map_is_a_run_by_itself() -> None:
         point = optax.apply_updates(point, updates)
 
 
+def test_surfaces_give_the_same_numbers_again() -> None:
+    cell = Cell("surfaces", "emo_sens_shadow", 3)
+    assert run_cell(cell) == run_cell(cell)
+
+
 @pytest.mark.parametrize("name", ["emo_airy", "adafactor", "adabelief"])
 def test_a_cell_gives_the_same_numbers_again(name: str) -> None:
     for cell in (
         Cell("training", name, 4, "cnn", 0.01, 1, "labels"),
         Cell("training", name, 3, "lora", 0.01, 1),
-        Cell("surfaces", name, 3),
     ):
         assert run_cell(cell) == run_cell(cell)
     other = run_cell(Cell("training", name, 4, "cnn", 0.01, 2, "labels"))
@@ -409,4 +416,4 @@ def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.Captur
 
 
 def test_the_reference_is_always_measured() -> None:
-    assert parse(["--only", "sgd"]).only == ["adamw", "sgd"]
+    assert parse(["--only", "sgd"]).only == ["sgd", "adamw"]

@@ -5,6 +5,7 @@ learning rates at once, for one surface after the other. Nobody decays weights h
 towards the origin, where two of the surfaces happen to have their lowest point.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,12 +47,21 @@ def run_surfaces(contender: Contender, steps: int) -> dict[str, Any]:
         rate.
     """
     rates = np.concatenate([*GRIDS.values(), [contender.default]]).astype(np.float32)
-    paths = _trajectories(contender, steps, rates)
+    paths = np.asarray(jax.jit(trajectories(contender, steps, rates))())
     return {name: _summarise(name, contender, paths[index]) for index, name in enumerate(SURFACES)}
 
 
-def _trajectories(contender: Contender, steps: int, rates: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns the points of every run, shape `[surfaces, rates, starts, steps + 1, 2]`."""
+def trajectories(contender: Contender, steps: int, rates: NDArray[np.float32]) -> Callable[[], jax.Array]:
+    """Returns a function, to be compiled, that does every run of an optimizer.
+
+    Args:
+        contender: the optimizer.
+        steps: how many steps each run takes, > 0.
+        rates: the learning rates, shape `[rates]`.
+
+    Returns:
+        A function of nothing to the points visited, shape `[surfaces, rates, starts, steps + 1, 2]`.
+    """
     begin = jnp.asarray(np.stack([starts(surface) for surface in SURFACES.values()]))
     branches = [lambda point, name=name: height(name, point) for name in SURFACES]
 
@@ -72,7 +82,7 @@ def _trajectories(contender: Contender, steps: int, rates: NDArray[np.float32]) 
         return jax.vmap(over_starts, in_axes=(None, 0, None))(index, jnp.asarray(rates), begin[index])
 
     # One surface after the other, so that the index is no batch and the switch runs one branch only.
-    return np.asarray(jax.jit(lambda: jax.lax.map(run_one_surface, jnp.arange(len(SURFACES))))())
+    return lambda: jax.lax.map(run_one_surface, jnp.arange(len(SURFACES)))
 
 
 def _summarise(name: str, contender: Contender, paths: NDArray[np.float32]) -> dict[str, Any]:
