@@ -143,8 +143,8 @@ def test_every_optimizer_runs_every_kind_of_cell(name: str) -> None:
     assert 0.0 <= result["transformer"] < 17.0
     json.dumps(result, allow_nan=False)
     # Traced only: compiling takes most of a second for each.
-    runs = sweeps.trajectories(contenders()[name], 2, np.asarray([0.1, 0.2], np.float32))
-    assert jax.eval_shape(runs).shape == (4, 2, 16, 3, 2)
+    runs = sweeps.trajectories(contenders()[name], 2)
+    assert jax.eval_shape(runs, np.asarray([0.1, 0.2], np.float32)).shape == (4, 2, 16, 3, 2)
 
 
 @pytest.mark.parametrize("name", ["emo_sens", "lion", "noam"])

@@ -170,7 +170,7 @@ def _member(name: str, title_suffix: str = "", **options: Any) -> Contender:
 
     default = float(probe.defaults["lr"])
     title = type(probe).__name__ + title_suffix
-    key = name + title_suffix.replace(", ", "_")
+    key = name + title_suffix.replace(", ", "_").replace(" ", "_")
     return Contender(key, title, True, default, 3.0 * default, in_optax, in_torch)
 
 
@@ -230,5 +230,9 @@ def _baselines() -> list[Contender]:
 def contenders() -> dict[str, Contender]:
     """Returns everyone who is measured, by name: the family first, then the baselines."""
     family = [_member(name) for name in emo_torch.list_optimizers()]
-    shadowed = _member("emo_sens", ", shadow", use_shadow=True)
-    return {each.name: each for each in [*family, shadowed, *_baselines()]}
+    variants = [
+        _member("emo_sens", ", shadow", use_shadow=True),
+        # The surfaces' heights go into the hundreds: with the usual gain the scale 1 - |s| is 0 there.
+        _member("emo_sens", ", gain 0.05", gain=0.05),
+    ]
+    return {each.name: each for each in [*family, *variants, *_baselines()]}

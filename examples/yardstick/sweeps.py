@@ -47,20 +47,20 @@ def run_surfaces(contender: Contender, steps: int) -> dict[str, Any]:
         rate.
     """
     rates = np.concatenate([*GRIDS.values(), [contender.default]]).astype(np.float32)
-    paths = np.asarray(jax.jit(trajectories(contender, steps, rates))())
+    paths = np.asarray(jax.jit(trajectories(contender, steps))(rates))
     return {name: _summarise(name, contender, paths[index]) for index, name in enumerate(SURFACES)}
 
 
-def trajectories(contender: Contender, steps: int, rates: NDArray[np.float32]) -> Callable[[], jax.Array]:
+def trajectories(contender: Contender, steps: int) -> Callable[[jax.typing.ArrayLike], jax.Array]:
     """Returns a function, to be compiled, that does every run of an optimizer.
 
     Args:
         contender: the optimizer.
         steps: how many steps each run takes, > 0.
-        rates: the learning rates, shape `[rates]`.
 
     Returns:
-        A function of nothing to the points visited, shape `[surfaces, rates, starts, steps + 1, 2]`.
+        A function from learning rates, shape `[rates]`, to the points visited, shape
+        `[surfaces, rates, starts, steps + 1, 2]`.
     """
     begin = jnp.asarray(np.stack([starts(surface) for surface in SURFACES.values()]))
     branches = [lambda point, name=name: height(name, point) for name in SURFACES]
@@ -77,12 +77,17 @@ def trajectories(contender: Contender, steps: int, rates: NDArray[np.float32]) -
         (last, _), before = jax.lax.scan(step, (start, optimizer.init(start)), length=steps)
         return jnp.concatenate([before, last[None]])
 
-    def run_one_surface(index: jax.Array) -> jax.Array:
-        over_starts = jax.vmap(run, in_axes=(None, None, 0))
-        return jax.vmap(over_starts, in_axes=(None, 0, None))(index, jnp.asarray(rates), begin[index])
+    over_starts = jax.vmap(run, in_axes=(None, None, 0))
+    over_rates = jax.vmap(over_starts, in_axes=(None, 0, None))
 
-    # One surface after the other, so that the index is no batch and the switch runs one branch only.
-    return lambda: jax.lax.map(run_one_surface, jnp.arange(len(SURFACES)))
+    def run_all(rates: jax.typing.ArrayLike) -> jax.Array:
+        # One surface after the other, so that the index is no batch and the switch runs one branch only.
+        points: jax.Array = jax.lax.map(
+            lambda index: over_rates(index, jnp.asarray(rates), begin[index]), jnp.arange(len(SURFACES))
+        )
+        return points
+
+    return run_all
 
 
 def _summarise(name: str, contender: Contender, paths: NDArray[np.float32]) -> dict[str, Any]:
