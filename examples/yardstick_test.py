@@ -324,6 +324,15 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     assert missing_cells(plan.fast(), FEW, Store(path)) != []
 
 
+def test_a_failure_says_in_which_cell(tmp_path: Path) -> None:
+    def fail(_: Cell) -> dict[str, Any]:
+        raise RuntimeError("no luck")
+
+    with pytest.raises(RuntimeError, match="no luck") as failed:
+        run_missing(TINY, FEW, Store(tmp_path / "results.json"), 0, Console(quiet=True), fail)
+    assert "lora" in failed.value.__notes__[0]
+
+
 def test_a_foreign_file_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text('{"version": 7}')

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results.unlink(missing_ok=True)
     store = Store(results)
     settings = full() if given.full else fast()
-    run_missing(settings, given.only, store, given.workers, console)
+    try:
+        run_missing(settings, given.only, store, given.workers, console)
+    except KeyboardInterrupt:
+        print(f"Stopped. What is finished is kept in {results}: the same command goes on from there.")
+        return 130
     with console.status("Drawing"):
         text = tables.write_all(settings, given.only, store, given.output / "tables.md")
         pictures.draw_all(settings, given.only, store, given.output)
@@ -142,11 +147,20 @@ def _run_round(
 ) -> Iterator[tuple[Cell, Result]]:
     if pool is None:
         for cell in cells:
-            yield cell, run(cell)
+            yield cell, _named(cell, partial(run, cell))
         return
     futures: dict[Future[Result], Cell] = {pool.submit(run, cell): cell for cell in cells}
     for future in as_completed(futures):
-        yield futures[future], future.result()
+        yield futures[future], _named(futures[future], future.result)
+
+
+def _named(cell: Cell, result: Callable[[], Result]) -> Result:
+    """Returns a result, or says in which cell it failed."""
+    try:
+        return result()
+    except Exception as error:
+        error.add_note(f"in the cell: {cell.key}")
+        raise
 
 
 if __name__ == "__main__":
