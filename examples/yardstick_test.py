@@ -395,6 +395,7 @@ def test_the_tables_say_what_the_results_say(tmp_path: Path) -> None:
     settings = Settings(3, (("mlp", 3),), 0, (0,), (0, 1), ("spike",))
     base = {"emo_sens": 0.3, "emo_cats": 0.18, "adamw": 0.2}
     for name, loss in base.items():
+        store.put(Cell("memory", name).key, {"transformer": 4.0 if name == "emo_cats" else 8.0})
         for rate in (contenders()[name].default, *(plan.rung(index) for index in range(-8, 0))):
             for seed in (0, 1):
                 best = math.isclose(rate, 3e-3)
@@ -413,7 +414,8 @@ def test_the_tables_say_what_the_results_say(tmp_path: Path) -> None:
     assert "loses 1.49 (3)" in text
     assert "wins 0.90 (1)" in text
     assert "loses: EmoSens. wins: EmoCats." in " ".join(text.split())
-    assert "spike: EmoSens 0.40." in " ".join(text.split())
+    assert "over AdamW's: EmoSens 1.00, EmoCats 0.50." in " ".join(text.split())
+    assert "spike (0.00): EmoSens 0.40." in " ".join(text.split())
 
 
 @pytest.mark.parametrize("arguments", [["--only", "nobody"], ["--workers", "-1"], ["--workers", "x"]])

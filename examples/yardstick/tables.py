@@ -3,7 +3,7 @@
 import math
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ from examples.yardstick.sweeps import ARRIVED, WIDTH_GRID, WITHIN
 from examples.yardstick.tasks import tasks
 
 REFERENCE = "adamw"
+NOTABLE = 0.02
+"""The accuracy by which a disturbance's cost must differ from AdamW's to be told."""
 CLOSE = 0.05
 """What a ratio may differ from 1 and still count as level."""
 
@@ -235,7 +237,9 @@ def standings(settings: Settings, names: list[str], store: Store) -> str:
     ]
     for task, of in by_task.items():
         lines.append(_wrap(_sentence(tasks()[task].title, of, family), "- "))
-    lines.append(_wrap(_robustness_sentence(settings, names, family, store), "- "))
+    for sentence in _robustness_sentences(settings, names, family, store):
+        lines.append(_wrap(sentence, "- "))
+    lines.append(_wrap(_memory_sentence(family, store), "- "))
     return "\n\n".join([*lines[:3], "\n".join(lines[3:])])
 
 
@@ -261,20 +265,38 @@ def _sentence(title: str, of: dict[str, Standing], family: Sequence[str]) -> str
     return f"{title} (best of all: {contenders()[winner].title}): {'. '.join(parts)}."
 
 
-def _robustness_sentence(settings: Settings, names: list[str], family: Sequence[str], store: Store) -> str:
+def _robustness_sentences(
+    settings: Settings, names: list[str], family: Sequence[str], store: Store
+) -> list[str]:
     losses = {}
     for name in names:
         _, accuracies = robustness(settings, name, store)
         losses[name] = {each: accuracies[""] - accuracies[each] for each in settings.disturbances}
-    parts = []
-    for each in settings.disturbances:
-        behind = [name for name in family if losses[name][each] > losses[REFERENCE][each] + 0.01]
-        listed = ", ".join(f"{contenders()[name].title} {losses[name][each]:.2f}" for name in behind)
-        parts.append(f"{each}: {listed or 'none'}")
-    return (
-        "Robustness, where a disturbance costs more accuracy than it costs AdamW (by over 0.01), and how "
-        f"much: {'; '.join(parts)}."
-    )
+    costs = losses[REFERENCE]
+
+    def listed(is_meant: Callable[[float, float], bool]) -> str:
+        parts = []
+        for each in settings.disturbances:
+            meant = [name for name in family if is_meant(losses[name][each], costs[each])]
+            titles = ", ".join(f"{contenders()[name].title} {losses[name][each]:.2f}" for name in meant)
+            parts.append(f"{each} ({costs[each]:.2f}): {titles or 'none'}")
+        return "; ".join(parts)
+
+    return [
+        "Robustness, where a disturbance costs more accuracy than it costs AdamW (in parentheses) by over "
+        f"{NOTABLE}: {listed(lambda ours, theirs: ours > theirs + NOTABLE)}.",
+        f"Where it costs less by over {NOTABLE}: "
+        f"{listed(lambda ours, theirs: ours < theirs - NOTABLE)}. Below 0: it helps.",
+    ]
+
+
+def _memory_sentence(family: Sequence[str], store: Store) -> str:
+    def kept(name: str) -> float:
+        return float(store.get(Cell("memory", name).key)["transformer"])
+
+    reference = kept(REFERENCE)
+    listed = ", ".join(f"{contenders()[name].title} {kept(name) / reference:.2f}" for name in family)
+    return f"State on the transformer over AdamW's: {listed}."
 
 
 def _title(contender: Contender) -> str:
