@@ -1,0 +1,430 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from rich.console import Console
+
+from examples.yardstick import memory, plan, sweeps, tables, tasks, training
+from examples.yardstick.__main__ import main, parse, run_missing
+from examples.yardstick.optimizers import (
+    SHAPES,
+    OptaxOptimizer,
+    TorchRun,
+    contenders,
+    make_in_optax,
+)
+from examples.yardstick.plan import Cell, Settings, missing_cells, run_cell
+from examples.yardstick.store import Store
+from examples.yardstick.surfaces import SURFACES, starts
+
+TINY = Settings(
+    surface_steps=3,
+    task_steps=(("mlp", 3), ("lora", 2)),
+    reach=0,
+    search_seeds=(0,),
+    seeds=(0, 1),
+    disturbances=("spike", "loss x 10"),
+)
+NAMES = list(contenders())
+FEW = ["emo_sens", "adamw"]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(tasks, "PRETRAINING_STEPS", 2)
+    tasks._pretrained.cache_clear()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    tasks._pretrained.cache_clear()
+
+
+def quadratic_run(name: str, rate: float, steps: int) -> tuple[list[float], list[float]]:
+    """Returns where an optimizer gets on a bowl in Optax, and where in PyTorch."""
+    contender = contenders()[name]
+    optimizer = make_in_optax(contender, rate, steps)
+    point = jnp.asarray([1.0, -2.0])
+    state = optimizer.init(point)
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    run = TorchRun(contender, [weight], rate, steps)
+    for group in run.optimizer.param_groups:
+        group["weight_decay"] = 0.0
+
+    for _ in range(steps):
+        loss, slope = jax.value_and_grad(lambda at: jnp.sum(at**2))(point)
+        updates, state = optimizer.update(slope, state, point, value=loss)
+        point = optax.apply_updates(point, updates)
+        weight.grad = None
+        torch_loss = weight.square().sum()
+        torch_loss.backward()
+        run.step(torch_loss.detach())
+    return np.asarray(point).tolist(), weight.tolist()
+
+
+def test_the_whole_family_and_every_baseline_is_there() -> None:
+    import emo_torch
+
+    assert set(emo_torch.list_optimizers()) <= {name for name in NAMES if contenders()[name].is_family}
+    baselines = {each.title for each in contenders().values() if not each.is_family}
+    assert baselines == {
+        *("SGD", "Momentum", "SGD, step decay", "Momentum, step decay", "AdaGrad", "RMSprop", "AdaDelta"),
+        *("Adam", "AdamW", "Lion", "Adafactor", "AMSGrad", "RAdam", "AdaBelief", "Adam, warm-up", "Noam"),
+    }
+
+
+# Not these: Adafactor and RAdam are defined differently in the two frameworks, AMSGrad by a
+# correction of its maximum, and Lion and AdaBelief are Optax' in both.
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"adafactor", "radam", "amsgrad", "lion", "adabelief"}))
+def test_an_optimizer_is_the_same_in_both_frameworks(name: str) -> None:
+    in_optax, in_torch = quadratic_run(name, 0.05, steps=12)
+    np.testing.assert_allclose(in_torch, in_optax, rtol=1e-4)
+    assert in_torch != [1.0, -2.0]
+
+
+@pytest.mark.parametrize("name", ["lion", "adabelief"])
+def test_what_only_optax_has_is_driven_as_optax_drives_it(name: str) -> None:
+    _, driven = quadratic_run(name, 0.05, steps=5)
+    make = {"lion": optax.lion, "adabelief": optax.adabelief}[name]
+    optimizer = make(0.05)
+    point = jnp.asarray([1.0, -2.0])
+    state = optimizer.init(point)
+    for _ in range(5):
+        updates, state = optimizer.update(2.0 * point, state, point)
+        point = optax.apply_updates(point, updates)
+    np.testing.assert_allclose(driven, point, rtol=1e-5)
+
+
+def test_the_driver_takes_no_closure() -> None:
+    optimizer = OptaxOptimizer([torch.nn.Parameter(torch.ones(2))], 0.1, make=optax.lion)
+    with pytest.raises(TypeError, match="backward"):
+        optimizer.step(lambda: 0.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ("constant", [1.0, 1.0, 1.0, 1.0]),
+        ("step decay", [1.0, 1.0, 0.1, 0.01]),
+        ("warm-up", [0.25, 1.0, 1.0, 1.0]),
+        ("Noam", [0.25, 1.0, math.sqrt(4 / 21), math.sqrt(4 / 31)]),
+    ],
+)
+def test_learning_rates_go_as_they_are_called(shape: str, expected: list[float]) -> None:
+    schedule = SHAPES[shape](40)
+    np.testing.assert_allclose([float(schedule(step)) for step in (0, 3, 20, 30)], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
+def test_the_lowest_value_is_the_lowest(surface: Any) -> None:
+    x, y = np.meshgrid(np.linspace(-5, 5, 1001), np.linspace(-5, 5, 10001))
+    lowest = float(np.min(surface.value(x, y)))
+    assert lowest == pytest.approx(surface.lowest, abs=1e-4)
+    assert starts(surface).shape == (16, 2)
+    assert np.abs(starts(surface)).max() <= surface.corner
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_optimizer_runs_every_kind_of_cell(name: str) -> None:
+    for task in ("mlp", "cnn", "transformer", "lora"):
+        result = run_cell(Cell("training", name, 2, task, contenders()[name].default, 0))
+        assert 0.0 <= result["accuracy"] <= 1.0
+        assert 0.0 < result["loss"] < 10.0
+        assert ("forgotten" in result) == (task == "lora")
+    result = run_cell(Cell("memory", name))
+    assert 0.0 <= result["transformer"] < 17.0
+    json.dumps(result, allow_nan=False)
+    # Traced only: compiling takes most of a second for each.
+    runs = sweeps.trajectories(contenders()[name], 2)
+    assert jax.eval_shape(runs, np.asarray([0.1, 0.2], np.float32)).shape == (4, 2, 16, 3, 2)
+
+
+@pytest.mark.parametrize("name", ["emo_sens", "lion", "noam"])
+def test_surfaces_are_run_by_start_and_learning_rate(name: str) -> None:
+    results = run_cell(Cell("surfaces", name, 4))
+    assert list(results) == list(SURFACES)
+    for surface, result in results.items():
+        for grid, rates in sweeps.GRIDS.items():
+            assert np.shape(result["maps"][grid]) == (len(rates), 16)
+        begin = starts(SURFACES[surface])
+        # A learning rate of 0 stays where it starts; the path begins at the first start.
+        heights = SURFACES[surface].value(begin[:, 0], begin[:, 1]) - SURFACES[surface].lowest
+        np.testing.assert_allclose(result["maps"]["0 to 5"][0], np.log10(heights), atol=0.051)
+        for path in result["paths"].values():
+            np.testing.assert_allclose(path[0], begin[0], rtol=1e-3)
+            assert len(path) == 5
+    json.dumps(results, allow_nan=False)
+
+
+def test_one_run_of_a_map_is_a_run_by_itself() -> None:
+    result = run_cell(Cell("surfaces", "emo_cats", 6))["rosenbrock"]
+    optimizer = make_in_optax(contenders()["emo_cats"], result["default_rate"], 6)
+    point = jnp.asarray(starts(SURFACES["rosenbrock"])[0])
+    state = optimizer.init(point)
+    for expected in result["paths"]["default"]:
+        np.testing.assert_allclose(point, expected, rtol=1e-3)
+        loss, slope = jax.value_and_grad(lambda at: SURFACES["rosenbrock"].value(at[0], at[1]))(point)
+        updates, state = optimizer.update(slope, state, point, value=loss)
+        point = optax.apply_updates(point, updates)
+
+
+def test_surfaces_give_the_same_numbers_again() -> None:
+    cell = Cell("surfaces", "emo_sens_shadow", 3)
+    assert run_cell(cell) == run_cell(cell)
+
+
+@pytest.mark.parametrize("name", ["emo_airy", "adafactor", "adabelief"])
+def test_a_cell_gives_the_same_numbers_again(name: str) -> None:
+    for cell in (
+        Cell("training", name, 4, "cnn", 0.01, 1, "labels"),
+        Cell("training", name, 3, "lora", 0.01, 1),
+    ):
+        assert run_cell(cell) == run_cell(cell)
+    other = run_cell(Cell("training", name, 4, "cnn", 0.01, 2, "labels"))
+    assert other != run_cell(Cell("training", name, 4, "cnn", 0.01, 1, "labels"))
+
+
+def watched(disturbance: str, steps: int) -> list[tuple[float, float, list[int]]]:
+    """Returns the loss, the gradient's norm and the labels of every step; the weights stay put."""
+    seen = []
+    network = tasks._perceptron(0)
+
+    def keep_weights(_: int) -> torch.nn.Module:
+        return network
+
+    def watch(_: int, loss: torch.Tensor, batch: tasks.Batch) -> None:
+        gradients = [param.grad for param in network.parameters() if param.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        seen.append((float(loss), float(norm), batch[1].tolist()))
+
+    task = tasks.tasks()["mlp"]._replace(network=keep_weights)
+    training.train(task, contenders()["sgd"], 0.0, 0, steps, disturbance, watch)
+    return seen
+
+
+def test_one_gradient_is_100_fold() -> None:
+    plain, disturbed = watched("", 8), watched("spike", 8)
+    ratios = [norm / other for (_, norm, _), (_, other, _) in zip(disturbed, plain, strict=True)]
+    np.testing.assert_allclose(ratios, [1, 1, 1, 1, 100, 1, 1, 1], rtol=1e-5)
+    assert [loss for loss, _, _ in disturbed] == [loss for loss, _, _ in plain]
+
+
+def test_20_batches_have_random_labels() -> None:
+    plain, disturbed = watched("", 50), watched("labels", 50)
+    differ = [labels != other for (_, _, labels), (_, _, other) in zip(disturbed, plain, strict=True)]
+    assert differ == [25 <= step < 45 for step in range(50)]
+
+
+@pytest.mark.parametrize("disturbance", training.DISTURBANCES[2:])
+def test_the_loss_is_scaled_and_the_gradients_with_it(disturbance: str) -> None:
+    factor = float(disturbance.split()[-1])
+    plain, disturbed = watched("", 3), watched(disturbance, 3)
+    for (loss, norm, _), (scaled, scaled_norm, _) in zip(plain, disturbed, strict=True):
+        assert scaled == pytest.approx(factor * loss, rel=1e-5)
+        assert scaled_norm == pytest.approx(factor * norm, rel=1e-5)
+
+
+def test_the_family_is_told_the_loss() -> None:
+    run = TorchRun(contenders()["emo_sens"], [torch.nn.Parameter(torch.ones(2))], 0.1, 10)
+    run.step(torch.tensor(3.0))
+    assert float(run.optimizer.emotion.short) == 3.0  # type: ignore[attr-defined]
+
+
+def test_a_diverged_training_ends() -> None:
+    steps = []
+    result = training.train(
+        tasks.tasks()["mlp"],
+        contenders()["sgd"],
+        1e30,
+        0,
+        50,
+        watch=lambda step, *_: steps.append(step),
+    )
+    assert result == {"loss": None, "accuracy": 0.0}
+    assert len(steps) < 10
+
+
+def test_adapters_begin_with_nothing_and_are_all_that_learns() -> None:
+    plain, adapted = tasks._transformer(0), tasks.add_adapters(tasks._transformer(0))
+    text = tasks._whole(tasks.texts().first_test)
+    assert tasks.score(plain, text) == tasks.score(adapted, text)
+    names = {name for name, param in adapted.named_parameters() if param.requires_grad}
+    assert len(names) == 10
+    assert all(name.endswith((".down", ".up")) for name in names)
+
+
+def test_no_text_is_both_learnt_and_tested() -> None:
+    texts = tasks.texts()
+    assert len(texts.first) > 5 * len(texts.first_test) > 3000
+    assert len(texts.second) > 2 * len(texts.second_test) > 1500
+    inputs, targets = tasks._whole(texts.first_test)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+
+
+def test_state_is_counted_in_bytes() -> None:
+    weight = torch.nn.Parameter(torch.ones(10))
+    counts = {}
+    for name in ("sgd", "momentum", "lion", "emo_cats"):
+        run = TorchRun(contenders()[name], [weight], 0.1, 10)
+        weight.grad = torch.ones(10)
+        run.step(torch.tensor(1.0))
+        counts[name] = memory.state_bytes(run.optimizer)
+    assert counts["sgd"] == 0
+    assert counts["momentum"] == 40
+    # Beside the moments: Lion's learning rate and count; the emotion, about 42 numbers.
+    assert 40 < counts["lion"] < 80
+    assert 160 < counts["emo_cats"] < 280
+
+
+def test_the_width_counts_decades() -> None:
+    rates = np.logspace(-3, 0, 7)
+    heights = np.asarray([9.0, 2.0, 1.4, 1.0, 1.51, np.inf, np.inf])
+    assert sweeps.width_in_decades(rates, heights, arrived=0.0) == 1.0
+    assert sweeps.width_in_decades(rates, heights, arrived=1.01) == 1.5
+
+
+def finish(store: Store, names: list[str], settings: Settings = TINY) -> int:
+    return run_missing(settings, names, store, 0, Console(quiet=True))
+
+
+def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.json"
+    count = 0
+
+    def stop_after_five(cell: Cell) -> dict[str, Any]:
+        nonlocal count
+        count += 1
+        if count > 5:
+            raise KeyboardInterrupt
+        return run_cell(cell)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_missing(TINY, FEW, Store(path), 0, Console(quiet=True), stop_after_five)
+    first = json.loads(path.read_text())["cells"]
+    assert len(first) == 5
+    store = Store(path)
+    rest = finish(store, FEW)
+    assert rest > 5
+    again = json.loads(path.read_text())["cells"]
+    assert first.items() <= again.items()
+    assert len(again) == rest + 5
+    text = path.read_text()
+    assert finish(Store(path), FEW) == 0
+    assert path.read_text() == text
+    # Other settings are other cells.
+    assert missing_cells(TINY, FEW, Store(path)) == []
+    assert missing_cells(plan.fast(), FEW, Store(path)) != []
+
+
+def test_a_failure_says_in_which_cell(tmp_path: Path) -> None:
+    def fail(_: Cell) -> dict[str, Any]:
+        raise RuntimeError("no luck")
+
+    with pytest.raises(RuntimeError, match="no luck") as failed:
+        run_missing(TINY, FEW, Store(tmp_path / "results.json"), 0, Console(quiet=True), fail)
+    assert "lora" in failed.value.__notes__[0]
+
+
+def test_a_foreign_file_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text('{"version": 7}')
+    with pytest.raises(ValueError, match="--fresh"):
+        Store(path)
+    assert path.read_text() == '{"version": 7}'
+
+
+def made_up(tmp_path: Path, losses: dict[float, float | None]) -> Store:
+    """Returns results of one search: EmoCats on the perceptron, by learning rate."""
+    store = Store(tmp_path / "results.json")
+    for rate, loss in losses.items():
+        store.put(Cell("training", "emo_cats", 3, "mlp", rate, 0).key, {"loss": loss, "accuracy": 0.5})
+    return store
+
+
+@pytest.mark.parametrize(
+    ("losses", "rates", "best", "is_edge"),
+    [
+        ({1e-3: 0.5, 3e-3: 0.4}, [1e-3, 3e-3, 1e-2], None, None),
+        ({1e-3: 0.5, 3e-3: 0.4, 1e-2: None}, [1e-3, 3e-3, 1e-2], 3e-3, False),
+        ({1e-3: 0.5, 3e-3: 0.4, 1e-2: 0.3, 3e-2: 0.2}, [1e-3, 3e-3, 1e-2, 3e-2], 3e-2, True),
+    ],
+)
+def test_the_search_goes_on_while_the_best_is_at_the_edge(
+    losses: dict[float, float | None],
+    rates: list[float],
+    best: float | None,
+    is_edge: bool | None,
+    tmp_path: Path,
+) -> None:
+    store = made_up(tmp_path, losses)
+    contender = contenders()["emo_cats"]
+    assert plan.searched_rates(TINY, contender, "mlp", 3, store) == rates
+    if best is not None:
+        assert plan.best_rate(TINY, contender, "mlp", 3, store) == best
+        assert plan.is_at_the_edge(TINY, contender, "mlp", 3, store) is is_edge
+
+
+def test_everything_is_written_and_fits_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("examples.yardstick.__main__.fast", lambda: TINY)
+    arguments = ["--only", "emo_sens", "sgd", "--workers", "0", "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    assert "loses" in capsys.readouterr().out
+    text = (tmp_path / "tables.md").read_text()
+    assert max(len(line) for line in text.splitlines()) <= 100
+    for title in ("EmoSens", "AdamW", "SGD", "Memory", "Robustness", "Where the family loses and wins"):
+        assert title in text
+    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert len(pictures) == 9
+    for name in pictures:
+        assert (tmp_path / name).read_bytes().startswith(PNG)
+        assert (tmp_path / name).stat().st_size < 500_000
+
+
+def test_the_tables_say_what_the_results_say(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results.json")
+    settings = Settings(3, (("mlp", 3),), 0, (0,), (0, 1), ("spike",))
+    base = {"emo_sens": 0.3, "emo_cats": 0.18, "adamw": 0.2}
+    for name, loss in base.items():
+        store.put(Cell("memory", name).key, {"transformer": 4.0 if name == "emo_cats" else 8.0})
+        for rate in (contenders()[name].default, *(plan.rung(index) for index in range(-8, 0))):
+            for seed in (0, 1):
+                best = math.isclose(rate, 3e-3)
+                result = {"loss": loss + 0.01 * seed if best else 2.0, "accuracy": 0.9 if best else 0.1}
+                store.put(Cell("training", name, 3, "mlp", rate, seed).key, result)
+                spiked = {"loss": 1.0, "accuracy": 0.5 if name == "emo_sens" else 0.9}
+                store.put(Cell("training", name, 3, "mlp", rate, seed, "spike").key, spiked)
+    standings = tables.standings_on(settings, list(base), store, "mlp")
+    assert list(standings) == ["emo_cats", "adamw", "emo_sens"]
+    assert [standing.rank for standing in standings.values()] == [1, 2, 3]
+    assert standings["emo_sens"].best.rate == 3e-3
+    assert standings["emo_sens"].ratio == pytest.approx(0.305 / 0.205)
+    assert standings["emo_sens"].best.spread == pytest.approx(0.01)
+    assert standings["emo_sens"].default.loss == 2.0
+    text = tables.standings(settings, list(base), store)
+    assert "loses 1.49 (3)" in text
+    assert "wins 0.90 (1)" in text
+    assert "loses: EmoSens. wins: EmoCats." in " ".join(text.split())
+    assert "over AdamW's: EmoSens 1.00, EmoCats 0.50." in " ".join(text.split())
+    assert "spike (0.00): EmoSens 0.40." in " ".join(text.split())
+
+
+@pytest.mark.parametrize("arguments", [["--only", "nobody"], ["--workers", "-1"], ["--workers", "x"]])
+def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(arguments)
+    assert stopped.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_the_reference_is_always_measured() -> None:
+    assert parse(["--only", "sgd"]).only == ["sgd", "adamw"]
