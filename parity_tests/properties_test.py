@@ -115,7 +115,8 @@ def test_jit_and_donation_change_nothing(
         )
         for one, other, third in zip(eager, jitted, donated, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
-            np.testing.assert_array_equal(other, third)
+            # Around a branch, XLA rounds a donated program's sums in another order.
+            np.testing.assert_allclose(other, third, rtol=1e-12, atol=1e-12)
 
 
 @SHORT
