@@ -586,5 +586,7 @@ def test_the_tests_above_cover_every_optimizer_that_is_public() -> None:
         for thing in vars(emo_torch).values()
         if isinstance(thing, type) and issubclass(thing, emo_torch.EmoOptimizer)
     }
-    assert public == {info.optim_cls for info in INFOS} | {emo_torch.EmoOptimizer}
+    # What is made of another optimizer has a test of its own, over all that torch.optim has.
+    bases = {emo_torch.EmoOptimizer, emo_torch.Emotional}
+    assert public == {info.optim_cls for info in INFOS} | bases
     assert len(ALL) == 2 * len(OPTIONS) == 2 * 3 * 9
