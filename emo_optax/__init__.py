@@ -7,13 +7,23 @@ from emo_optax._bridge import save_arrays as save_arrays
 from emo_optax._bridge import to_arrays as to_arrays
 from emo_optax._by_name import create_optimizer as create_optimizer
 from emo_optax._by_name import list_optimizers as list_optimizers
+from emo_optax._divergence import DivergenceState as DivergenceState
+from emo_optax._divergence import init_divergence as init_divergence
+from emo_optax._divergence import injection_strength as injection_strength
+from emo_optax._divergence import watch as watch
 from emo_optax._early_stop import went_quiet as went_quiet
 from emo_optax._early_stop_monitor import EarlyStop as EarlyStop
 from emo_optax._early_stop_monitor import EarlyStopState as EarlyStopState
 from emo_optax._early_stop_monitor import early_stop as early_stop
 from emo_optax._emo_airy import emo_airy as emo_airy
 from emo_optax._emo_cats import emo_cats as emo_cats
+from emo_optax._emo_clan import emo_clan as emo_clan
+from emo_optax._emo_fact import emo_fact as emo_fact
+from emo_optax._emo_lynx import emo_lynx as emo_lynx
+from emo_optax._emo_navi import emo_navi as emo_navi
+from emo_optax._emo_neco import emo_neco as emo_neco
 from emo_optax._emo_sens import emo_sens as emo_sens
+from emo_optax._emo_zeal import emo_zeal as emo_zeal
 from emo_optax._emotion import Emotion as Emotion
 from emo_optax._emotion import EmotionState as EmotionState
 from emo_optax._emotion import ShareEmotionState as ShareEmotionState
@@ -25,11 +35,22 @@ from emo_optax._emotional import emotional as emotional
 from emo_optax._emotional import get_emotion as get_emotion
 from emo_optax._errors import EmotionMissingError as EmotionMissingError
 from emo_optax._errors import LossMissingError as LossMissingError
+from emo_optax._ref_adamw_mini_schedule_free import (
+    RefAdamWMiniScheduleFreeState as RefAdamWMiniScheduleFreeState,
+)
+from emo_optax._ref_adamw_mini_schedule_free import RefMomentsState as RefMomentsState
+from emo_optax._ref_adamw_mini_schedule_free import get_divergence as get_divergence
+from emo_optax._ref_adamw_mini_schedule_free import (
+    ref_adamw_mini_schedule_free as ref_adamw_mini_schedule_free,
+)
 from emo_optax._rules import ScaleByFactorsState as ScaleByFactorsState
 from emo_optax._rules import ScaleByLionState as ScaleByLionState
+from emo_optax._rules import ScaleByMomentumState as ScaleByMomentumState
 from emo_optax._rules import ScaleByUncorrectedAdamState as ScaleByUncorrectedAdamState
+from emo_optax._rules import scale_by_cautious_sign as scale_by_cautious_sign
 from emo_optax._rules import scale_by_factored_moments as scale_by_factored_moments
 from emo_optax._rules import scale_by_lion as scale_by_lion
+from emo_optax._rules import scale_by_softsign as scale_by_softsign
 from emo_optax._rules import scale_by_uncorrected_adam as scale_by_uncorrected_adam
 from emo_optax._runaway import Runaway as Runaway
 from emo_optax._runaway import ScaleByRunawayState as ScaleByRunawayState
@@ -47,6 +68,12 @@ from emo_optax._shadow_system import BlendWithShadowState as BlendWithShadowStat
 from emo_optax._shadow_system import blend_with_shadow as blend_with_shadow
 from emo_optax._shadow_system import shadow_ratio_v1 as shadow_ratio_v1
 from emo_optax._shadow_system import shadow_ratio_v2 as shadow_ratio_v2
+from emo_optax._smoothed_norm import learning_rate_from_norm as learning_rate_from_norm
+from emo_optax._smoothed_norm import smooth_norm as smooth_norm
+from emo_optax._switch import StepFirstState as StepFirstState
+from emo_optax._switch import SwitchByEmotionState as SwitchByEmotionState
+from emo_optax._switch import step_first as step_first
+from emo_optax._switch import switch_by_emotion as switch_by_emotion
 from emo_optax._weight_decay import AddWeightDecayState as AddWeightDecayState
 from emo_optax._weight_decay import add_weight_decay as add_weight_decay
 from emo_optax._weight_decay import decay_mask as decay_mask

@@ -9,9 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from emo_optax._divergence import DivergenceState
 from emo_optax._emotion import EmotionState
-from emo_optax._rules import ScaleByFactorsState, ScaleByLionState, ScaleByUncorrectedAdamState
+from emo_optax._ref_adamw_mini_schedule_free import RefMomentsState
+from emo_optax._rules import (
+    ScaleByFactorsState,
+    ScaleByLionState,
+    ScaleByMomentumState,
+    ScaleByUncorrectedAdamState,
+)
 from emo_optax._shadow_system import BlendWithShadowState
+from emo_optax._switch import StepFirstState, SwitchByEmotionState
 from emo_optax._weight_decay import AddWeightDecayState
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -22,15 +30,26 @@ ARRAYS_VERSION = 1
 _TREES: dict[type, dict[str, str]] = {
     ScaleByUncorrectedAdamState: {"mu": "exp_avg", "nu": "exp_avg_sq"},
     ScaleByLionState: {"mu": "exp_avg"},
+    ScaleByMomentumState: {"mu": "exp_avg"},
     ScaleByFactorsState: {"row": "row", "column": "column"},
+    RefMomentsState: {"mu": "exp_avg", "nu": "exp_avg_sq", "norm": "exp_avg_norm"},
 }
 _RULES: dict[type, str] = {
-    # In this order: factored moments hold Adam's too.
+    # In this order: switches and first steps hold the others, and factored moments Adam's.
+    SwitchByEmotionState: "adam_factors_or_lion",
+    StepFirstState: "factored_moments_after_signs",
+    ScaleByMomentumState: "cautious_sign_or_softsign",
     ScaleByFactorsState: "factored_moments",
     ScaleByUncorrectedAdamState: "uncorrected_adam",
     ScaleByLionState: "lion",
+    RefMomentsState: "ref_adamw_mini_schedule_free",
 }
-_OURS = (EmotionState, BlendWithShadowState, AddWeightDecayState, *_TREES)
+_SWITCHED = ("navi_", "fact_", "lynx_")
+"""What the names of moments begin with, for each rule of EmoClan."""
+_OURS = (
+    *(EmotionState, DivergenceState, BlendWithShadowState, AddWeightDecayState, SwitchByEmotionState),
+    *_TREES,
+)
 
 
 def to_arrays(state: optax.OptState) -> Arrays:
@@ -43,8 +62,9 @@ def to_arrays(state: optax.OptState) -> Arrays:
         state: the state, however deeply wrapped; not traced.
 
     Returns:
-        The arrays: `version`, `rule`, `emotion/...`, and `exp_avg/...`, `exp_avg_sq/...`, `row/...`,
-        `column/...`, `shadow/...` for each parameter that has them.
+        The arrays: `version`, `rule`, `emotion/...` (or `divergence/...`), and `exp_avg/...`,
+        `exp_avg_sq/...`, `exp_avg_norm/...`, `row/...`, `column/...`, `shadow/...` for each parameter
+        that has them.
 
     Raises:
         ValueError: if the state is not one of a member of the family.
@@ -96,7 +116,8 @@ def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptStat
         [1. 1.]
     """
     check_arrays(arrays, to_arrays(state))
-    steps = int(arrays["emotion/felt"]) + int(arrays["emotion/held"])
+    counts = ("divergence/steps", "emotion/felt", "emotion/held")
+    steps = sum(int(arrays[name]) for name in counts if name in arrays)
 
     def put(name: str, leaf: jax.Array) -> jax.Array:
         return jnp.array(arrays[name], leaf.dtype)
@@ -172,12 +193,14 @@ def _rule(state: optax.OptState) -> str:
     raise ValueError("This is not the state of a member of the family: none of its rules is in it")
 
 
-def _exchange(state: optax.OptState, swap: Callable[[str, jax.Array], jax.Array]) -> optax.OptState:
+def _exchange(
+    state: optax.OptState, swap: Callable[[str, jax.Array], jax.Array], prefix: str = ""
+) -> optax.OptState:
     """Calls `swap` with the name and the value of every leaf, and puts back what it returns."""
 
     def swap_tree(name: str, tree: Any) -> Any:
         def swap_leaf(path: Any, leaf: jax.Array) -> jax.Array:
-            return swap(f"{name}/{jax.tree_util.keystr(path, simple=True, separator='.')}", leaf)
+            return swap(f"{prefix}{name}/{jax.tree_util.keystr(path, simple=True, separator='.')}", leaf)
 
         return jax.tree_util.tree_map_with_path(swap_leaf, tree)
 
@@ -185,6 +208,10 @@ def _exchange(state: optax.OptState, swap: Callable[[str, jax.Array], jax.Array]
         if isinstance(node, EmotionState):
             return EmotionState(
                 **{name: swap(f"emotion/{name}", leaf) for name, leaf in node._asdict().items()}
+            )
+        if isinstance(node, DivergenceState):
+            return DivergenceState(
+                **{name: swap(f"divergence/{name}", leaf) for name, leaf in node._asdict().items()}
             )
         if isinstance(node, BlendWithShadowState):
             return BlendWithShadowState(
@@ -197,6 +224,10 @@ def _exchange(state: optax.OptState, swap: Callable[[str, jax.Array], jax.Array]
             if isinstance(node.divisor, tuple):
                 return node
             return node._replace(divisor=swap("weight_decay_divisor", node.divisor))
+        if isinstance(node, SwitchByEmotionState):
+            # A rule that keeps nothing has nothing to name: EmoZeal's switch of first steps.
+            named = zip(_SWITCHED, node.states, strict=True)
+            return SwitchByEmotionState(tuple(_exchange(own, swap, begin) for begin, own in named))
         names = _TREES.get(type(node), {})
         if names:
             return node._replace(

@@ -8,12 +8,26 @@ import optax
 
 from emo_optax._emo_airy import emo_airy
 from emo_optax._emo_cats import emo_cats
+from emo_optax._emo_clan import emo_clan
+from emo_optax._emo_fact import emo_fact
+from emo_optax._emo_lynx import emo_lynx
+from emo_optax._emo_navi import emo_navi
+from emo_optax._emo_neco import emo_neco
 from emo_optax._emo_sens import emo_sens
+from emo_optax._emo_zeal import emo_zeal
+from emo_optax._ref_adamw_mini_schedule_free import ref_adamw_mini_schedule_free
 
 _OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "emo_airy": emo_airy,
     "emo_cats": emo_cats,
+    "emo_clan": emo_clan,
+    "emo_fact": emo_fact,
+    "emo_lynx": emo_lynx,
+    "emo_navi": emo_navi,
+    "emo_neco": emo_neco,
     "emo_sens": emo_sens,
+    "emo_zeal": emo_zeal,
+    "ref_adamw_mini_schedule_free": ref_adamw_mini_schedule_free,
 }
 
 

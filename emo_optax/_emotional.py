@@ -11,6 +11,7 @@ from emo_optax._early_stop import went_quiet
 from emo_optax._emotion import Emotion, EmotionState, share_emotion
 from emo_optax._shadow_effect import Keep, filter_by_emotion, keep_elements, scale_by_emotion, step_scale
 from emo_optax._shadow_system import BlendWithShadowState, ShadowRatio, blend_with_shadow
+from emo_optax._switch import step_first
 from emo_optax._validation import check_learning_rate, check_params
 from emo_optax._weight_decay import place_weight_decay
 
@@ -127,9 +128,10 @@ def emotional_rule(
     keep: Keep = keep_elements,
     weight_decay_mode: str = "decoupled",
     weight_decay_divisor: optax.ScalarOrSchedule | None = None,
+    first: optax.GradientTransformation | None = None,
     **emotion: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Builds a member of the family from its rule: emotion, shadow, weight decay, update."""
+    """Builds a member of the family from its rule: emotion, shadow, first step, weight decay, update."""
     check_learning_rate(learning_rate)
     decay = place_weight_decay(weight_decay_mode, weight_decay, mask, weight_decay_divisor)
     step = rule
@@ -144,6 +146,8 @@ def emotional_rule(
         optax.scale_by_learning_rate(learning_rate),
         decay["absolute"],
     )
+    if first is not None:
+        chain = step_first(optax.chain(first, optax.scale_by_learning_rate(learning_rate)), chain)
     return emotional(chain, shadow_effect=False, **emotion)
 
 

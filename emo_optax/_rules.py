@@ -1,5 +1,6 @@
-"""The three rules: from a gradient to a direction. None knows of emotion or of a learning rate."""
+"""The rules: from a gradient to a direction. None knows of emotion or of a learning rate."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -170,6 +171,136 @@ def scale_by_lion(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
+class ScaleByMomentumState(NamedTuple):
+    """The momentum `mu`, a tree like the parameters; `()` where there is none."""
+
+    mu: optax.Updates
+
+
+def _scale_by_momentum(
+    direction: Callable[[jax.Array, jax.Array], jax.Array],
+    b1: jax.typing.ArrayLike,
+    b2: jax.typing.ArrayLike | None,
+    moment_dtype: Any | None,
+) -> optax.GradientTransformation:
+    """Takes a direction from the interpolated momentum and the gradient; then moves the momentum."""
+    check_decay_rate("b1", b1)
+    check_decay_rate("b2", b2)
+    moment_dtype = check_moment_dtype(moment_dtype)
+
+    def init_fn(params: optax.Params) -> ScaleByMomentumState:
+        return ScaleByMomentumState(() if b2 is None else _zeros(params, moment_dtype))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ScaleByMomentumState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, ScaleByMomentumState]:
+        del params
+        gradients = _widened(updates)
+        if b2 is None:
+            at_rest = jax.tree.map(jnp.zeros_like, gradients)
+            return jax.tree.map(direction, _average(gradients, at_rest, b1), gradients), state
+        updates = jax.tree.map(direction, _average(gradients, state.mu, b1), gradients)
+        mu = _average(gradients, state.mu, b2)
+        return updates, ScaleByMomentumState(_stored(mu, state.mu))
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def scale_by_cautious_sign(
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike | None = 0.99,
+    *,
+    moment_dtype: Any | None = None,
+) -> optax.GradientTransformation:
+    r"""Takes the sign of an interpolated momentum where the gradient has the same, a rule of EmoNeco.
+
+    .. math::
+        w = (1-b_1)\,g + b_1 m, \quad
+        u = \operatorname{sign}(w)\,[\,\operatorname{sign}(w) = \operatorname{sign}(g)\,], \quad
+        m \leftarrow b_2 m + (1-b_2)\,g
+
+    Args:
+        b1: decay rate of the interpolation, in [0, 1).
+        b2: decay rate of the momentum, in [0, 1); `None` keeps no momentum: m stays 0.
+        moment_dtype: the momentum's floating-point dtype; `None` for the parameters', float32 at
+            least.
+
+    Returns:
+        A transformation whose updates have the gradients' dtype, float32 at least.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> rule = emo_optax.scale_by_cautious_sign()
+        >>> state = rule.init(jnp.ones(2))
+        >>> for gradient in (jnp.asarray([9.0, 9.0]), jnp.asarray([0.1, -0.1])):
+        ...     updates, state = rule.update(gradient, state)
+        >>> print(updates)
+        [1. 0.]
+
+    Source: EmoNeco v2.0 by muooon; Liang et al., 2024, for the caution.
+    """
+
+    def direction(mixed: jax.Array, gradient: jax.Array) -> jax.Array:
+        sign = jnp.sign(mixed)
+        return jnp.where(sign == jnp.sign(gradient), sign, jnp.zeros([], sign.dtype))
+
+    return _scale_by_momentum(direction, b1, b2, moment_dtype)
+
+
+def scale_by_softsign(
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike | None = 0.99,
+    eps: jax.typing.ArrayLike = 1e-8,
+    *,
+    moment_dtype: Any | None = None,
+) -> optax.GradientTransformation:
+    r"""Softens an interpolated momentum and gives it the gradient's length, a rule of EmoNeco.
+
+    .. math::
+        w = (1-b_1)\,g + b_1 m, \quad
+        u = \frac{w}{1 + |w|}\,(\lVert g \rVert_2 + \epsilon), \quad
+        m \leftarrow b_2 m + (1-b_2)\,g
+
+    The norm is that of each whole parameter, so the step grows with the parameter's size.
+
+    Args:
+        b1: decay rate of the interpolation, in [0, 1).
+        b2: decay rate of the momentum, in [0, 1); `None` keeps no momentum: m stays 0.
+        eps: what is added to the norm, >= 0.
+        moment_dtype: the momentum's floating-point dtype; `None` for the parameters', float32 at
+            least.
+
+    Returns:
+        A transformation whose updates have the gradients' dtype, float32 at least.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> rule = emo_optax.scale_by_softsign()
+        >>> updates, state = rule.update(jnp.asarray([30.0, -40.0]), rule.init(jnp.ones(2)))
+        >>> print(updates)
+        [ 37.5 -40. ]
+
+    Source: EmoNeco v2.0 by muooon.
+    """
+    check_not_negative("eps", eps)
+
+    def direction(mixed: jax.Array, gradient: jax.Array) -> jax.Array:
+        length = jnp.sqrt(jnp.sum(jnp.square(gradient))) + jnp.asarray(eps, gradient.dtype)
+        return mixed / (1.0 + jnp.abs(mixed)) * length
+
+    return _scale_by_momentum(direction, b1, b2, moment_dtype)
+
+
 class ScaleByFactorsState(NamedTuple):
     """Averages of the gradient's size: `row` of shape `[n, 1, ...]`, `column` of `[1, ...]`."""
 
@@ -218,11 +349,13 @@ def _scale_by_factors(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _is_matrix(tree: optax.Params) -> Any:
+def is_matrix(tree: optax.Params) -> Any:
+    """Says which leaves have 2 or more dimensions."""
     return jax.tree.map(lambda leaf: np.ndim(leaf) >= 2, tree)
 
 
-def _is_vector(tree: optax.Params) -> Any:
+def is_vector(tree: optax.Params) -> Any:
+    """Says which leaves have fewer."""
     return jax.tree.map(lambda leaf: np.ndim(leaf) < 2, tree)
 
 
@@ -272,4 +405,4 @@ def scale_by_factored_moments(
     """
     vectors = scale_by_uncorrected_adam(b1, b2, eps, moment_dtype=moment_dtype)
     matrices = _scale_by_factors(b1, eps, check_moment_dtype(moment_dtype))
-    return optax.chain(optax.masked(matrices, _is_matrix), optax.masked(vectors, _is_vector))
+    return optax.chain(optax.masked(matrices, is_matrix), optax.masked(vectors, is_vector))

@@ -50,6 +50,24 @@ def check_not_negative(name: str, value: object) -> None:
         raise ValueError(f"Invalid {name}: {value}; it must be finite and at least 0")
 
 
+def check_at_most_one(name: str, value: object) -> None:
+    """Raises a `ValueError` unless a share is in [0, 1]."""
+    if _is_number(value) and not 0.0 <= value <= 1.0:  # type: ignore[operator]
+        raise ValueError(f"Invalid {name}: {value}; it must be in [0, 1]")
+
+
+def check_order(low_name: str, low: object, high_name: str, high: object) -> None:
+    """Raises a `ValueError` if the first of two numbers is above the second."""
+    if _is_number(low) and _is_number(high) and low > high:  # type: ignore[operator]
+        raise ValueError(f"Invalid {low_name}: {low}; it must not be above {high_name}, {high}")
+
+
+def check_max_steps(value: object) -> None:
+    """Raises a `ValueError` unless the length of a run is a whole number >= 1, or not known."""
+    if _is_number(value) and not (1 <= value < 2**31 and value == int(value)):  # type: ignore[operator, call-overload]
+        raise ValueError(f"Invalid ref_max_steps: {value}; it must be a whole number >= 1, or None")
+
+
 def check_bounds(name: str, value: Any) -> None:
     """Raises a `ValueError` unless bounds are `None` or a smaller and a larger number."""
     if value is None:
@@ -81,7 +99,7 @@ def check_params(params: Any) -> None:
         raise ValueError(PARAMS_MISSING)
 
 
-def check_loss(value: Any, dtype: Any) -> jax.Array:
+def check_loss(value: Any, dtype: Any, name: str = "value") -> jax.Array:
     """Returns the loss as an array of shape `()` in the emotion's dtype, its gradient stopped.
 
     Raises:
@@ -92,19 +110,19 @@ def check_loss(value: Any, dtype: Any) -> jax.Array:
     if value is None:
         raise LossMissingError(LOSS_MISSING)
     if not isinstance(value, jax.Array):
-        value = _host_array(value)
+        value = _host_array(value, name)
     if value.shape != ():
         raise ValueError(
-            f"`value` must be a scalar, the loss of the whole step, and has the shape {value.shape}. "
-            "Reduce it first, for example with `value=jnp.mean(losses)`."
+            f"`{name}` must be a scalar, the loss of the whole step, and has the shape {value.shape}. "
+            f"Reduce it first, for example with `{name}=jnp.mean(losses)`."
         )
     if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
-        raise TypeError(f"`value` must be the loss, a real number, and has the dtype {value.dtype}")
+        raise TypeError(f"`{name}` must be the loss, a real number, and has the dtype {value.dtype}")
     with np.errstate(over="ignore"):  # What is too large for the dtype is infinite there.
         return jax.lax.stop_gradient(jnp.asarray(value.astype(dtype)))
 
 
-def _host_array(value: Any) -> np.ndarray[Any, Any]:
+def _host_array(value: Any, name: str) -> np.ndarray[Any, Any]:
     """Returns a number, or what NumPy can make an array of, in its own width."""
     try:
         is_whole = isinstance(value, int) and not isinstance(value, bool)
@@ -112,7 +130,7 @@ def _host_array(value: Any) -> np.ndarray[Any, Any]:
     except OverflowError:
         return np.asarray(np.inf)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"`value` must be the loss, a real number, and is {value!r}") from error
+        raise TypeError(f"`{name}` must be the loss, a real number, and is {value!r}") from error
 
 
 def check_moment_dtype(moment_dtype: Any) -> Any:

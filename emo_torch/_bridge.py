@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emo_torch._emotional import MOMENTS, EmoOptimizer
+from emo_torch._emotional import MOMENTS, LossOptimizer
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -16,7 +16,7 @@ ARRAYS_VERSION = 1
 """The version of the names and shapes; both packages read and write it."""
 
 
-def to_arrays(optimizer: EmoOptimizer, named_params: Iterable[tuple[str, Tensor]]) -> Arrays:
+def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor]]) -> Arrays:
     """Returns the state of a member of the family as named NumPy arrays that `emo_optax` reads, too.
 
     A parameter's moments are named after it, as in `exp_avg/layers.0.weight`. Narrow floats come out
@@ -27,8 +27,9 @@ def to_arrays(optimizer: EmoOptimizer, named_params: Iterable[tuple[str, Tensor]
         named_params: the names of its parameters, such as `model.named_parameters()`.
 
     Returns:
-        The arrays: `version`, `rule`, `emotion/...`, and `exp_avg/...`, `exp_avg_sq/...`, `row/...`,
-        `column/...`, `shadow/...` for each parameter that has them.
+        The arrays: `version`, `rule`, `emotion/...` (or `divergence/...`), and `exp_avg/...`,
+        `exp_avg_sq/...`, `exp_avg_norm/...`, `row/...`, `column/...`, `shadow/...` for each parameter
+        that has them.
 
     Raises:
         ValueError: for a parameter without a name, and for shadows that were not all made.
@@ -46,11 +47,12 @@ def to_arrays(optimizer: EmoOptimizer, named_params: Iterable[tuple[str, Tensor]
         "version": np.asarray(ARRAYS_VERSION, np.int32),
         "rule": np.frombuffer(optimizer.rule.encode(), np.uint8),
     }
-    for name, tensor in optimizer.emotion_tensors().items():
-        arrays[f"emotion/{name}"] = _to_array(tensor)
-    if not any(group["use_shadow"] for group in optimizer.param_groups):
-        del arrays["emotion/shadow_exists"], arrays["emotion/shadow_ratio"]
-    divisor = optimizer.param_groups[0]["weight_decay_divisor"]
+    for name, tensor in optimizer.named_memory().items():
+        arrays[name] = _to_array(tensor)
+    if not any(group.get("use_shadow") for group in optimizer.param_groups):
+        arrays.pop("emotion/shadow_exists", None)
+        arrays.pop("emotion/shadow_ratio", None)
+    divisor = optimizer.param_groups[0].get("weight_decay_divisor")
     if divisor is not None:
         arrays["weight_decay_divisor"] = np.asarray(divisor, arrays["emotion/scalar"].dtype)
     for name, state in _named_states(optimizer, named_params).items():
@@ -67,7 +69,7 @@ def to_arrays(optimizer: EmoOptimizer, named_params: Iterable[tuple[str, Tensor]
 
 def from_arrays(
     arrays: Mapping[str, np.ndarray[Any, Any]],
-    optimizer: EmoOptimizer,
+    optimizer: LossOptimizer,
     named_params: Iterable[tuple[str, Tensor]],
 ) -> None:
     """Puts what named arrays hold into an optimizer.
@@ -95,9 +97,9 @@ def from_arrays(
     named = list(named_params)
     check_arrays(arrays, to_arrays(optimizer, named))
     states = _named_states(optimizer, named)
-    for name, tensor in optimizer.emotion_tensors().items():
-        if f"emotion/{name}" in arrays:
-            _put(tensor, arrays[f"emotion/{name}"])
+    for name, tensor in optimizer.named_memory().items():
+        if name in arrays:
+            _put(tensor, arrays[name])
     if "weight_decay_divisor" in arrays:
         for group in optimizer.param_groups:
             group["weight_decay_divisor"] = float(arrays["weight_decay_divisor"])
@@ -174,7 +176,7 @@ def _put(tensor: Tensor, array: np.ndarray[Any, Any]) -> None:
 
 
 def _named_states(
-    optimizer: EmoOptimizer, named_params: Iterable[tuple[str, Tensor]]
+    optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor]]
 ) -> dict[str, dict[str, Tensor]]:
     """Returns each parameter's state by its name, newly made where there is none yet."""
     names = {param: name for name, param in named_params}

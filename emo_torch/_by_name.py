@@ -8,13 +8,27 @@ from torch.optim.optimizer import ParamsT
 
 from emo_torch._emo_airy import EmoAiry
 from emo_torch._emo_cats import EmoCats
+from emo_torch._emo_clan import EmoClan
+from emo_torch._emo_fact import EmoFact
+from emo_torch._emo_lynx import EmoLynx
+from emo_torch._emo_navi import EmoNavi
+from emo_torch._emo_neco import EmoNeco
 from emo_torch._emo_sens import EmoSens
-from emo_torch._emotional import EmoOptimizer
+from emo_torch._emo_zeal import EmoZeal
+from emo_torch._emotional import LossOptimizer
+from emo_torch._ref_adamw_mini_schedule_free import RefAdamWMiniScheduleFree
 
-_OPTIMIZERS: dict[str, Callable[..., EmoOptimizer]] = {
+_OPTIMIZERS: dict[str, Callable[..., LossOptimizer]] = {
     "emo_airy": EmoAiry,
     "emo_cats": EmoCats,
+    "emo_clan": EmoClan,
+    "emo_fact": EmoFact,
+    "emo_lynx": EmoLynx,
+    "emo_navi": EmoNavi,
+    "emo_neco": EmoNeco,
     "emo_sens": EmoSens,
+    "emo_zeal": EmoZeal,
+    "ref_adamw_mini_schedule_free": RefAdamWMiniScheduleFree,
 }
 
 
@@ -29,7 +43,7 @@ def list_optimizers() -> list[str]:
     return sorted(_OPTIMIZERS)
 
 
-def create_optimizer(name: str, /, params: ParamsT, *args: Any, **options: Any) -> EmoOptimizer:
+def create_optimizer(name: str, /, params: ParamsT, *args: Any, **options: Any) -> LossOptimizer:
     """Makes an optimizer by its name.
 
     Args:

@@ -16,6 +16,7 @@ from emo_torch._emotional import (
     use_foreach,
 )
 from emo_torch._rules import (
+    init_factored_moments,
     multi_tensor_scale_by_factored_moments,
     scale_by_factored_moments,
 )
@@ -128,11 +129,7 @@ class EmoAiry(EmoOptimizer):
 
     def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:
         """Returns the moments of a parameter that has seen no gradient."""
-        if param.ndim < 2:
-            return {name: torch.zeros_like(param, dtype=dtype) for name in self.moment_names(param)}
-        row = param.new_zeros((param.shape[0], *(1 for _ in param.shape[1:])), dtype=dtype)
-        column = param.new_zeros((1, *param.shape[1:]), dtype=dtype)
-        return {"row": row, "column": column}
+        return init_factored_moments(param, dtype)
 
     def step_tensors(
         self,
@@ -145,7 +142,7 @@ class EmoAiry(EmoOptimizer):
     ) -> None:
         """Moves those parameters of a group that have a gradient."""
         step = _multi_tensor_emoairy if use_foreach(params, group) else _single_tensor_emoairy
-        step(params, grads, states, feeling=feeling, group=group)
+        step(params, grads, states, feeling=feeling, group=group, shadow_effect=self.shadow_effect)
 
 
 def _single_tensor_emoairy(
@@ -155,6 +152,7 @@ def _single_tensor_emoairy(
     *,
     feeling: Feeling,
     group: Group,
+    shadow_effect: bool = True,
 ) -> None:
     b1, b2 = group["betas"]
 
@@ -162,7 +160,16 @@ def _single_tensor_emoairy(
         return scale_by_factored_moments(grad, moments, b1=b1, b2=b2, eps=group["eps"])
 
     keep = keep_rows_and_columns(group["eps"])
-    single_tensor(params, grads, states, rule, keep=keep, feeling=feeling, group=group)
+    single_tensor(
+        params,
+        grads,
+        states,
+        rule,
+        keep=keep,
+        feeling=feeling,
+        group=group,
+        shadow_effect=shadow_effect,
+    )
 
 
 def _multi_tensor_emoairy(
@@ -172,6 +179,7 @@ def _multi_tensor_emoairy(
     *,
     feeling: Feeling,
     group: Group,
+    shadow_effect: bool = True,
 ) -> None:
     b1, b2 = group["betas"]
 
@@ -179,4 +187,13 @@ def _multi_tensor_emoairy(
         return multi_tensor_scale_by_factored_moments(grads, moments, b1=b1, b2=b2, eps=group["eps"])
 
     keep = keep_rows_and_columns(group["eps"])
-    multi_tensor(params, grads, states, rule, keep=keep, feeling=feeling, group=group)
+    multi_tensor(
+        params,
+        grads,
+        states,
+        rule,
+        keep=keep,
+        feeling=feeling,
+        group=group,
+        shadow_effect=shadow_effect,
+    )

@@ -136,7 +136,7 @@ class EmoCats(EmoOptimizer):
     ) -> None:
         """Moves those parameters of a group that have a gradient."""
         step = _multi_tensor_emocats if use_foreach(params, group) else _single_tensor_emocats
-        step(params, grads, states, feeling=feeling, group=group)
+        step(params, grads, states, feeling=feeling, group=group, shadow_effect=self.shadow_effect)
 
 
 def _single_tensor_emocats(
@@ -146,13 +146,14 @@ def _single_tensor_emocats(
     *,
     feeling: Feeling,
     group: Group,
+    shadow_effect: bool = True,
 ) -> None:
     b1, b2 = group["betas"]
 
     def rule(grad: Tensor, moments: State) -> Tensor:
         return scale_by_lion(grad, moments["exp_avg"], b1=b1, b2=b2)
 
-    single_tensor(params, grads, states, rule, feeling=feeling, group=group)
+    single_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=shadow_effect)
 
 
 def _multi_tensor_emocats(
@@ -162,10 +163,11 @@ def _multi_tensor_emocats(
     *,
     feeling: Feeling,
     group: Group,
+    shadow_effect: bool = True,
 ) -> None:
     b1, b2 = group["betas"]
 
     def rule(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
         return multi_tensor_scale_by_lion(grads, [moment["exp_avg"] for moment in moments], b1=b1, b2=b2)
 
-    multi_tensor(params, grads, states, rule, feeling=feeling, group=group)
+    multi_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=shadow_effect)

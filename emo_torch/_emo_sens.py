@@ -129,7 +129,7 @@ class EmoSens(EmoOptimizer):
     ) -> None:
         """Moves those parameters of a group that have a gradient."""
         step = _multi_tensor_emosens if use_foreach(params, group) else _single_tensor_emosens
-        step(params, grads, states, feeling=feeling, group=group)
+        step(params, grads, states, feeling=feeling, group=group, shadow_effect=self.shadow_effect)
 
 
 def _single_tensor_emosens(
@@ -139,6 +139,7 @@ def _single_tensor_emosens(
     *,
     feeling: Feeling,
     group: Group,
+    shadow_effect: bool = True,
 ) -> None:
     b1, b2 = group["betas"]
 
@@ -147,7 +148,7 @@ def _single_tensor_emosens(
             grad, moments["exp_avg"], moments["exp_avg_sq"], b1=b1, b2=b2, eps=group["eps"]
         )
 
-    single_tensor(params, grads, states, rule, feeling=feeling, group=group)
+    single_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=shadow_effect)
 
 
 def _multi_tensor_emosens(
@@ -157,6 +158,7 @@ def _multi_tensor_emosens(
     *,
     feeling: Feeling,
     group: Group,
+    shadow_effect: bool = True,
 ) -> None:
     b1, b2 = group["betas"]
 
@@ -167,4 +169,4 @@ def _multi_tensor_emosens(
             grads, exp_avgs, exp_avg_sqs, b1=b1, b2=b2, eps=group["eps"]
         )
 
-    multi_tensor(params, grads, states, rule, feeling=feeling, group=group)
+    multi_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=shadow_effect)

@@ -36,7 +36,13 @@ MultiTensorRule = Callable[[list[Tensor], list[State]], list[Tensor]]
 """The same for many tensors of one device and dtype."""
 
 HISTORY = tuple(f"emotion_history_{index:02d}" for index in range(WINDOW))
-MOMENTS = ("exp_avg", "exp_avg_sq", "row", "column")
+MOMENTS = (
+    *("exp_avg", "exp_avg_sq", "exp_avg_norm", "row", "column"),
+    # Of EmoClan, whose rules have each their own.
+    *("navi_exp_avg", "navi_exp_avg_sq"),
+    *("fact_exp_avg", "fact_exp_avg_sq", "fact_row", "fact_column"),
+    "lynx_exp_avg",
+)
 """The names of the moments that a rule moves; what else stands in a state is not the rule's."""
 SHARED_OPTIONS = ("short_factor", "long_factor", "gain", "shadow_ratio", "maximize")
 """Options of the one emotion, which a group cannot have for itself."""
@@ -54,28 +60,59 @@ class Feeling(NamedTuple):
     shadow_ratio: Tensor
 
 
-class EmoOptimizer(Optimizer):
-    """The base of the family: it takes in the loss and owns groups, state and validation.
+class LossOptimizer(Optimizer):
+    """The base of all optimizers here: it is given the loss, and owns groups, state and validation.
 
-    A member adds its rule: the names and the beginning of its moments, and how it steps. The emotion
-    lives as flat tensors in the parameter groups, the same ones in each: the one place that every
-    way to save and load an optimizer keeps.
+    What it remembers of the losses lives as flat tensors in the parameter groups, the same ones in
+    each: the one place that every way to save and load an optimizer keeps. What that is, and what a
+    step makes of it, a class below says (`EmoOptimizer`: an emotion); a member of the family adds its
+    rule: the names and the beginning of its moments, and how it steps.
     """
 
     rule: str
-    """The name of its rule in `_rules`, without the `scale_by_`."""
+    """The name of its rule in `_rules`, without the `scale_by_`, or the member's own."""
+    loss_is_optional = False
+    """Whether a step without a loss is one, and not an error."""
+    shared_options: tuple[str, ...] = ("maximize",)
+    """Options that go with what is remembered of the losses, which a group cannot have for itself."""
+    memory_title = "memory"
+    """What messages call what is remembered of the losses."""
 
-    _emotion: EmotionState
-    _shadow_exists: Tensor
-    _shadow_ratio: Tensor
+    _memory: tuple[Tensor, ...]
 
-    def __init__(self, params: ParamsT, defaults: Group, *, shadow_ratio: ShadowRatio) -> None:
-        check_shadow_ratio(shadow_ratio)
-        # A function cannot be loaded safely from a file, so the groups only say that there is one.
-        self._shadow_ratio_of = shadow_ratio if callable(shadow_ratio) else None
-        defaults["shadow_ratio"] = "function" if callable(shadow_ratio) else shadow_ratio
-        check_group(defaults, MODES)
+    def __init__(self, params: ParamsT, defaults: Group) -> None:
+        self.check_options(defaults)
         super().__init__(params, defaults)
+
+    # What a class below defines of the losses.
+
+    def check_options(self, options: Group) -> None:
+        """Raises a `ValueError` for an option of a group that is out of its range."""
+        raise NotImplementedError
+
+    def first_memory(self) -> tuple[Tensor, ...]:
+        """Returns what is remembered before any loss."""
+        raise NotImplementedError
+
+    def hold_memory(self, memory: tuple[Tensor, ...]) -> State:
+        """Takes tensors to remember in, and returns them, flat, by the names that groups know them by."""
+        raise NotImplementedError
+
+    def memory_of(self, group: Group) -> tuple[Tensor, ...]:
+        """Returns what is remembered, from a group that came out of a file or a copy."""
+        raise NotImplementedError
+
+    def memory_names(self) -> tuple[str, ...]:
+        """Returns the names that groups know the memory by."""
+        raise NotImplementedError
+
+    def named_memory(self) -> State:
+        """Returns the tensors of the memory by the names that the bridge to `emo_optax` gives them."""
+        raise NotImplementedError
+
+    def take_in(self, loss: Tensor | None, **beside: Any) -> Any:
+        """Takes in the loss of a step, and what was given beside it; returns what the step needs."""
+        raise NotImplementedError
 
     # What a member defines.
 
@@ -93,7 +130,7 @@ class EmoOptimizer(Optimizer):
         grads: list[Tensor],
         states: list[State],
         *,
-        feeling: Feeling,
+        feeling: Any,
         group: Group,
     ) -> None:
         """Moves those parameters of a group that have a gradient."""
@@ -125,6 +162,15 @@ class EmoOptimizer(Optimizer):
             ValueError: for a loss that is not a scalar.
             RuntimeError: for sparse gradients and complex parameters.
         """
+        return self.step_with(closure, loss)
+
+    def step_with(
+        self,
+        closure: Callable[[], Tensor | float | None] | None,
+        loss: Tensor | float | None,
+        **beside: Any,
+    ) -> Tensor | float | None:
+        """Takes one step; `take_in` is given what stands beside the loss, checked like it."""
         result = loss
         if closure is not None:
             if not callable(closure):
@@ -138,9 +184,18 @@ class EmoOptimizer(Optimizer):
         if given is None and all(float(group.get("lr", 1.0)) == 0.0 for group in self.param_groups):
             self._make_missing_state()
             return None
-        emotion = self._emotion_at(self._device())
-        value = check_loss(given, emotion.scalar.dtype, emotion.scalar.device)
-        self._move(self._feel(value))
+        self._bring_memory(self._device())
+        kind = next(tensor for tensor in self._memory if tensor.is_floating_point())
+        dtype, device = kind.dtype, kind.device
+        value = None if given is None and self.loss_is_optional else check_loss(given, dtype, device)
+        feeling = self.take_in(
+            value,
+            **{
+                name: None if extra is None else check_loss(extra, dtype, device, name)
+                for name, extra in beside.items()
+            },
+        )
+        self._move(feeling)
         return result
 
     def _make_missing_state(self) -> None:
@@ -148,37 +203,12 @@ class EmoOptimizer(Optimizer):
         for group in self.param_groups:
             self._collect(group)
 
-    def _move(self, feeling: Feeling) -> None:
+    def _move(self, feeling: Any) -> None:
         """Moves every parameter that has a gradient."""
         for group in self.param_groups:
             params, grads, states = self._collect(group)
             if params:
                 self.step_tensors(params, grads, states, feeling=feeling, group=group)
-
-    def _feel(self, loss: Tensor) -> Feeling:
-        """Takes in the loss, and settles how far this step pulls to the shadow."""
-        group = self.param_groups[0]
-        felt = feel(
-            self._emotion,
-            -loss if group.get("maximize") else loss,
-            short_factor=group["short_factor"],
-            long_factor=group["long_factor"],
-            gain=group["gain"],
-        )
-        for tensor, new in zip(self._emotion, felt, strict=True):
-            tensor.copy_(new)  # In place: the groups, and captured graphs, hold these tensors.
-        scalar = self._emotion.scalar
-        if not any(group["use_shadow"] for group in self.param_groups):
-            return Feeling(scalar, self._shadow_ratio)
-        # A name that came from a file goes before a function that the optimizer was made with.
-        name: ShadowRatio = group["shadow_ratio"]
-        if name == "function" and self._shadow_ratio_of is not None:
-            name = self._shadow_ratio_of
-        ratio_of = shadow_ratio_function(name)
-        ratio = torch.as_tensor(ratio_of(scalar), dtype=scalar.dtype, device=scalar.device)
-        self._shadow_ratio.copy_(ratio * self._shadow_exists)
-        self._shadow_exists.logical_or_(ratio > 0)
-        return Feeling(scalar, ratio)
 
     def _params(self) -> Iterator[Tensor]:
         return (param for group in self.param_groups for param in group["params"])
@@ -191,7 +221,7 @@ class EmoOptimizer(Optimizer):
                 continue
             state = self.state[param]
             state.update(self._missing_state(param, group, state))
-            if group["use_shadow"] and state["shadow"].dtype != wide_dtype(param):
+            if group.get("use_shadow") and state["shadow"].dtype != wide_dtype(param):
                 state["shadow"] = state["shadow"].to(wide_dtype(param))  # The model changed its dtype.
             params.append(param)
             grads.append(param.grad)
@@ -203,7 +233,7 @@ class EmoOptimizer(Optimizer):
         made: State = {}
         if any(name not in state for name in self.moment_names(param)):
             made.update(self.init_moments(param, group["moment_dtype"] or wide_dtype(param)))
-        if group["use_shadow"] and "shadow" not in state:
+        if group.get("use_shadow") and "shadow" not in state:
             made["shadow"] = torch.zeros_like(param, dtype=wide_dtype(param))
             made["shadow_exists"] = torch.zeros((), dtype=torch.bool, device=param.device)
         return {name: tensor for name, tensor in made.items() if name not in state}
@@ -213,51 +243,20 @@ class EmoOptimizer(Optimizer):
         state = self.state.get(param, {})
         return {**state, **self._missing_state(param, group, state)}
 
-    # A look at the emotion.
-
-    @property
-    def emotion(self) -> Emotion:
-        """The emotion as it is now, in tensors of its own; no sync with the device."""
-        state = self._emotion
-        return Emotion(
-            short=state.short.clone(),
-            long=state.long.clone(),
-            scalar=state.scalar.clone(),
-            step_scale=step_scale(state.scalar),
-            shadow_ratio=self._shadow_ratio.clone(),
-            should_stop=state.should_stop.clone(),
-            is_quiet=went_quiet(state.history, state.felt),
-            felt=state.felt.clone(),
-            held=state.held.clone(),
-        )
-
-    @property
-    def should_stop(self) -> bool:
-        """Whether training has ever gone quiet; waits for the device (`emotion.should_stop` doesn't)."""
-        return bool(self._emotion.should_stop)
-
-    def emotion_tensors(self) -> State:
-        """Returns the tensors that the emotion lives in, by their names; not copies."""
-        shadow = {"shadow_exists": self._shadow_exists, "shadow_ratio": self._shadow_ratio}
-        return {**self._emotion._asdict(), **shadow}
-
-    # Where the emotion lives.
+    # Where the memory lives.
 
     def _device(self) -> torch.device:
         """Returns the device of the first parameter that has a gradient, or of the first one."""
         first = next(self._params(), torch.empty(0))
         return next((param for param in self._params() if param.grad is not None), first).device
 
-    def _emotion_at(self, device: torch.device) -> EmotionState:
-        """Returns the emotion, moved to where the parameters are now."""
-        if self._emotion.scalar.device != device:
-            self._share_emotion(self._emotion, self._shadow_exists, self._shadow_ratio, device)
-        return self._emotion
+    def _bring_memory(self, device: torch.device) -> None:
+        """Moves what is remembered to where the parameters are now."""
+        if self._memory[0].device != device:
+            self._share_memory(self._memory, device)
 
-    def _share_emotion(
-        self, emotion: EmotionState, exists: Tensor, ratio: Tensor, device: torch.device | None = None
-    ) -> None:
-        """Puts the emotion, as tensors of its own, into every group."""
+    def _share_memory(self, memory: tuple[Tensor, ...], device: torch.device | None = None) -> None:
+        """Puts the memory, as tensors of its own, into every group."""
         device = torch.device("cpu") if device is None or device.type == "meta" else device
         dtype = wide_dtype(*self._params())
 
@@ -265,52 +264,41 @@ class EmoOptimizer(Optimizer):
             target = dtype if tensor.is_floating_point() else tensor.dtype
             return tensor.detach().to(device=device, dtype=target, copy=True)
 
-        self._emotion = EmotionState(*(own(tensor) for tensor in emotion))
-        self._shadow_exists, self._shadow_ratio = own(exists), own(ratio)
-        flat = {f"emotion_{name}": tensor for name, tensor in self._emotion._asdict().items()}
-        del flat["emotion_history"]
-        flat["emotion_shadow_exists"] = self._shadow_exists
-        flat["emotion_shadow_ratio"] = self._shadow_ratio
-        # One by one: some checkpointers compare a group's values, which only scalars survive.
-        flat.update(zip(HISTORY, self._emotion.history.unbind(), strict=True))
+        self._memory = tuple(own(tensor) for tensor in memory)
+        flat = self.hold_memory(self._memory)
         for group in self.param_groups:
             group.update(flat)
-
-    def _adopt_emotion(self) -> None:
-        """Takes the emotion from the first group, as it came out of a file or a copy."""
-        group = self.param_groups[0]
-        fields = {name: group[f"emotion_{name}"] for name in EmotionState._fields if name != "history"}
-        fields["history"] = torch.stack([torch.as_tensor(group[name]) for name in HISTORY])
-        emotion = EmotionState(**{name: torch.as_tensor(value) for name, value in fields.items()})
-        exists = torch.as_tensor(group["emotion_shadow_exists"])
-        ratio = torch.as_tensor(group["emotion_shadow_ratio"])
-        self._share_emotion(emotion, exists, ratio, self._device())
 
     # Groups and state.
 
     def add_param_group(self, param_group: Group) -> None:
-        """Adds a group of parameters, which shares the emotion that the others have.
+        """Adds a group of parameters, which shares what the others remember of the losses.
 
         Args:
             param_group: the parameters under `"params"`, and options of their own.
 
         Raises:
-            ValueError: for an option out of its range, or one that belongs to the one emotion and
+            ValueError: for an option out of its range, or one that belongs to the whole optimizer and
                 differs from the other groups'.
         """
         if isinstance(param_group, dict):
             options = {**self.defaults, **param_group}
-            check_group(options, MODES)
-            _check_shared_options(options, self.defaults)
+            self.check_options(options)
+            self._check_shared_options(options, self.defaults)
         super().add_param_group(param_group)
         if len(self.param_groups) == 1:
-            fresh = init_emotion(torch.float32)
-            never, none = torch.zeros((), dtype=torch.bool), torch.zeros(())
-            self._share_emotion(fresh, never, none, self._device())
+            self._share_memory(self.first_memory(), self._device())
         else:
-            self._share_emotion(
-                self._emotion, self._shadow_exists, self._shadow_ratio, self._emotion.scalar.device
-            )
+            self._share_memory(self._memory, self._memory[0].device)
+
+    def _check_shared_options(self, options: Group, shared: Group) -> None:
+        """Raises a `ValueError` if options of a group differ that can only be one for all."""
+        for name in self.shared_options:
+            if options.get(name) != shared.get(name):
+                raise ValueError(
+                    f"{name} belongs to the one {self.memory_title} of the optimizer: a parameter group "
+                    f"cannot have {options.get(name)!r} where the optimizer has {shared.get(name)!r}"
+                )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state, also one of `torch.optim.AdamW` where the moments are the same.
@@ -371,17 +359,12 @@ class EmoOptimizer(Optimizer):
                         f"The state has other shapes: {name!r} is {tuple(saved[name].shape)} for a "
                         f"parameter of the shape {tuple(param.shape)}; {owner} needs {tuple(moment.shape)}"
                     )
-        names = _emotion_names()
-        has_emotion = any(name in saved for saved in loaded["param_groups"] for name in names)
+        names = self.memory_names()
+        has_memory = any(name in saved for saved in loaded["param_groups"] for name in names)
         for saved in loaded["param_groups"]:
             missing = [name for name in names if name not in saved]
-            if has_emotion and missing:
-                raise ValueError(f"The state lacks a part of the emotion: {', '.join(missing)}")
-            if saved.get("shadow_ratio") == "function" and self._shadow_ratio_of is None:
-                raise ValueError(
-                    "The state was saved with a function for shadow_ratio, which no file keeps: make "
-                    f"the {owner} with the same function before loading"
-                )
+            if has_memory and missing:
+                raise ValueError(f"The state lacks a part of the {self.memory_title}: {', '.join(missing)}")
 
     def _restore_dtypes(self, loaded: dict[str, Any]) -> None:
         """Undoes the cast of every state to its parameter's dtype that loading makes."""
@@ -391,9 +374,6 @@ class EmoOptimizer(Optimizer):
                 if isinstance(value, Tensor) and state[name].dtype != value.dtype:
                     state[name] = value.detach().to(device=state[name].device, copy=True)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_shadow_ratio_of": self._shadow_ratio_of}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         groups = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
@@ -401,28 +381,143 @@ class EmoOptimizer(Optimizer):
             # What a state of another origin lacks stays as it is here. ("differentiable" is torch's
             # own addition to the defaults, and no option of these optimizers.)
             here = {**self.defaults, **(groups[index] if groups else {})}
-            for name in (*self.defaults, *_emotion_names()):
+            for name in (*self.defaults, *self.memory_names()):
                 if name not in group and name != "differentiable":
                     group[name] = here[name]
-        self._adopt_emotion()
+        self._share_memory(self.memory_of(self.param_groups[0]), self._device())
 
     def __repr__(self) -> str:
         lines = super().__repr__().split("\n")
-        return "\n".join(line for line in lines if not line.strip().startswith("emotion_"))
+        hidden = tuple(self.memory_names())
+        return "\n".join(line for line in lines if not line.strip().startswith(hidden))
 
 
-def _check_shared_options(options: Group, shared: Group) -> None:
-    for name in SHARED_OPTIONS:
-        if options.get(name) != shared.get(name):
-            raise ValueError(
-                f"{name} belongs to the one emotion of the optimizer: a parameter group cannot "
-                f"have {options.get(name)!r} where the optimizer has {shared.get(name)!r}"
-            )
+class EmoOptimizer(LossOptimizer):
+    """The base of those with an emotion: it feels the loss once a step, and blends with a shadow."""
 
+    memory_title = "emotion"
+    shared_options = SHARED_OPTIONS
+    shadow_effect: bool = True
+    """Whether its update is filtered and scaled."""
 
-def _emotion_names() -> tuple[str, ...]:
-    names = [f"emotion_{name}" for name in EmotionState._fields if name != "history"]
-    return (*names, "emotion_shadow_exists", "emotion_shadow_ratio", *HISTORY)
+    _emotion: EmotionState
+    _shadow_exists: Tensor
+    _shadow_ratio: Tensor
+
+    def __init__(self, params: ParamsT, defaults: Group, *, shadow_ratio: ShadowRatio) -> None:
+        check_shadow_ratio(shadow_ratio)
+        # A function cannot be loaded safely from a file, so the groups only say that there is one.
+        self._shadow_ratio_of = shadow_ratio if callable(shadow_ratio) else None
+        defaults["shadow_ratio"] = "function" if callable(shadow_ratio) else shadow_ratio
+        super().__init__(params, defaults)
+
+    def check_options(self, options: Group) -> None:
+        """Raises a `ValueError` for an option of a group that is out of its range."""
+        check_group(options, MODES)
+
+    def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
+        """Takes in the loss, and settles how far this step pulls to the shadow."""
+        del beside
+        assert loss is not None
+        group = self.param_groups[0]
+        felt = feel(
+            self._emotion,
+            -loss if group.get("maximize") else loss,
+            short_factor=group["short_factor"],
+            long_factor=group["long_factor"],
+            gain=group["gain"],
+        )
+        for tensor, new in zip(self._emotion, felt, strict=True):
+            tensor.copy_(new)  # In place: the groups, and captured graphs, hold these tensors.
+        scalar = self._emotion.scalar
+        if not any(group["use_shadow"] for group in self.param_groups):
+            return Feeling(scalar, self._shadow_ratio)
+        # A name that came from a file goes before a function that the optimizer was made with.
+        name: ShadowRatio = group["shadow_ratio"]
+        if name == "function" and self._shadow_ratio_of is not None:
+            name = self._shadow_ratio_of
+        ratio_of = shadow_ratio_function(name)
+        ratio = torch.as_tensor(ratio_of(scalar), dtype=scalar.dtype, device=scalar.device)
+        self._shadow_ratio.copy_(ratio * self._shadow_exists)
+        self._shadow_exists.logical_or_(ratio > 0)
+        return Feeling(scalar, ratio)
+
+    # A look at the emotion.
+
+    @property
+    def emotion(self) -> Emotion:
+        """The emotion as it is now, in tensors of its own; no sync with the device."""
+        state = self._emotion
+        return Emotion(
+            short=state.short.clone(),
+            long=state.long.clone(),
+            scalar=state.scalar.clone(),
+            step_scale=step_scale(state.scalar),
+            shadow_ratio=self._shadow_ratio.clone(),
+            should_stop=state.should_stop.clone(),
+            is_quiet=went_quiet(state.history, state.felt),
+            felt=state.felt.clone(),
+            held=state.held.clone(),
+        )
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether training has ever gone quiet; waits for the device (`emotion.should_stop` doesn't)."""
+        return bool(self._emotion.should_stop)
+
+    def emotion_tensors(self) -> State:
+        """Returns the tensors that the emotion lives in, by their names; not copies."""
+        shadow = {"shadow_exists": self._shadow_exists, "shadow_ratio": self._shadow_ratio}
+        return {**self._emotion._asdict(), **shadow}
+
+    def named_memory(self) -> State:
+        """Returns the tensors of the memory by the names that the bridge to `emo_optax` gives them."""
+        return {f"emotion/{name}": tensor for name, tensor in self.emotion_tensors().items()}
+
+    # Where the emotion lives.
+
+    def first_memory(self) -> tuple[Tensor, ...]:
+        """Returns what is remembered before any loss."""
+        never, none = torch.zeros((), dtype=torch.bool), torch.zeros(())
+        return (*init_emotion(torch.float32), never, none)
+
+    def hold_memory(self, memory: tuple[Tensor, ...]) -> State:
+        """Takes tensors to remember in, and returns them, flat, by the names that groups know them by."""
+        *emotion, self._shadow_exists, self._shadow_ratio = memory
+        self._emotion = EmotionState(*emotion)
+        flat = {f"emotion_{name}": tensor for name, tensor in self._emotion._asdict().items()}
+        del flat["emotion_history"]
+        flat["emotion_shadow_exists"] = self._shadow_exists
+        flat["emotion_shadow_ratio"] = self._shadow_ratio
+        # One by one: some checkpointers compare a group's values, which only scalars survive.
+        flat.update(zip(HISTORY, self._emotion.history.unbind(), strict=True))
+        return flat
+
+    def memory_of(self, group: Group) -> tuple[Tensor, ...]:
+        """Returns what is remembered, from a group that came out of a file or a copy."""
+        fields = {name: group[f"emotion_{name}"] for name in EmotionState._fields if name != "history"}
+        fields["history"] = torch.stack([torch.as_tensor(group[name]) for name in HISTORY])
+        emotion = EmotionState(**{name: torch.as_tensor(value) for name, value in fields.items()})
+        exists = torch.as_tensor(group["emotion_shadow_exists"])
+        ratio = torch.as_tensor(group["emotion_shadow_ratio"])
+        return (*emotion, exists, ratio)
+
+    def memory_names(self) -> tuple[str, ...]:
+        """Returns the names that groups know the memory by."""
+        names = [f"emotion_{name}" for name in EmotionState._fields if name != "history"]
+        return (*names, "emotion_shadow_exists", "emotion_shadow_ratio", *HISTORY)
+
+    def _check_state_dict(self, loaded: dict[str, Any]) -> None:
+        super()._check_state_dict(loaded)
+        for saved in loaded["param_groups"]:
+            if saved.get("shadow_ratio") == "function" and self._shadow_ratio_of is None:
+                raise ValueError(
+                    "The state was saved with a function for shadow_ratio, which no file keeps: make "
+                    f"the {type(self).__name__} with the same function before loading"
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_shadow_ratio_of": self._shadow_ratio_of}
 
 
 def use_foreach(params: list[Tensor], group: Group) -> bool:
@@ -446,7 +541,7 @@ def _signal(feeling: Feeling, group: Group, device: torch.device, dtype: torch.d
     scalar = feeling.scalar.to(device=device)
     lr = group["lr"]
     return _Signal(
-        tolerance=(group["theta"] * (1.0 + scalar.abs())).to(dtype),
+        tolerance=(group.get("theta", 0.0) * (1.0 + scalar.abs())).to(dtype),
         scale=step_scale(scalar).to(dtype),
         shadow_ratio=feeling.shadow_ratio.to(device=device, dtype=dtype),
         lr=lr.reshape(()).to(dtype) if isinstance(lr, Tensor) else lr,
@@ -463,8 +558,12 @@ def single_tensor(
     group: Group,
     keep: Keep = keep_elements,
     shadow_effect: bool = True,
+    first: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Steps with one tensor after the other: shadow, weight decay, rule, effect. The reference."""
+    """Steps with one tensor after the other: shadow, weight decay, rule, effect. The reference.
+
+    What `first` makes of the gradient is a step of its own, before weight decay.
+    """
     signals: dict[tuple[torch.device, torch.dtype], _Signal] = {}
     for param, grad, state in zip(params, grads, states, strict=True):
         # Low precision is computed wide: weight decay alone would be rounded away.
@@ -486,6 +585,8 @@ def single_tensor(
                 signal.shadow_ratio,
                 shadow_rate=group["shadow_rate"],
             )
+        if first is not None:
+            weight.sub_(first(grad).mul_(signal.lr))
         mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
         if mode == "l2":
             grad = grad.clone()
@@ -518,6 +619,7 @@ def multi_tensor(
     group: Group,
     keep: Keep = keep_elements,
     shadow_effect: bool = True,
+    first: Callable[[list[Tensor]], list[Tensor]] | None = None,
 ) -> None:
     """Does what `single_tensor` does, for all tensors of one device and dtype at a time."""
     for (device, _), indices in _by_device_and_dtype(params).items():
@@ -539,6 +641,10 @@ def multi_tensor(
                 signal.shadow_ratio,
                 shadow_rate=group["shadow_rate"],
             )
+        if first is not None:
+            steps = first(gradients)
+            torch._foreach_mul_(steps, signal.lr)
+            torch._foreach_sub_(weights, steps)
         mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
         if mode == "l2":
             gradients = [grad.clone() for grad in gradients]
@@ -656,7 +762,8 @@ class Emotional(EmoOptimizer):
                 "for that of the emotion: this optimizer cannot be made emotional"
             )
         for group in inner.param_groups:
-            self._check_options({**options, **group}, {**inner.param_groups[0], **options})
+            self.check_options({**options, **group})
+            self._check_shared_options({**options, **group}, {**inner.param_groups[0], **options})
         self.inner = inner
         self._options = options
         self._shadow_ratio_of = shadow_ratio if callable(shadow_ratio) else None
@@ -666,9 +773,7 @@ class Emotional(EmoOptimizer):
         for group in self.param_groups:
             for name, value in options.items():
                 group.setdefault(name, value)
-        fresh = init_emotion(torch.float32)
-        never, none = torch.zeros((), dtype=torch.bool), torch.zeros(())
-        self._share_emotion(fresh, never, none, self._device())
+        self._share_memory(self.first_memory(), self._device())
 
     @property
     def rule(self) -> str:  # type: ignore[override]
@@ -769,14 +874,13 @@ class Emotional(EmoOptimizer):
 
     # Groups and state.
 
-    def _check_options(self, options: Group, shared: Group) -> None:
-        """Raises the first error that the options of a group deserve."""
+    def check_options(self, options: Group) -> None:
+        """Raises a `ValueError` for an option of a group that is out of its range."""
         check_not_negative("theta", options["theta"])
         check_factor("shadow_rate", options["shadow_rate"])
         check_factor("short_factor", options["short_factor"])
         check_factor("long_factor", options["long_factor"])
         check_not_negative("gain", options["gain"])
-        _check_shared_options(options, shared)
 
     def add_param_group(self, param_group: Group) -> None:
         """Adds a group of parameters, which shares the emotion that the others have.
@@ -791,13 +895,12 @@ class Emotional(EmoOptimizer):
         first = self.param_groups[0]
         shared = {name: first[name] for name in SHARED_OPTIONS if name in self._options}
         if isinstance(param_group, dict):
-            self._check_options({**self.defaults, **shared, **param_group}, first)
+            self.check_options({**self.defaults, **shared, **param_group})
+            self._check_shared_options({**self.defaults, **shared, **param_group}, first)
         self.inner.add_param_group(param_group)
         for name, value in {**self._options, **shared}.items():
             self.param_groups[-1].setdefault(name, value)
-        self._share_emotion(
-            self._emotion, self._shadow_exists, self._shadow_ratio, self._emotion.scalar.device
-        )
+        self._share_memory(self._memory, self._memory[0].device)
 
     def _saved_params(self, loaded: dict[str, Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """Yields each parameter that has a saved shadow, with it: the moments are the inner's matter."""
@@ -818,9 +921,9 @@ class Emotional(EmoOptimizer):
             groups = self.inner.param_groups
             self.inner.__setstate__(state)
             for group, here in zip(self.param_groups, groups, strict=True):
-                for name in (*self._options, *_emotion_names()):
+                for name in (*self._options, *self.memory_names()):
                     group.setdefault(name, here[name])
-        self._adopt_emotion()
+        self._share_memory(self.memory_of(self.param_groups[0]), self._device())
 
     def __repr__(self) -> str:
         name = type(self.inner).__name__

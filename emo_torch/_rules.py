@@ -1,4 +1,4 @@
-"""The three rules: from a gradient to a direction. None knows of emotion or of a learning rate.
+"""The rules: from a gradient to a direction. None knows of emotion or of a learning rate.
 
 Each moves its moments in place and returns the update; `multi_tensor_...` does the same for many
 tensors of one device and dtype.
@@ -118,6 +118,125 @@ def multi_tensor_scale_by_lion(
     return updates
 
 
+def scale_by_cautious_sign(
+    grad: Tensor, exp_avg: Tensor | None, *, b1: float = 0.9, b2: float = 0.99
+) -> Tensor:
+    r"""Takes the sign of an interpolated momentum where the gradient has the same, a rule of EmoNeco.
+
+    .. math::
+        w = (1-b_1)\,g + b_1 m, \quad
+        u = \operatorname{sign}(w)\,[\,\operatorname{sign}(w) = \operatorname{sign}(g)\,], \quad
+        m \leftarrow b_2 m + (1-b_2)\,g
+
+    Args:
+        grad: the gradient, any shape, float32 or wider.
+        exp_avg: the momentum, same shape and dtype, moved in place; `None` for none: m stays 0.
+        b1: decay rate of the interpolation, in [0, 1).
+        b2: decay rate of the momentum, in [0, 1).
+
+    Returns:
+        The update, same shape and dtype.
+
+    Example:
+        >>> import torch
+        >>> from emo_torch import scale_by_cautious_sign
+        >>> exp_avg = torch.zeros(2)
+        >>> for gradient in (torch.tensor([9.0, 9.0]), torch.tensor([0.1, -0.1])):
+        ...     update = scale_by_cautious_sign(gradient, exp_avg)
+        >>> print(update)
+        tensor([1., 0.])
+
+    Source: EmoNeco v2.0 by muooon; Liang et al., 2024, for the caution.
+    """
+    sign = _interpolate(grad, exp_avg, b1, b2).sign_()
+    return sign.mul_(sign == grad.sign())
+
+
+def multi_tensor_scale_by_cautious_sign(
+    grads: list[Tensor], exp_avgs: list[Tensor] | None, *, b1: float = 0.9, b2: float = 0.99
+) -> list[Tensor]:
+    """Does what `scale_by_cautious_sign` does for many tensors of one device and dtype."""
+    updates = _multi_tensor_interpolate(grads, exp_avgs, b1, b2)
+    torch._foreach_sign_(updates)
+    same = [update == sign for update, sign in zip(updates, torch._foreach_sign(grads), strict=True)]
+    torch._foreach_mul_(updates, same)
+    return updates
+
+
+def scale_by_softsign(
+    grad: Tensor, exp_avg: Tensor | None, *, b1: float = 0.9, b2: float = 0.99, eps: float = 1e-8
+) -> Tensor:
+    r"""Softens an interpolated momentum and gives it the gradient's length, a rule of EmoNeco.
+
+    .. math::
+        w = (1-b_1)\,g + b_1 m, \quad
+        u = \frac{w}{1 + |w|}\,(\lVert g \rVert_2 + \epsilon), \quad
+        m \leftarrow b_2 m + (1-b_2)\,g
+
+    The norm is that of the whole parameter, so the step grows with the parameter's size.
+
+    Args:
+        grad: the gradient, any shape, float32 or wider.
+        exp_avg: the momentum, same shape and dtype, moved in place; `None` for none: m stays 0.
+        b1: decay rate of the interpolation, in [0, 1).
+        b2: decay rate of the momentum, in [0, 1).
+        eps: what is added to the norm, >= 0.
+
+    Returns:
+        The update, same shape and dtype.
+
+    Example:
+        >>> import torch
+        >>> from emo_torch import scale_by_softsign
+        >>> print(scale_by_softsign(torch.tensor([30.0, -40.0]), torch.zeros(2)))
+        tensor([ 37.5000, -40.0000])
+
+    Source: EmoNeco v2.0 by muooon.
+    """
+    mixed = _interpolate(grad, exp_avg, b1, b2)
+    length = torch.linalg.vector_norm(grad) + eps
+    return mixed.div_(1.0 + mixed.abs()).mul_(length)
+
+
+def multi_tensor_scale_by_softsign(
+    grads: list[Tensor],
+    exp_avgs: list[Tensor] | None,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    eps: float = 1e-8,
+) -> list[Tensor]:
+    """Does what `scale_by_softsign` does for many tensors of one device and dtype."""
+    updates = _multi_tensor_interpolate(grads, exp_avgs, b1, b2)
+    denominators = torch._foreach_abs(updates)
+    torch._foreach_add_(denominators, 1.0)
+    torch._foreach_div_(updates, denominators)
+    lengths = list(torch._foreach_norm(grads))
+    torch._foreach_add_(lengths, eps)
+    torch._foreach_mul_(updates, lengths)
+    return updates
+
+
+def _interpolate(grad: Tensor, exp_avg: Tensor | None, b1: float, b2: float) -> Tensor:
+    """Returns `(1 - b1) grad + b1 exp_avg`, and moves the momentum by `b2`."""
+    if exp_avg is None:
+        return grad * (1.0 - b1)
+    mixed = exp_avg.mul(b1).add_(grad, alpha=1.0 - b1)
+    _average(exp_avg, grad, b2)
+    return mixed
+
+
+def _multi_tensor_interpolate(
+    grads: list[Tensor], exp_avgs: list[Tensor] | None, b1: float, b2: float
+) -> list[Tensor]:
+    if exp_avgs is None:
+        return list(torch._foreach_mul(grads, 1.0 - b1))
+    mixed = list(torch._foreach_mul(exp_avgs, b1))
+    torch._foreach_add_(mixed, grads, alpha=1.0 - b1)
+    _multi_tensor_average(exp_avgs, grads, b2)
+    return mixed
+
+
 def scale_by_factors(
     grad: Tensor, row: Tensor, column: Tensor, *, b1: float = 0.9, eps: float = 1e-8
 ) -> Tensor:
@@ -182,6 +301,15 @@ def multi_tensor_scale_by_factors(
     torch._foreach_sqrt_(denominators)
     torch._foreach_add_(denominators, eps)
     return list(torch._foreach_div(grads, denominators))
+
+
+def init_factored_moments(param: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Returns the moments of `scale_by_factored_moments` for a parameter that has seen no gradient."""
+    if param.ndim < 2:
+        return {name: torch.zeros_like(param, dtype=dtype) for name in ("exp_avg", "exp_avg_sq")}
+    row = param.new_zeros((param.shape[0], *(1 for _ in param.shape[1:])), dtype=dtype)
+    column = param.new_zeros((1, *param.shape[1:]), dtype=dtype)
+    return {"row": row, "column": column}
 
 
 def scale_by_factored_moments(

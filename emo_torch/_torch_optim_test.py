@@ -84,8 +84,12 @@ INFOS = [
         supports_complex=False,
         step_requires_closure=True,
     )
-    for cls in (emo_torch.EmoSens, emo_torch.EmoAiry, emo_torch.EmoCats)
+    for cls in (
+        *(emo_torch.EmoSens, emo_torch.EmoAiry, emo_torch.EmoCats),
+        *(emo_torch.EmoClan, emo_torch.EmoNeco, emo_torch.EmoZeal),
+    )
 ]
+"""One of each rule: EmoNavi, EmoFact and EmoLynx have those of the first three."""
 
 
 def _configurations(info: Any) -> Iterator[tuple[str, Any]]:
@@ -435,7 +439,7 @@ def test_a_repr_shows_the_options_and_not_the_emotion(info: Any) -> None:
     assert text.startswith(f"{info.name} (\nParameter Group 0\n")
     assert text.endswith(")")
     assert "    lr: 0.25\n" in text
-    assert "    theta: 0.0001\n" in text
+    assert "    weight_decay: 0.01\n" in text
     assert "emotion" not in text
     assert len(text.splitlines()) < 45
 
@@ -586,7 +590,8 @@ def test_the_tests_above_cover_every_optimizer_that_is_public() -> None:
         for thing in vars(emo_torch).values()
         if isinstance(thing, type) and issubclass(thing, emo_torch.EmoOptimizer)
     }
-    # What is made of another optimizer has a test of its own, over all that torch.optim has.
-    bases = {emo_torch.EmoOptimizer, emo_torch.Emotional}
-    assert public == {info.optim_cls for info in INFOS} | bases
-    assert len(ALL) == 2 * len(OPTIONS) == 2 * 3 * 9
+    covered = {info.optim_cls for info in INFOS}
+    same_rule = {cls for cls in public - covered if covered & set(cls.__mro__[1:])}
+    assert same_rule == {emo_torch.EmoNavi, emo_torch.EmoFact, emo_torch.EmoLynx}
+    assert public == covered | same_rule | {emo_torch.EmoOptimizer, emo_torch.Emotional}
+    assert len(ALL) == 2 * len(OPTIONS) == 2 * 6 * 9

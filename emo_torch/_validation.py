@@ -44,6 +44,24 @@ def check_not_negative(name: str, value: float) -> None:
         raise ValueError(f"Invalid {name} value: {value}")
 
 
+def check_at_most_one(name: str, value: float) -> None:
+    """Raises a `ValueError` unless a share is in [0, 1]."""
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"Invalid {name} value: {value}; it must be in [0, 1]")
+
+
+def check_order(low_name: str, low: float, high_name: str, high: float) -> None:
+    """Raises a `ValueError` if the first of two numbers is above the second."""
+    if low > high:
+        raise ValueError(f"Invalid {low_name} value: {low}; it must not be above {high_name}, {high}")
+
+
+def check_max_steps(value: int | None) -> None:
+    """Raises a `ValueError` unless the length of a run is a whole number >= 1, or not known."""
+    if value is not None and not (1 <= value < 2**31 and value == int(value)):
+        raise ValueError(f"Invalid ref_max_steps: {value}; it must be a whole number >= 1, or None")
+
+
 def check_bounds(name: str, value: Any) -> None:
     """Raises a `ValueError` unless bounds are `None` or a smaller and a larger number."""
     if value is None:
@@ -77,7 +95,7 @@ def check_gradient(owner: str, param: Tensor) -> None:
         raise RuntimeError(f"{owner} does not support complex parameters")
 
 
-def check_loss(loss: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+def check_loss(loss: Any, dtype: torch.dtype, device: torch.device, name: str = "loss") -> Tensor:
     """Returns the loss as a tensor of shape `()` in the emotion's dtype, detached, without a sync.
 
     Raises:
@@ -90,23 +108,23 @@ def check_loss(loss: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     if isinstance(loss, Tensor):
         if loss.numel() != 1:
             raise ValueError(
-                "The loss must be a scalar, that of the whole step, and has the shape "
-                f"{tuple(loss.shape)}. Reduce it first, for example with `loss.mean()`."
+                f"The {name} must be a scalar, that of the whole step, and has the shape "
+                f"{tuple(loss.shape)}. Reduce it first, for example with `{name}.mean()`."
             )
         if loss.is_complex() or loss.dtype == torch.bool:
-            raise TypeError(f"The loss must be a real number, and has the dtype {loss.dtype}")
+            raise TypeError(f"The {name} must be a real number, and has the dtype {loss.dtype}")
         return loss.detach().to(device=device, dtype=dtype).reshape(())
     # NumPy's truths ("b") and complex numbers ("c"), too, can be made a float.
     kind = getattr(getattr(loss, "dtype", None), "kind", "f")
     can_be_float = isinstance(loss, Real) or hasattr(type(loss), "__float__")
     if isinstance(loss, bool) or not can_be_float or kind in "bc":
-        raise TypeError(f"The loss must be a tensor or a real number, and is {loss!r}")
+        raise TypeError(f"The {name} must be a tensor or a real number, and is {loss!r}")
     try:
         number = float(loss)
     except OverflowError:
         number = math.inf
     except (TypeError, ValueError) as error:
-        raise ValueError(f"The loss must be a scalar, and is {loss!r}") from error
+        raise ValueError(f"The {name} must be a scalar, and is {loss!r}") from error
     return torch.tensor(number, dtype=dtype, device=device)
 
 
@@ -155,7 +173,7 @@ def check_group(group: Mapping[str, Any], modes: tuple[str, ...]) -> None:
     check_not_negative("epsilon", group["eps"])
     check_decay_rates(group["betas"])
     check_not_negative("weight_decay", group["weight_decay"])
-    check_not_negative("theta", group["theta"])
+    check_not_negative("theta", group.get("theta", 0.0))  # Only a filter has one.
     check_factor("shadow_rate", group["shadow_rate"])
     check_factor("short_factor", group["short_factor"])
     check_factor("long_factor", group["long_factor"])

@@ -2,8 +2,9 @@
 
 Run with `python -m parity_tests`. It drives the Optax and the PyTorch side of each optimizer with the
 same parameters, gradients and losses, each in a process of its own, compares every leaf of parameters
-and state after every step, prints a table, and ends with 1 where a bound is exceeded. With `--report`
-it writes the page that the README links, with a plot of the differences.
+and state after every step, prints a table, and ends with 1 where a bound is exceeded. Then it trains a
+network in both frameworks, each on its own gradients. With `--report` it writes the page that the
+README links, with plots of the differences.
 """
 
 import argparse
@@ -15,18 +16,19 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from rich import box
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, track
 from rich.table import Table
 
-from parity_tests import report
+from examples.digits.settings import OPTIMIZERS
+from parity_tests import closed_loop, report
+from parity_tests.closed_loop import ClosedLoop
 from parity_tests.drive import SIDES
 from parity_tests.family import FAMILY, OPTIONS
 from parity_tests.lockstep import Case, Lockstep, compare
 from parity_tests.processes import find_gpu, trajectories
 from parity_tests.sequences import LOSSES
-from parity_tests.tolerances import LOCKSTEP
+from parity_tests.tolerances import CLOSED_LOOP, LOCKSTEP
 
 
 class Result(NamedTuple):
@@ -43,8 +45,13 @@ def cases(optimizers: list[str], dtypes: list[str], steps: int) -> list[Case]:
     for name in optimizers:
         for dtype in dtypes:
             found += [Case(name, {"use_shadow": True}, dtype, losses, steps) for losses in LOSSES]
-            options = [*OPTIONS.values(), *FAMILY[name].more_options]
-            found += [Case(name, each, dtype, "spiky", steps) for each in options]
+            limits = FAMILY[name].steps
+            found += [
+                Case(name, options, dtype, "spiky", min(steps, limits.get(title, steps)))
+                for title, options in OPTIONS.items()
+                if FAMILY[name].known(options) == options
+            ]
+            found += [Case(name, each, dtype, "spiky", steps) for each in FAMILY[name].more_options]
     return found
 
 
@@ -74,7 +81,7 @@ def run(chosen: list[Case], device: str) -> tuple[list[Result], dict[str, str]]:
 
 def print_table(console: Console, results: list[Result]) -> None:
     """Prints a row for each optimizer, dtype and group of leaves."""
-    table = Table(title="Largest differences, Optax against PyTorch", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title="Largest differences, Optax against PyTorch", box=None, padding=(0, 1, 0, 0))
     for column in ("optimizer", "dtype", "leaf"):
         table.add_column(column)
     for column in ("absolute", "relative", "ulp", "bit-equal", "of bound"):
@@ -86,6 +93,25 @@ def print_table(console: Console, results: list[Result]) -> None:
         if result.lockstep.first_excess is not None:
             step, leaf = result.lockstep.first_excess
             console.print(f"[red]bound exceeded[/red]: {result.case}, {result.pair}: {leaf} at step {step}")
+
+
+def train(optimizers: list[str], dtypes: list[str]) -> list[ClosedLoop]:
+    """Trains the network in both frameworks with those optimizers that the demo knows."""
+    names = [FAMILY[name].optax.__name__ for name in optimizers]
+    pairs = [
+        (name, dtype) for name in names if name in OPTIMIZERS for dtype in dtypes if dtype in CLOSED_LOOP
+    ]
+    return [closed_loop.run(*pair) for pair in track(pairs, "closed loop", transient=True)]
+
+
+def print_loops(console: Console, loops: list[ClosedLoop]) -> None:
+    """Prints a row for each training in both frameworks."""
+    table = Table(title="Trained on gradients of their own", box=None, padding=(0, 1, 0, 0))
+    for column in report.LOOP_COLUMNS:
+        table.add_column(column, justify="left" if column in ("optimizer", "dtype") else "right")
+    for row in report.loop_rows(loops):
+        table.add_row(*row)
+    console.print(table)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,12 +138,16 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = cases(options.optimizer or list(FAMILY), dtypes, options.steps)
     results, names = run(chosen, device)
     print_table(console, results)
+    loops = train(options.optimizer or list(FAMILY), dtypes)
+    print_loops(console, loops)
     if options.report is not None:
-        report.write(options.report, results, names, gpu, versions())
+        report.write(options.report, results, loops, names, gpu, versions())
         console.print(f"report: {options.report}")
     exceeded = [result for result in results if result.lockstep.first_excess is not None]
+    apart = [loop for loop in loops if loop.first_excess is not None]
     console.print(f"{len(results)} comparisons of {options.steps} steps, {len(exceeded)} beyond a bound")
-    return 1 if exceeded else 0
+    console.print(f"{len(loops)} closed loops, {len(apart)} out of the band")
+    return 1 if exceeded or apart else 0
 
 
 def versions() -> dict[str, str]:

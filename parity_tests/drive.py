@@ -50,7 +50,7 @@ def package(factory: Callable[..., Any]) -> Any:
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(factory: Callable[..., Any], options: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]:
+def compiled(factory: Callable[..., Any], options: tuple[tuple[str, Any], ...]) -> tuple[Any, Any]:
     """Returns `init` and a jitted step, the same ones for the same options: compiling is slow."""
     optimizer = factory(**dict(options))
 
@@ -69,7 +69,8 @@ class OptaxDrive:
     ) -> None:
         del device  # JAX puts arrays on its first device: `JAX_PLATFORMS` says which that is.
         self._to_arrays = package(member.optax).to_arrays
-        init, self._step = _compiled(member.optax, tuple(sorted(optax_options(options).items())))
+        known = optax_options(member.known(options))
+        init, self._step = compiled(member.optax, tuple(sorted(known.items())))
         self._params = {name: jnp.asarray(array) for name, array in params.items()}
         self._state = init(self._params)
 
@@ -99,7 +100,7 @@ class TorchDrive:
             name: torch.nn.Parameter(to_torch(array).to(device)) for name, array in params.items()
         }
         self._to_arrays = package(member.torch).to_arrays
-        self.optimizer = member.torch(list(self._params.values()), **torch_options(options))
+        self.optimizer = member.torch(list(self._params.values()), **torch_options(member.known(options)))
 
     def step(self, grads: Arrays, loss: float) -> None:
         """Takes one step with given gradients and loss."""

@@ -1,6 +1,7 @@
 """The members of the family, each with its two sides. A new member is a new line here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -18,24 +19,67 @@ class Member(NamedTuple):
         optax: makes the Optax side.
         torch: makes the PyTorch side.
         more_options: options, by PyTorch's names, which only this member has and which are tested too.
+        lacks: options, by name, which the others have and this member has not.
+        cousin: the member that has the same rule and is tested with more options, if there is one.
+        memory: what stands before the names of the leaves in which it remembers the losses.
+        recorded: options with which it does what the published code did.
+        steps: how many steps the twins stay in step under some of `OPTIONS`, where that is not 300.
     """
 
     name: str
     optax: Callable[..., Any]
-    torch: Callable[..., emo_torch.EmoOptimizer]
+    torch: Callable[..., emo_torch.LossOptimizer]
     more_options: tuple[dict[str, Any], ...] = ()
+    lacks: frozenset[str] = frozenset()
+    cousin: str | None = None
+    memory: str = "emotion"
+    recorded: Mapping[str, Any] = MappingProxyType({})
+    steps: Mapping[str, int] = MappingProxyType({})
 
+    def known(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns those of some options that this member has."""
+        return {name: value for name, value in options.items() if name not in self.lacks}
+
+    def is_tested_with(self, options: str, dtype: str) -> bool:
+        """Returns whether a set of `OPTIONS` is to be tried: one whose cousin has the rule needs few."""
+        if self.lacks & OPTIONS[options].keys():
+            return False
+        return self.cousin is None or (dtype == "float64" and options in ("default", "l2", "numbers"))
+
+
+_DECOUPLED = ({"decoupled_weight_decay": True, "lr": 2e-3, "weight_decay": 1e-4},)
+_NO_FILTER = frozenset({"theta"})
+_NO_EMOTION = _NO_FILTER | {
+    *("use_shadow", "shadow_ratio", "shadow_rate"),
+    *("short_factor", "long_factor", "gain"),
+}
 
 FAMILY = {
     member.name: member
     for member in (
         Member("EmoSens", emo_optax.emo_sens, emo_torch.EmoSens),
         Member("EmoAiry", emo_optax.emo_airy, emo_torch.EmoAiry),
+        Member("EmoCats", emo_optax.emo_cats, emo_torch.EmoCats, _DECOUPLED),
+        Member("EmoNavi", emo_optax.emo_navi, emo_torch.EmoNavi, lacks=_NO_FILTER, cousin="EmoSens"),
+        Member("EmoFact", emo_optax.emo_fact, emo_torch.EmoFact, lacks=_NO_FILTER, cousin="EmoAiry"),
+        Member("EmoLynx", emo_optax.emo_lynx, emo_torch.EmoLynx, _DECOUPLED, _NO_FILTER, "EmoCats"),
+        Member("EmoClan", emo_optax.emo_clan, emo_torch.EmoClan, lacks=_NO_FILTER),
+        Member("EmoNeco", emo_optax.emo_neco, emo_torch.EmoNeco, _DECOUPLED, _NO_FILTER),
+        Member("EmoZeal", emo_optax.emo_zeal, emo_torch.EmoZeal, lacks=_NO_FILTER),
         Member(
-            "EmoCats",
-            emo_optax.emo_cats,
-            emo_torch.EmoCats,
-            ({"decoupled_weight_decay": True, "lr": 2e-3, "weight_decay": 1e-4},),
+            "RefAdamWMiniScheduleFree",
+            emo_optax.ref_adamw_mini_schedule_free,
+            emo_torch.RefAdamWMiniScheduleFree,
+            (
+                {"ref_max_steps": 250, "ref_alpha": 0.3, "injection_bound": 0.2},
+                {"min_lr": 1e-4, "max_lr": 2e-3, "schedulefree_alpha": 0.5},
+            ),
+            lacks=_NO_EMOTION,
+            memory="divergence",
+            recorded=MappingProxyType({"injection_bound": None}),
+            # With no gradient but L2 decay, weights swing around 0 by steps of their own length, and a
+            # rounding grows a hundred million times in 100 steps.
+            steps=MappingProxyType({"l2": 150}),
         ),
     )
 }

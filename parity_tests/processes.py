@@ -51,17 +51,22 @@ def trajectories(
     command = [sys.executable, "-m", "parity_tests.worker", side, device, str(job)]
     root = Path(__file__).parent.parent
     name = device
-    with subprocess.Popen(
-        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    # Errors go into a file: a pipe that nobody reads until the end would block when it is full.
+    with (
+        (job / "errors").open("w+") as log,
+        subprocess.Popen(
+            command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process,
+    ):
         assert process.stdout is not None
-        assert process.stderr is not None
         for line in process.stdout:
             if line.startswith("device "):
                 name = line.removeprefix("device ").strip()
             elif line.startswith("case "):
                 advance()
-        errors = process.stderr.read()
+        process.wait()
+        log.seek(0)
+        errors = log.read()
     if process.returncode != 0:
         raise RuntimeError(f"{side} on {device} failed:\n{errors}")
     return name, [read(job / f"{side}-{device}-{index}.npz") for index in range(len(cases))]

@@ -23,7 +23,6 @@ LONG = settings(
 SHORT = settings(LONG, max_examples=25)
 STEPS = 12
 
-names = st.sampled_from(list(FAMILY))
 shapes = st.dictionaries(
     st.sampled_from("abcdef"), st.lists(st.integers(0, 4), max_size=4).map(tuple), min_size=1, max_size=4
 )
@@ -51,6 +50,11 @@ options = st.fixed_dictionaries(
     },
 )
 
+# What a member lacks is left out, so that each is driven with options of its own.
+runs = st.builds(
+    lambda name, chosen: (name, FAMILY[name].known(chosen)), st.sampled_from(list(FAMILY)), options
+)
+
 
 def _drive(side: Any, name: str, start: Arrays, chosen: dict[str, Any], fed: list[float]) -> Arrays:
     drive = side(FAMILY[name], start, chosen)
@@ -68,10 +72,11 @@ def _assert_equal(ours: Arrays, theirs: Arrays, chosen: dict[str, Any]) -> None:
 
 
 @LONG
-@given(name=names, shapes=shapes, chosen=options, fed=losses)
+@given(shapes=shapes, run=runs, fed=losses)
 def test_both_packages_agree(
-    name: str, shapes: dict[str, tuple[int, ...]], chosen: dict[str, Any], fed: list[float]
+    shapes: dict[str, tuple[int, ...]], run: tuple[str, dict[str, Any]], fed: list[float]
 ) -> None:
+    name, chosen = run
     with jax.enable_x64(True):
         start = sequences.params("float64", shapes=shapes)
         _assert_equal(
@@ -82,19 +87,20 @@ def test_both_packages_agree(
 
 
 @LONG
-@given(name=names, shapes=shapes, chosen=options, fed=losses)
+@given(shapes=shapes, run=runs, fed=losses)
 def test_jit_and_donation_change_nothing(
-    name: str, shapes: dict[str, tuple[int, ...]], chosen: dict[str, Any], fed: list[float]
+    shapes: dict[str, tuple[int, ...]], run: tuple[str, dict[str, Any]], fed: list[float]
 ) -> None:
+    name, chosen = run
     with jax.enable_x64(True):
         start = sequences.params("float64", shapes=shapes)
-        optimizer = FAMILY[name].optax(**optax_options(chosen))
+        optimizer = FAMILY[name].optax(**optax_options(FAMILY[name].known(chosen)))
 
         def step(params: Any, state: Any, grads: Any, loss: Any) -> tuple[Any, Any]:
             updates, state = optimizer.update(grads, state, params, value=loss)
             return optax.apply_updates(params, updates), state
 
-        def run(function: Any) -> Any:
+        def trial(function: Any) -> Any:
             params = {key: jnp.array(value) for key, value in start.items()}
             state = optimizer.init(params)
             for index, loss in enumerate(fed[:4]):
@@ -102,17 +108,22 @@ def test_jit_and_donation_change_nothing(
                 params, state = function(params, state, grads, loss)
             return jax.tree.leaves((params, state))
 
-        eager, jitted, donated = run(step), run(jax.jit(step)), run(jax.jit(step, donate_argnums=(0, 1)))
+        eager, jitted, donated = (
+            trial(step),
+            trial(jax.jit(step)),
+            trial(jax.jit(step, donate_argnums=(0, 1))),
+        )
         for one, other, third in zip(eager, jitted, donated, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
             np.testing.assert_array_equal(other, third)
 
 
 @SHORT
-@given(name=names, shapes=shapes, chosen=options, fed=losses, data=st.data())
+@given(shapes=shapes, run=runs, fed=losses, data=st.data())
 def test_the_order_of_parameters_changes_nothing(
-    name: str, shapes: dict[str, tuple[int, ...]], chosen: dict[str, Any], fed: list[float], data: Any
+    shapes: dict[str, tuple[int, ...]], run: tuple[str, dict[str, Any]], fed: list[float], data: Any
 ) -> None:
+    name, chosen = run
     start = sequences.params("float64", shapes=shapes)
     order = data.draw(st.permutations(list(start)))
     plain = _drive(TorchDrive, name, start, chosen, fed)
@@ -124,14 +135,16 @@ def test_the_order_of_parameters_changes_nothing(
 
 
 @SHORT
-@given(name=names, shapes=shapes, chosen=options, fed=losses)
+@given(shapes=shapes, run=runs, fed=losses)
 def test_groups_are_as_optimizers_of_their_own_fed_the_same_losses(
-    name: str, shapes: dict[str, tuple[int, ...]], chosen: dict[str, Any], fed: list[float]
+    shapes: dict[str, tuple[int, ...]], run: tuple[str, dict[str, Any]], fed: list[float]
 ) -> None:
+    name, chosen = run
     start = sequences.params("float64", shapes=shapes)
     together = TorchDrive(FAMILY[name], start, chosen)
     params = list(together._params.values())
-    together.optimizer = FAMILY[name].torch([{"params": [param]} for param in params], **chosen)
+    member = FAMILY[name]
+    together.optimizer = member.torch([{"params": [param]} for param in params], **member.known(chosen))
     alone = {key: TorchDrive(FAMILY[name], {key: value}, chosen) for key, value in start.items()}
     for step, loss in enumerate(fed):
         grads = sequences.gradients(start, step)
@@ -143,10 +156,11 @@ def test_groups_are_as_optimizers_of_their_own_fed_the_same_losses(
 
 
 @SHORT
-@given(name=names, shapes=shapes, chosen=options, fed=losses)
+@given(shapes=shapes, run=runs, fed=losses)
 def test_going_up_is_going_down_the_negated_problem(
-    name: str, shapes: dict[str, tuple[int, ...]], chosen: dict[str, Any], fed: list[float]
+    shapes: dict[str, tuple[int, ...]], run: tuple[str, dict[str, Any]], fed: list[float]
 ) -> None:
+    name, chosen = run
     start = sequences.params("float64", shapes=shapes)
     up = TorchDrive(FAMILY[name], start, {**chosen, "maximize": True})
     down = TorchDrive(FAMILY[name], start, chosen)
@@ -159,20 +173,22 @@ def test_going_up_is_going_down_the_negated_problem(
 
 
 @SHORT
-@given(name=names, shapes=shapes, chosen=options, fed=losses)
+@given(shapes=shapes, run=runs, fed=losses)
 def test_all_tensors_at_once_are_as_one_by_one(
-    name: str, shapes: dict[str, tuple[int, ...]], chosen: dict[str, Any], fed: list[float]
+    shapes: dict[str, tuple[int, ...]], run: tuple[str, dict[str, Any]], fed: list[float]
 ) -> None:
+    name, chosen = run
     start = sequences.params("float64", shapes=shapes)
     one = _drive(TorchDrive, name, start, {**chosen, "foreach": False}, fed)
     _assert_equal(_drive(TorchDrive, name, start, {**chosen, "foreach": True}, fed), one, chosen)
 
 
 @SHORT
-@given(name=names, shapes=shapes, chosen=options, fed=losses, stop=st.integers(0, STEPS - 1))
+@given(shapes=shapes, run=runs, fed=losses, stop=st.integers(0, STEPS - 1))
 def test_a_resumed_run_is_the_uninterrupted_one(
-    name: str, shapes: dict[str, tuple[int, ...]], chosen: dict[str, Any], fed: list[float], stop: int
+    shapes: dict[str, tuple[int, ...]], run: tuple[str, dict[str, Any]], fed: list[float], stop: int
 ) -> None:
+    name, chosen = run
     start = sequences.params("float64", shapes=shapes)
     whole = TorchDrive(FAMILY[name], start, chosen)
     resumed = TorchDrive(FAMILY[name], start, chosen)
@@ -189,10 +205,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 
 @LONG
-@given(name=names, chosen=options, fed=losses, stop=st.integers(0, STEPS - 1))
+@given(run=runs, fed=losses, stop=st.integers(0, STEPS - 1))
 def test_a_pickled_state_goes_on_bit_for_bit(
-    name: str, chosen: dict[str, Any], fed: list[float], stop: int
+    run: tuple[str, dict[str, Any]], fed: list[float], stop: int
 ) -> None:
+    name, chosen = run
     with jax.enable_x64(True):
         start = sequences.params("float64", shapes={"matrix": (2, 3), "vector": (3,)})
         whole = OptaxDrive(FAMILY[name], start, chosen)

@@ -1,24 +1,32 @@
 """Writes the page of the comparison: a table in Markdown and a plot of the differences."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from parity_tests.closed_loop import ClosedLoop
 from parity_tests.compare import Difference
-from parity_tests.tolerances import LOCKSTEP
+from parity_tests.tolerances import CLOSED_LOOP, LOCKSTEP, VISIBLE
 
 LEAVES = {
     "parameters": ("param/",),
-    "moments": ("exp_avg/",),
-    "squares": ("exp_avg_sq/",),
-    "factors": ("row/", "column/"),
+    "moments": ("exp_avg/", "navi_exp_avg/", "fact_exp_avg/", "lynx_exp_avg/"),
+    "norms": ("exp_avg_norm/",),
+    "squares": ("exp_avg_sq/", "navi_exp_avg_sq/", "fact_exp_avg_sq/"),
+    "factors": ("row/", "column/", "fact_row/", "fact_column/"),
     "shadow": ("shadow/",),
-    "averages": ("emotion/short", "emotion/long"),
+    "averages": ("emotion/short", "emotion/long", "divergence/previous"),
     "scalars": ("emotion/scalar", "emotion/history", "emotion/shadow_ratio"),
-    "decisions": ("emotion/felt", "emotion/held", "emotion/should_stop", "emotion/shadow_exists"),
+    "decisions": (
+        *("emotion/felt", "emotion/held", "emotion/should_stop", "emotion/shadow_exists"),
+        *("divergence/felt", "divergence/held", "divergence/level", "divergence/diverging"),
+        *("divergence/suppressed", "divergence/injects"),
+    ),
 }
 """How leaves of the state are put together in a table."""
 
@@ -46,9 +54,29 @@ def rows(results: Iterable[Any]) -> list[tuple[str, ...]]:
     ]
 
 
+LOOP_COLUMNS = ("optimizer", "dtype", "steps", "loss", "weight", "of band", "visible from step")
+
+
+def loop_rows(loops: Iterable[ClosedLoop]) -> list[tuple[str, ...]]:
+    """Returns a row for each training in both frameworks, as `LOOP_COLUMNS` heads them."""
+    return [
+        (
+            loop.optimizer,
+            loop.dtype,
+            str(len(loop.gap)),
+            f"{loop.gap.max():.1e}",
+            f"{loop.weights.max():.1e}",
+            f"{loop.of_band:.4f}",
+            "never" if loop.first_visible is None else str(loop.first_visible),
+        )
+        for loop in loops
+    ]
+
+
 def write(
     path: Path,
     results: list[Any],
+    loops: list[ClosedLoop],
     devices: Mapping[str, str],
     gpu: str | None,
     versions: Mapping[str, str],
@@ -77,11 +105,69 @@ def write(
         "",
         f"![Largest difference of parameters over the steps]({picture.name})",
         "",
+        *_loop_lines(path, loops),
     ]
     for result in exceeded:
         step, leaf = result.lockstep.first_excess
         lines.append(f"- beyond its bound: {result.case}, {result.pair}: {leaf} at step {step}")
     path.write_text("\n".join(lines).rstrip() + "\n")
+
+
+def _loop_lines(path: Path, loops: list[ClosedLoop]) -> list[str]:
+    if not loops:
+        return []
+    picture = path.with_name(f"{path.stem}_closed_loop.png")
+    plot_loops(picture, loops)
+    bands = " and ".join(
+        f"{band.relative:g} of the loss plus {band.absolute:g} in {dtype}"
+        for dtype, band in CLOSED_LOOP.items()
+    )
+    visible = " and ".join(f"{bound:.1e} in {dtype}" for dtype, bound in VISIBLE.items())
+    return [
+        "## Closed loop",
+        "",
+        "A convolutional network learns handwritten digits in Flax NNX and in PyTorch, from the same",
+        "weights and batches, each side on gradients of its own. The losses must stay within a band:",
+        f"{bands}. Rounding counts as visible",
+        f"where some weight differs by more than {visible}.",
+        "",
+        "| " + " | ".join(LOOP_COLUMNS) + " |",
+        "|---|---|---:|---:|---:|---:|---:|",
+        *("| " + " | ".join(row) + " |" for row in loop_rows(loops)),
+        "",
+        f"![Loss in both frameworks, and the difference]({picture.name})",
+        "",
+    ]
+
+
+def plot_loops(path: Path, loops: list[ClosedLoop]) -> None:
+    """Draws both losses over each other, and below them how far losses and weights are apart."""
+    names = list(dict.fromkeys(loop.optimizer for loop in loops))
+    figure = Figure(figsize=(3.6 * len(names), 5.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, len(names), squeeze=False, sharex=True, sharey="row")
+    for (above, below), name in zip(panels.T, names, strict=True):
+        for loop in loops:
+            if loop.optimizer != name:
+                continue
+            style = "-" if loop.dtype == "float32" else ":"
+            if loop.dtype == "float32" or len(loops) == 1:
+                above.plot(loop.flax_loss, color="#d55e00", linewidth=2.5, label="Flax")
+                above.plot(loop.torch_loss, color="#0072b2", linewidth=1.0, label="PyTorch")
+            below.plot(np.maximum(loop.gap, 1e-17), style, color="#0072b2", label=f"loss, {loop.dtype}")
+            below.plot(
+                np.maximum(loop.weights, 1e-17), style, color="#d55e00", label=f"weight, {loop.dtype}"
+            )
+        above.set_title(name)
+        below.set_yscale("log")
+        below.set_xlabel("step")
+        for axes in (above, below):
+            axes.grid(alpha=0.3)
+    panels[0][0].set_ylabel("loss")
+    panels[1][0].set_ylabel("largest difference")
+    for axes in (panels[0][0], panels[1][0]):
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
 
 
 def plot(path: Path, results: list[Any]) -> None:
@@ -99,7 +185,8 @@ def plot(path: Path, results: list[Any]) -> None:
                 if result.case.dtype == dtype and result.case.optimizer == name
             ]
             if runs:
-                axes.plot([max(values) for values in zip(*runs, strict=True)], color=colour, label=name)
+                longest = itertools.zip_longest(*runs, fillvalue=0.0)  # Some runs are shorter.
+                axes.plot([max(values) for values in longest], color=colour, label=name)
         axes.set_yscale("log")
         axes.set_title(dtype)
         axes.set_xlabel("step")

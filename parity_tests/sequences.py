@@ -28,6 +28,12 @@ def _quiet(steps: int, random: np.random.Generator) -> np.ndarray:
     return losses
 
 
+def _fading(steps: int, random: np.random.Generator) -> np.ndarray:
+    # The scalar rises and fades so slowly that it passes every bound in small strides.
+    del random
+    return 0.2 + 0.03 * np.exp(-np.arange(steps) / 10.0)
+
+
 def _to_zero(steps: int, random: np.random.Generator) -> np.ndarray:
     del random
     return np.exp(-np.arange(steps) / 10.0)
@@ -67,6 +73,7 @@ LOSSES: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
     "spiky": _spiky,
     "rising": _rising,
     "quiet": _quiet,
+    "fading": _fading,
     "to_zero": _to_zero,
     "huge": _huge,
     "tiny": _tiny,

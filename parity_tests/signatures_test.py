@@ -8,6 +8,7 @@ import pytest
 
 import emo_optax
 import emo_torch
+from parity_tests.family import FAMILY
 
 NUMBERS: dict[str, Any] = {
     "short_factor": 0.3,
@@ -16,6 +17,11 @@ NUMBERS: dict[str, Any] = {
     "theta": 1e-4,
     "shadow_rate": 0.05,
     "eps": 1e-8,
+    "min_lr": 1e-6,
+    "max_lr": 1e-2,
+    "schedulefree_alpha": 0.05,
+    "ref_max_steps": None,
+    "injection_bound": 0.1,
     "b1": 0.9,
     "b2": 0.999,
     "betas": (0.9, 0.999),
@@ -34,6 +40,12 @@ NUMBERS: dict[str, Any] = {
     "foreach": None,
 }
 LION = {"b2": 0.99, "betas": (0.9, 0.99)}
+OF_LION = {
+    *("emo_cats", "EmoCats", "emo_lynx", "EmoLynx", "emo_neco", "EmoNeco"),
+    *("scale_by_lion", "scale_by_cautious_sign", "scale_by_softsign"),
+}
+SHADOW = {"use_shadow": True}
+OF_SHADOW = {"emo_navi", "EmoNavi", "emo_fact", "EmoFact", "emo_lynx", "EmoLynx"}
 
 
 def _public() -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -45,19 +57,20 @@ def _public() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 @pytest.mark.parametrize(("name", "function"), list(_public()), ids=[name for name, _ in _public()])
 def test_the_defaults_are_those_of_the_spec(name: str, function: Callable[..., Any]) -> None:
-    of_lion = name.split(".")[1] in ("emo_cats", "EmoCats", "scale_by_lion")
-    expected = {**NUMBERS, **(LION if of_lion else {})}
+    short = name.split(".")[1]
+    expected = {
+        **NUMBERS,
+        **(LION if short in OF_LION else {}),
+        **(SHADOW if short in OF_SHADOW else {}),
+    }
     for parameter in inspect.signature(function).parameters.values():
         if parameter.default is not inspect.Parameter.empty and parameter.name in expected:
             assert parameter.default == expected[parameter.name], parameter.name
 
 
 def test_both_packages_name_their_options_alike() -> None:
-    for ours, theirs in (
-        (emo_optax.emo_sens, emo_torch.EmoSens),
-        (emo_optax.emo_airy, emo_torch.EmoAiry),
-        (emo_optax.emo_cats, emo_torch.EmoCats),
-    ):
+    for member in FAMILY.values():
+        ours, theirs = member.optax, member.torch
         names = set(inspect.signature(ours).parameters)
         twins = set(inspect.signature(theirs).parameters)
         assert names - twins == {"learning_rate", "b1", "b2", "mask"}

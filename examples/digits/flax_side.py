@@ -15,12 +15,6 @@ import emo_optax
 from examples.digits.history import Step
 from examples.digits.settings import MAX_NORM, Settings
 
-OPTIMIZERS = {
-    "emo_sens": emo_optax.emo_sens,
-    "emo_airy": emo_optax.emo_airy,
-    "emo_cats": emo_optax.emo_cats,
-}
-
 TrainStep = Callable[
     [optax.Params, optax.OptState, NDArray[Any], NDArray[np.int64]],
     tuple[optax.Params, optax.OptState, Step],
@@ -46,7 +40,9 @@ class Network(nnx.Module):
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer, behind a clip of the gradients."""
-    optimizer = OPTIMIZERS[settings.optimizer](settings.learning_rate, use_shadow=settings.use_shadow)
+    optimizer = emo_optax.create_optimizer(
+        settings.optimizer, settings.learning_rate, use_shadow=settings.use_shadow
+    )
     if settings.optimizer == "emo_airy":
         optimizer = output_axis_first(optimizer)
     return optax.chain(optax.clip_by_global_norm(MAX_NORM), optimizer)

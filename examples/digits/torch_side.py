@@ -14,12 +14,6 @@ import emo_torch
 from examples.digits.history import Step
 from examples.digits.settings import MAX_NORM, Settings
 
-OPTIMIZERS = {
-    "emo_sens": emo_torch.EmoSens,
-    "emo_airy": emo_torch.EmoAiry,
-    "emo_cats": emo_torch.EmoCats,
-}
-
 
 class Network(nn.Module):
     """Two convolutions and a linear layer: images `[batch, 8, 8]` to scores `[batch, 10]`."""
@@ -57,9 +51,15 @@ class TorchRun:
 
     def __init__(self, settings: Settings, weights: Mapping[str, Tensor]) -> None:
         self._network = Network(weights)
-        self._optimizer = OPTIMIZERS[settings.optimizer](
-            self._network.parameters(), lr=settings.learning_rate, use_shadow=settings.use_shadow
+        optimizer = emo_torch.create_optimizer(
+            settings.optimizer,
+            self._network.parameters(),
+            lr=settings.learning_rate,
+            use_shadow=settings.use_shadow,
         )
+        if not isinstance(optimizer, emo_torch.EmoOptimizer):
+            raise ValueError(f"{settings.optimizer} has no emotion to show")
+        self._optimizer = optimizer
 
     def step(self, images: NDArray[Any], labels: NDArray[np.int64]) -> Step:
         """Takes one step with a batch of digits."""

@@ -1,0 +1,110 @@
+"""EmoLynx: the sign of a momentum, with emotion acting through the shadow alone."""
+
+from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from emo_torch._emo_cats import EmoCats
+from emo_torch._emotional import EmoOptimizer
+from emo_torch._shadow_system import ShadowRatio
+from emo_torch._validation import check_divisor, check_learning_rate
+
+
+class EmoLynx(EmoCats):
+    r"""Steps by the sign of an interpolated momentum, and lets emotion pull the weights back.
+
+    .. math::
+        s &= \tanh(5\,(short - long)) \\
+        p &\leftarrow (1-r(s))\,p + r(s)\,shadow \\
+        p &\leftarrow p - \eta\,wd\,p \\
+        p &\leftarrow p - \eta\,\operatorname{sign}((1-b_1)\,g + b_1 m) \\
+        m &\leftarrow b_2 m + (1-b_2)\,g
+
+    The rule is that of EmoCats; steps are neither filtered nor scaled.
+
+    Args:
+        params: the parameters, or groups of them, which may have options of their own.
+        lr: eta, a number >= 0 or a tensor of one element.
+        betas: decay rates of the interpolation and of the momentum, each in [0, 1).
+        eps: taken for a common signature with the other members; the rule has no use for it.
+        weight_decay: wd, >= 0.
+        decoupled_weight_decay: whether to divide wd by the lr that the optimizer is made with, which
+            must not be 0.
+        use_shadow: whether to pull the weights back to their shadow (see `blend_with_shadow`).
+        shadow_ratio: r(s): "v2.0", "v1.0", or a function from a scalar tensor to a ratio in [0, 1].
+        shadow_rate: how far the shadow follows the parameters, in (0, 1].
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
+            least.
+        maximize: whether to go up instead of down; the loss, too, turns its sign.
+        foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = emo_torch.EmoLynx(model.parameters(), lr=1e-2)
+        >>> losses = []
+        >>> for _ in range(30):
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(4, 2)).square().mean()
+        ...     loss.backward()
+        ...     losses.append(optimizer.step(loss=loss).item())
+        >>> losses[-1] < losses[0]
+        True
+
+    Source: EmoLynx v2.0 by muooon (SPEC section "First generation").
+    """
+
+    shadow_effect = False
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        decoupled_weight_decay: bool = False,
+        use_shadow: bool = True,
+        shadow_ratio: ShadowRatio = "v2.0",
+        shadow_rate: float = 0.05,
+        short_factor: float = 0.3,
+        long_factor: float = 0.01,
+        gain: float = 5.0,
+        weight_decay_mode: str = "decoupled",
+        moment_dtype: torch.dtype | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        check_learning_rate(lr)
+        if decoupled_weight_decay:
+            check_divisor(lr, weight_decay_mode)
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "weight_decay_mode": weight_decay_mode,
+            "weight_decay_divisor": float(lr) if decoupled_weight_decay else None,
+            "use_shadow": use_shadow,
+            "shadow_rate": shadow_rate,
+            "short_factor": short_factor,
+            "long_factor": long_factor,
+            "gain": gain,
+            "moment_dtype": moment_dtype,
+            "maximize": maximize,
+            "foreach": foreach,
+        }
+        # Not EmoCats's own: that has a filter, and so theta.
+        EmoOptimizer.__init__(self, params, defaults, shadow_ratio=shadow_ratio)

@@ -1,0 +1,202 @@
+"""EmoNeco: a cautious sign, or a softened momentum where emotion is middling."""
+
+from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from emo_torch._emotional import (
+    EmoOptimizer,
+    Feeling,
+    Group,
+    State,
+    multi_tensor,
+    single_tensor,
+    use_foreach,
+)
+from emo_torch._rules import (
+    multi_tensor_scale_by_cautious_sign,
+    multi_tensor_scale_by_softsign,
+    scale_by_cautious_sign,
+    scale_by_softsign,
+)
+from emo_torch._shadow_system import ShadowRatio
+from emo_torch._switch import multi_tensor_switch_by_emotion, switch_by_emotion
+from emo_torch._validation import check_divisor, check_learning_rate
+
+
+def choose_rule(scalar: Tensor) -> Tensor:
+    """Returns 1 (softsign) for a scalar of a size in (0.2, 0.5], else 0 (cautious sign)."""
+    size = scalar.abs()
+    return ((size > 0.2) & (size <= 0.5)).long()
+
+
+class EmoNeco(EmoOptimizer):
+    r"""Steps by the cautious sign of a momentum, and by its softened self where emotion is middling.
+
+    .. math::
+        s &= \tanh(5\,(short - long)) \\
+        p &\leftarrow p - \eta\,wd\,p \\
+        w &= (1-b_1)\,g + b_1 m \\
+        p &\leftarrow p - \eta \begin{cases}
+            \frac{w}{1 + |w|}\,(\lVert g \rVert_2 + \epsilon) & 0.2 < |s| \le 0.5 \\
+            \operatorname{sign}(w)\,[\,\operatorname{sign}(w) = \operatorname{sign}(g)\,] & \text{else}
+        \end{cases} \\
+        m &\leftarrow b_2 m + (1-b_2)\,g
+
+    The norm is that of each whole parameter, so the softened step grows with the parameter's size.
+
+    Args:
+        params: the parameters, or groups of them, which may have options of their own.
+        lr: eta, a number >= 0 or a tensor of one element.
+        betas: decay rates of the interpolation and of the momentum, each in [0, 1).
+        eps: what is added to the norm, >= 0.
+        weight_decay: wd, >= 0.
+        decoupled_weight_decay: whether to divide wd by the lr that the optimizer is made with, which
+            must not be 0.
+        use_shadow: whether to pull the weights back to their shadow (see `blend_with_shadow`).
+        shadow_ratio: r(s): "v2.0", "v1.0", or a function from a scalar tensor to a ratio in [0, 1].
+        shadow_rate: how far the shadow follows the parameters, in (0, 1].
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
+            least.
+        maximize: whether to go up instead of down; the loss, too, turns its sign.
+        foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = emo_torch.EmoNeco(model.parameters(), lr=1e-2)
+        >>> losses = []
+        >>> for _ in range(30):
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(4, 2)).square().mean()
+        ...     loss.backward()
+        ...     losses.append(optimizer.step(loss=loss).item())
+        >>> losses[-1] < losses[0]
+        True
+
+    Source: EmoNeco v2.0 by muooon (SPEC section "First generation").
+    """
+
+    rule = "cautious_sign_or_softsign"
+    shadow_effect = False
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        decoupled_weight_decay: bool = False,
+        use_shadow: bool = False,
+        shadow_ratio: ShadowRatio = "v2.0",
+        shadow_rate: float = 0.05,
+        short_factor: float = 0.3,
+        long_factor: float = 0.01,
+        gain: float = 5.0,
+        weight_decay_mode: str = "decoupled",
+        moment_dtype: torch.dtype | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        check_learning_rate(lr)
+        if decoupled_weight_decay:
+            check_divisor(lr, weight_decay_mode)
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "weight_decay_mode": weight_decay_mode,
+            "weight_decay_divisor": float(lr) if decoupled_weight_decay else None,
+            "use_shadow": use_shadow,
+            "shadow_rate": shadow_rate,
+            "short_factor": short_factor,
+            "long_factor": long_factor,
+            "gain": gain,
+            "moment_dtype": moment_dtype,
+            "maximize": maximize,
+            "foreach": foreach,
+        }
+        super().__init__(params, defaults, shadow_ratio=shadow_ratio)
+
+    def moment_names(self, param: Tensor) -> tuple[str, ...]:
+        """Returns the names of a parameter's moments."""
+        return ("exp_avg",)
+
+    def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:
+        """Returns the moments of a parameter that has seen no gradient."""
+        return {"exp_avg": torch.zeros_like(param, dtype=dtype)}
+
+    def step_tensors(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[State],
+        *,
+        feeling: Feeling,
+        group: Group,
+    ) -> None:
+        """Moves those parameters of a group that have a gradient."""
+        step = _multi_tensor_emoneco if use_foreach(params, group) else _single_tensor_emoneco
+        step(params, grads, states, feeling=feeling, group=group)
+
+
+def _single_tensor_emoneco(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    feeling: Feeling,
+    group: Group,
+) -> None:
+    b1, b2 = group["betas"]
+
+    def cautious(grad: Tensor, moments: State) -> Tensor:
+        return scale_by_cautious_sign(grad, moments["exp_avg"], b1=b1, b2=b2)
+
+    def softened(grad: Tensor, moments: State) -> Tensor:
+        return scale_by_softsign(grad, moments["exp_avg"], b1=b1, b2=b2, eps=group["eps"])
+
+    def rule(grad: Tensor, moments: State) -> Tensor:
+        chosen = choose_rule(feeling.scalar).to(grad.device)
+        return switch_by_emotion(grad, (moments, moments), (cautious, softened), chosen)
+
+    single_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=False)
+
+
+def _multi_tensor_emoneco(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    feeling: Feeling,
+    group: Group,
+) -> None:
+    b1, b2 = group["betas"]
+
+    def cautious(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
+        exp_avgs = [moment["exp_avg"] for moment in moments]
+        return multi_tensor_scale_by_cautious_sign(grads, exp_avgs, b1=b1, b2=b2)
+
+    def softened(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
+        exp_avgs = [moment["exp_avg"] for moment in moments]
+        return multi_tensor_scale_by_softsign(grads, exp_avgs, b1=b1, b2=b2, eps=group["eps"])
+
+    def rule(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
+        chosen = choose_rule(feeling.scalar).to(grads[0].device)
+        return multi_tensor_switch_by_emotion(grads, (moments, moments), (cautious, softened), chosen)
+
+    multi_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=False)

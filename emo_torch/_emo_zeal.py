@@ -1,0 +1,221 @@
+"""EmoZeal: row and column averages, and a first step where emotion is strong."""
+
+from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from emo_torch._emo_fact import EmoFact
+from emo_torch._emotional import (
+    Feeling,
+    Group,
+    State,
+    multi_tensor,
+    single_tensor,
+    use_foreach,
+)
+from emo_torch._rules import (
+    multi_tensor_scale_by_cautious_sign,
+    multi_tensor_scale_by_factored_moments,
+    multi_tensor_scale_by_softsign,
+    scale_by_cautious_sign,
+    scale_by_factored_moments,
+    scale_by_softsign,
+)
+from emo_torch._shadow_system import ShadowRatio
+from emo_torch._switch import multi_tensor_switch_by_emotion, switch_by_emotion
+
+
+def choose_first_step(scalar: Tensor) -> Tensor:
+    """Returns 2 (sign) above 0.6, 1 (softsign) above 0.1, else 0 (none), for the size of a scalar."""
+    size = scalar.abs()
+    return (size > 0.1).long() + (size > 0.6).long()
+
+
+class EmoZeal(EmoFact):
+    r"""Steps by averages over rows and columns, and before that by sign or softsign as emotion demands.
+
+    For 2 or more dimensions, with :math:`w = (1-b_1)\,g`:
+
+    .. math::
+        s &= \tanh(5\,(short - long)) \\
+        p &\leftarrow p - \eta \begin{cases}
+            \operatorname{sign}(w) & |s| > 0.6 \\
+            \frac{w}{1 + |w|}\,(\lVert g \rVert_2 + \epsilon) & 0.1 < |s| \le 0.6 \\
+            0 & |s| \le 0.1
+        \end{cases} \\
+        p &\leftarrow p - \eta\,wd\,p \\
+        r &\leftarrow b_1 r + (1-b_1)\sqrt{R}, \quad c \leftarrow b_1 c + (1-b_1)\sqrt{C} \\
+        p &\leftarrow p - \eta\,\frac{g}{\sqrt{r c} + \epsilon}
+
+    See `scale_by_factored_moments` for R, C and vectors, which have no first step. Where weight decay
+    is "l2", the first step takes the gradient without it. The first step's momentum is one that
+    never moves from 0, as published, and so none is kept.
+
+    Args:
+        params: the parameters, or groups of them, which may have options of their own.
+        lr: eta, a number >= 0 or a tensor of one element.
+        betas: decay rates, each in [0, 1): of the factors and of the vectors' first moment (1 - b1 of g is
+            softened), and of the vectors' second moment.
+        eps: what is added to means, roots and the norm, >= 0.
+        weight_decay: wd, >= 0.
+        use_shadow: whether to pull the weights back to their shadow (see `blend_with_shadow`).
+        shadow_ratio: r(s): "v2.0", "v1.0", or a function from a scalar tensor to a ratio in [0, 1].
+        shadow_rate: how far the shadow follows the parameters, in (0, 1].
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
+            least.
+        maximize: whether to go up instead of down; the loss, too, turns its sign.
+        foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = emo_torch.EmoZeal(model.parameters(), lr=1e-2)
+        >>> losses = []
+        >>> for _ in range(30):
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(4, 2)).square().mean()
+        ...     loss.backward()
+        ...     losses.append(optimizer.step(loss=loss).item())
+        >>> losses[-1] < losses[0]
+        True
+
+    Source: EmoZeal v2.0 by muooon (SPEC section "First generation").
+    """
+
+    rule = "factored_moments_after_signs"
+    shadow_effect = False
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        use_shadow: bool = False,
+        shadow_ratio: ShadowRatio = "v2.0",
+        shadow_rate: float = 0.05,
+        short_factor: float = 0.3,
+        long_factor: float = 0.01,
+        gain: float = 5.0,
+        weight_decay_mode: str = "decoupled",
+        moment_dtype: torch.dtype | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            use_shadow=use_shadow,
+            shadow_ratio=shadow_ratio,
+            shadow_rate=shadow_rate,
+            short_factor=short_factor,
+            long_factor=long_factor,
+            gain=gain,
+            weight_decay_mode=weight_decay_mode,
+            moment_dtype=moment_dtype,
+            maximize=maximize,
+            foreach=foreach,
+        )
+
+    def step_tensors(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[State],
+        *,
+        feeling: Feeling,
+        group: Group,
+    ) -> None:
+        """Moves those parameters of a group that have a gradient."""
+        step = _multi_tensor_emozeal if use_foreach(params, group) else _single_tensor_emozeal
+        step(params, grads, states, feeling=feeling, group=group)
+
+
+def _single_tensor_emozeal(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    feeling: Feeling,
+    group: Group,
+) -> None:
+    b1, b2 = group["betas"]
+
+    def none(grad: Tensor, _: State) -> Tensor:
+        return torch.zeros_like(grad)
+
+    def softened(grad: Tensor, _: State) -> Tensor:
+        return scale_by_softsign(grad, None, b1=b1, eps=group["eps"])
+
+    def sign(grad: Tensor, _: State) -> Tensor:
+        return scale_by_cautious_sign(grad, None, b1=b1)
+
+    def first(grad: Tensor) -> Tensor:
+        if grad.ndim < 2:
+            return torch.zeros_like(grad)
+        chosen = choose_first_step(feeling.scalar).to(grad.device)
+        return switch_by_emotion(grad, ({}, {}, {}), (none, softened, sign), chosen)
+
+    def rule(grad: Tensor, moments: State) -> Tensor:
+        return scale_by_factored_moments(grad, moments, b1=b1, b2=b2, eps=group["eps"])
+
+    single_tensor(
+        params, grads, states, rule, feeling=feeling, group=group, shadow_effect=False, first=first
+    )
+
+
+def _multi_tensor_emozeal(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    feeling: Feeling,
+    group: Group,
+) -> None:
+    b1, b2 = group["betas"]
+
+    def none(grads: list[Tensor], _: list[State]) -> list[Tensor]:
+        return [torch.zeros_like(grad) for grad in grads]
+
+    def softened(grads: list[Tensor], _: list[State]) -> list[Tensor]:
+        return multi_tensor_scale_by_softsign(grads, None, b1=b1, eps=group["eps"])
+
+    def sign(grads: list[Tensor], _: list[State]) -> list[Tensor]:
+        return multi_tensor_scale_by_cautious_sign(grads, None, b1=b1)
+
+    def first(grads: list[Tensor]) -> list[Tensor]:
+        steps = [torch.zeros_like(grad) for grad in grads]
+        matrices = [index for index, grad in enumerate(grads) if grad.ndim >= 2]
+        if matrices:
+            chosen = choose_first_step(feeling.scalar).to(grads[0].device)
+            large: list[Tensor] = [grads[index] for index in matrices]
+            stateless: list[State] = [{} for _ in matrices]
+            switched = multi_tensor_switch_by_emotion(
+                large, (stateless,) * 3, (none, softened, sign), chosen
+            )
+            for index, step in zip(matrices, switched, strict=True):
+                steps[index] = step
+        return steps
+
+    def rule(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
+        return multi_tensor_scale_by_factored_moments(grads, moments, b1=b1, b2=b2, eps=group["eps"])
+
+    multi_tensor(
+        params, grads, states, rule, feeling=feeling, group=group, shadow_effect=False, first=first
+    )
