@@ -147,9 +147,11 @@ def test_every_optimizer_runs_every_kind_of_cell(name: str) -> None:
     assert jax.eval_shape(runs, np.asarray([0.1, 0.2], np.float32)).shape == (4, 2, 16, 3, 2)
 
 
-@pytest.mark.parametrize("name", ["emo_sens", "lion", "noam"])
+@pytest.mark.parametrize("name", ["emo_sens_shadow", "noam"])
 def test_surfaces_are_run_by_start_and_learning_rate(name: str) -> None:
     results = run_cell(Cell("surfaces", name, 4))
+    if name == "noam":
+        assert run_cell(Cell("surfaces", name, 4)) == results
     assert list(results) == list(SURFACES)
     for surface, result in results.items():
         for grid, rates in sweeps.GRIDS.items():
@@ -174,11 +176,6 @@ def test_one_run_of_a_map_is_a_run_by_itself() -> None:
         loss, slope = jax.value_and_grad(lambda at: SURFACES["rosenbrock"].value(at[0], at[1]))(point)
         updates, state = optimizer.update(slope, state, point, value=loss)
         point = optax.apply_updates(point, updates)
-
-
-def test_surfaces_give_the_same_numbers_again() -> None:
-    cell = Cell("surfaces", "emo_sens_shadow", 3)
-    assert run_cell(cell) == run_cell(cell)
 
 
 @pytest.mark.parametrize("name", ["emo_airy", "adafactor", "adabelief"])
@@ -376,12 +373,12 @@ def test_everything_is_written_and_fits_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("examples.yardstick.__main__.fast", lambda: TINY)
-    arguments = ["--only", "emo_sens", "sgd", "--workers", "0", "--output", str(tmp_path)]
+    arguments = ["--only", "emo_sens", "--workers", "0", "--output", str(tmp_path)]
     assert main(arguments) == 0
     assert "loses" in capsys.readouterr().out
     text = (tmp_path / "tables.md").read_text()
     assert max(len(line) for line in text.splitlines()) <= 100
-    for title in ("EmoSens", "AdamW", "SGD", "Memory", "Robustness", "Where the family loses and wins"):
+    for title in ("EmoSens", "AdamW", "Memory", "Robustness", "Where the family loses and wins"):
         assert title in text
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert len(pictures) == 9

@@ -82,7 +82,7 @@ def _draw_paths(surface: Surface, results: dict[str, Any]) -> Figure:
 
 def _levels(values: NDArray[np.float64]) -> NDArray[np.float64]:
     # Few enough for the many hollows of an egg box.
-    return np.quantile(values, [0.05, 0.2, 0.4, 0.6, 0.85])
+    return np.quantile(values, [0.05, 0.3, 0.6, 0.85])
 
 
 def _draw_maps(surface: Surface, results: dict[str, Any]) -> Figure:
