@@ -58,6 +58,9 @@ def to_arrays(state: optax.OptState) -> Arrays:
     A parameter's moments are named after its path in the tree, its parts joined by dots, as in
     `exp_avg/layers.0.weight`. Narrow floats come out as float32, which NumPy has everywhere.
 
+    Members of one rule exchange state on purpose, since it is the same: `emo_navi` with `emo_sens`,
+    `emo_fact` with `emo_airy`, and `emo_lynx` with `emo_cats`.
+
     Args:
         state: the state, however deeply wrapped; not traced.
 
@@ -67,7 +70,8 @@ def to_arrays(state: optax.OptState) -> Arrays:
         that has them.
 
     Raises:
-        ValueError: if the state is not one of a member of the family.
+        ValueError: if the state is not one of a member of the family, and if two of its arrays have
+            one name: two parameters whose paths read the same, or the states of two members.
 
     Example:
         >>> import jax.numpy as jnp
@@ -84,6 +88,11 @@ def to_arrays(state: optax.OptState) -> Arrays:
 
     def keep(name: str, leaf: jax.Array) -> jax.Array:
         array = np.asarray(leaf)
+        if name in arrays:
+            raise ValueError(
+                f"Two arrays have the name {name!r}: two parameters whose paths read the same with dots, "
+                "or the states of two members, each of which needs a call of its own"
+            )
         is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
         arrays[name] = array.astype(np.float32) if is_narrow else array
         return leaf
@@ -95,16 +104,20 @@ def to_arrays(state: optax.OptState) -> Arrays:
 def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptState) -> optax.OptState:
     """Returns a state with what named arrays hold in the place of what it holds.
 
+    Members of one rule exchange state on purpose, since it is the same: `emo_navi` with `emo_sens`,
+    `emo_fact` with `emo_airy`, and `emo_lynx` with `emo_cats`.
+
     Args:
         arrays: what `to_arrays` returned, here or in `emo_torch`.
-        state: a state of the same optimizer and parameters, as `init` makes it.
+        state: a state of the same rule and parameters, as `init` makes it.
 
     Returns:
-        The new state; schedules go on at the step that the arrays were taken at.
+        The new state; schedules go on at the step that the arrays were taken at, also those in
+        `optax.inject_hyperparams`. A stateful schedule of your own stays as `state` has it.
 
     Raises:
-        ValueError: for an unknown version, another optimizer, and arrays that are missing, too many
-            or of another shape, each by its name.
+        ValueError: for an unknown version, another rule, and arrays that are missing, too many,
+            of another shape, or of another kind (such as whole numbers for floats), each by its name.
 
     Example:
         >>> import jax.numpy as jnp
@@ -120,18 +133,9 @@ def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptStat
     steps = sum(int(arrays[name]) for name in counts if name in arrays)
 
     def put(name: str, leaf: jax.Array) -> jax.Array:
-        return jnp.array(arrays[name], leaf.dtype)
+        return jnp.array(np.asarray(arrays[name], leaf.dtype))
 
-    def go_on(node: Any) -> Any:
-        if isinstance(node, optax.ScaleByScheduleState):
-            return node._replace(count=jnp.array(steps, jnp.int32))
-        if isinstance(node, AddWeightDecayState) and isinstance(node.steps, jax.Array):
-            return node._replace(steps=jnp.array(steps, jnp.int32))
-        return node
-
-    kinds = (optax.ScaleByScheduleState, AddWeightDecayState)
-    moved = _exchange(state, put)
-    return jax.tree.map(go_on, moved, is_leaf=lambda node: isinstance(node, kinds))
+    return _go_on(_exchange(state, put), steps)
 
 
 def check_arrays(
@@ -143,7 +147,12 @@ def check_arrays(
     version = np.asarray(arrays["version"]).reshape(-1).tolist()
     if version != [ARRAYS_VERSION]:
         raise ValueError(f"Unknown version {version} of the arrays; this package reads {ARRAYS_VERSION}")
-    rule, ours = (bytes(np.asarray(each["rule"], np.uint8)).decode() for each in (arrays, expected))
+    written = np.asarray(arrays["rule"]).dtype
+    if written != np.uint8:
+        raise ValueError(f"The array 'rule' holds {written}, not the bytes of a name (uint8)")
+    rule, ours = (
+        np.asarray(each["rule"]).tobytes().decode(errors="replace") for each in (arrays, expected)
+    )
     if rule != ours:
         raise ValueError(f"The arrays are those of another optimizer: its rule is {rule!r}, not {ours!r}")
     for name, array in expected.items():
@@ -153,6 +162,9 @@ def check_arrays(
             raise ValueError(
                 f"The array {name!r} has the shape {np.shape(arrays[name])}, not {array.shape}"
             )
+        dtype = np.asarray(arrays[name]).dtype
+        if _kind(dtype) != _kind(array.dtype):
+            raise ValueError(f"The array {name!r} holds {dtype}, not {_kind(array.dtype)}")
     extra = sorted(arrays.keys() - expected.keys())
     if extra:
         raise ValueError(f"The arrays hold what this optimizer has no place for: {', '.join(extra)}")
@@ -182,6 +194,35 @@ def load_arrays(path: str | Path) -> Arrays:
     from safetensors.numpy import load_file
 
     return dict(load_file(path))
+
+
+def _go_on(state: optax.OptState, steps: int) -> optax.OptState:
+    """Returns a state whose schedules have taken so many steps."""
+    # What a schedule inside `optax.inject_hyperparams` counts with: optax does not export the type.
+    wrapped = type(optax.schedules.WrappedSchedule(lambda count: count).init())
+    injected = (optax.InjectStatefulHyperparamsState, optax.InjectHyperparamsState)
+    counting = (optax.ScaleByScheduleState, wrapped)
+
+    def visit(node: Any) -> Any:
+        if isinstance(node, counting):
+            return node._replace(count=jnp.array(steps, jnp.int32))
+        if isinstance(node, AddWeightDecayState) and isinstance(node.steps, jax.Array):
+            return node._replace(steps=jnp.array(steps, jnp.int32))
+        if isinstance(node, injected):
+            fields = {name: _go_on(field, steps) for name, field in node._asdict().items()}
+            return node._replace(**{**fields, "count": jnp.array(steps, jnp.int32)})
+        return node
+
+    kinds = (*counting, AddWeightDecayState, *injected)
+    return jax.tree.map(visit, state, is_leaf=lambda node: isinstance(node, kinds))
+
+
+def _kind(dtype: np.dtype[Any]) -> str:
+    """Returns what a dtype holds, however wide."""
+    # NumPy itself does not know bfloat16 for a float.
+    kind = "f" if dtype.name == "bfloat16" else dtype.kind
+    kinds = {"f": "floating-point numbers", "i": "whole numbers", "u": "whole numbers", "b": "booleans"}
+    return kinds.get(kind, str(dtype))
 
 
 def _rule(state: optax.OptState) -> str:

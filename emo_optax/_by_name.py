@@ -56,12 +56,14 @@ def create_optimizer(name: str, /, *args: Any, **options: Any) -> optax.Gradient
 
     Raises:
         ValueError: for an unknown name, or a hyperparameter out of its range.
-        TypeError: for an option that the optimizer does not have.
+        TypeError: for an option that the optimizer does not have, or a name that is no string.
 
     Example:
         >>> import emo_optax
         >>> optimizer = emo_optax.create_optimizer("emo_sens", 1e-3, use_shadow=True)
     """
+    if not isinstance(name, str):
+        raise TypeError(f"The name of an optimizer is needed, and this is {name!r}")
     known = {name.replace("_", ""): name for name in _OPTIMIZERS}
     plain = name.replace("_", "").lower()
     if plain not in known:

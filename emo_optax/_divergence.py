@@ -94,7 +94,7 @@ def watch(
         >>> print(state.level, state.diverging, state.injects)
         3 2 True
 
-    Source: RefAdamWMiniScheduleFree by muooon (SPEC section "RefAdamWMiniScheduleFree").
+    Source: RefAdamWMiniScheduleFree by muooon.
     """
     check_max_steps(ref_max_steps)
     steps = optax.safe_increment(state.steps)

@@ -88,7 +88,7 @@ def emo_airy(
         >>> bool(jnp.sum(params**2) < loss)
         True
 
-    Source: EmoAiry v2.0 by muooon (SPEC section "Second generation").
+    Source: EmoAiry v2.0 by muooon.
     """
     return emotional_rule(
         scale_by_factored_moments(b1, b2, eps, moment_dtype=moment_dtype),

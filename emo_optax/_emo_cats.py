@@ -84,7 +84,7 @@ def emo_cats(
         >>> bool(jnp.sum(params**2) < loss)
         True
 
-    Source: EmoCats v2.0 by muooon (SPEC section "Second generation").
+    Source: EmoCats v2.0 by muooon.
     """
     check_not_negative("eps", eps)
     return emotional_rule(

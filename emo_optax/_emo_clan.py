@@ -57,7 +57,7 @@ def emo_clan(
 
     Args:
         learning_rate: eta, a number >= 0 or a schedule.
-        b1: decay rate of the first moment, iand of the factors, in [0, 1).
+        b1: decay rate of the first moment, and of the factors, in [0, 1).
         b2: decay rate of the second moment, in [0, 1).
         eps: what is added to roots and means, >= 0.
         weight_decay: wd, a number >= 0 or a schedule.
@@ -98,7 +98,7 @@ def emo_clan(
         >>> losses[-1] < losses[0]
         True
 
-    Source: EmoClan v2.0 by muooon (SPEC section "First generation").
+    Source: EmoClan v2.0 by muooon.
     """
     rules = (
         scale_by_uncorrected_adam(b1, b2, eps, moment_dtype=moment_dtype),

@@ -84,7 +84,7 @@ def emo_fact(
         >>> losses[-1] < losses[0]
         True
 
-    Source: EmoFact v2.0 by muooon (SPEC section "First generation").
+    Source: EmoFact v2.0 by muooon.
     """
     return emotional_rule(
         scale_by_factored_moments(b1, b2, eps, moment_dtype=moment_dtype),

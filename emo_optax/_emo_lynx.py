@@ -87,7 +87,7 @@ def emo_lynx(
         >>> losses[-1] < losses[0]
         True
 
-    Source: EmoLynx v2.0 by muooon (SPEC section "First generation").
+    Source: EmoLynx v2.0 by muooon.
     """
     check_not_negative("eps", eps)
     return emotional_rule(

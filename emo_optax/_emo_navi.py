@@ -83,7 +83,7 @@ def emo_navi(
         >>> losses[-1] < losses[0]
         True
 
-    Source: EmoNavi v2.0 by muooon (SPEC section "First generation").
+    Source: EmoNavi v2.0 by muooon.
     """
     return emotional_rule(
         scale_by_uncorrected_adam(b1, b2, eps, moment_dtype=moment_dtype),

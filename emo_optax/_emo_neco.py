@@ -97,7 +97,7 @@ def emo_neco(
         >>> losses[-1] < losses[0]
         True
 
-    Source: EmoNeco v2.0 by muooon (SPEC section "First generation").
+    Source: EmoNeco v2.0 by muooon.
     """
     rules = (
         scale_by_cautious_sign(b1, b2, moment_dtype=moment_dtype),

@@ -80,7 +80,7 @@ def emo_sens(
         >>> bool(jnp.sum(params**2) < loss)
         True
 
-    Source: EmoSens v2.0 by muooon (SPEC section "Second generation").
+    Source: EmoSens v2.0 by muooon.
     """
     return emotional_rule(
         scale_by_uncorrected_adam(b1, b2, eps, moment_dtype=moment_dtype),

@@ -105,7 +105,7 @@ def emo_zeal(
         >>> losses[-1] < losses[0]
         True
 
-    Source: EmoZeal v2.0 by muooon (SPEC section "First generation").
+    Source: EmoZeal v2.0 by muooon.
     """
     rules = (
         optax.set_to_zero(),

@@ -8,7 +8,13 @@ import optax
 
 from emo_optax._early_stop import WINDOW, went_quiet
 from emo_optax._errors import EMOTION_MISSING, EmotionMissingError
-from emo_optax._validation import check_factor, check_loss, check_not_negative, hyperparameter
+from emo_optax._validation import (
+    check_factor,
+    check_loss,
+    check_not_negative,
+    hyperparameter,
+    takes_extra_args,
+)
 
 
 class EmotionState(NamedTuple):
@@ -192,12 +198,12 @@ def share_emotion(
         >>> print(updates)
         [-0.1 -0.1]
 
-    Source: SPEC section "Emotion"; EmoSens v2.0 by muooon.
+    Source: EmoSens v2.0 by muooon.
     """
     check_factor("short_factor", short_factor)
     check_factor("long_factor", long_factor)
     check_not_negative("gain", gain)
-    inner = optax.with_extra_args_support(inner)
+    inner = takes_extra_args(inner)
 
     def init_fn(params: optax.Params) -> ShareEmotionState:
         return ShareEmotionState(init_emotion(wide_dtype(params)), inner.init(params))
@@ -254,7 +260,7 @@ def track_emotion(
         >>> print(emo_optax.get_emotion(state).long)
         3.0
 
-    Source: SPEC section "Emotion"; EmoSens v2.0 by muooon.
+    Source: EmoSens v2.0 by muooon.
     """
     return share_emotion(optax.identity(), short_factor=short_factor, long_factor=long_factor, gain=gain)
 

@@ -8,11 +8,18 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._early_stop import went_quiet
-from emo_optax._emotion import Emotion, EmotionState, share_emotion
+from emo_optax._emotion import Emotion, EmotionState, ShareEmotionState, share_emotion
 from emo_optax._shadow_effect import Keep, filter_by_emotion, keep_elements, scale_by_emotion, step_scale
 from emo_optax._shadow_system import BlendWithShadowState, ShadowRatio, blend_with_shadow
 from emo_optax._switch import step_first
-from emo_optax._validation import check_learning_rate, check_params
+from emo_optax._validation import (
+    check_factor,
+    check_learning_rate,
+    check_not_negative,
+    check_params,
+    check_shadow_ratio,
+    takes_extra_args,
+)
 from emo_optax._weight_decay import place_weight_decay
 
 
@@ -76,9 +83,12 @@ def emotional(
         >>> print(f"{params[0]:.2f} {params[1]:.2f}")
         0.85 -1.85
 
-    Source: SPEC sections "Emotion", "Shadow-effect" and "Shadow-system"; EmoSens v2.0 by muooon.
+    Source: EmoSens v2.0 by muooon.
     """
-    piece: optax.GradientTransformation = inner
+    check_not_negative("theta", theta)
+    check_shadow_ratio(shadow_ratio)
+    check_factor("shadow_rate", shadow_rate)
+    piece: optax.GradientTransformation = takes_extra_args(inner)
     if shadow_effect:
         piece = optax.chain(
             filter_by_emotion(piece, theta, keep=keep, shared=True), scale_by_emotion(shared=True)
@@ -102,7 +112,10 @@ def _keep_dtypes(
                     f"emo_optax does not support complex parameters, and {name} is complex. Store its "
                     "real and imaginary parts as two real parameters."
                 )
-        return inner.init(params)
+        state = inner.init(params)
+        if len(_nodes(state, EmotionState)) > 1:
+            raise TypeError("The optimizer inside is emotional already: use it as it is")
+        return state
 
     def update_fn(
         updates: optax.Updates,
@@ -111,6 +124,7 @@ def _keep_dtypes(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         check_params(params)
+        params = jax.tree.map(jnp.asarray, params)  # Python's floats are parameters, too.
         updates, state = inner.update(updates, state, params, **extra_args)
         return jax.tree.map(lambda u, p: u.astype(jnp.result_type(p)), updates, params), state
 
@@ -140,15 +154,11 @@ def emotional_rule(
             filter_by_emotion(rule, theta, keep=keep, shared=True), scale_by_emotion(shared=True)
         )
     chain = optax.chain(
-        decay["l2"],
-        step,
-        decay["decoupled"],
-        optax.scale_by_learning_rate(learning_rate),
-        decay["absolute"],
+        step, decay["decoupled"], optax.scale_by_learning_rate(learning_rate), decay["absolute"]
     )
     if first is not None:
         chain = step_first(optax.chain(first, optax.scale_by_learning_rate(learning_rate)), chain)
-    return emotional(chain, shadow_effect=False, **emotion)
+    return emotional(optax.chain(decay["l2"], chain), shadow_effect=False, **emotion)
 
 
 def get_emotion(state: optax.OptState) -> Emotion:
@@ -175,7 +185,8 @@ def get_emotion(state: optax.OptState) -> Emotion:
         >>> print(emotion.scalar, emotion.step_scale, emotion.should_stop)
         0.0 1.0 False
     """
-    felt = _find(state, EmotionState)
+    shared = _find(state, ShareEmotionState)
+    felt = _find(state, EmotionState) if shared is None else shared.emotion
     if felt is None:
         raise ValueError(
             "There is no emotion in this state. Pass the state of an optimizer made by emo_optax, or "
@@ -183,7 +194,7 @@ def get_emotion(state: optax.OptState) -> Emotion:
         )
     # Some frameworks keep state in boxes of their own; those that hold an array turn into it.
     felt = EmotionState(*(jnp.asarray(field) for field in felt))
-    shadow = _find(state, BlendWithShadowState)
+    shadow = _find(state if shared is None else shared.inner_state, BlendWithShadowState)
     return Emotion(
         short=felt.short,
         long=felt.long,
@@ -197,6 +208,10 @@ def get_emotion(state: optax.OptState) -> Emotion:
     )
 
 
-def _find(state: Any, kind: type) -> Any:
+def _nodes(state: Any, kind: type) -> list[Any]:
     leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
-    return next((leaf for leaf in leaves if isinstance(leaf, kind)), None)
+    return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+
+def _find(state: Any, kind: type) -> Any:
+    return next(iter(_nodes(state, kind)), None)

@@ -1,18 +1,19 @@
 """Errors that say what to do next."""
 
-LOSS_MISSING = (
-    "emo_optax reads the loss of every step, and none was given. Call "
-    "`update(grads, state, params, value=loss)`. If you did, a wrapper around the optimizer dropped "
-    "the extra argument: optax.lookahead, optax.contrib.sam, "
+_DROPPED = (
+    "Call `update(grads, state, params, value=loss)`. If you did, a wrapper around the optimizer dropped "
+    "what it was given: optax.lookahead, optax.contrib.sam, "
     "optax.contrib.split_real_and_imaginary, optax.contrib.galore, "
     "optax.MultiSteps.gradient_transformation() inside a chain, a plain "
     "optax.GradientTransformation(opt.init, opt.update), and Flax's TrainState.apply_gradients are "
     "known to. Put the emo_optax transformation outside of that wrapper, or call its `update` yourself."
 )
 
+LOSS_MISSING = f"emo_optax reads the loss of every step, and none was given. {_DROPPED}"
+
 PARAMS_MISSING = (
     "emo_optax needs the current parameters (for weight decay, the shadow and the updates' dtypes), "
-    "and `params` was not given. Call `update(grads, state, params, value=loss)`."
+    f"and `params` was not given. {_DROPPED}"
 )
 
 EMOTION_MISSING = (

@@ -262,3 +262,18 @@ def test_both_steps_of_zeal_follow_the_schedule() -> None:
     for loss, still in ((3.0, False), (1.0, False), (1.0, True)):
         updates, state = optimizer.update(params, state, params, value=loss)
         assert bool(jnp.all(updates == 0)) is still
+
+
+def test_l2_decay_is_the_gradients_own_for_both_steps_of_zeal() -> None:
+    ends = []
+    with jax.enable_x64(True):
+        for mode, decay in (("l2", 0.1), ("decoupled", 0.0)):
+            optimizer = emo_optax.emo_zeal(0.1, weight_decay=decay, weight_decay_mode=mode)
+            params = jnp.full((2, 3), 2.0)
+            state = optimizer.init(params)
+            for loss in (1.0, 1.2, 3.0):
+                grads = jnp.full((2, 3), 0.01) + (0.1 * params if mode == "decoupled" else 0.0)
+                updates, state = optimizer.update(grads, state, params, value=loss)
+                params = params + updates
+            ends.append(params)
+        np.testing.assert_allclose(ends[0], ends[1], rtol=0.0, atol=1e-12)

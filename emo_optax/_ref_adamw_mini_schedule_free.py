@@ -10,7 +10,7 @@ import optax
 from emo_optax._divergence import DivergenceState, init_divergence, injection_strength, watch
 from emo_optax._emotion import wide_dtype
 from emo_optax._emotional import _find, _keep_dtypes
-from emo_optax._rules import _average, _widened, _zeros
+from emo_optax._rules import _average, _widened, _zeros, stored
 from emo_optax._smoothed_norm import NO_NORM, learning_rate_from_norm, smooth_norm
 from emo_optax._validation import (
     check_at_most_one,
@@ -122,7 +122,7 @@ def ref_adamw_mini_schedule_free(
         >>> bool(jnp.sum(params**2) < loss), int(emo_optax.get_divergence(state).steps)
         (True, 30)
 
-    Source: RefAdamWMiniScheduleFree by muooon (SPEC section "RefAdamWMiniScheduleFree").
+    Source: RefAdamWMiniScheduleFree by muooon.
     """
     check_learning_rate(learning_rate)
     check_decay_rate("b1", b1)
@@ -199,9 +199,7 @@ def ref_adamw_mini_schedule_free(
             return jnp.where(share > 0.0, (1.0 - share) * m + share * weight, m)
 
         mu = unless_finite(jax.tree.map(inject, mu, nu, params, updates), moments.mu)
-        moments = RefMomentsState(
-            jax.tree.map(_stored, mu, moments.mu), jax.tree.map(_stored_square, nu, moments.nu), norm
-        )
+        moments = RefMomentsState(stored(mu, moments.mu), stored(nu, moments.nu, is_square=True), norm)
         return updates, RefAdamWMiniScheduleFreeState(divergence, moments, decays)
 
     return _keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn))
@@ -210,20 +208,6 @@ def ref_adamw_mini_schedule_free(
 def _over_root(m: jax.Array, v: jax.Array, eps: jax.typing.ArrayLike) -> jax.Array:
     """Returns m / (sqrt(v) + eps), and 0 where v is 0: there eps alone would divide."""
     return jnp.where(v > 0.0, m / (jnp.sqrt(v) + jnp.asarray(eps, v.dtype)), jnp.zeros([], v.dtype))
-
-
-def _stored(moment: jax.Array, before: jax.Array) -> jax.Array:
-    """Rounds a moment to the dtype that it is kept in, where too much becomes the most."""
-    most = float(jnp.finfo(before.dtype).max)  # type: ignore[no-untyped-call]
-    return jnp.clip(moment, -most, most).astype(before.dtype)
-
-
-def _stored_square(moment: jax.Array, before: jax.Array) -> jax.Array:
-    """Does the same for a second moment, which must not become 0 in float16 while the first is not."""
-    if before.dtype == jnp.float16:
-        least = 2.0**-24  # The least that float16 has.
-        moment = jnp.where(moment > 0.0, jnp.maximum(moment, least), moment)
-    return _stored(moment, before)
 
 
 def get_divergence(state: optax.OptState) -> DivergenceState:

@@ -37,8 +37,21 @@ def _widened(updates: optax.Updates) -> optax.Updates:
     return jax.tree.map(lambda g: g.astype(wide_dtype(g)), updates)
 
 
-def _stored(moments: optax.Updates, before: optax.Updates) -> optax.Updates:
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), moments, before)
+def stored(moments: optax.Updates, before: optax.Updates, *, is_square: bool = False) -> optax.Updates:
+    """Rounds moments to the dtypes that they are kept in.
+
+    float16 has little range: what is too much for it becomes the most that it has, and a square does
+    not become 0, by which the first moment would be divided, where it was not.
+    """
+
+    def store(new: jax.Array, old: jax.Array) -> jax.Array:
+        if old.dtype == jnp.float16:
+            most, least = 65504.0, 2.0**-24
+            new = jnp.clip(new, -most, most)
+            new = jnp.where(is_square & (new > 0.0), jnp.maximum(new, least), new)
+        return new.astype(old.dtype)
+
+    return jax.tree.map(store, moments, before)
 
 
 class ScaleByUncorrectedAdamState(NamedTuple):
@@ -104,7 +117,9 @@ def scale_by_uncorrected_adam(
         mu = _average(gradients, state.mu, b1)
         nu = _average(jax.tree.map(jnp.square, gradients), state.nu, b2)
         updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + jnp.asarray(eps, v.dtype)), mu, nu)
-        return updates, ScaleByUncorrectedAdamState(_stored(mu, state.mu), _stored(nu, state.nu))
+        return updates, ScaleByUncorrectedAdamState(
+            stored(mu, state.mu), stored(nu, state.nu, is_square=True)
+        )
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -166,7 +181,7 @@ def scale_by_lion(
         gradients = _widened(updates)
         updates = jax.tree.map(jnp.sign, _average(gradients, state.mu, b1))
         mu = _average(gradients, state.mu, b2)
-        return updates, ScaleByLionState(_stored(mu, state.mu))
+        return updates, ScaleByLionState(stored(mu, state.mu))
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -185,7 +200,8 @@ def _scale_by_momentum(
 ) -> optax.GradientTransformation:
     """Takes a direction from the interpolated momentum and the gradient; then moves the momentum."""
     check_decay_rate("b1", b1)
-    check_decay_rate("b2", b2)
+    if b2 is not None:
+        check_decay_rate("b2", b2)
     moment_dtype = check_moment_dtype(moment_dtype)
 
     def init_fn(params: optax.Params) -> ScaleByMomentumState:
@@ -203,7 +219,7 @@ def _scale_by_momentum(
             return jax.tree.map(direction, _average(gradients, at_rest, b1), gradients), state
         updates = jax.tree.map(direction, _average(gradients, state.mu, b1), gradients)
         mu = _average(gradients, state.mu, b2)
-        return updates, ScaleByMomentumState(_stored(mu, state.mu))
+        return updates, ScaleByMomentumState(stored(mu, state.mu))
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -344,7 +360,7 @@ def _scale_by_factors(
         updates = jax.tree.map(
             lambda g, r, c: g / (jnp.sqrt(r * c) + jnp.asarray(eps, g.dtype)), gradients, row, column
         )
-        return updates, ScaleByFactorsState(_stored(row, state.row), _stored(column, state.column))
+        return updates, ScaleByFactorsState(stored(row, state.row), stored(column, state.column))
 
     return optax.GradientTransformation(init_fn, update_fn)
 

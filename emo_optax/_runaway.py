@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._emotion import wide_dtype
-from emo_optax._validation import check_bounds, check_not_negative, hyperparameter
+from emo_optax._validation import (
+    check_bounds,
+    check_not_negative,
+    hyperparameter,
+    takes_extra_args,
+)
 
 Bounds = tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]
 """The least and the largest factor of a step."""
@@ -49,7 +54,7 @@ def gradient_moments(gradient: optax.Updates) -> jax.Array:
         >>> print(gradient_moments(gradient).round(2))
         [1.   1.67 3.   5.67]
 
-    Source: SPEC section "Runaway detection from gradient moments", an idea of muooon's.
+    Source: the runaway detection of the Emo documents, an idea of muooon's.
     """
     dtype = wide_dtype(gradient)
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(gradient)]
@@ -91,7 +96,7 @@ def runaway_emotion(moments: jax.Array, eps: jax.typing.ArrayLike = 1e-8) -> jax
         >>> print(f"{runaway_emotion(gradient_moments(gradient)):.4f}")
         0.4114
 
-    Source: SPEC section "Runaway detection from gradient moments", an idea of muooon's.
+    Source: the runaway detection of the Emo documents, an idea of muooon's.
     """
     _, second, third, fourth = moments
     emotion = third / (second + hyperparameter(eps, moments.dtype)) * jnp.exp(-fourth)
@@ -145,11 +150,11 @@ def scale_by_runaway(
         >>> print(updates.round(4), f"{emo_optax.get_runaway(state).scale:.4f}")
         [-0.2651 -0.2651] 0.5303
 
-    Source: SPEC section "Runaway detection from gradient moments", an idea of muooon's.
+    Source: the runaway detection of the Emo documents, an idea of muooon's.
     """
     check_not_negative("eps", eps)
     check_bounds("bounds", bounds)
-    inner = optax.with_extra_args_support(optax.identity() if inner is None else inner)
+    inner = takes_extra_args(optax.identity() if inner is None else inner)
 
     def init_fn(params: optax.Params) -> ScaleByRunawayState:
         dtype = wide_dtype(params)
@@ -203,7 +208,7 @@ def track_runaway(
         >>> print(f"{emo_optax.get_runaway(state).emotion:.4f}")
         0.4697
 
-    Source: SPEC section "Runaway detection from gradient moments", an idea of muooon's.
+    Source: the runaway detection of the Emo documents, an idea of muooon's.
     """
     monitor = scale_by_runaway(eps=eps, bounds=bounds)
 

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._emotion import EmotionState, share_emotion, shared_emotion, wide_dtype
-from emo_optax._validation import check_not_negative
+from emo_optax._validation import (
+    check_not_negative,
+    takes_extra_args,
+)
 
 Keep = Callable[[jax.Array, jax.Array], jax.Array]
 """A gradient and the tolerance theta (1 + |s|), a scalar of its dtype, to the elements that move."""
@@ -136,7 +139,7 @@ def filter_by_emotion(
     Source: EmoSens v2.0 by muooon.
     """
     check_not_negative("theta", theta)
-    inner = optax.with_extra_args_support(inner)
+    inner = takes_extra_args(inner)
 
     def update_fn(
         updates: optax.Updates,

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._emotion import EmotionState, share_emotion, shared_emotion, wide_dtype
-from emo_optax._validation import check_factor, check_params, check_shadow_ratio
+from emo_optax._validation import (
+    check_factor,
+    check_params,
+    check_shadow_ratio,
+    takes_extra_args,
+)
 
 ShadowRatio = str | Callable[[jax.Array], jax.Array]
 """ "v2.0", "v1.0", or a function of the scalar (shape `[]`) to a ratio in [0, 1]."""
@@ -122,7 +127,7 @@ def blend_with_shadow(
     """
     check_shadow_ratio(ratio)
     check_factor("shadow_rate", shadow_rate)
-    inner = optax.with_extra_args_support(optax.identity() if inner is None else inner)
+    inner = takes_extra_args(optax.identity() if inner is None else inner)
     ratio_of = shadow_ratio_function(ratio)
 
     def init_fn(params: optax.Params) -> BlendWithShadowState:

@@ -31,7 +31,7 @@ def smooth_norm(
         >>> print(f"{emo_optax.smooth_norm(e, jnp.asarray(4.0)):.2f}")
         2.10
 
-    Source: RefAdamWMiniScheduleFree by muooon (SPEC section "RefAdamWMiniScheduleFree").
+    Source: RefAdamWMiniScheduleFree by muooon.
     """
     share = hyperparameter(schedulefree_alpha, norm.dtype)
     smoothed = jnp.where(before < 0.0, norm, (1.0 - share) * before + share * norm)
@@ -50,7 +50,8 @@ def learning_rate_from_norm(
 
     .. math:: \eta' = \max(\min(\eta_{max}, \frac{\eta\,e}{\lVert g \rVert_2 + 10^{-12}}), \eta_{min})
 
-    A gradient of zeros takes the largest learning rate.
+    A gradient of zeros takes the largest learning rate, or the least one where all were zeros so far. A
+    learning rate of 0 stays 0.
 
     Args:
         learning_rate: eta, >= 0.
@@ -68,8 +69,9 @@ def learning_rate_from_norm(
         >>> print(f"{emo_optax.learning_rate_from_norm(1e-3, jnp.asarray(2.0), jnp.asarray(1.0)):.4f}")
         0.0020
 
-    Source: RefAdamWMiniScheduleFree by muooon (SPEC section "RefAdamWMiniScheduleFree").
+    Source: RefAdamWMiniScheduleFree by muooon.
     """
     rate = hyperparameter(learning_rate, norm.dtype) * smoothed / (norm + 1e-12)
     least, greatest = hyperparameter(min_lr, norm.dtype), hyperparameter(max_lr, norm.dtype)
-    return jnp.maximum(jnp.minimum(greatest, rate), least)
+    rate = jnp.maximum(jnp.minimum(greatest, rate), least)
+    return jnp.where(hyperparameter(learning_rate, norm.dtype) > 0.0, rate, jnp.zeros([], norm.dtype))

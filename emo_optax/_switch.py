@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._emotion import EmotionState, share_emotion, shared_emotion, wide_dtype
-from emo_optax._validation import check_params
+from emo_optax._validation import (
+    check_params,
+    takes_extra_args,
+)
 
 Choose = Callable[[jax.Array], jax.Array]
 """The emotion scalar (shape `[]`) to the index of a rule, a whole number of shape `[]`."""
@@ -74,7 +77,7 @@ def switch_by_emotion(
     """
     if not rules:
         raise ValueError("switch_by_emotion needs at least one rule, and none was given")
-    pieces = [optax.with_extra_args_support(rule) for rule in rules]
+    pieces = [takes_extra_args(rule) for rule in rules]
 
     # Made once, and closed over nothing that changes: outside of jit, too, they are compiled once.
     def branch(index: int) -> Callable[..., tuple[optax.Updates, tuple[optax.OptState, ...]]]:
@@ -158,8 +161,8 @@ def step_first(
 
     Source: EmoZeal v2.0 by muooon.
     """
-    first = optax.with_extra_args_support(first)
-    inner = optax.with_extra_args_support(inner)
+    first = takes_extra_args(first)
+    inner = takes_extra_args(inner)
 
     def init_fn(params: optax.Params) -> StepFirstState:
         return StepFirstState(first.init(params), inner.init(params))

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from emo_optax._errors import LOSS_MISSING, PARAMS_MISSING, LossMissingError
 
@@ -26,33 +27,45 @@ def hyperparameter(value: Any, dtype: Any) -> Any:
     return float(value) if _is_number(value) else jnp.asarray(value, dtype)
 
 
+def _is_known(name: str, value: object, *, may_be_schedule: bool = False) -> bool:
+    """Returns whether a number is known already, or raises a `TypeError` if it is none at all."""
+    if _is_number(value):
+        return True
+    if isinstance(value, jax.Array | np.ndarray) or (may_be_schedule and callable(value)):
+        return False
+    kinds = "a number, an array or a schedule" if may_be_schedule else "a number or an array"
+    raise TypeError(f"Invalid {name}: {value!r}; it must be {kinds}")
+
+
 def check_learning_rate(learning_rate: object) -> None:
-    """Raises a `ValueError` unless the learning rate is a schedule, an array or finite and >= 0."""
-    if _is_number(learning_rate) and not 0.0 <= learning_rate < math.inf:  # type: ignore[operator]
+    """Raises an error unless the learning rate is a schedule, an array or finite and >= 0."""
+    is_known = _is_known("learning_rate", learning_rate, may_be_schedule=True)
+    if is_known and not 0.0 <= learning_rate < math.inf:  # type: ignore[operator]
         raise ValueError(f"Invalid learning rate: {learning_rate}; it must be finite and at least 0")
 
 
 def check_decay_rate(name: str, value: object) -> None:
-    """Raises a `ValueError` unless a decay rate of an average is in [0, 1)."""
-    if _is_number(value) and not 0.0 <= value < 1.0:  # type: ignore[operator]
+    """Raises an error unless a decay rate of an average is in [0, 1)."""
+    if _is_known(name, value) and not 0.0 <= value < 1.0:  # type: ignore[operator]
         raise ValueError(f"Invalid {name}: {value}; it must be in [0, 1)")
 
 
 def check_factor(name: str, value: object) -> None:
-    """Raises a `ValueError` unless the weight of a new value in an average is in (0, 1]."""
-    if _is_number(value) and not 0.0 < value <= 1.0:  # type: ignore[operator]
+    """Raises an error unless the weight of a new value in an average is in (0, 1]."""
+    if _is_known(name, value) and not 0.0 < value <= 1.0:  # type: ignore[operator]
         raise ValueError(f"Invalid {name}: {value}; it must be in (0, 1]")
 
 
-def check_not_negative(name: str, value: object) -> None:
-    """Raises a `ValueError` unless a number is finite and at least 0."""
-    if _is_number(value) and not 0.0 <= value < math.inf:  # type: ignore[operator]
+def check_not_negative(name: str, value: object, *, may_be_schedule: bool = False) -> None:
+    """Raises an error unless a number is finite and at least 0."""
+    is_known = _is_known(name, value, may_be_schedule=may_be_schedule)
+    if is_known and not 0.0 <= value < math.inf:  # type: ignore[operator]
         raise ValueError(f"Invalid {name}: {value}; it must be finite and at least 0")
 
 
 def check_at_most_one(name: str, value: object) -> None:
-    """Raises a `ValueError` unless a share is in [0, 1]."""
-    if _is_number(value) and not 0.0 <= value <= 1.0:  # type: ignore[operator]
+    """Raises an error unless a share is in [0, 1]."""
+    if _is_known(name, value) and not 0.0 <= value <= 1.0:  # type: ignore[operator]
         raise ValueError(f"Invalid {name}: {value}; it must be in [0, 1]")
 
 
@@ -74,7 +87,8 @@ def check_bounds(name: str, value: Any) -> None:
         return
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise ValueError(f"Invalid {name}: {value!r}; it must be a pair, the least and the largest value")
-    if all(_is_number(bound) for bound in value) and not value[0] <= value[1]:
+    are_known = [_is_known(name, bound) for bound in value]
+    if all(are_known) and not value[0] <= value[1]:
         raise ValueError(f"Invalid {name}: {value!r}; the first must not be above the second")
 
 
@@ -85,12 +99,31 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"Invalid {name}: {value!r}; it must be one of {known}")
 
 
+def check_not_injected(name: str, value: object) -> None:
+    """Raises a `TypeError` for an array where optax.inject_hyperparams took a function for a schedule."""
+    if isinstance(value, jax.Array):
+        raise TypeError(
+            f"Invalid {name}: an array. optax.inject_hyperparams takes every function for a schedule; "
+            'say static_args=("mask", "shadow_ratio", "moment_dtype") to it'
+        )
+
+
 def check_shadow_ratio(value: object) -> None:
-    """Raises a `ValueError` unless the shadow's ratio is "v2.0", "v1.0" or a function of the scalar."""
+    """Raises an error unless the shadow's ratio is "v2.0", "v1.0" or a function of the scalar."""
+    check_not_injected("shadow_ratio", value)
     if not callable(value) and value not in ("v2.0", "v1.0"):
         raise ValueError(
             f"Invalid shadow_ratio: {value!r}; it must be 'v2.0', 'v1.0' or a function of the scalar"
         )
+
+
+def takes_extra_args(inner: Any) -> optax.GradientTransformationExtraArgs:
+    """Returns an Optax transformation such that it takes a loss, or says that it is none."""
+    if not (hasattr(inner, "init") and hasattr(inner, "update")):
+        raise TypeError(
+            f"A transformation of Optax is needed, such as optax.adam(1e-3), and this is {inner!r}"
+        )
+    return optax.with_extra_args_support(inner)
 
 
 def check_params(params: Any) -> None:

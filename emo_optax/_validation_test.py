@@ -228,3 +228,69 @@ def test_the_edges_of_the_ranges_are_allowed(member: Any) -> None:
 def test_every_piece_refuses_what_is_out_of_range(make: Any, options: Any) -> None:
     with pytest.raises(ValueError, match="Invalid "):
         make(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", None),
+        ("learning_rate", "0.1"),
+        ("b1", "0.9"),
+        ("gain", None),
+        ("weight_decay", "1"),
+    ],
+)
+def test_what_is_no_number_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"Invalid {name}: "):
+        emo_optax.emo_sens(**{name: value})
+
+
+def test_options_of_what_is_off_are_looked_at_too() -> None:
+    with pytest.raises(ValueError, match="Invalid shadow_ratio: 'v3'"):
+        emo_optax.emo_sens(shadow_ratio="v3")
+    with pytest.raises(ValueError, match="Invalid shadow_rate: 7"):
+        emo_optax.emo_sens(shadow_rate=7.0)
+    with pytest.raises(ValueError, match="Invalid theta"):
+        emo_optax.emotional(optax.sgd(0.1), shadow_effect=False, theta=-1.0)
+
+
+def test_what_is_no_transformation_or_emotional_already_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"such as optax\.adam\(1e-3\)"):
+        emo_optax.emotional(optax.adam)
+    with pytest.raises(TypeError, match="emotional already"):
+        emo_optax.emotional(emo_optax.emo_sens(1e-3)).init(jnp.ones(2))
+
+
+def test_a_wrapper_that_drops_parameters_is_named() -> None:
+    optimizer = emo_optax.emo_sens(1e-3)
+    state = optimizer.init(jnp.ones(2))
+    with pytest.raises(ValueError, match=r"`params` was not given.* optax\.contrib\.galore"):
+        optimizer.update(jnp.ones(2), state, value=1.0)
+
+
+def test_of_two_emotions_the_first_one_is_shown_whole() -> None:
+    params = {"a": jnp.ones(2), "z": jnp.ones(2)}
+    optimizer = optax.partition(
+        {"a": emo_optax.emo_sens(gain=0.0), "z": emo_optax.emo_sens(use_shadow=True)},
+        {"a": "a", "z": "z"},
+    )
+    state = optimizer.init(params)
+    for loss in (1.0, 9.0, 9.0):
+        _, state = optimizer.update(params, state, params, value=loss)
+    emotion = emo_optax.get_emotion(state)
+    assert (float(emotion.scalar), float(emotion.shadow_ratio)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["emo_sens", "emo_navi", "emo_clan"])
+def test_moments_in_half_precision_stay_finite_and_do_not_vanish(name: str) -> None:
+    ends = []
+    for dtype in (jnp.float16, jnp.float32):
+        optimizer = emo_optax.create_optimizer(name, 1e-3, weight_decay=0.0, moment_dtype=dtype)
+        params = jnp.ones(1)
+        state = optimizer.init(params)
+        for gradient in (*[1e-4] * 5, *[0.0] * 3, 1e4, *[1.0] * 5):
+            updates, state = optimizer.update(jnp.asarray([gradient]), state, params, value=1.0)
+            params = params + updates
+        ends.append(float(params[0]))
+        assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state))
+    assert abs(ends[0] - ends[1]) < 0.05

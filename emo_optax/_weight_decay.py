@@ -67,9 +67,9 @@ def add_weight_decay(
         >>> print(updates)
         [0.1 0.2]
 
-    Source: SPEC section "Weight decay modes"; `decoupled_weight_decay` of EmoCats v2.0 by muooon.
+    Source: `decoupled_weight_decay` of EmoCats v2.0 by muooon.
     """
-    check_not_negative("weight_decay", weight_decay)
+    check_not_negative("weight_decay", weight_decay, may_be_schedule=True)
     # An array is looked at in `init` alone: optax.inject_hyperparams makes the transformation anew
     # at every step, with that step's learning rate, and only the first one divides.
     is_late = isinstance(divisor, jax.Array)

@@ -431,7 +431,7 @@ def test_what_cannot_be_wrapped_is_refused() -> None:
         emo_torch.Emotional(torch.optim.SGD)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="differentiable=True"):
         emo_torch.Emotional(torch.optim.SGD(params, differentiable=True))
-    with pytest.raises(TypeError, match="The state of SGD has no plain arrays"):
+    with pytest.raises(ValueError, match="The state of SGD has no plain arrays"):
         emo_torch.to_arrays(emo_torch.Emotional(torch.optim.SGD(params)), [("weight", params[0])])
     with pytest.raises(ValueError, match="has an option 'gain' of its own"):
         emo_torch.Emotional(HasGain(params, {"lr": 0.1, "gain": 2.0}))
@@ -474,3 +474,34 @@ def test_shadows_come_back_when_the_optimizer_fails() -> None:
     with pytest.raises(ArithmeticError):
         optimizer.step(loss=1.0)
     assert set(optimizer.state[param]) == {"shadow", "shadow_exists"}
+
+
+def test_an_inner_optimizer_that_reads_the_loss_gets_it() -> None:
+    param = Parameter(torch.ones(2))
+    inner = emo_torch.RefAdamWMiniScheduleFree([param])
+    optimizer = emo_torch.Emotional(inner)
+    for _ in range(3):
+        param.grad = torch.ones(2)
+        optimizer.step(loss=1.0)
+    assert int(inner.divergence.felt) == 3
+    with pytest.raises(emo_torch.LossMissingError):
+        optimizer.step()
+
+
+def test_a_step_without_a_loss_at_rate_zero_changes_no_state() -> None:
+    param = Parameter(torch.ones(2))
+    optimizer = emo_torch.Emotional(torch.optim.AdamW([param], lr=0.1))
+    param.grad = torch.ones(2)
+    optimizer.step(loss=1.0)
+    before = copy.deepcopy(optimizer.state_dict())
+    optimizer.param_groups[0]["lr"] = 0.0
+    late = Parameter(torch.ones(2))
+    late.grad = torch.ones(2)
+    for _ in range(2):
+        optimizer.step()
+        after = optimizer.state_dict()["state"]
+        assert all(torch.equal(after[0][name], value) for name, value in before["state"][0].items())
+        if len(optimizer.param_groups) == 1:
+            optimizer.add_param_group({"params": [late], "lr": 0.0})
+    assert "exp_avg" in optimizer.state[late]
+    assert torch.equal(late.detach(), torch.ones(2))

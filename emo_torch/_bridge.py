@@ -22,6 +22,9 @@ def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor
     A parameter's moments are named after it, as in `exp_avg/layers.0.weight`. Narrow floats come out
     as float32, which NumPy has everywhere.
 
+    Members of one rule exchange state on purpose, since it is the same: `EmoNavi` with `EmoSens`,
+    `EmoFact` with `EmoAiry`, and `EmoLynx` with `EmoCats`.
+
     Args:
         optimizer: the optimizer.
         named_params: the names of its parameters, such as `model.named_parameters()`.
@@ -32,7 +35,9 @@ def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor
         that has them.
 
     Raises:
-        ValueError: for a parameter without a name, and for shadows that were not all made.
+        ValueError: for an `Emotional`, whose inner optimizer has a state of its own kind; for a parameter
+            without a name, for a name that two parameters have, and for shadows that were not all
+            made.
 
     Example:
         >>> import torch
@@ -74,14 +79,18 @@ def from_arrays(
 ) -> None:
     """Puts what named arrays hold into an optimizer.
 
+    Members of one rule exchange state on purpose, since it is the same: `EmoNavi` with `EmoSens`,
+    `EmoFact` with `EmoAiry`, and `EmoLynx` with `EmoCats`.
+
     Args:
         arrays: what `to_arrays` returned, here or in `emo_optax`.
-        optimizer: an optimizer of the same kind, over the same parameters.
+        optimizer: an optimizer of the same rule, over the same parameters.
         named_params: the names of its parameters, such as `model.named_parameters()`.
 
     Raises:
-        ValueError: for an unknown version, another optimizer, and arrays that are missing, too many
-            or of another shape, each by its name; before anything is changed.
+        ValueError: for an unknown version, another rule, and arrays that are missing, too many,
+            of another shape, or of another kind (such as whole numbers for floats), each by its name;
+            for what `to_arrays` refuses; all before anything is changed.
 
     Example:
         >>> import torch
@@ -122,7 +131,12 @@ def check_arrays(
     version = np.asarray(arrays["version"]).reshape(-1).tolist()
     if version != [ARRAYS_VERSION]:
         raise ValueError(f"Unknown version {version} of the arrays; this package reads {ARRAYS_VERSION}")
-    rule, ours = (bytes(np.asarray(each["rule"], np.uint8)).decode() for each in (arrays, expected))
+    written = np.asarray(arrays["rule"]).dtype
+    if written != np.uint8:
+        raise ValueError(f"The array 'rule' holds {written}, not the bytes of a name (uint8)")
+    rule, ours = (
+        np.asarray(each["rule"]).tobytes().decode(errors="replace") for each in (arrays, expected)
+    )
     if rule != ours:
         raise ValueError(f"The arrays are those of another optimizer: its rule is {rule!r}, not {ours!r}")
     for name, array in expected.items():
@@ -132,6 +146,9 @@ def check_arrays(
             raise ValueError(
                 f"The array {name!r} has the shape {np.shape(arrays[name])}, not {array.shape}"
             )
+        dtype = np.asarray(arrays[name]).dtype
+        if _kind(dtype) != _kind(array.dtype):
+            raise ValueError(f"The array {name!r} holds {dtype}, not {_kind(array.dtype)}")
     extra = sorted(arrays.keys() - expected.keys())
     if extra:
         raise ValueError(f"The arrays hold what this optimizer has no place for: {', '.join(extra)}")
@@ -163,6 +180,14 @@ def load_arrays(path: str | Path) -> Arrays:
     return dict(load_file(path))
 
 
+def _kind(dtype: np.dtype[Any]) -> str:
+    """Returns what a dtype holds, however wide."""
+    # NumPy itself does not know bfloat16 for a float.
+    kind = "f" if dtype.name == "bfloat16" else dtype.kind
+    kinds = {"f": "floating-point numbers", "i": "whole numbers", "u": "whole numbers", "b": "booleans"}
+    return kinds.get(kind, str(dtype))
+
+
 def _to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
     tensor = tensor.detach().cpu()
     is_narrow = tensor.is_floating_point() and tensor.element_size() < 4
@@ -172,14 +197,22 @@ def _to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 def _put(tensor: Tensor, array: np.ndarray[Any, Any]) -> None:
     with torch.no_grad():
-        tensor.copy_(torch.tensor(np.asarray(array)))
+        # By way of what torch reads from NumPy whatever the file held, bfloat16 too.
+        is_float, is_bool = tensor.is_floating_point(), tensor.dtype == torch.bool
+        wide = np.float64 if is_float else np.bool_ if is_bool else np.int64
+        tensor.copy_(torch.tensor(np.asarray(array, wide)))
 
 
 def _named_states(
     optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor]]
 ) -> dict[str, dict[str, Tensor]]:
     """Returns each parameter's state by its name, newly made where there is none yet."""
-    names = {param: name for name, param in named_params}
+    names: dict[Tensor, str] = {}
+    owners: dict[str, Tensor] = {}
+    for name, param in named_params:
+        if owners.setdefault(name, param) is not param:
+            raise ValueError(f"Two parameters have the name {name!r} in named_params")
+        names[param] = name
     states = {}
     for group in optimizer.param_groups:
         for param in group["params"]:

@@ -58,7 +58,7 @@ def create_optimizer(name: str, /, params: ParamsT, *args: Any, **options: Any) 
 
     Raises:
         ValueError: for an unknown name, or a hyperparameter out of its range.
-        TypeError: for an option that the optimizer does not have.
+        TypeError: for an option that the optimizer does not have, or a name that is no string.
 
     Example:
         >>> import torch
@@ -66,6 +66,8 @@ def create_optimizer(name: str, /, params: ParamsT, *args: Any, **options: Any) 
         >>> params = torch.nn.Linear(2, 1).parameters()
         >>> optimizer = emo_torch.create_optimizer("emo_sens", params, lr=1e-3, use_shadow=True)
     """
+    if not isinstance(name, str):
+        raise TypeError(f"The name of an optimizer is needed, and this is {name!r}")
     known = {name.replace("_", ""): name for name in _OPTIMIZERS}
     plain = name.replace("_", "").lower()
     if plain not in known:

@@ -96,7 +96,7 @@ def watch(
         >>> print(state.level, state.diverging, state.injects)
         tensor(3, dtype=torch.int32) tensor(2, dtype=torch.int32) tensor(True)
 
-    Source: RefAdamWMiniScheduleFree by muooon (SPEC section "RefAdamWMiniScheduleFree").
+    Source: RefAdamWMiniScheduleFree by muooon.
     """
     check_max_steps(ref_max_steps)
     steps = state.steps + 1

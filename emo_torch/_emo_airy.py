@@ -79,7 +79,7 @@ class EmoAiry(EmoOptimizer):
         >>> losses[-1] < losses[0]
         True
 
-    Source: EmoAiry v2.0 by muooon (SPEC section "Second generation").
+    Source: EmoAiry v2.0 by muooon.
     """
 
     rule = "factored_moments"

@@ -69,7 +69,7 @@ class EmoCats(EmoOptimizer):
         >>> losses[-1] < losses[0]
         True
 
-    Source: EmoCats v2.0 by muooon (SPEC section "Second generation").
+    Source: EmoCats v2.0 by muooon.
     """
 
     rule = "lion"

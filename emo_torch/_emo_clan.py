@@ -89,7 +89,7 @@ class EmoClan(EmoOptimizer):
         >>> losses[-1] < losses[0]
         True
 
-    Source: EmoClan v2.0 by muooon (SPEC section "First generation").
+    Source: EmoClan v2.0 by muooon.
     """
 
     rule = "adam_factors_or_lion"

@@ -61,7 +61,7 @@ class EmoFact(EmoAiry):
         >>> losses[-1] < losses[0]
         True
 
-    Source: EmoFact v2.0 by muooon (SPEC section "First generation").
+    Source: EmoFact v2.0 by muooon.
     """
 
     shadow_effect = False

@@ -62,7 +62,7 @@ class EmoLynx(EmoCats):
         >>> losses[-1] < losses[0]
         True
 
-    Source: EmoLynx v2.0 by muooon (SPEC section "First generation").
+    Source: EmoLynx v2.0 by muooon.
     """
 
     shadow_effect = False

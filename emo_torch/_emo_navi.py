@@ -59,7 +59,7 @@ class EmoNavi(EmoSens):
         >>> losses[-1] < losses[0]
         True
 
-    Source: EmoNavi v2.0 by muooon (SPEC section "First generation").
+    Source: EmoNavi v2.0 by muooon.
     """
 
     shadow_effect = False

@@ -85,7 +85,7 @@ class EmoNeco(EmoOptimizer):
         >>> losses[-1] < losses[0]
         True
 
-    Source: EmoNeco v2.0 by muooon (SPEC section "First generation").
+    Source: EmoNeco v2.0 by muooon.
     """
 
     rule = "cautious_sign_or_softsign"

@@ -66,7 +66,7 @@ class EmoSens(EmoOptimizer):
         >>> losses[-1] < losses[0]
         True
 
-    Source: EmoSens v2.0 by muooon (SPEC section "Second generation").
+    Source: EmoSens v2.0 by muooon.
     """
 
     rule = "uncorrected_adam"

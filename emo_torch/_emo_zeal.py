@@ -90,7 +90,7 @@ class EmoZeal(EmoFact):
         >>> losses[-1] < losses[0]
         True
 
-    Source: EmoZeal v2.0 by muooon (SPEC section "First generation").
+    Source: EmoZeal v2.0 by muooon.
     """
 
     rule = "factored_moments_after_signs"

@@ -1,5 +1,6 @@
 """Putting it together: what every emotional optimizer shares, and a look at its emotion."""
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_forea
 from emo_torch._early_stop import WINDOW, went_quiet
 from emo_torch._emotion import Emotion, EmotionState, feel, init_emotion, wide_dtype
 from emo_torch._errors import NOT_A_CLOSURE
+from emo_torch._rules import store
 from emo_torch._shadow_effect import Keep, filter_by_emotion, keep_elements, step_scale
 from emo_torch._shadow_system import (
     ShadowRatio,
@@ -18,6 +20,7 @@ from emo_torch._shadow_system import (
     shadow_ratio_function,
 )
 from emo_torch._validation import (
+    check_choice,
     check_factor,
     check_gradient,
     check_group,
@@ -181,7 +184,7 @@ class LossOptimizer(Optimizer):
         for param in self._params():
             if param.grad is not None:
                 check_gradient(type(self).__name__, param)
-        if given is None and all(float(group.get("lr", 1.0)) == 0.0 for group in self.param_groups):
+        if given is None and all(self._is_zero(group.get("lr", 1.0)) for group in self.param_groups):
             self._make_missing_state()
             return None
         self._bring_memory(self._device())
@@ -197,6 +200,11 @@ class LossOptimizer(Optimizer):
         )
         self._move(feeling)
         return result
+
+    def _is_zero(self, lr: float | Tensor) -> bool:
+        # Where a step without a loss is an everyday one, it must not wait for the device.
+        may_look = not (self.loss_is_optional and isinstance(lr, Tensor) and lr.device.type != "cpu")
+        return may_look and float(lr) == 0.0
 
     def _make_missing_state(self) -> None:
         """Makes the state that parameters with a gradient lack, and changes nothing."""
@@ -282,9 +290,14 @@ class LossOptimizer(Optimizer):
                 differs from the other groups'.
         """
         if isinstance(param_group, dict):
-            options = {**self.defaults, **param_group}
+            # What a loaded state brought goes before what the optimizer was made with.
+            first = self.param_groups[0] if self.param_groups else self.defaults
+            shared = {name: first[name] for name in self.shared_options}
+            options = {**self.defaults, **shared, **param_group}
             self.check_options(options)
-            self._check_shared_options(options, self.defaults)
+            self._check_shared_options(options, shared)
+            for name, value in shared.items():
+                param_group.setdefault(name, value)
         super().add_param_group(param_group)
         if len(self.param_groups) == 1:
             self._share_memory(self.first_memory(), self._device())
@@ -365,6 +378,16 @@ class LossOptimizer(Optimizer):
             missing = [name for name in names if name not in saved]
             if has_memory and missing:
                 raise ValueError(f"The state lacks a part of the {self.memory_title}: {', '.join(missing)}")
+            for name in names if has_memory else ():
+                value = saved[name]
+                is_one = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, int | float)
+                if not is_one:
+                    raise ValueError(f"The state is damaged: {name!r} must be one number, and is {value!r}")
+        pairs = zip(self.param_groups, loaded["param_groups"], strict=False)
+        together = [{**group, **saved} for group, saved in pairs]
+        for options in together:
+            self.check_options(options)
+            self._check_shared_options(options, together[0])
 
     def _restore_dtypes(self, loaded: dict[str, Any]) -> None:
         """Undoes the cast of every state to its parameter's dtype that loading makes."""
@@ -414,6 +437,7 @@ class EmoOptimizer(LossOptimizer):
     def check_options(self, options: Group) -> None:
         """Raises a `ValueError` for an option of a group that is out of its range."""
         check_group(options, MODES)
+        check_choice("shadow_ratio", options["shadow_ratio"], ("v2.0", "v1.0", "function"))
 
     def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
         """Takes in the loss, and settles how far this step pulls to the shadow."""
@@ -585,12 +609,12 @@ def single_tensor(
                 signal.shadow_ratio,
                 shadow_rate=group["shadow_rate"],
             )
-        if first is not None:
-            weight.sub_(first(grad).mul_(signal.lr))
         mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
         if mode == "l2":
             grad = grad.clone()
             add_weight_decay(grad, weight, weight_decay)
+        if first is not None:
+            weight.sub_(first(grad).mul_(signal.lr))
         update = rule(grad, moved)
         if shadow_effect:
             update = filter_by_emotion(update, grad, signal.tolerance, keep).mul_(signal.scale)
@@ -602,8 +626,7 @@ def single_tensor(
         weight.sub_(update)
 
         for name, moment in moved.items():
-            if moment is not state[name]:
-                state[name].copy_(moment)
+            store(name, moment, state[name])
         if weight is not param:
             # Rounded as an update first, then added: what optax.apply_updates does.
             param.add_((weight - param.to(dtype)).to(param.dtype))
@@ -641,14 +664,14 @@ def multi_tensor(
                 signal.shadow_ratio,
                 shadow_rate=group["shadow_rate"],
             )
-        if first is not None:
-            steps = first(gradients)
-            torch._foreach_mul_(steps, signal.lr)
-            torch._foreach_sub_(weights, steps)
         mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
         if mode == "l2":
             gradients = [grad.clone() for grad in gradients]
             multi_tensor_add_weight_decay(gradients, weights, weight_decay)
+        if first is not None:
+            steps = first(gradients)
+            torch._foreach_mul_(steps, signal.lr)
+            torch._foreach_sub_(weights, steps)
         updates = rule(gradients, moved)
         if shadow_effect:
             updates = [
@@ -666,8 +689,7 @@ def multi_tensor(
 
         for state, news in zip(saved, moved, strict=True):
             for name, moment in news.items():
-                if moment is not state[name]:
-                    state[name].copy_(moment)
+                store(name, moment, state[name])
         if weights[0] is not narrow[0]:
             before = [param.to(dtype) for param in narrow]
             changes = [change.to(narrow[0].dtype) for change in torch._foreach_sub(weights, before)]
@@ -722,10 +744,11 @@ class Emotional(EmoOptimizer):
         >>> print(weight.detach())
         tensor([ 0.8616, -1.8602])
 
-    Source: SPEC sections "Emotion", "Shadow-effect" and "Shadow-system"; EmoSens v2.0 by muooon.
+    Source: EmoSens v2.0 by muooon.
     """
 
     inner: Optimizer
+    _loss: Tensor | None = None
 
     def __init__(
         self,
@@ -778,7 +801,7 @@ class Emotional(EmoOptimizer):
     @property
     def rule(self) -> str:  # type: ignore[override]
         """None of `_rules`; what asks for one is for the family alone."""
-        raise TypeError(
+        raise ValueError(
             f"The state of {type(self.inner).__name__} has no plain arrays that emo_optax could read: "
             "save its state_dict()"
         )
@@ -806,12 +829,27 @@ class Emotional(EmoOptimizer):
     def _missing_state(self, param: Tensor, group: Group, state: State) -> State:
         return super()._missing_state(param, {**group, "moment_dtype": None}, state)
 
+    def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
+        """Takes in the loss, and keeps it for an inner optimizer that reads it, too."""
+        self._loss = loss
+        return super().take_in(loss, **beside)
+
+    def _step_inner(self) -> None:
+        if isinstance(self.inner, LossOptimizer):
+            self.inner.step(loss=self._loss)
+        else:
+            self.inner.step()
+
     def _make_missing_state(self) -> None:
         params = [param for param in self._params() if param.grad is not None]
+        if all(self.state.get(param) for param in params):
+            return
         befores = [param.clone() for param in params]
+        states = {param: copy.deepcopy(self.state[param]) for param in params if self.state.get(param)}
         self.inner.step()
-        if params:
-            torch._foreach_copy_(params, befores)  # Some move by a learning rate of 0, too.
+        torch._foreach_copy_(params, befores)  # Some move by a learning rate of 0, too.
+        for param, state in states.items():
+            self.state[param] = state
 
     def _move(self, feeling: Feeling) -> None:
         """Lets the inner optimizer move the parameters, and keeps as much of it as is felt."""
@@ -825,7 +863,7 @@ class Emotional(EmoOptimizer):
                 moves.append((params, befores, self._kept(params, group, feeling), group))
         shadows = self._take_shadows()
         try:
-            self.inner.step()
+            self._step_inner()
         finally:
             for param, shadow in shadows.items():
                 self.state[param].update(shadow)

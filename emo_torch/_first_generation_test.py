@@ -286,3 +286,19 @@ def test_without_a_momentum_it_is_one_at_rest(rule: Callable[..., torch.Tensor])
     gradient = torch.tensor([3.0, -2.0, 0.0])
     assert torch.allclose(rule(gradient, None), rule(gradient, torch.zeros(3)), rtol=1e-6)
     assert torch.equal(gradient, torch.tensor([3.0, -2.0, 0.0]))
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_l2_decay_is_the_gradients_own_for_both_steps_of_zeal(foreach: bool) -> None:
+    ends = []
+    for mode, decay in (("l2", 0.1), ("decoupled", 0.0)):
+        param = torch.nn.Parameter(torch.full((2, 3), 2.0, dtype=torch.float64))
+        options = {"lr": 0.1, "weight_decay": decay, "weight_decay_mode": mode, "foreach": foreach}
+        optimizer = emo_torch.EmoZeal([param], **options)  # type: ignore[arg-type]
+        for loss in (1.0, 1.2, 3.0):
+            param.grad = torch.full_like(param, 0.01) + (
+                0.1 * param.detach() if mode == "decoupled" else 0.0
+            )
+            optimizer.step(loss=loss)
+        ends.append(param.detach().clone())
+    assert torch.allclose(ends[0], ends[1], rtol=0.0, atol=1e-12)

@@ -11,8 +11,8 @@ from torch.optim.optimizer import ParamsT
 
 from emo_torch._divergence import DivergenceState, init_divergence, injection_strength, watch
 from emo_torch._emotion import wide_dtype
-from emo_torch._emotional import Group, LossOptimizer, State, use_foreach
-from emo_torch._rules import _average, _multi_tensor_average
+from emo_torch._emotional import Group, LossOptimizer, State, _by_device_and_dtype, use_foreach
+from emo_torch._rules import _average, _multi_tensor_average, store
 from emo_torch._smoothed_norm import NO_NORM, learning_rate_from_norm, smooth_norm
 from emo_torch._validation import (
     check_at_most_one,
@@ -87,7 +87,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         >>> losses[-1] < losses[0], int(optimizer.divergence.steps)
         (True, 30)
 
-    Source: RefAdamWMiniScheduleFree by muooon (SPEC section "RefAdamWMiniScheduleFree").
+    Source: RefAdamWMiniScheduleFree by muooon.
     """
 
     rule = "ref_adamw_mini_schedule_free"
@@ -310,10 +310,7 @@ def _multi_tensor_ref(
 ) -> None:
     b1, b2 = group["betas"]
     mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
-    buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for index, param in enumerate(params):
-        buckets.setdefault((param.device, param.dtype), []).append(index)
-    for (device, _), indices in buckets.items():
+    for (device, _), indices in _by_device_and_dtype(params).items():
         narrow, saved = [params[index] for index in indices], [states[index] for index in indices]
         dtype = wide_dtype(narrow[0])
         weights = [param.to(dtype) for param in narrow]
@@ -376,14 +373,8 @@ def _settle(
     smoothed: Tensor,
 ) -> None:
     """Puts what came of a step where it belongs; without a finite norm nothing is changed."""
-    if state["exp_avg_sq"].dtype == torch.float16:
-        # There a second moment must not become 0 while the first is not.
-        least = 2.0**-24  # The least that float16 has.
-        exp_avg_sq = torch.where(exp_avg_sq > 0.0, exp_avg_sq.clamp(min=least), exp_avg_sq)
     for name, moment in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
-        most = torch.finfo(state[name].dtype).max  # What would be infinite there becomes that.
-        rounded = moment.clamp(-most, most).to(state[name].dtype)
-        state[name].copy_(torch.where(is_finite, rounded, state[name]))
+        store(name, torch.where(is_finite, moment, state[name].to(moment.dtype)), state[name])
     state["exp_avg_norm"].copy_(smoothed)
     moved = torch.where(is_finite, moved, weight)
     if weight is param:

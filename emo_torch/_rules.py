@@ -10,6 +10,22 @@ from torch import Tensor
 from emo_torch._shadow_effect import row_and_column_means
 
 
+def store(name: str, moment: Tensor, kept: Tensor) -> None:
+    """Puts a moment, by its name, into the tensor that it is kept in, rounded to that dtype.
+
+    float16 has little range: what is too much for it becomes the most that it has, and a square does
+    not become 0, by which the first moment would be divided, where it was not.
+    """
+    if moment is kept:
+        return
+    if kept.dtype == torch.float16:
+        most, least = 65504.0, 2.0**-24
+        moment = moment.clamp(-most, most)
+        if name.endswith("exp_avg_sq"):
+            moment = torch.where(moment > 0.0, moment.clamp(min=least), moment)
+    kept.copy_(moment)
+
+
 def _average(moment: Tensor, value: Tensor, decay: float) -> None:
     """Sets a moment to `decay moment + (1 - decay) value`."""
     moment.mul_(decay).add_(value, alpha=1.0 - decay)

@@ -53,7 +53,7 @@ def gradient_moments(gradient: Iterable[Tensor]) -> Tensor:
         >>> print(gradient_moments([torch.tensor([1.0, 2.0]), torch.tensor(0.0)]))
         tensor([1.0000, 1.6667, 3.0000, 5.6667])
 
-    Source: SPEC section "Runaway detection from gradient moments", an idea of muooon's.
+    Source: the runaway detection of the Emo documents, an idea of muooon's.
     """
     leaves = list(gradient)
     if any(leaf.is_complex() or leaf.layout != torch.strided for leaf in leaves):
@@ -94,7 +94,7 @@ def runaway_emotion(moments: Tensor, eps: float = 1e-8) -> Tensor:
         >>> print(f"{runaway_emotion(gradient_moments([gradient])):.4f}")
         0.4114
 
-    Source: SPEC section "Runaway detection from gradient moments", an idea of muooon's.
+    Source: the runaway detection of the Emo documents, an idea of muooon's.
     """
     _, second, third, fourth = moments.unbind()
     emotion = third / (second + eps) * torch.exp(-fourth)
@@ -123,7 +123,7 @@ class RunawayMonitor:
         >>> print(monitor.observe([weight]).emotion)
         tensor(0.4697)
 
-    Source: SPEC section "Runaway detection from gradient moments", an idea of muooon's.
+    Source: the runaway detection of the Emo documents, an idea of muooon's.
     """
 
     def __init__(self, *, eps: float = 1e-8, bounds: Bounds | None = None) -> None:
@@ -274,7 +274,7 @@ def scale_by_runaway(
         >>> print(weight.detach(), monitor.runaway.scale)
         tensor([-0.2651, -0.2651]) tensor(0.5303)
 
-    Source: SPEC section "Runaway detection from gradient moments", an idea of muooon's.
+    Source: the runaway detection of the Emo documents, an idea of muooon's.
     """
     check_inner(optimizer)
     monitor = RunawayMonitor(eps=eps, bounds=bounds)
@@ -312,7 +312,7 @@ def track_runaway(
         >>> print(monitor.runaway.emotion)
         tensor(0.4697)
 
-    Source: SPEC section "Runaway detection from gradient moments", an idea of muooon's.
+    Source: the runaway detection of the Emo documents, an idea of muooon's.
     """
     if not isinstance(optimizer, Optimizer):
         check_inner(optimizer)

@@ -27,7 +27,7 @@ def smooth_norm(before: Tensor, norm: Tensor, schedulefree_alpha: float = 0.05) 
         >>> print(f"{emo_torch.smooth_norm(e, torch.tensor(4.0)):.2f}")
         2.10
 
-    Source: RefAdamWMiniScheduleFree by muooon (SPEC section "RefAdamWMiniScheduleFree").
+    Source: RefAdamWMiniScheduleFree by muooon.
     """
     smoothed = (1.0 - schedulefree_alpha) * before + schedulefree_alpha * norm
     return torch.where(norm.isfinite(), torch.where(before < 0.0, norm, smoothed), before)
@@ -40,7 +40,8 @@ def learning_rate_from_norm(
 
     .. math:: \eta' = \max(\min(\eta_{max}, \frac{\eta\,e}{\lVert g \rVert_2 + 10^{-12}}), \eta_{min})
 
-    A gradient of zeros takes the largest learning rate.
+    A gradient of zeros takes the largest learning rate, or the least one where all were zeros so far. A
+    learning rate of 0 stays 0.
 
     Args:
         lr: eta, >= 0.
@@ -58,6 +59,7 @@ def learning_rate_from_norm(
         >>> print(f"{emo_torch.learning_rate_from_norm(1e-3, torch.tensor(2.0), torch.tensor(1.0)):.4f}")
         0.0020
 
-    Source: RefAdamWMiniScheduleFree by muooon (SPEC section "RefAdamWMiniScheduleFree").
+    Source: RefAdamWMiniScheduleFree by muooon.
     """
-    return (lr * smoothed / (norm + 1e-12)).clamp(min=min_lr, max=max_lr)
+    rate = (lr * smoothed / (norm + 1e-12)).clamp(min=min_lr, max=max_lr)
+    return rate * (lr > 0.0)

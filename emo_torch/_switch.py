@@ -28,10 +28,13 @@ def switch_by_emotion(
         moments: for each rule its moments by name, moved in place; the same for rules that share
             them.
         rules: functions of a gradient and of moments, which they move, to an update.
-        chosen: k(s), the index of a rule, a whole number of shape `[]`.
+        chosen: k(s), the index of a rule, a whole number of shape `[]`; taken to the nearest one.
 
     Returns:
         The update of the chosen rule.
+
+    Raises:
+        ValueError: without a rule.
 
     Example:
         >>> import torch
@@ -65,6 +68,9 @@ def multi_tensor_switch_by_emotion(
     chosen: Tensor,
 ) -> list[Tensor]:
     """Does what `switch_by_emotion` does for many tensors of one device and dtype."""
+    if not rules:
+        raise ValueError("switch_by_emotion needs at least one rule, and none was given")
+    chosen = chosen.clamp(0, len(rules) - 1)
     # All are copied before any is moved: rules may share moments.
     copies = [[{name: old.clone() for name, old in each.items()} for each in own] for own in moments]
     updates = [torch.zeros_like(grad) for grad in grads]

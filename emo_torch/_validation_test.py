@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import Parameter
 
 import emo_torch
 
@@ -349,3 +350,57 @@ def test_a_group_without_parameters_is_as_welcome_as_in_torch() -> None:
         optimizer = emo_torch.EmoSens([{"params": params} for params in groups])
         optimizer.step(loss=1.0)
         assert optimizer.emotion.felt.item() == 1
+
+
+def test_a_group_added_behind_a_load_shares_what_was_loaded() -> None:
+    first, second, third = (Parameter(torch.ones(1)) for _ in range(3))
+    saved = emo_torch.EmoSens([first], maximize=True, gain=0.1).state_dict()
+    optimizer = emo_torch.EmoSens([second])
+    optimizer.load_state_dict(saved)
+    optimizer.add_param_group({"params": [third]})
+    assert [group["maximize"] for group in optimizer.param_groups] == [True, True]
+    optimizer.add_param_group({"params": [Parameter(torch.ones(1))], "gain": 0.1})
+    assert [group["gain"] for group in optimizer.param_groups] == [0.1] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("emotion_short", "x"),
+        ("emotion_short", torch.ones(2)),
+        ("weight_decay_mode", "none such"),
+        ("shadow_ratio", "v9"),
+        ("maximize", True),
+    ],
+)
+def test_a_damaged_group_is_refused_before_anything_is_changed(name: str, value: Any) -> None:
+    def make() -> emo_torch.EmoSens:
+        groups = [{"params": [Parameter(torch.ones(2))]} for _ in range(2)]
+        for group in groups:
+            group["params"][0].grad = torch.ones(2)
+        return emo_torch.EmoSens(groups)
+
+    optimizer, other = make(), make()
+    optimizer.step(loss=1.0)
+    saved = optimizer.state_dict()
+    saved["param_groups"][1][name] = value
+    with pytest.raises(ValueError, match=name):
+        other.load_state_dict(saved)
+    assert int(other.emotion.felt) == 0
+    assert not other.state
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("name", ["EmoSens", "EmoNavi", "EmoClan"])
+def test_moments_in_half_precision_stay_finite_and_do_not_vanish(name: str, foreach: bool) -> None:
+    ends = []
+    for dtype in (torch.float16, torch.float32):
+        param = Parameter(torch.ones(1))
+        options = {"lr": 1e-3, "weight_decay": 0.0, "moment_dtype": dtype, "foreach": foreach}
+        optimizer = getattr(emo_torch, name)([param], **options)
+        for gradient in (*[1e-4] * 5, *[0.0] * 3, 1e4, *[1.0] * 5):
+            param.grad = torch.tensor([gradient])
+            optimizer.step(loss=1.0)
+        ends.append(param.detach().item())
+        assert all(bool(value.isfinite().all()) for value in optimizer.state[param].values())
+    assert abs(ends[0] - ends[1]) < 0.05

@@ -34,7 +34,7 @@ def add_weight_decay(update: Tensor, param: Tensor, weight_decay: float) -> None
         >>> print(update)
         tensor([0.1000, 0.2000])
 
-    Source: SPEC section "Weight decay modes"; `decoupled_weight_decay` of EmoCats v2.0 by muooon.
+    Source: `decoupled_weight_decay` of EmoCats v2.0 by muooon.
     """
     # Added to the update, so that the parameter is rounded once a step: decay alone is so small that
     # its rounding, always to the same side, would add up over some hundred steps.
@@ -78,6 +78,7 @@ def decay_groups(
         others, whose `weight_decay` is 0. Either may be empty.
 
     Raises:
+        TypeError: for parameters without names.
         ValueError: for a mask that lacks a parameter or names one that does not exist, and for two
             parameters of one name.
 
@@ -95,6 +96,8 @@ def decay_groups(
     if isinstance(named_params, torch.nn.Module):
         named_params = named_params.named_parameters()
     pairs = list(named_params)
+    if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        raise TypeError("Names and parameters are needed, such as model.named_parameters(), or the model")
     params = dict(pairs)
     if len(params) < len(pairs):
         raise ValueError("Two parameters have the same name, so that a mask cannot tell them apart")

@@ -1,3 +1,5 @@
+import functools
+import inspect
 import json
 import math
 from pathlib import Path
@@ -11,9 +13,12 @@ import pytest
 import torch
 from rich.console import Console
 
+import emo_optax
+import emo_torch
 from examples.yardstick import memory, plan, sweeps, tables, tasks, training
 from examples.yardstick.__main__ import main, parse, run_missing
 from examples.yardstick.optimizers import (
+    REFERENCE,
     SHAPES,
     OptaxOptimizer,
     TorchRun,
@@ -25,14 +30,17 @@ from examples.yardstick.store import Store
 from examples.yardstick.surfaces import SURFACES, starts
 
 TINY = Settings(
-    surface_steps=3,
+    surface_steps=6,
     task_steps=(("mlp", 3), ("lora", 2)),
     reach=0,
     search_seeds=(0,),
     seeds=(0, 1),
+    disturbed_seeds=(0,),
     disturbances=("spike", "loss x 10"),
 )
 NAMES = list(contenders())
+SPREAD = ["emo_sens_shadow", "emo_airy", "emo_fact", "ref_adamw_mini_schedule_free", "adamw", "adafactor"]
+"""Those for the cells that take long: with moments, factored ones, a shadow, and without an emotion."""
 FEW = ["emo_sens", "adamw"]
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -71,9 +79,9 @@ def quadratic_run(name: str, rate: float, steps: int) -> tuple[list[float], list
 
 
 def test_the_whole_family_and_every_baseline_is_there() -> None:
-    import emo_torch
-
-    assert set(emo_torch.list_optimizers()) <= {name for name in NAMES if contenders()[name].is_family}
+    family = {name for name in NAMES if contenders()[name].is_family}
+    assert family == {*emo_torch.list_optimizers(), "emo_sens_shadow", "emo_sens_gain_0.05"}
+    assert {*SPREAD, REFERENCE} <= {*NAMES}
     baselines = {each.title for each in contenders().values() if not each.is_family}
     assert baselines == {
         *("SGD", "Momentum", "SGD, step decay", "Momentum, step decay", "AdaGrad", "RMSprop", "AdaDelta"),
@@ -85,9 +93,35 @@ def test_the_whole_family_and_every_baseline_is_there() -> None:
 # correction of its maximum, and Lion and AdaBelief are Optax' in both.
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"adafactor", "radam", "amsgrad", "lion", "adabelief"}))
 def test_an_optimizer_is_the_same_in_both_frameworks(name: str) -> None:
-    in_optax, in_torch = quadratic_run(name, 0.05, steps=12)
+    in_optax, in_torch = quadratic_run(name, 0.05, steps=8)
     np.testing.assert_allclose(in_torch, in_optax, rtol=1e-4)
     assert in_torch != [1.0, -2.0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_who_takes_the_number_of_steps_is_told_it(name: str) -> None:
+    contender = contenders()[name]
+    run = TorchRun(contender, [torch.nn.Parameter(torch.ones(2))], 0.1, 30)
+    assert contender.takes_length == ("ref_max_steps" in run.optimizer.defaults)
+    assert run.optimizer.defaults.get("ref_max_steps") == (30 if contender.takes_length else None)
+    if contender.is_family:
+        twin = getattr(emo_optax, name.replace("_shadow", "").replace("_gain_0.05", ""))
+        assert contender.takes_length == ("ref_max_steps" in inspect.signature(twin).parameters)
+
+
+def test_the_number_of_steps_matters_on_the_surfaces() -> None:
+    assert contenders()["ref_adamw_mini_schedule_free"].takes_length
+    # Without injections in its first and last fifth, other lengths are other runs.
+    points = []
+    for length in (3, 300):
+        optimizer = make_in_optax(contenders()["ref_adamw_mini_schedule_free"], 0.05, length)
+        point = jnp.asarray([1.0, -2.0])
+        state = optimizer.init(point)
+        for _ in range(3):
+            updates, state = optimizer.update(2.0 * point, state, point, value=jnp.sum(point**2))
+            point = optax.apply_updates(point, updates)
+        points.append(point.tolist())
+    assert points[0] != points[1]
 
 
 @pytest.mark.parametrize("name", ["lion", "adabelief"])
@@ -125,7 +159,7 @@ def test_learning_rates_go_as_they_are_called(shape: str, expected: list[float])
 
 @pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
 def test_the_lowest_value_is_the_lowest(surface: Any) -> None:
-    x, y = np.meshgrid(np.linspace(-5, 5, 1001), np.linspace(-5, 5, 10001))
+    x, y = np.meshgrid(np.linspace(-5, 5, 101), np.linspace(-5, 5, 10001))
     lowest = float(np.min(surface.value(x, y)))
     assert lowest == pytest.approx(surface.lowest, abs=1e-4)
     assert starts(surface).shape == (16, 2)
@@ -133,7 +167,20 @@ def test_the_lowest_value_is_the_lowest(surface: Any) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_optimizer_runs_every_kind_of_cell(name: str) -> None:
+def test_every_optimizer_runs(name: str) -> None:
+    result = run_cell(Cell("training", name, 2, "mlp", contenders()[name].default, 0))
+    assert 0.0 < result["loss"] < 10.0
+    # Traced only: compiling takes most of a second for each.
+    optimizer = make_in_optax(contenders()[name], 0.1, 2)
+
+    def step(point: jax.Array) -> Any:
+        return optimizer.update(point, optimizer.init(point), point, value=jnp.sum(point))
+
+    assert jax.eval_shape(step, jnp.ones(2))[0].shape == (2,)
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_optimizers_run_every_kind_of_cell(name: str) -> None:
     for task in ("mlp", "cnn", "transformer", "lora"):
         result = run_cell(Cell("training", name, 2, task, contenders()[name].default, 0))
         assert 0.0 <= result["accuracy"] <= 1.0
@@ -142,16 +189,19 @@ def test_every_optimizer_runs_every_kind_of_cell(name: str) -> None:
     result = run_cell(Cell("memory", name))
     assert 0.0 <= result["transformer"] < 17.0
     json.dumps(result, allow_nan=False)
-    # Traced only: compiling takes most of a second for each.
     runs = sweeps.trajectories(contenders()[name], 2)
     assert jax.eval_shape(runs, np.asarray([0.1, 0.2], np.float32)).shape == (4, 2, 16, 3, 2)
 
 
-@pytest.mark.parametrize("name", ["emo_sens_shadow", "noam"])
+@functools.cache
+def surfaces_of(name: str) -> dict[str, Any]:
+    """Returns the results of 6 steps on the surfaces, compiled once for all tests."""
+    return run_cell(Cell("surfaces", name, 6))
+
+
+@pytest.mark.parametrize("name", ["ref_adamw_mini_schedule_free", "noam"])
 def test_surfaces_are_run_by_start_and_learning_rate(name: str) -> None:
-    results = run_cell(Cell("surfaces", name, 4))
-    if name == "noam":
-        assert run_cell(Cell("surfaces", name, 4)) == results
+    results = surfaces_of(name)
     assert list(results) == list(SURFACES)
     for surface, result in results.items():
         for grid, rates in sweeps.GRIDS.items():
@@ -162,13 +212,14 @@ def test_surfaces_are_run_by_start_and_learning_rate(name: str) -> None:
         np.testing.assert_allclose(result["maps"]["0 to 5"][0], np.log10(heights), atol=0.051)
         for path in result["paths"].values():
             np.testing.assert_allclose(path[0], begin[0], rtol=1e-3)
-            assert len(path) == 5
+            assert len(path) == 7
     json.dumps(results, allow_nan=False)
 
 
 def test_one_run_of_a_map_is_a_run_by_itself() -> None:
-    result = run_cell(Cell("surfaces", "emo_cats", 6))["rosenbrock"]
-    optimizer = make_in_optax(contenders()["emo_cats"], result["default_rate"], 6)
+    name = "ref_adamw_mini_schedule_free"
+    result = surfaces_of(name)["rosenbrock"]
+    optimizer = make_in_optax(contenders()[name], result["default_rate"], 6)
     point = jnp.asarray(starts(SURFACES["rosenbrock"])[0])
     state = optimizer.init(point)
     for expected in result["paths"]["default"]:
@@ -178,7 +229,7 @@ def test_one_run_of_a_map_is_a_run_by_itself() -> None:
         point = optax.apply_updates(point, updates)
 
 
-@pytest.mark.parametrize("name", ["emo_airy", "adafactor", "adabelief"])
+@pytest.mark.parametrize("name", ["emo_airy", "adabelief"])
 def test_a_cell_gives_the_same_numbers_again(name: str) -> None:
     for cell in (
         Cell("training", name, 4, "cnn", 0.01, 1, "labels"),
@@ -233,6 +284,12 @@ def test_the_family_is_told_the_loss() -> None:
     run = TorchRun(contenders()["emo_sens"], [torch.nn.Parameter(torch.ones(2))], 0.1, 10)
     run.step(torch.tensor(3.0))
     assert float(run.optimizer.emotion.short) == 3.0  # type: ignore[attr-defined]
+    # No emotion here, but a memory of the losses all the same.
+    run = TorchRun(
+        contenders()["ref_adamw_mini_schedule_free"], [torch.nn.Parameter(torch.ones(2))], 0.1, 10
+    )
+    run.step(torch.tensor(3.0))
+    assert int(run.optimizer.divergence.steps) == 1  # type: ignore[attr-defined]
 
 
 def test_a_diverged_training_ends() -> None:
@@ -288,8 +345,13 @@ def test_the_width_counts_decades() -> None:
     assert sweeps.width_in_decades(rates, heights, arrived=1.01) == 1.5
 
 
+def run_quickly(cell: Cell) -> dict[str, Any]:
+    """Runs a cell, but for those that have to be compiled."""
+    return {"made": "up"} if cell.kind == "surfaces" else run_cell(cell)
+
+
 def finish(store: Store, names: list[str], settings: Settings = TINY) -> int:
-    return run_missing(settings, names, store, 0, Console(quiet=True))
+    return run_missing(settings, names, store, 0, Console(quiet=True), run_quickly)
 
 
 def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
@@ -301,7 +363,7 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
         count += 1
         if count > 5:
             raise KeyboardInterrupt
-        return run_cell(cell)
+        return run_quickly(cell)
 
     with pytest.raises(KeyboardInterrupt):
         run_missing(TINY, FEW, Store(path), 0, Console(quiet=True), stop_after_five)
@@ -373,33 +435,47 @@ def test_everything_is_written_and_fits_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("examples.yardstick.__main__.fast", lambda: TINY)
-    arguments = ["--only", "emo_sens", "--workers", "0", "--output", str(tmp_path)]
+    name = "ref_adamw_mini_schedule_free"
+    store = Store(tmp_path / "results.json")
+    store.put(Cell("surfaces", name, TINY.surface_steps).key, surfaces_of(name))
+    store.save()
+    arguments = ["--only", name, "--workers", "0", "--output", str(tmp_path)]
     assert main(arguments) == 0
     assert "loses" in capsys.readouterr().out
     text = (tmp_path / "tables.md").read_text()
     assert max(len(line) for line in text.splitlines()) <= 100
-    for title in ("EmoSens", "AdamW", "Memory", "Robustness", "Where the family loses and wins"):
+    for title in (
+        "RefAdamWMiniScheduleFree",
+        "AdamW",
+        "Memory",
+        "Robustness",
+        "Where the family loses and wins",
+    ):
         assert title in text
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert len(pictures) == 9
-    for name in pictures:
-        assert (tmp_path / name).read_bytes().startswith(PNG)
-        assert (tmp_path / name).stat().st_size < 500_000
+    for picture in pictures:
+        assert (tmp_path / picture).read_bytes().startswith(PNG)
+        assert (tmp_path / picture).stat().st_size < 500_000
 
 
 def test_the_tables_say_what_the_results_say(tmp_path: Path) -> None:
     store = Store(tmp_path / "results.json")
-    settings = Settings(3, (("mlp", 3),), 0, (0,), (0, 1), ("spike",))
+    settings = Settings(3, (("mlp", 3),), 0, (0,), (0, 1), (0,), ("spike", "labels"))
     base = {"emo_sens": 0.3, "emo_cats": 0.18, "adamw": 0.2}
     for name, loss in base.items():
         store.put(Cell("memory", name).key, {"transformer": 4.0 if name == "emo_cats" else 8.0})
         for rate in (contenders()[name].default, *(plan.rung(index) for index in range(-8, 0))):
             for seed in (0, 1):
                 best = math.isclose(rate, 3e-3)
-                result = {"loss": loss + 0.01 * seed if best else 2.0, "accuracy": 0.9 if best else 0.1}
+                result = {"loss": loss + 0.01 * seed if best else 2.0, "accuracy": 0.9 if best else 0.8}
                 store.put(Cell("training", name, 3, "mlp", rate, seed).key, result)
-                spiked = {"loss": 1.0, "accuracy": 0.5 if name == "emo_sens" else 0.9}
+                # A spike harms one everywhere; labels harm the reference at its best only.
+                spiked = {"loss": 1.0, "accuracy": result["accuracy"] - 0.4 * (name == "emo_sens")}
                 store.put(Cell("training", name, 3, "mlp", rate, seed, "spike").key, spiked)
+                harm = 0.7 if best and name == "adamw" else 0.1 if name == "emo_cats" else 0.0
+                labels = {"loss": 1.0, "accuracy": result["accuracy"] - harm}
+                store.put(Cell("training", name, 3, "mlp", rate, seed, "labels").key, labels)
     standings = tables.standings_on(settings, list(base), store, "mlp")
     assert list(standings) == ["emo_cats", "adamw", "emo_sens"]
     assert [standing.rank for standing in standings.values()] == [1, 2, 3]
@@ -407,12 +483,47 @@ def test_the_tables_say_what_the_results_say(tmp_path: Path) -> None:
     assert standings["emo_sens"].ratio == pytest.approx(0.305 / 0.205)
     assert standings["emo_sens"].best.spread == pytest.approx(0.01)
     assert standings["emo_sens"].default.loss == 2.0
+    assert standings["emo_sens"].default_ratio == pytest.approx(2.0 / 0.205)
+    assert standings["emo_sens"].default_rank == 1
     text = tables.standings(settings, list(base), store)
-    assert "loses 1.49 (3)" in text
-    assert "wins 0.90 (1)" in text
-    assert "loses: EmoSens. wins: EmoCats." in " ".join(text.split())
-    assert "over AdamW's: EmoSens 1.00, EmoCats 0.50." in " ".join(text.split())
-    assert "spike (0.00): EmoSens 0.40." in " ".join(text.split())
+    for verdict in ("loses 1.49 (3)", "wins 0.90 (1)", "level 1.00 (1)"):
+        assert verdict in text
+    plain = " ".join(text.split())
+    assert (
+        "loses at the best only: EmoSens. level at the default only: EmoSens; EmoCats. "
+        "wins at the best only: EmoCats."
+    ) in plain
+    assert "over AdamW's: EmoSens 1.00, EmoCats 0.50." in plain
+    more, less, more_at_best, less_at_best = plain.split(" - ")[2:6]
+    assert "spike (0.00): EmoSens 0.40; labels (0.00): EmoCats 0.10 (at the default only)." in more
+    assert f"over {tables.NOTABLE}: nowhere." in less
+    assert more_at_best.endswith(": nowhere.")
+    assert less_at_best.endswith(": labels (0.70): EmoSens 0.00, EmoCats 0.10.")
+    text = tables.robustness_table(settings, list(base), store)
+    assert text.index("At the default learning rate:") < text.index("At the best learning rate:")
+    text = tables.quality_table(settings, list(base), store, "mlp")
+    assert " 9.76|" in text
+    assert " 1.49|" in text
+
+
+def test_the_widest_tables_fit_a_terminal(tmp_path: Path) -> None:
+    settings = Settings(3, (("mlp", 3), ("lora", 2), ("cnn", 3), ("transformer", 3)), 2, (0,), (0, 1), (0,))
+    store = Store(tmp_path / "results.json")
+    surface = {"width": 1.25, "best": 1e-12}
+    while cells := missing_cells(settings, NAMES, store):
+        for cell in cells:
+            diverges = cell.rate == contenders()[cell.contender].default and "adamw" in cell.contender
+            loss = None if diverges else 12345.6 - cell.rate - cell.seed
+            result = {"loss": loss, "accuracy": 0.5, "forgotten": -12.5}
+            kinds: dict[str, Any] = {
+                "training": result,
+                "memory": {"transformer": 4.0, "adapters": 16.0},
+            }
+            store.put(cell.key, kinds.get(cell.kind, dict.fromkeys(SURFACES, surface)))
+    text = tables.write_all(settings, NAMES, store, tmp_path / "tables.md")
+    assert max(len(line) for line in text.splitlines()) <= 100
+    assert "as ref_max_steps: RefAdamWMiniScheduleFree" in " ".join(text.split())
+    assert "nan" not in text
 
 
 @pytest.mark.parametrize("arguments", [["--only", "nobody"], ["--workers", "-1"], ["--workers", "x"]])

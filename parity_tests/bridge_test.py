@@ -129,6 +129,22 @@ def test_schedules_go_on_at_the_step_of_the_move() -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def test_injected_schedules_go_on_at_the_step_of_the_move() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    there = emo_torch.EmoSens([weight])
+    for loss in (1.0, float("nan"), 0.5):
+        weight.grad = torch.ones(2)
+        there.step(loss=loss)
+    schedule = optax.linear_schedule(1e-1, 0.0, 10)
+    optimizer = optax.inject_hyperparams(emo_optax.emo_sens)(schedule)
+    params: Any = {"weight": jnp.ones(2)}
+    arrays = emo_torch.to_arrays(there, [("weight", weight)])
+    state = emo_optax.from_arrays(arrays, optimizer.init(params))
+    _, state = optimizer.update(params, state, params, value=0.4)
+    assert float(state.hyperparams["learning_rate"]) == pytest.approx(float(schedule(3)))
+    assert int(state.count) == 4
+
+
 def _arrays() -> tuple[dict[str, Any], Arrays]:
     params: Any = {"weight": jnp.ones((2, 3)), "bias": jnp.ones(3)}
     return params, emo_optax.to_arrays(emo_optax.emo_sens(use_shadow=True).init(params))
@@ -141,6 +157,24 @@ BROKEN: dict[str, tuple[Callable[[Arrays], Any], str]] = {
     "missing": (lambda arrays: arrays.pop("exp_avg/weight"), "'exp_avg/weight' is missing"),
     "shape": (lambda arrays: arrays.update({"shadow/bias": np.ones(4)}), r"'shadow/bias'.*\(4,\)"),
     "extra": (lambda arrays: arrays.update({"exp_avg/other": np.ones(4)}), "exp_avg/other"),
+    "float kind": (lambda arrays: arrays.update({"exp_avg/bias": np.ones(3, int)}), "'exp_avg/bias' holds"),
+    "complex": (
+        lambda arrays: arrays.update({"exp_avg/bias": np.ones(3, complex)}),
+        "'exp_avg/bias' holds",
+    ),
+    "text": (lambda arrays: arrays.update({"shadow/bias": np.full(3, "1")}), "'shadow/bias' holds"),
+    "whole kind": (lambda arrays: arrays.update({"emotion/felt": np.asarray(1.5)}), "'emotion/felt' holds"),
+    "bool kind": (
+        lambda arrays: arrays.update({"emotion/shadow_exists": np.asarray(2)}),
+        "'emotion/shadow_exists' holds int64, not booleans",
+    ),
+    "version kind": (lambda arrays: arrays.update(version=np.asarray(1.0)), "'version' holds"),
+    "rule text": (lambda arrays: arrays.update(rule=np.asarray("uncorrected_adam")), "'rule' holds <U16"),
+    "rule object": (lambda arrays: arrays.update(rule=np.asarray(None)), "'rule' holds object"),
+    "rule bytes": (
+        lambda arrays: arrays.update(rule=np.asarray([255, 254], np.uint8)),
+        "another optimizer",
+    ),
 }
 
 

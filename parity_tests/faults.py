@@ -40,6 +40,7 @@ class Fault(NamedTuple):
         old: what stands there, once.
         new: what is put in its place.
         what: the fault in words.
+        by: the member that shows it; any may, where it is empty.
     """
 
     package: str
@@ -47,6 +48,11 @@ class Fault(NamedTuple):
     old: str
     new: str
     what: str
+    by: str = ""
+
+
+_REF = "RefAdamWMiniScheduleFree"
+_REF_FILE = "ref_adamw_mini_schedule_free"
 
 
 def _defaults(package: str, member: str) -> Iterator[Fault]:
@@ -63,6 +69,7 @@ def _defaults(package: str, member: str) -> Iterator[Fault]:
             f"{name}: {kind} = {value}",
             f"{name}: {kind} = {wrong}",
             f"{name} off by 1 %",
+            "EmoSens" if member == "emo_sens" else "EmoAiry",
         )
 
 
@@ -78,7 +85,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("emo_optax", "emotion", "is_finite & jnp", "jnp", "a non-finite loss enters as 0"),
     Fault("emo_torch", "emotion", "held = state.held + ~is_felt", "held = state.held", "held not counted"),
     Fault("emo_optax", "early_stop", "jnp.abs(history)", "history", "stop without absolute value"),
-    Fault("emo_torch", "early_stop", "mean_below: float = 0.05", "mean_below: float = 0.02", "stop bound"),
+    Fault("emo_torch", "emotion", "mean_below: float = 0.05", "mean_below: float = 0.02", "stop bound"),
     Fault("emo_torch", "early_stop", "(felt >= WINDOW)", "(felt > WINDOW)", "stop one step late"),
     # Shadow-effect.
     Fault("emo_optax", "shadow_effect", "1.0 - jnp.abs(scalar)", "1.0 - scalar", "scale without absolute"),
@@ -98,11 +105,30 @@ FAULTS: tuple[Fault, ...] = (
         "return gradient >= tolerance * tolerance * tolerance",
         "filter without absolute value",
     ),
-    Fault("emo_torch", "shadow_effect", "tolerance * tolerance.sqrt()", "tolerance", "filter of vectors"),
     Fault(
-        "emo_optax", "shadow_effect", "axis=0, keepdims", "axis=-1, keepdims", "columns along the last axis"
+        "emo_torch",
+        "shadow_effect",
+        "tolerance * tolerance.sqrt()",
+        "tolerance",
+        "filter of vectors",
+        "EmoAiry",
     ),
-    Fault("emo_torch", "shadow_effect", "range(1, squares.ndim)", "range(1, 2)", "rows over one axis only"),
+    Fault(
+        "emo_optax",
+        "shadow_effect",
+        "axis=0, keepdims",
+        "axis=-1, keepdims",
+        "columns along the last axis",
+        "EmoAiry",
+    ),
+    Fault(
+        "emo_torch",
+        "shadow_effect",
+        "range(1, squares.ndim)",
+        "range(1, 2)",
+        "rows over one axis only",
+        "EmoAiry",
+    ),
     # Shadow-system.
     Fault("emo_optax", "shadow_system", "size > 0.1, size", "size > 0.101, size", "ratio's bound by 1 %"),
     Fault("emo_torch", "shadow_system", "0.7 + 0.2 * scalar", "0.7 - 0.2 * scalar", "ratio of v1.0"),
@@ -133,7 +159,9 @@ FAULTS: tuple[Fault, ...] = (
         'if mode == "never":\n            add_weight_decay',
         "no absolute decay",
     ),
-    Fault("emo_optax", "weight_decay", "share = share / state.divisor", "pass", "decay not divided"),
+    Fault(
+        "emo_optax", "weight_decay", "share = share / state.divisor", "pass", "decay not divided", "EmoCats"
+    ),
     Fault("emo_torch", "weight_decay", "update.add_(param, alpha=weight_decay)", "pass", "no decay"),
     # Rules.
     Fault("emo_optax", "rules", "m / (jnp.sqrt(v) +", "m / jnp.sqrt(v +", "eps under the root"),
@@ -146,6 +174,7 @@ FAULTS: tuple[Fault, ...] = (
         "(jnp.sign, _average(gradients, state.mu, b1))",
         "(jnp.sign, gradients)",
         "no momentum",
+        "EmoCats",
     ),
     Fault(
         "emo_torch",
@@ -153,26 +182,52 @@ FAULTS: tuple[Fault, ...] = (
         "update = exp_avg.mul(b1).add_(grad, alpha=1.0 - b1).sign_()\n    _average(exp_avg, grad, b2)",
         "_average(exp_avg, grad, b2)\n    update = exp_avg.mul(b1).add_(grad, alpha=1.0 - b1).sign_()",
         "momentum moved before the step",
+        "EmoCats",
     ),
-    Fault("emo_optax", "rules", "g / (jnp.sqrt(r * c)", "g / (1.01 * jnp.sqrt(r * c)", "factors by 1 %"),
+    Fault(
+        "emo_optax",
+        "rules",
+        "g / (jnp.sqrt(r * c)",
+        "g / (1.01 * jnp.sqrt(r * c)",
+        "factors by 1 %",
+        "EmoAiry",
+    ),
     Fault(
         "emo_torch",
         "rules",
         "_average(row, (row_mean + eps).sqrt_(), b1)",
         "_average(row, row_mean + eps, b1)",
         "factor without root",
+        "EmoAiry",
     ),
-    Fault("emo_optax", "rules", "sign == jnp.sign(gradient)", "gradient == gradient", "no caution"),
-    Fault("emo_torch", "rules", "vector_norm(grad) + eps", "vector_norm(grad, 1) + eps", "another norm"),
-    Fault("emo_optax", "rules", "mixed / (1.0 + jnp", "mixed / (1.01 + jnp", "softsign by 1 %"),
+    Fault(
+        "emo_optax", "rules", "sign == jnp.sign(gradient)", "gradient == gradient", "no caution", "EmoNeco"
+    ),
+    Fault(
+        "emo_torch",
+        "rules",
+        "vector_norm(grad) + eps",
+        "vector_norm(grad, 1) + eps",
+        "another norm",
+        "EmoNeco",
+    ),
+    Fault("emo_optax", "rules", "mixed / (1.0 + jnp", "mixed / (1.01 + jnp", "softsign by 1 %", "EmoNeco"),
     # Switches.
-    Fault("emo_torch", "switch", "old.copy_(torch.where(is_chosen, news[name], old))", "pass", "no moving"),
+    Fault(
+        "emo_torch",
+        "switch",
+        "old.copy_(torch.where(is_chosen, news[name], old))",
+        "pass",
+        "no moving",
+        "EmoClan",
+    ),
     Fault(
         "emo_torch",
         "switch",
         "(is_chosen, news[name], old)",
         "(is_chosen | True, news[name], old)",
         "all move",
+        "EmoClan",
     ),
     Fault(
         "emo_optax",
@@ -180,12 +235,42 @@ FAULTS: tuple[Fault, ...] = (
         "update(updates, state.inner_state, moved,",
         "update(updates, state.inner_state, params,",
         "decay before the first step",
+        "EmoZeal",
     ),
-    Fault("emo_torch", "emo_clan", "(size > 0.6)", "(size > 0.7)", "bound of Lynx"),
-    Fault("emo_optax", "emo_clan", "(0.9, 0.99)", "(0.9, 0.999)", "Lynx with Navi's decay rates"),
-    Fault("emo_torch", "emo_neco", "(size <= 0.5)", "(size <= 0.4)", "bound of softsign"),
-    Fault("emo_optax", "emo_zeal", "(size > 0.1)", "(size > 0.15)", "bound of the first step"),
-    Fault("emo_torch", "emo_zeal", "grad.ndim < 2", "grad.ndim < 1", "a first step for vectors"),
+    Fault("emo_torch", "emo_clan", "(size > 0.6)", "(size > 0.7)", "bound of Lynx", "EmoClan"),
+    Fault(
+        "emo_optax", "emo_clan", "(0.9, 0.99)", "(0.9, 0.999)", "Lynx with Navi's decay rates", "EmoClan"
+    ),
+    Fault("emo_torch", "emo_neco", "(size <= 0.5)", "(size <= 0.4)", "bound of softsign", "EmoNeco"),
+    Fault("emo_optax", "emo_zeal", "(size > 0.1)", "(size > 0.15)", "bound of the first step", "EmoZeal"),
+    Fault("emo_torch", "emo_zeal", "grad.ndim < 2", "grad.ndim < 1", "a first step for vectors", "EmoZeal"),
+    # The first generation's defaults.
+    Fault(
+        "emo_optax",
+        "emo_navi",
+        "use_shadow: bool = True",
+        "use_shadow: bool = False",
+        "Navi's shadow off",
+        "EmoNavi",
+    ),
+    Fault("emo_torch", "emo_lynx", "= (0.9, 0.99)", "= (0.9, 0.98)", "Lynx's decay rate", "EmoLynx"),
+    Fault("emo_torch", "emo_fact", "eps: float = 1e-8", "eps: float = 2e-8", "Fact's eps", "EmoFact"),
+    # RefAdamWMiniScheduleFree.
+    Fault("emo_torch", "divergence", "(ratio > 1.5)", "(ratio > 1.8)", "bound of level 2", _REF),
+    Fault("emo_optax", "divergence", "worst == 2, 0.8", "worst == 2, 0.79", "strength at level 2", _REF),
+    Fault("emo_optax", "smoothed_norm", "share * norm", "1.01 * share * norm", "norm by 1 %", _REF),
+    Fault("emo_torch", "smoothed_norm", "norm + 1e-12", "norm + 1e-3", "norm without its zero", _REF),
+    Fault(
+        "emo_torch", _REF_FILE, "torch.clamp(moved, -bound, bound)", "moved", "injection unbounded", _REF
+    ),
+    Fault(
+        "emo_optax",
+        _REF_FILE,
+        "(1.0 - share) * m + share * weight",
+        "m + share * weight",
+        "injection sums over 1",
+        _REF,
+    ),
 )
 
 
@@ -201,6 +286,7 @@ def _cases() -> list[Case]:
             Case(name, {}, losses="not_finite_first", steps=40),
             Case(name, {}, losses="constant", steps=40),
             Case(name, {"use_shadow": True}, losses="fading", steps=160),
+            Case(name, {}, losses="surging", steps=20),
             *(Case(name, options, steps=20) for options in FAMILY[name].more_options),
         ]
     return cases
@@ -253,10 +339,9 @@ def find(fault: Fault) -> str | None:
     """Returns what finds a fault first, or `None`."""
     side, other = ("optax", "torch") if fault.package == "emo_optax" else ("torch", "optax")
     with planted(fault) as family:
-        # A member's file is its own, so its cases come first.
-        own = fault.file.replace("_", "")
-        order = sorted(enumerate(CASES), key=lambda each: each[1].optimizer.lower() != own)
-        for index, case in order:
+        for index, case in enumerate(CASES):
+            if fault.by not in ("", case.optimizer):
+                continue
             options = ", ".join(f"{name}={value}" for name, value in case.options.items()) or "defaults"
             where = f"{case.optimizer}, {options}, {case.losses}"
             try:

@@ -23,13 +23,18 @@ def _steps(name: str) -> int:
 
 
 def _loss_cases() -> list[tuple[str, str, str]]:
-    """Returns every kind of losses in the wide dtypes, and in the narrow one two that say the most."""
-    narrow = ("spiky", "not_finite")
+    """Returns every kind of losses in float64, and in the others, and for cousins, those that say most."""
+    most = {
+        "float32": ("spiky", "not_finite", "fading", "huge", "tiny"),
+        "bfloat16": ("spiky", "not_finite"),
+    }
+    of_cousins = ("spiky", "not_finite", "fading")
     return [
-        (name, losses, dtype)
-        for name in FAMILY
+        (member.name, losses, dtype)
+        for member in FAMILY.values()
         for dtype in LOCKSTEP
-        for losses in (narrow if dtype == "bfloat16" else LOSSES)
+        for losses in most.get(dtype, LOSSES)
+        if member.cousin is None or losses in of_cousins
     ]
 
 

@@ -34,6 +34,13 @@ def _fading(steps: int, random: np.random.Generator) -> np.ndarray:
     return 0.2 + 0.03 * np.exp(-np.arange(steps) / 10.0)
 
 
+def _surging(steps: int, random: np.random.Generator) -> np.ndarray:
+    # Rises by all the factors that tell one level of divergence from another.
+    return np.resize([1.0, 1.65, 0.7, 0.9, 0.5, 1.25, 0.6, 0.75, 0.95], steps) + 0.001 * random.random(
+        steps
+    )
+
+
 def _to_zero(steps: int, random: np.random.Generator) -> np.ndarray:
     del random
     return np.exp(-np.arange(steps) / 10.0)
@@ -74,6 +81,7 @@ LOSSES: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
     "rising": _rising,
     "quiet": _quiet,
     "fading": _fading,
+    "surging": _surging,
     "to_zero": _to_zero,
     "huge": _huge,
     "tiny": _tiny,

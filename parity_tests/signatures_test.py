@@ -1,4 +1,4 @@
-"""Every number that a user does not give is the SPEC's, wherever it stands in either package."""
+"""Every number that a user does not give is that of the published code, in either package."""
 
 import inspect
 from collections.abc import Callable, Iterator

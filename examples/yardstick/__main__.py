@@ -16,12 +16,9 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from examples.yardstick import pictures, tables
-from examples.yardstick.optimizers import contenders
+from examples.yardstick.optimizers import REFERENCE, contenders
 from examples.yardstick.plan import Cell, Settings, fast, full, missing_cells, run_cell
 from examples.yardstick.store import Result, Store
-
-REFERENCE = "adamw"
-"""Who is always there, because the others are measured against it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ baseline, PyTorch's are given to Optax. Lion and AdaBelief, which PyTorch lacks,
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -20,6 +21,11 @@ from torch.optim import lr_scheduler
 
 import emo_optax
 import emo_torch
+
+REFERENCE = "adamw"
+"""Who is always there, because the others are measured against it."""
+LENGTH = "ref_max_steps"
+"""The option by which a member is told how many steps the run has."""
 
 Params = Iterable[Tensor]
 Schedule = Callable[[Any], Any]
@@ -81,6 +87,7 @@ class Contender(NamedTuple):
         in_optax: from a learning rate, or a schedule, to the transformation, without weight decay.
         in_torch: from parameters and a learning rate to the optimizer.
         shape: how the learning rate goes with the steps: a name in `SHAPES`.
+        takes_length: whether both take the number of steps, too, as the option `LENGTH`.
     """
 
     name: str
@@ -88,9 +95,14 @@ class Contender(NamedTuple):
     is_family: bool
     default: float
     middle: float
-    in_optax: Callable[[Any], optax.GradientTransformation]
-    in_torch: Callable[[Params, float], torch.optim.Optimizer]
+    in_optax: Callable[..., optax.GradientTransformation]
+    in_torch: Callable[..., torch.optim.Optimizer]
     shape: str = "constant"
+    takes_length: bool = False
+
+    def length(self, steps: int) -> dict[str, int]:
+        """Returns the option that says the number of steps, where there is one."""
+        return {LENGTH: steps} if self.takes_length else {}
 
 
 def _warm_up_steps(steps: int) -> int:
@@ -126,7 +138,8 @@ SHAPES: dict[str, Callable[[int], Schedule]] = {
 def make_in_optax(contender: Contender, rate: Any, steps: int) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer for a run of so many steps; the learning rate may be traced."""
     shape = SHAPES[contender.shape](steps)
-    return optax.with_extra_args_support(contender.in_optax(lambda count: rate * shape(count)))
+    optimizer = contender.in_optax(lambda count: rate * shape(count), **contender.length(steps))
+    return optax.with_extra_args_support(optimizer)
 
 
 class TorchRun:
@@ -137,7 +150,7 @@ class TorchRun:
     """
 
     def __init__(self, contender: Contender, params: Params, rate: float, steps: int) -> None:
-        self.optimizer = contender.in_torch(params, rate)
+        self.optimizer = contender.in_torch(params, rate, **contender.length(steps))
         self._scheduler: lr_scheduler.LRScheduler | None = None
         if contender.shape == "step decay":
             self._scheduler = lr_scheduler.MultiStepLR(self.optimizer, _drops(steps), gamma=0.1)
@@ -162,16 +175,19 @@ def _member(name: str, title_suffix: str = "", **options: Any) -> Contender:
     probe = emo_torch.create_optimizer(name, [torch.nn.Parameter(torch.zeros(1))], **options)
     without_decay = {"weight_decay": 0.0} if "weight_decay" in probe.defaults else {}
 
-    def in_optax(rate: Any) -> optax.GradientTransformation:
-        return emo_optax.create_optimizer(name, rate, **options, **without_decay)
+    def in_optax(rate: Any, **length: int) -> optax.GradientTransformation:
+        return emo_optax.create_optimizer(name, rate, **options, **without_decay, **length)
 
-    def in_torch(params: Params, rate: float) -> torch.optim.Optimizer:
-        return emo_torch.create_optimizer(name, params, lr=rate, **options)
+    def in_torch(params: Params, rate: float, **length: int) -> torch.optim.Optimizer:
+        return emo_torch.create_optimizer(name, params, lr=rate, **options, **length)
 
     default = float(probe.defaults["lr"])
     title = type(probe).__name__ + title_suffix
     key = name + title_suffix.replace(", ", "_").replace(" ", "_")
-    return Contender(key, title, True, default, 3.0 * default, in_optax, in_torch)
+    takes_length = LENGTH in inspect.signature(type(probe)).parameters
+    return Contender(
+        key, title, True, default, 3.0 * default, in_optax, in_torch, takes_length=takes_length
+    )
 
 
 def _baseline(

@@ -134,10 +134,9 @@ def _draw_quality(settings: Settings, names: list[str], store: Store) -> Figure:
     panels = figure.subplots(1, len(settings.task_steps), sharey=True, squeeze=False)[0]
     for axes, (task, steps) in zip(panels, settings.task_steps, strict=True):
         standings = standings_on(settings, names, store, task)
-        reference = standings["adamw"].best.loss
         for place, name in enumerate(reversed(names)):
             color = DARK_BLUE if contenders()[name].is_family else ORANGE
-            best, default = standings[name].ratio, standings[name].default.loss / reference
+            best, default = standings[name].ratio, standings[name].default_ratio
             if math.isfinite(default) and math.isfinite(best):
                 axes.plot([best, default], [place, place], color=PALE_BLUE, linewidth=1.5, zorder=1)
             axes.plot(default, place, "o", markersize=7, markerfacecolor="white", markeredgecolor=color)

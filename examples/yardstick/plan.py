@@ -2,7 +2,7 @@
 
 The plan follows the results. A learning rate is searched with a few seeds on rungs of half a decade; as
 long as the best one is the first or the last, the search goes on, up to two rungs further. Then the best
-and the default one are run with all seeds, and, on one task, the best one with every disturbance.
+and the default one are run with all seeds, and, on one task, with every disturbance, too.
 """
 
 import math
@@ -32,6 +32,7 @@ class Settings:
         reach: how many half decades the search begins with on either side of the middle.
         search_seeds: the seeds that choose the best learning rate.
         seeds: the seeds that are reported, `search_seeds` among them.
+        disturbed_seeds: those of `seeds` that are run with every disturbance, too.
         disturbances: which disturbances are run.
     """
 
@@ -40,19 +41,34 @@ class Settings:
     reach: int
     search_seeds: tuple[int, ...]
     seeds: tuple[int, ...]
+    disturbed_seeds: tuple[int, ...]
     disturbances: tuple[str, ...] = DISTURBANCES
 
 
 def fast() -> Settings:
-    """Returns the settings of a run of some minutes: the search has one seed."""
+    """Returns the settings of a run of some minutes: the search has one seed, a disturbance two."""
     steps = tuple((task.name, task.steps) for task in tasks().values())
-    return Settings(surface_steps=150, task_steps=steps, reach=2, search_seeds=(0,), seeds=(0, 1, 2))
+    return Settings(
+        surface_steps=150,
+        task_steps=steps,
+        reach=2,
+        search_seeds=(0,),
+        seeds=(0, 1, 2),
+        disturbed_seeds=(0, 1),
+    )
 
 
 def full() -> Settings:
-    """Returns the settings of a run of an hour or two: five times the steps, every seed searches."""
+    """Returns the settings of a run of an hour or two: five times the steps, every seed for everything."""
     steps = tuple((task.name, 5 * task.steps) for task in tasks().values())
-    return Settings(surface_steps=500, task_steps=steps, reach=3, search_seeds=(0, 1, 2), seeds=(0, 1, 2))
+    return Settings(
+        surface_steps=500,
+        task_steps=steps,
+        reach=3,
+        search_seeds=(0, 1, 2),
+        seeds=(0, 1, 2),
+        disturbed_seeds=(0, 1, 2),
+    )
 
 
 class Cell(NamedTuple):
@@ -124,9 +140,10 @@ def _task_cells(
     ]
     if task == DISTURBED_TASK:
         rest += [
-            Cell("training", name, steps, task, best, seed, disturbance)
+            Cell("training", name, steps, task, rate, seed, disturbance)
+            for rate in (contender.default, best)
             for disturbance in settings.disturbances
-            for seed in settings.seeds
+            for seed in settings.disturbed_seeds
         ]
     return rest
 

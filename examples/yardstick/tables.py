@@ -3,11 +3,11 @@
 import math
 import statistics
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from examples.yardstick.optimizers import Contender, contenders
+from examples.yardstick.optimizers import LENGTH, REFERENCE, Contender, contenders
 from examples.yardstick.plan import (
     DISTURBED_TASK,
     Cell,
@@ -21,7 +21,6 @@ from examples.yardstick.surfaces import SURFACES
 from examples.yardstick.sweeps import ARRIVED, WIDTH_GRID, WITHIN
 from examples.yardstick.tasks import tasks
 
-REFERENCE = "adamw"
 NOTABLE = 0.02
 """The accuracy by which a disturbance's cost must differ from AdamW's to be told."""
 CLOSE = 0.05
@@ -53,14 +52,18 @@ class Standing(NamedTuple):
         default: with the default learning rate.
         best: with the best one.
         is_edge: whether the search ended at its edge, so that a better learning rate may exist.
+        default_ratio: the default's loss over that of AdamW at its best.
         ratio: the best loss over that of AdamW at its best.
+        default_rank: 1 for the lowest loss at the default learning rates.
         rank: 1 for the lowest best loss.
     """
 
     default: Quality
     best: Quality
     is_edge: bool
+    default_ratio: float
     ratio: float
+    default_rank: int
     rank: int
 
 
@@ -84,7 +87,9 @@ def standings_on(settings: Settings, names: list[str], store: Store, task: str) 
             default=pairs[name][0],
             best=pairs[name][1],
             is_edge=is_at_the_edge(settings, contenders()[name], task, steps, store),
+            default_ratio=pairs[name][0].loss / reference,
             ratio=pairs[name][1].loss / reference,
+            default_rank=1 + sum(pairs[other][0].loss < pairs[name][0].loss for other in names),
             rank=1 + sum(pairs[other][1].loss < pairs[name][1].loss for other in names),
         )
         for name in order
@@ -104,7 +109,7 @@ def _summarise(rate: float, results: list[Result]) -> Quality:
 
 def write_all(settings: Settings, names: list[str], store: Store, path: Path) -> str:
     """Writes all tables into a file, and returns its text."""
-    parts = ["# The yardstick", _introduction(settings), standings(settings, names, store)]
+    parts = ["# The yardstick", _introduction(settings, names), standings(settings, names, store)]
     for task, _ in settings.task_steps:
         parts.append(quality_table(settings, names, store, task))
     parts.append(robustness_table(settings, names, store))
@@ -116,14 +121,24 @@ def write_all(settings: Settings, names: list[str], store: Store, path: Path) ->
     return text
 
 
-def _introduction(settings: Settings) -> str:
+def _introduction(settings: Settings, names: list[str]) -> str:
     lengths = ", ".join(f"{steps} ({tasks()[name].title})" for name, steps in settings.task_steps)
     return _wrap(
         f"Steps: {lengths}; {settings.surface_steps} on the surfaces. Means over {len(settings.seeds)} "
         f"seeds. The best learning rate is the one with the lowest test loss over "
         f"{_count(len(settings.search_seeds), 'seed')}, on a ladder of half decades that is extended while "
-        f"the best is at its edge; * marks a search that ended at the edge all the same. The family's "
-        f"names are in bold."
+        f"the best is at its edge; * marks a search that ended at the edge all the same. Inf: diverged. "
+        f"The family's names are in bold.{_length_note(names)}"
+    )
+
+
+def _length_note(names: list[str]) -> str:
+    told = [contenders()[name].title for name in names if contenders()[name].takes_length]
+    if not told:
+        return ""
+    return (
+        f" Told the number of steps of every run, on the surfaces, too, as {LENGTH}: {', '.join(told)}; "
+        "nobody else of the family knows it."
     )
 
 
@@ -134,52 +149,78 @@ def _count(number: int, noun: str) -> str:
 def quality_table(settings: Settings, names: list[str], store: Store, task: str) -> str:
     """Returns losses and accuracies at the default and the best learning rate, the best first."""
     forgets = tasks()[task].known is not None
-    header = ["rank", "optimizer", "default", "loss", "acc.", "best", "loss", "spread", "acc.", "/ AdamW"]
+    header = ["#", "optimizer", "default", "loss", "acc.", "ratio"]
+    header += ["best", "loss", "spread", "acc.", "ratio"]
     rows = []
     for name, standing in standings_on(settings, names, store, task).items():
         default, best = standing.default, standing.best
         row = [str(standing.rank), _title(contenders()[name]), f"{default.rate:g}", _loss(default.loss)]
-        row += [f"{default.accuracy:.3f}", f"{best.rate:g}{'*' if standing.is_edge else ''}"]
-        row += [_loss(best.loss), _loss(best.spread), f"{best.accuracy:.3f}", _ratio(standing.ratio)]
+        row += [f"{default.accuracy:.3f}", _ratio(standing.default_ratio)]
+        row += [f"{best.rate:g}{'*' if standing.is_edge else ''}", _loss(best.loss), _loss(best.spread)]
+        row += [f"{best.accuracy:.3f}", _ratio(standing.ratio)]
         rows.append([*row, f"{best.forgotten:+.2f}"] if forgets else row)
     text = f"## {tasks()[task].title}\n\n" + _table([*header, "forgets"] if forgets else header, rows)
+    note = "Ratio: the loss, at the default and at the best learning rate, over AdamW's at its best."
     if forgets:
-        text += "\n\n" + _wrap(
-            "Forgets: by how much the loss on the first text rose, at the best learning rate."
-        )
-    return text
+        note += " Forgets: by how much the loss on the first text rose, at the best learning rate."
+    return f"{text}\n\n{_wrap(note)}"
 
 
 def robustness_table(settings: Settings, names: list[str], store: Store) -> str:
-    """Returns the accuracy of undisturbed and disturbed trainings, at the best learning rate."""
+    """Returns the accuracy of undisturbed and disturbed trainings, at the default and the best rate."""
     header = ["optimizer", "rate", "none", *(_short(each) for each in settings.disturbances)]
-    rows = []
-    for name in names:
-        rate, accuracies = robustness(settings, name, store)
-        rows.append(
-            [
-                _title(contenders()[name]),
-                f"{rate:g}",
-                *(f"{accuracy:.3f}" for accuracy in accuracies.values()),
-            ]
+    parts = ["## Robustness"]
+    for place, heading in enumerate(("At the default learning rate", "At the best learning rate")):
+        rows = []
+        for name in names:
+            rate, accuracies = robustness(settings, name, store)[place]
+            numbers = [f"{accuracy:.3f}" for accuracy in accuracies.values()]
+            rows.append([_title(contenders()[name]), f"{rate:g}", *numbers])
+        parts += [f"{heading}:", _table(header, rows)]
+    parts.append(
+        _wrap(
+            f"Test accuracy on {tasks()[DISTURBED_TASK].title}, means over "
+            f"{_count(len(settings.disturbed_seeds), 'seed')}; the best learning rate is that of the "
+            "undisturbed search, which may lie near the edge of stability. Spike: the gradient of the "
+            "middle step times 100. Labels: 20 batches with random labels from the middle on. x 0.001 and "
+            "so on: the loss, and so every gradient, times that."
         )
-    note = _wrap(
-        f"Test accuracy on {tasks()[DISTURBED_TASK].title}, at the best undisturbed learning rate. Spike: "
-        "the gradient of the middle step times 100. Labels: 20 batches with random labels from the middle "
-        "on. x 0.001 and so on: the loss, and so every gradient, times that."
     )
-    return f"## Robustness\n\n{_table(header, rows)}\n\n{note}"
+    return "\n\n".join(parts)
 
 
-def robustness(settings: Settings, name: str, store: Store) -> tuple[float, dict[str, float]]:
-    """Returns the learning rate, and the mean test accuracy by disturbance; `""` is none."""
+class Robustness(NamedTuple):
+    """What disturbances do to an optimizer with one learning rate.
+
+    Attributes:
+        rate: the learning rate.
+        accuracies: the mean test accuracy by disturbance; `""` is none.
+    """
+
+    rate: float
+    accuracies: dict[str, float]
+
+    def cost(self, disturbance: str) -> float:
+        """Returns the accuracy that a disturbance costs."""
+        return self.accuracies[""] - self.accuracies[disturbance]
+
+
+def robustness(settings: Settings, name: str, store: Store) -> tuple[Robustness, Robustness]:
+    """Returns what disturbances do at the default and at the best learning rate."""
     steps = dict(settings.task_steps)[DISTURBED_TASK]
-    rate = best_rate(settings, contenders()[name], DISTURBED_TASK, steps, store)
-    accuracies = {}
-    for each in ("", *settings.disturbances):
-        cells = [Cell("training", name, steps, DISTURBED_TASK, rate, seed, each) for seed in settings.seeds]
-        accuracies[each] = statistics.fmean(store.get(cell.key)["accuracy"] for cell in cells)
-    return rate, accuracies
+    contender = contenders()[name]
+
+    def at(rate: float) -> Robustness:
+        accuracies = {}
+        for each in ("", *settings.disturbances):
+            cells = [
+                Cell("training", name, steps, DISTURBED_TASK, rate, seed, each)
+                for seed in settings.disturbed_seeds
+            ]
+            accuracies[each] = statistics.fmean(store.get(cell.key)["accuracy"] for cell in cells)
+        return Robustness(rate, accuracies)
+
+    return at(contender.default), at(best_rate(settings, contender, DISTURBED_TASK, steps, store))
 
 
 def tolerance_table(settings: Settings, names: list[str], store: Store) -> str:
@@ -219,28 +260,43 @@ def standings(settings: Settings, names: list[str], store: Store) -> str:
     """Returns where the family loses and wins, computed from the results."""
     family = [name for name in names if contenders()[name].is_family]
     by_task = {task: standings_on(settings, names, store, task) for task, _ in settings.task_steps}
-    header = ["optimizer", *by_task]
-    rows = []
-    for name in family:
-        cells = [
-            f"{verdict(of[name].ratio)} {_ratio(of[name].ratio)} ({of[name].rank})"
-            for of in by_task.values()
-        ]
-        rows.append([_title(contenders()[name]), *cells])
-    lines = [
+    parts = [
         "## Where the family loses and wins",
-        _table(header, rows),
+        "At the default learning rates, by which is judged:",
+        _standings_table(by_task, family, 0),
+        "At the best learning rates:",
+        _standings_table(by_task, family, 1),
         _wrap(
-            f"The test loss at the best learning rate over AdamW's at its best, with the rank among "
-            f"{len(names)} in parentheses; within {CLOSE:.0%} counts as level."
+            f"The test loss over AdamW's, the default with its default and the best with its best, and the "
+            f"rank among {len(names)} likewise in parentheses; within {CLOSE:.0%} counts as level."
         ),
     ]
-    for task, of in by_task.items():
-        lines.append(_wrap(_sentence(tasks()[task].title, of, family), "- "))
-    for sentence in _robustness_sentences(settings, names, family, store):
-        lines.append(_wrap(sentence, "- "))
-    lines.append(_wrap(_memory_sentence(family, store), "- "))
-    return "\n\n".join([*lines[:3], "\n".join(lines[3:])])
+    sentences = [_sentence(tasks()[task].title, of, family) for task, of in by_task.items()]
+    sentences += _robustness_sentences(settings, names, family, store)
+    sentences.append(_memory_sentence(family, store))
+    return "\n\n".join([*parts, "\n".join(_wrap(sentence, "- ") for sentence in sentences)])
+
+
+def _standings_table(by_task: dict[str, dict[str, Standing]], family: Sequence[str], place: int) -> str:
+    rows = []
+    for name in family:
+        row = [_title(contenders()[name])]
+        for of in by_task.values():
+            ratio = ratios(of, name)[place]
+            rank = (of[name].default_rank, of[name].rank)[place]
+            row.append(f"{verdict(ratio)} {_ratio(ratio)} ({rank})")
+        rows.append(row)
+    return _table(["optimizer", *by_task], rows)
+
+
+def ratios(of: dict[str, Standing], name: str) -> tuple[float, float]:
+    """Returns the loss over AdamW's: the default with its default, and the best with its best."""
+    reference = of[REFERENCE]
+    # Who diverges loses, even to an AdamW that diverges, too.
+    default = (
+        math.inf if math.isinf(of[name].default.loss) else of[name].default.loss / reference.default.loss
+    )
+    return default, of[name].ratio
 
 
 def verdict(ratio: float) -> str:
@@ -257,36 +313,54 @@ def verdict(ratio: float) -> str:
 
 
 def _sentence(title: str, of: dict[str, Standing], family: Sequence[str]) -> str:
+    """Returns who loses and wins on a task, and at which of the two learning rates only."""
+    groups: dict[str, list[str]] = {}
+    for word in ("loses", "level", "wins"):
+        suffixes = {(True, True): "", (True, False): " at the default only"}
+        if word != "level":
+            # Who is level at the best only is told by what it is at the default only.
+            suffixes[False, True] = " at the best only"
+        for holds, suffix in suffixes.items():
+            for name in family:
+                words = tuple(verdict(ratio) == word for ratio in ratios(of, name))
+                if words == holds:
+                    groups.setdefault(word + suffix, []).append(contenders()[name].title)
+    parts = [f"{words}: {'; '.join(titles)}" for words, titles in groups.items()]
     winner = next(iter(of))
-    groups: dict[str, list[str]] = {"loses": [], "level": [], "wins": []}
-    for name in family:
-        groups[verdict(of[name].ratio)].append(contenders()[name].title)
-    parts = [f"{word}: {'; '.join(titles)}" for word, titles in groups.items() if titles]
-    return f"{title} (best of all: {contenders()[winner].title}): {'. '.join(parts)}."
+    return f"{title} (lowest loss of all: {contenders()[winner].title}): {'. '.join(parts)}."
 
 
 def _robustness_sentences(
     settings: Settings, names: list[str], family: Sequence[str], store: Store
 ) -> list[str]:
-    losses = {}
-    for name in names:
-        _, accuracies = robustness(settings, name, store)
-        losses[name] = {each: accuracies[""] - accuracies[each] for each in settings.disturbances}
-    costs = losses[REFERENCE]
+    measured = {name: robustness(settings, name, store) for name in names}
 
-    def listed(is_meant: Callable[[float, float], bool]) -> str:
+    def listed(sign: int, place: int) -> str:
+        """Lists where costs differ notably: all at the default, or those at the best only."""
         parts = []
         for each in settings.disturbances:
-            meant = [name for name in family if is_meant(losses[name][each], costs[each])]
-            titles = ", ".join(f"{contenders()[name].title} {losses[name][each]:.2f}" for name in meant)
-            parts.append(f"{each} ({costs[each]:.2f}): {titles or 'none'}")
-        return "; ".join(parts)
+            titles = []
+            for name in family:
+                costs = [at.cost(each) for at in measured[name]]
+                differs = [
+                    sign * (cost - at.cost(each)) > NOTABLE
+                    for cost, at in zip(costs, measured[REFERENCE], strict=True)
+                ]
+                if differs[place] and not (place == 1 and differs[0]):
+                    only = "" if differs[1] or place == 1 else " (at the default only)"
+                    titles.append(f"{contenders()[name].title} {costs[place]:.2f}{only}")
+            if titles:
+                cost = measured[REFERENCE][place].cost(each)
+                parts.append(f"{each} ({cost:.2f}): {', '.join(titles)}")
+        return "; ".join(parts) or "nowhere"
 
     return [
-        "Robustness, where a disturbance costs more accuracy than it costs AdamW (in parentheses) by over "
-        f"{NOTABLE}: {listed(lambda ours, theirs: ours > theirs + NOTABLE)}.",
-        f"Where it costs less by over {NOTABLE}: "
-        f"{listed(lambda ours, theirs: ours < theirs - NOTABLE)}. Below 0: it helps.",
+        "Robustness, where a disturbance at the default learning rate costs more accuracy than it costs "
+        f"AdamW at its default (in parentheses) by over {NOTABLE}: {listed(1, 0)}.",
+        f"Where it costs less by over {NOTABLE}: {listed(-1, 0)}. Below 0: it helps.",
+        "Where it costs more than AdamW at the best learning rates only, and not at the default: "
+        f"{listed(1, 1)}.",
+        f"Where it costs less at the best learning rates only: {listed(-1, 1)}.",
     ]
 
 
@@ -308,16 +382,20 @@ def _short(disturbance: str) -> str:
 
 
 def _loss(loss: float) -> str:
-    return f"{loss:.3f}" if loss < 1000 else ("diverged" if math.isinf(loss) else f"{loss:.1e}")
+    # Five characters at most, as in the ratios: the table of the adapters has no room for more.
+    if loss < 9.9995:
+        return f"{loss:.3f}"
+    return f"{loss:.1f}" if loss < 999 else f"{loss:.0e}"
 
 
 def _ratio(ratio: float) -> str:
-    return f"{ratio:.2f}" if ratio < 1000 else ("-" if math.isinf(ratio) else f"{ratio:.0e}")
+    return f"{ratio:.2f}" if ratio < 99 else ("-" if math.isinf(ratio) else f"{ratio:.0e}")
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
     """Returns a table in Markdown that is aligned as plain text, too: text left, numbers right."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    # The rule below a header needs two characters.
+    widths = [max(2, *(len(row[column]) for row in [header, *rows])) for column in range(len(header))]
     left = [column for column, name in enumerate(header) if name == "optimizer"]
 
     def line(row: list[str]) -> str:

@@ -1,0 +1,87 @@
+"""What the bridge refuses and what it carries over, on this side alone."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import emo_optax
+from emo_optax._bridge import check_arrays
+
+PARAMS: Any = {"bias": jnp.ones(3), "weight": jnp.ones((2, 3))}
+
+
+def test_two_parameters_of_one_name_are_refused() -> None:
+    optimizer = emo_optax.emo_sens()
+    twice = {"a": {"b": jnp.ones(2)}, "a.b": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"'exp_avg/a\.b'"):
+        emo_optax.to_arrays(optimizer.init(twice))
+    arrays = emo_optax.to_arrays(optimizer.init({"a.b": jnp.ones(3)}))
+    with pytest.raises(ValueError, match=r"'exp_avg/a\.b'"):
+        emo_optax.from_arrays(arrays, optimizer.init(twice))
+
+
+def test_states_of_two_members_are_refused() -> None:
+    members = {"slow": emo_optax.emo_sens(1e-4), "fast": emo_optax.emo_sens(1e-2)}
+    state = optax.partition(members, {"bias": "slow", "weight": "fast"}).init(PARAMS)
+    with pytest.raises(ValueError, match="'emotion/"):
+        emo_optax.to_arrays(state)
+
+
+def test_one_member_of_a_partition_is_not() -> None:
+    members = {"plain": optax.sgd(1e-2), "emo": emo_optax.emo_sens(1e-2)}
+    state = optax.partition(members, {"bias": "plain", "weight": "emo"}).init(PARAMS)
+    arrays = emo_optax.to_arrays(state)
+    assert "exp_avg/weight" in arrays
+    assert "exp_avg/bias" not in arrays
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "bool", "complex64", "<U4", "S4", "O", "m8[s]"])
+def test_floats_are_not_read_from_another_kind(dtype: str) -> None:
+    expected = emo_optax.to_arrays(emo_optax.emo_sens().init(PARAMS))
+    arrays = {**expected, "exp_avg/bias": np.zeros(3, dtype)}
+    with pytest.raises(ValueError, match=r"'exp_avg/bias' holds .*, not floating-point numbers"):
+        check_arrays(arrays, expected)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "float16", "float64", "longdouble", jnp.bfloat16])
+def test_floats_of_every_width_are_read(dtype: Any) -> None:
+    state = emo_optax.emo_sens().init(PARAMS)
+    arrays = emo_optax.to_arrays(state)
+    arrays["exp_avg/bias"] = np.full(3, 0.5).astype(dtype)
+    arrays["emotion/felt"] = np.asarray(7, ">i8")
+    moved = emo_optax.to_arrays(emo_optax.from_arrays(arrays, state))
+    np.testing.assert_array_equal(moved["exp_avg/bias"], np.full(3, 0.5, np.float32), strict=True)
+    assert moved["emotion/felt"] == 7
+
+
+def _runs() -> dict[str, Any]:
+    injected = optax.inject_hyperparams(emo_optax.emo_sens)
+    schedule = optax.linear_schedule(1e-1, 0.0, 10)
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), emo_optax.emo_sens(schedule))
+    return {
+        "bare": emo_optax.emo_sens(schedule, weight_decay=schedule),
+        "injected": injected(schedule),
+        "injected decay": injected(1e-2, weight_decay=schedule),
+        "injected inside": optax.chain(optax.clip_by_global_norm(1.0), injected(schedule, b1=schedule)),
+        "injected outside": optax.inject_hyperparams(
+            lambda scale: optax.chain(clipped, optax.scale(scale))
+        )(schedule),
+    }
+
+
+@pytest.mark.parametrize("name", _runs())
+def test_schedules_go_on(name: str) -> None:
+    optimizer = _runs()[name]
+    grads = jax.tree.map(lambda param: 0.3 * param, PARAMS)
+    stayed = optimizer.init(PARAMS)
+    for loss in (1.0, float("nan"), 0.5, 0.7):
+        _, stayed = optimizer.update(grads, stayed, PARAMS, value=loss)
+    moved = emo_optax.from_arrays(emo_optax.to_arrays(stayed), optimizer.init(PARAMS))
+    for loss in (0.6, 0.4):
+        ours, stayed = optimizer.update(grads, stayed, PARAMS, value=loss)
+        theirs, moved = optimizer.update(grads, moved, PARAMS, value=loss)
+        jax.tree.map(np.testing.assert_array_equal, (theirs, moved), (ours, stayed))
