@@ -7,11 +7,11 @@ WORKERS ?= 2
 # What goes to the demo, for example: make demo ARGS="--optimizer emo_cats --learning-rate 3e-4"
 ARGS ?=
 
-.PHONY: help demo test unit isolated lint clean
+.PHONY: help demo test isolated parity lint clean
 
 help:
 	@echo "make demo   train on handwritten digits in Flax and in PyTorch, compare, draw"
-	@echo "make test   all tests: style and types, both packages, parity, and each package alone"
+	@echo "make test   all tests: style and types, each package alone, parity, examples"
 	@echo "make lint   style and types only"
 	@echo "make clean  remove what the others made"
 
@@ -23,13 +23,14 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: $(VENV)/ready
 	$(VENV)/bin/python -m examples.digits $(ARGS)
 
-test: lint unit isolated
-
-unit: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -n $(WORKERS)
+# Each package's own tests run where the other's framework is absent: once is enough.
+test: lint isolated parity
 
 isolated: $(VENV)/ready
 	$(VENV)/bin/python -m parity_tests.isolated
+
+parity: $(VENV)/ready
+	$(VENV)/bin/python -m pytest -n $(WORKERS) parity_tests examples
 
 lint: $(VENV)/ready
 	$(VENV)/bin/python -m ruff check .

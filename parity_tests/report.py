@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -87,11 +88,11 @@ def write(
     plot(picture, results)
     exceeded = [result for result in results if result.lockstep.first_excess is not None]
     head = "| optimizer | dtype | leaf | absolute | relative | ulp | bit-equal | of bound |"
-    steps = results[0].case.steps
+    steps = max(result.case.steps for result in results)
     lines = [
         "# Parity of emo_optax and emo_torch",
         "",
-        f"{len(results)} comparisons of {steps} steps; {len(exceeded)} beyond a bound.",
+        f"{len(results)} comparisons of up to {steps} steps; {len(exceeded)} beyond a bound.",
         "Written by `python -m parity_tests --report`. The bounds and their reasons stand in",
         "`parity_tests/tolerances.py`; `of bound` is the largest difference in units of it.",
         "",
@@ -174,11 +175,11 @@ def plot(path: Path, results: list[Any]) -> None:
     """Draws the largest difference of parameters over the steps, a panel for each dtype."""
     dtypes = [dtype for dtype in LOCKSTEP if any(result.case.dtype == dtype for result in results)]
     names = list(dict.fromkeys(result.case.optimizer for result in results))
-    colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+    palette = matplotlib.color_sequences["tab10"]
     figure = Figure(figsize=(4.2 * len(dtypes), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, dtype in zip(figure.subplots(1, len(dtypes), squeeze=False)[0], dtypes, strict=True):
-        for name, colour in zip(names, colours * len(names), strict=False):
+        for name, colour in zip(names, itertools.cycle(palette), strict=False):
             runs = [
                 [max(step.absolute, 1e-20) for step in result.lockstep.steps]
                 for result in results
@@ -192,5 +193,5 @@ def plot(path: Path, results: list[Any]) -> None:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("largest difference of a parameter")
-    figure.axes[0].legend()
+    figure.axes[0].legend(fontsize="x-small")
     figure.savefig(path, dpi=120)

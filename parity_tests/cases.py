@@ -1,0 +1,59 @@
+"""What both sides are driven with, by the tests and by the command: the same comparisons."""
+
+from collections.abc import Collection
+
+from parity_tests.family import FAMILY, OPTIONS, Member
+from parity_tests.lockstep import Case
+from parity_tests.sequences import LOSSES
+from parity_tests.tolerances import LOCKSTEP
+
+STEPS = 300
+
+# float64 shows the most; in the other dtypes, what rounds most.
+_LOSSES = {
+    "float32": ("spiky", "not_finite", "fading", "huge", "tiny"),
+    "bfloat16": ("spiky", "not_finite"),
+}
+_LOSSES_OF_COUSINS = ("spiky", "not_finite", "fading")
+_OPTIONS = {"float32": ("l2", "numbers"), "bfloat16": ("absolute", "l2")}
+
+
+def cases(
+    optimizers: Collection[str] = tuple(FAMILY),
+    dtypes: Collection[str] = tuple(LOCKSTEP),
+    steps: int = STEPS,
+) -> list[Case]:
+    """Returns the cases of some members and dtypes, with every kind of losses and every set of options.
+
+    A member whose rule a cousin shows, too, is driven half as long, with less.
+
+    Args:
+        optimizers: the members' names in PyTorch.
+        dtypes: of `tolerances.LOCKSTEP`.
+        steps: how long the longest runs are.
+    """
+    return [
+        case for name in optimizers for dtype in dtypes for case in _of_member(FAMILY[name], dtype, steps)
+    ]
+
+
+def _of_member(member: Member, dtype: str, steps: int) -> list[Case]:
+    whole = steps if member.cousin is None else (steps + 1) // 2
+
+    def short(title: str) -> int:
+        return min(whole, member.steps.get(title, whole))
+
+    found = [
+        Case(member.name, {"use_shadow": True}, dtype, losses, whole)
+        for losses in _LOSSES.get(dtype, LOSSES)
+        if member.cousin is None or losses in _LOSSES_OF_COUSINS
+    ]
+    found += [
+        Case(member.name, OPTIONS[title], dtype, steps=short(title))
+        for title in _OPTIONS.get(dtype, OPTIONS)
+        if member.is_tested_with(title, dtype)
+    ]
+    if dtype == "float64":
+        found += [Case(member.name, options, dtype, steps=whole) for options in member.more_options]
+    found.append(Case(member.name, {"use_shadow": True, "foreach": True}, dtype, steps=min(whole, 120)))
+    return found
