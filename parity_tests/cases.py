@@ -41,7 +41,7 @@ def _of_member(member: Member, dtype: str, steps: int) -> list[Case]:
     whole = steps if member.cousin is None else (steps + 1) // 2
 
     def short(title: str) -> int:
-        return min(whole, member.steps.get(title, whole))
+        return min(whole, member.steps.get((title, dtype), whole))
 
     found = [
         Case(member.name, {"use_shadow": True}, dtype, losses, whole)
