@@ -93,6 +93,9 @@ FAMILY = {
 }
 
 
+WAYS = ("foreach", "fused")
+"""Options of PyTorch alone: how to take one and the same step."""
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "shadow": {"use_shadow": True},
@@ -108,7 +111,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def optax_options(options: dict[str, Any]) -> dict[str, Any]:
     """Translates options from PyTorch's names to Optax's."""
-    options = {name: value for name, value in options.items() if name != "foreach"}
+    options = {name: value for name, value in options.items() if name not in WAYS}
     if "lr" in options:
         options["learning_rate"] = options.pop("lr")
     if "betas" in options:
@@ -119,8 +122,8 @@ def optax_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def torch_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns options as PyTorch's side takes them."""
-    options = dict(options)
+    """Returns options as PyTorch's side takes them: the readable way to step, unless they name another."""
+    options = dict(options) if options.get("fused") else {"foreach": False, **options}
     if isinstance(options.get("moment_dtype"), str):
         options["moment_dtype"] = getattr(torch, options["moment_dtype"])
     return options
