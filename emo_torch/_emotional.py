@@ -26,7 +26,7 @@ from emo_torch._validation import (
     check_choice,
     check_factor,
     check_fused,
-    check_gradient,
+    check_gradients,
     check_group,
     check_inner,
     check_loss,
@@ -186,9 +186,7 @@ class LossOptimizer(Optimizer):
                 result = closure()
         given = result if loss is None else loss
         check_capture(type(self).__name__, self.param_groups, given)
-        for param in self._params():
-            if param.grad is not None:
-                check_gradient(type(self).__name__, param)
+        check_gradients(type(self).__name__, list(self._params()))
         if given is None and all(self._is_zero(group.get("lr", 1.0)) for group in self.param_groups):
             self._make_missing_state()
             return None
@@ -229,15 +227,21 @@ class LossOptimizer(Optimizer):
     def _collect(self, group: Group) -> tuple[list[Tensor], list[Tensor], list[State]]:
         """Returns the parameters that have a gradient, with their state made where it is missing."""
         params, grads, states = [], [], []
+        needed: dict[int, set[str]] = {}  # By the number of dimensions, which decides the moments.
+        shadow = ("shadow", "shadow_exists") if group.get("use_shadow") else ()
         for param in group["params"]:
-            if param.grad is None:
+            grad = param.grad
+            if grad is None:
                 continue
             state = self.state[param]
-            state.update(self._missing_state(param, group, state))
-            if group.get("use_shadow") and state["shadow"].dtype != wide_dtype(param):
+            if param.ndim not in needed:
+                needed[param.ndim] = {*self.moment_names(param), *shadow}
+            if not state.keys() >= needed[param.ndim]:
+                state.update(self._missing_state(param, group, state))
+            if shadow and state["shadow"].dtype != wide_dtype(param):
                 state["shadow"] = state["shadow"].to(wide_dtype(param))  # The model changed its dtype.
             params.append(param)
-            grads.append(param.grad)
+            grads.append(grad)
             states.append(state)
         return params, grads, states
 

@@ -87,11 +87,12 @@ def check_shadow_ratio(value: object) -> None:
         )
 
 
-def check_gradient(owner: str, param: Tensor) -> None:
+def check_gradients(owner: str, params: list[Tensor]) -> None:
     """Raises a `RuntimeError` for a gradient that the optimizer `owner` cannot use."""
-    if param.grad is not None and param.grad.layout != torch.strided:
+    grads = [(param, param.grad) for param in params if param.grad is not None]
+    if any(grad.layout != torch.strided for _, grad in grads):
         raise RuntimeError(f"{owner} does not support sparse gradients")
-    if torch.is_complex(param):
+    if any(param.is_complex() for param, _ in grads):
         raise RuntimeError(f"{owner} does not support complex parameters")
 
 

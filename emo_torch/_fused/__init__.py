@@ -8,6 +8,7 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable, Iterable
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,9 +63,9 @@ class FusedRule(NamedTuple):
         """How many moments a parameter has."""
         return 2 if self.kind in ("uncorrected_adam", "factored_moments", "ref") else 1
 
-    def moments(self, param: Tensor) -> tuple[str, ...]:
-        """Returns the names of the moments of a parameter."""
-        if self.kind == "factored_moments" and param.ndim >= 2:
+    def moments(self, ndim: int) -> tuple[str, ...]:
+        """Returns the names of the moments of a parameter of so many dimensions."""
+        if self.kind == "factored_moments" and ndim >= 2:
             return (f"{self.prefix}row", f"{self.prefix}column")
         if self.moments_each == 2:
             return (f"{self.prefix}exp_avg", f"{self.prefix}exp_avg_sq")
@@ -199,16 +200,20 @@ _dtype, _is_cpu = attrgetter("dtype"), attrgetter("is_cpu")
 _PLAIN = {Tensor, torch.nn.Parameter}
 
 
-def _all_fit(params: list[Tensor], grads: list[Tensor], others: list[Tensor]) -> bool:
+# What compiled code writes to, beside the parameters: a tensor for each of them, by where it stands.
+_Streams = dict[tuple[str, ...], list[Tensor]]
+
+
+def _all_fit(params: list[Tensor], grads: list[Tensor], streams: _Streams) -> bool:
     """Returns, quickly, whether `fits` is true of all, and all have one dtype; a `False` may be wrong."""
-    every = [*params, *grads, *others]
+    every = list(chain(params, grads, *streams.values()))
     return (
         set(map(type, every)) <= _PLAIN
         and len(set(map(_dtype, every))) == 1
         and params[0].dtype in DTYPES
         and all(map(_is_cpu, every))
         and all(map(Tensor.is_contiguous, every))
-        and not any(map(Tensor.is_neg, every))
+        and not any(map(Tensor.is_neg, grads))
         and not any(map(Tensor.is_inference, params))
         and all(map(Tensor.numel, params))
         and all(_rows_and_columns(param.shape)[1] <= MOST_COLUMNS for param in params)
@@ -241,36 +246,36 @@ def step(
     if found is None:
         return list(range(len(params)))
     streams = _streams(params, states, what, group)
+    if _all_fit(params, grads, streams):
+        signal = signal_of(params[0].dtype)
+        is_done = _step_alike(params, grads, states, streams, what, signal, group, found)
+        return [] if is_done else list(range(len(params)))
     by_dtype: dict[torch.dtype, list[int]] = {}
     rest: list[int] = []
-    if _all_fit(params, grads, [tensor for stream in streams.values() for tensor in stream]):
-        by_dtype[params[0].dtype] = list(range(len(params)))
-    else:
-        for index, (param, grad, *others) in enumerate(zip(params, grads, *streams.values(), strict=True)):
-            fit = by_dtype.setdefault(param.dtype, []) if fits(param, grad, others) else rest
-            fit.append(index)
+    for index, (param, grad, *others) in enumerate(zip(params, grads, *streams.values(), strict=True)):
+        fit = by_dtype.setdefault(param.dtype, []) if fits(param, grad, others) else rest
+        fit.append(index)
     for dtype, indices in by_dtype.items():
         own = [params[index] for index in indices]
         read = [grads[index] for index in indices]
         kept = [states[index] for index in indices]
-        if own and not _step_alike(own, read, kept, what, signal_of(dtype), group, found):
+        written = {key: [stream[index] for index in indices] for key, stream in streams.items()}
+        if own and not _step_alike(own, read, kept, written, what, signal_of(dtype), group, found):
             rest += indices
     return sorted(rest)
 
 
-# What compiled code writes to, beside the parameters: a tensor for each of them, by where it stands.
-_Streams = dict[tuple[str, ...], list[Tensor]]
-
-
 def _streams(params: list[Tensor], states: list[State], what: FusedStep, group: dict[str, Any]) -> _Streams:
     streams: _Streams = {}
+    dimensions = [param.ndim for param in params]
     for rule in what.rules:
+        names = {ndim: rule.moments(ndim) for ndim in set(dimensions)}
         for place in range(rule.moments_each):
             # Rules that share their moments share them here.
             key = (rule.prefix, rule.shape, str(place))
             if key not in streams:
-                names = [rule.moments(param)[place] for param in params]
-                streams[key] = [state[name] for state, name in zip(states, names, strict=True)]
+                at = {ndim: own[place] for ndim, own in names.items()}
+                streams[key] = [state[at[n]] for state, n in zip(states, dimensions, strict=True)]
     if any(rule.kind == "ref" for rule in what.rules):
         streams["norm",] = [state["exp_avg_norm"] for state in states]
     if group.get("use_shadow"):
@@ -282,13 +287,13 @@ def _step_alike(
     params: list[Tensor],
     grads: list[Tensor],
     states: list[State],
+    streams: _Streams,
     what: FusedStep,
     signal: Signal,
     group: dict[str, Any],
     found: Library,
 ) -> bool:
     """Takes the step of parameters that all fit and have one dtype; returns whether it did."""
-    streams = _streams(params, states, what, group)
     sizes = _numbers(Tensor.numel, params)
     rows, columns = sizes, np.zeros_like(sizes)
     if any(rule.kind == "factored_moments" for rule in what.rules):
@@ -322,7 +327,7 @@ def _step_alike(
     use_shadow = group.get("use_shadow", False)
     share = None if what.share is None else what.share(params[0].dtype)
     bound = group.get("injection_bound")
-    exist = _numbers(Tensor.data_ptr, [state["shadow_exists"] for state in states if "shadow" in state])
+    exist = _numbers(Tensor.data_ptr, [state["shadow_exists"] for state in states] if use_shadow else [])
     enough = max(1, int(sizes.sum()) // LEAST_SHARE)
     job = _Job(
         tensors=len(params),
@@ -360,8 +365,6 @@ def _step_alike(
         return False
     # What torch did not see it must be told, or a graph would be built on what is no more.
     torch.autograd.graph.increment_version(params)
-    for tensors in streams.values():
-        torch.autograd.graph.increment_version(tensors)
     return True
 
 

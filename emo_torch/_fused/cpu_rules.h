@@ -355,7 +355,10 @@ INLINE Share NAME(part_of)(const NAME(Work) *work, int64_t tensor, int64_t threa
 
 static REAL NAME(norm_of)(const NAME(Work) *work, int64_t tensor, int64_t threads) {
     double sum = 0;
-    for (int64_t thread = 0; thread < threads; thread++) sum += work->parts[tensor + thread];
+    for (int64_t thread = 0; thread < threads; thread++) {
+        Share part = NAME(part_of)(work, tensor, thread, threads);
+        if (part.end > part.begin) sum += work->parts[tensor + thread];
+    }
     return (REAL)sqrt(sum);
 }
 

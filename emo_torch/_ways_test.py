@@ -1,0 +1,391 @@
+"""The ways to step: each equals the readable one, on every optimizer, dtype and odd layout."""
+
+import copy
+import logging
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import emo_torch
+from emo_torch import _fused
+from emo_torch._fused import compiler
+
+MEMBERS = tuple(emo_torch.list_optimizers())
+DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5}
+SHAPES = (
+    *((), (1,), (7,), (0,), (0, 3), (5, 0)),
+    *((33, 65), (1, 5), (64, 8), (8, 64), (40, 4), (3, 4, 5)),
+    *((70_001,), (301, 700)),  # Large enough for several threads.
+)
+MODES = ("decoupled", "absolute", "l2")
+needs_compiler = pytest.mark.skipif(_fused.library() is None, reason="NO C COMPILER WAS FOUND")
+Tensors = dict[str, Tensor]
+
+
+def _gradient(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    gradient = torch.randn(shape, generator=generator, dtype=dtype)
+    return gradient * (torch.rand(shape, generator=generator) > 0.2)
+
+
+def _losses(steps: int) -> list[float]:
+    """Returns losses that lead through every band of the scalar, and one that is not finite."""
+    losses = [2.0, 2.1, 2.3, 1.9, 2.05, float("nan"), 2.0, 9.0, 2.0, 1.2, 1.95, 2.2]
+    return [losses[step % len(losses)] for step in range(steps)]
+
+
+def _train(
+    name: str,
+    params: list[Tensor],
+    steps: int = 8,
+    lay: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+    **options: Any,
+) -> emo_torch.LossOptimizer:
+    """Steps some times on gradients that are the same for the same shapes."""
+    optimizer = emo_torch.create_optimizer(name, params, **options)
+    generator = torch.Generator().manual_seed(3)
+    for step, loss in enumerate(_losses(steps)):
+        for index, param in enumerate(params):
+            gradient = _gradient(tuple(param.shape), torch.float64, generator).to(param.dtype)
+            # One has its first gradient late, and one has none now and then.
+            is_absent = (index == 6 and step < 2) or (index == 2 and step % 3 == 1)
+            param.grad = None if is_absent else lay(gradient)
+        optimizer.step(loss=loss)
+    return optimizer
+
+
+def _start(shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return [torch.nn.Parameter(param.to(dtype)) for param in drawn]
+
+
+def _everything(optimizer: emo_torch.LossOptimizer) -> Tensors:
+    """Returns parameters, moments, shadows and memory, by name."""
+    found = dict(optimizer.named_memory())
+    for group in optimizer.param_groups:
+        for index, param in enumerate(group["params"]):
+            found[f"param {index}"] = param.detach()
+            found.update({f"{name} {index}": value for name, value in optimizer.state[param].items()})
+    return found
+
+
+def _assert_close(one: emo_torch.LossOptimizer, other: emo_torch.LossOptimizer, bound: float) -> None:
+    ours, theirs = _everything(one), _everything(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=bound, atol=bound, msg=name)
+
+
+def _options(name: str, mode: str, *, maximize: bool = False) -> dict[str, Any]:
+    options: dict[str, Any] = {"weight_decay_mode": mode, "maximize": maximize, "lr": 1e-2}
+    if name == "ref_adamw_mini_schedule_free":
+        return {**options, "ref_max_steps": 10}
+    options["use_shadow"] = True
+    if name in ("emo_sens", "emo_airy", "emo_cats"):
+        options["theta"] = 0.3  # A filter that bites.
+    return options
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_the_fused_way_equals_the_readable_one(name: str, mode: str, dtype: torch.dtype) -> None:
+    options = _options(name, mode, maximize=mode == "absolute")
+    reference = _train(name, _start(SHAPES, dtype), foreach=False, **options)
+    fused = _train(name, _start(SHAPES, dtype), fused=True, **options)
+    _assert_close(fused, reference, DTYPES[dtype])
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_the_number_of_threads_makes_no_difference(name: str, threads: int) -> None:
+    options = _options(name, "decoupled")
+    reference = _train(name, _start(SHAPES, torch.float64), foreach=False, **options)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        fused = _train(name, _start(SHAPES, torch.float64), fused=True, **options)
+    finally:
+        torch.set_num_threads(before)
+    _assert_close(fused, reference, 1e-12)
+
+
+@needs_compiler
+def test_a_row_that_the_filter_stops_stays() -> None:
+    options: dict[str, Any] = {"lr": 1e-2, "eps": 0.0, "weight_decay": 0.0}
+
+    def stop(gradient: Tensor) -> Tensor:
+        if gradient.ndim > 1:
+            gradient[0] = 1e-9
+        return gradient
+
+    shapes = ((4, 6), (40, 8))
+    params = _start(shapes, torch.float64)
+    befores = [param.detach().clone() for param in params]
+    fused = _train("emo_airy", params, lay=stop, fused=True, **options)
+    for param, before in zip(params, befores, strict=True):
+        assert param[0].equal(before[0])
+        assert not param[1:].equal(before[1:])
+    _assert_close(
+        fused, _train("emo_airy", _start(shapes, torch.float64), lay=stop, foreach=False, **options), 1e-12
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", MEMBERS)
+def test_gradients_that_are_not_finite_go_where_they_go_in_the_readable_way(name: str) -> None:
+    def spoil(gradient: Tensor) -> Tensor:
+        if gradient.numel() > 3:
+            gradient.view(-1)[:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+        return gradient
+
+    shapes = ((5,), (6, 7))
+    fused = _train(name, _start(shapes, torch.float32), 3, spoil, fused=True)
+    reference = _train(name, _start(shapes, torch.float32), 3, spoil, foreach=False)
+    ours, theirs = _everything(fused), _everything(reference)
+    for key, value in ours.items():
+        torch.testing.assert_close(value, theirs[key], equal_nan=True, rtol=1e-5, atol=1e-5, msg=key)
+
+
+def _transposed(params: list[Tensor]) -> list[Tensor]:
+    return [torch.nn.Parameter(param.detach().t()) if param.ndim == 2 else param for param in params]
+
+
+def _channels_last(params: list[Tensor]) -> list[Tensor]:
+    return [
+        param.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for param in params
+    ]
+
+
+def _halves_of_one(params: list[Tensor]) -> list[Tensor]:
+    storage = torch.cat([param.detach().view(-1) for param in params])
+    sizes = [param.numel() for param in params]
+    return [
+        part.view(param.shape).requires_grad_()
+        for part, param in zip(storage.split(sizes), params, strict=True)
+    ]
+
+
+def _with_bfloat16(params: list[Tensor]) -> list[Tensor]:
+    return [
+        torch.nn.Parameter(p.detach().to(torch.bfloat16 if index % 2 else p.dtype))
+        for index, p in enumerate(params)
+    ]
+
+
+def _with_float64(params: list[Tensor]) -> list[Tensor]:
+    return [
+        torch.nn.Parameter(p.detach().double() if index % 2 else p.detach())
+        for index, p in enumerate(params)
+    ]
+
+
+LAYOUTS = {
+    "transposed": (_transposed, ((4, 6), (33, 9), (5,))),
+    "channels last": (_channels_last, ((4, 3, 2, 2), (8, 4, 3, 3))),
+    "parts of one storage": (_halves_of_one, ((4, 6), (33, 9), (5,))),
+    "bfloat16 among them": (_with_bfloat16, ((4, 6), (33, 9), (5,), (7,))),
+    "float64 among them": (_with_float64, ((4, 6), (33, 9), (5,), (7,))),
+}
+
+
+@pytest.mark.parametrize("way", [{"foreach": True}, {}], ids=["foreach", "chosen by itself"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_any_layout_equals_the_readable_way(name: str, layout: str, way: dict[str, Any]) -> None:
+    lay, shapes = LAYOUTS[layout]
+    options = _options(name, "decoupled")
+    reference = _train(name, lay(_start(shapes, torch.float32)), foreach=False, **options)
+    other = _train(name, lay(_start(shapes, torch.float32)), **way, **options)
+    _assert_close(other, reference, 1e-5)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_gradients_of_odd_layouts_equal_the_readable_way(name: str) -> None:
+    def expand(gradient: Tensor) -> Tensor:
+        return gradient[:1].expand(gradient.shape) if gradient.ndim else gradient
+
+    def turn(gradient: Tensor) -> Tensor:
+        return gradient.t().contiguous().t() if gradient.ndim == 2 else gradient
+
+    shapes = ((4, 6), (33, 9), (5,), ())
+    for lay in (expand, turn):
+        reference = _train(name, _start(shapes, torch.float32), lay=lay, foreach=False)
+        _assert_close(_train(name, _start(shapes, torch.float32), lay=lay), reference, 1e-5)
+
+
+def test_parameters_that_overlap_step_one_after_the_other() -> None:
+    def start() -> list[Tensor]:
+        storage = torch.arange(1.0, 101.0)
+        return [storage[:60].requires_grad_(), storage[40:].requires_grad_()]
+
+    reference, other = start(), start()
+    _train("emo_sens", reference, foreach=False)
+    _train("emo_sens", other)
+    for ours, theirs in zip(other, reference, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.0, atol=0.0)
+
+
+def test_a_gradient_that_is_the_parameter_itself_is_read_before_it_is_written() -> None:
+    results = []
+    for foreach in (None, False):
+        param = torch.linspace(1.0, 2.0, 50).requires_grad_()
+        param.grad = param.detach()
+        emo_torch.EmoAiry([param], lr=0.1, foreach=foreach).step(loss=1.0)
+        results.append(param.detach())
+    assert results[0].equal(results[1])
+
+
+@needs_compiler
+def test_a_graph_on_weights_that_a_step_changed_is_refused() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = emo_torch.EmoSens([weight], fused=True)
+    loss = weight.square().sum()
+    weight.grad = torch.ones(3)
+    version = weight._version
+    optimizer.step(loss=1.0)
+    assert weight._version > version
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@needs_compiler
+def test_a_resumed_run_goes_on_to_the_last_bit() -> None:
+    whole = _start(SHAPES, torch.float32)
+    one = _train("emo_clan", whole, fused=True)
+    copies = [torch.nn.Parameter(param.detach().clone()) for param in whole]
+    other = emo_torch.EmoClan(copies, fused=True)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    for optimizer, params in ((one, whole), (other, copies)):
+        for param in params:
+            param.grad = torch.full_like(param, 0.1)
+        optimizer.step(loss=1.7)
+    assert all(ours.equal(theirs) for ours, theirs in zip(whole, copies, strict=True))
+
+
+def _total() -> float:
+    (param,) = params = _start(((300, 700),), torch.float32)
+    _train("emo_airy", params, 2)
+    return float(param.detach().sum())
+
+
+def _step_in_a_child(queue: Any) -> None:
+    torch.set_num_threads(1)  # PyTorch's own code would wait for its threads.
+    torch.get_num_threads = lambda: 2
+    queue.put(_total())
+
+
+@needs_compiler
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="nothing is forked here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_process_steps_too() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        total = _total()  # Threads run from here on.
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        child = context.Process(target=_step_in_a_child, args=(queue,), daemon=True)
+        child.start()
+        assert queue.get(timeout=60) == pytest.approx(total, rel=1e-5)
+        child.join(60)
+    finally:
+        torch.set_num_threads(before)
+
+
+# Where it cannot be.
+
+
+def test_without_a_compiler_everything_works_and_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    source = Path(_fused.__file__).parent / "cpu.c"
+    with caplog.at_level(logging.DEBUG, "emo_torch"):
+        assert compiler.compile_library.__wrapped__(source) is None
+    assert [record.message for record in caplog.records] == [
+        "no C compiler was found: stepping without compiled code"
+    ]
+    _fused.library.cache_clear()
+    monkeypatch.setattr(_fused, "compile_library", lambda _: None)
+    try:
+        reference = _train("emo_sens", _start(SHAPES, torch.float32), foreach=False)
+        other = _train("emo_sens", _start(SHAPES, torch.float32))
+        with pytest.raises(RuntimeError, match="needs a C compiler"):
+            emo_torch.EmoSens([torch.ones(1)], fused=True)
+    finally:
+        _fused.library.cache_clear()
+    _assert_close(other, reference, 0.0)
+
+
+def test_a_compiler_that_fails_says_so_and_nothing_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EMO_TORCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", "cc")
+    broken = tmp_path / "broken.c"
+    broken.write_text("this is no C;")
+    with caplog.at_level(logging.DEBUG, "emo_torch"):
+        assert compiler.compile_library.__wrapped__(broken) is None
+    assert len(caplog.records) == 1
+    assert list((tmp_path / "cache").iterdir()) == [] if (tmp_path / "cache").exists() else True
+
+
+@needs_compiler
+def test_a_cache_that_others_can_write_to_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tmp_path.chmod(0o777)
+    monkeypatch.setenv("EMO_TORCH_CACHE", str(tmp_path))
+    with caplog.at_level(logging.DEBUG, "emo_torch"):
+        assert compiler.compile_library.__wrapped__(Path(_fused.__file__).parent / "cpu.c") is None
+    assert "is not this user's alone" in caplog.text
+
+
+def test_compiled_code_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMO_TORCH_COMPILE", "0")
+    assert compiler.compile_library.__wrapped__(Path(_fused.__file__).parent / "cpu.c") is None
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_two_ways_at_once_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="choose one, or neither"):
+        emo_torch.create_optimizer(name, [torch.ones(1)], foreach=True, fused=True)
+
+
+@needs_compiler
+def test_fused_is_refused_for_what_it_cannot_take() -> None:
+    with pytest.raises(RuntimeError, match="bfloat16 on cpu"):
+        emo_torch.EmoSens([torch.ones(1, dtype=torch.bfloat16)], fused=True)
+    optimizer = emo_torch.EmoSens([torch.ones(1)], fused=True)
+    with pytest.raises(RuntimeError, match="on meta"):
+        optimizer.add_param_group({"params": [torch.ones(1, device="meta")]})
+    assert len(optimizer.param_groups) == 1
+
+
+class _Graph:
+    """Makes believe that a CUDA graph is being captured."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+
+
+def test_a_capture_needs_capturable_and_a_loss_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    param = torch.ones(2, requires_grad=True)
+    param.grad = torch.ones(2)
+    plain, capturable = emo_torch.EmoSens([param]), emo_torch.EmoSens([param], capturable=True)
+    _Graph(monkeypatch)
+    with pytest.raises(RuntimeError, match="capturable=True alone"):
+        plain.step(loss=torch.tensor(1.0))
+    with pytest.raises(RuntimeError, match="for ever"):
+        capturable.step(loss=1.0)
+    assert param.equal(torch.ones(2))
+    assert int(capturable.emotion.felt) == 0
