@@ -12,6 +12,8 @@ from torch.nn import Parameter
 from torch.optim import lr_scheduler
 
 import emo_torch
+from emo_torch._emotional import Ways
+from emo_torch._fused import library
 
 pytest.importorskip("expecttest")
 
@@ -563,25 +565,27 @@ def test_averages_of_the_weights_go_along(info: Any) -> None:
 
 
 @every_optimizer
-def test_the_default_for_many_tensors_is_the_one_of_torch(
+def test_the_way_is_the_one_asked_for_and_else_the_fastest(
     info: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = __import__(info.optim_cls.__module__, fromlist=["_"])
     calls = []
-    for kind in ("single", "multi"):
-        name = f"_{kind}_tensor_{info.name.lower()}"
-        original = getattr(module, name)
 
-        def spy(*args: Any, kind: str = kind, original: Any = original, **kwargs: Any) -> None:
+    def spy(kind: str) -> Any:
+        def call(*args: Any, **given: Any) -> Any:
             calls.append(kind)
-            original(*args, **kwargs)
+            return getattr(WAYS, kind)(*args, **given)
 
-        monkeypatch.setattr(module, name, spy)
+        return call
+
+    WAYS: Ways = module.WAYS
+    monkeypatch.setattr(module, "WAYS", Ways(*map(spy, Ways._fields)))
     weight = Parameter(torch.ones(2))
-    for foreach in (None, False, True):
+    for options in ({}, {"foreach": False}, {"foreach": True}, {"fused": False}):
         weight.grad = torch.ones(2)
-        info.optim_cls([weight], foreach=foreach).step(loss=1.0)
-    assert calls == ["single", "single", "multi"]
+        info.optim_cls([weight], **options).step(loss=1.0)
+    fastest = "single" if library() is None else "fused"
+    assert calls == [fastest, "single", "multi", "single"]
 
 
 def test_the_tests_above_cover_every_optimizer_that_is_public() -> None:
