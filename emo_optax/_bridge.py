@@ -203,11 +203,13 @@ def _go_on(state: optax.OptState, steps: int) -> optax.OptState:
     # What a schedule inside `optax.inject_hyperparams` counts with: optax does not export the type.
     wrapped = type(optax.schedules.WrappedSchedule(lambda count: count).init())
     injected = (optax.InjectStatefulHyperparamsState, optax.InjectHyperparamsState)
-    counting = (optax.ScaleByScheduleState, wrapped, RoundStochasticallyState)
+    counting = (optax.ScaleByScheduleState, wrapped)
 
     def visit(node: Any) -> Any:
         if isinstance(node, counting):
             return node._replace(count=jnp.array(steps, jnp.int32))
+        if isinstance(node, RoundStochasticallyState):
+            return RoundStochasticallyState(jnp.array(steps, jnp.int32))
         if isinstance(node, AddWeightDecayState) and isinstance(node.steps, jax.Array):
             return node._replace(steps=jnp.array(steps, jnp.int32))
         if isinstance(node, injected):
@@ -215,7 +217,7 @@ def _go_on(state: optax.OptState, steps: int) -> optax.OptState:
             return node._replace(**{**fields, "count": jnp.array(steps, jnp.int32)})
         return node
 
-    kinds = (*counting, AddWeightDecayState, *injected)
+    kinds = (*counting, RoundStochasticallyState, AddWeightDecayState, *injected)
     return jax.tree.map(visit, state, is_leaf=lambda node: isinstance(node, kinds))
 
 

@@ -30,11 +30,11 @@ def round_bits(value: jax.Array, dtype: Any, draws: jax.Array | None = None) -> 
         draws: random numbers, uint32 in the value's shape: up or down, as likely as the value is
             near. `None` for the nearest, and the even one of two.
     """
-    info = jnp.finfo(dtype)
+    info = jnp.finfo(dtype)  # type: ignore[no-untyped-call]
     dropped = 23 - info.nmant
     # Below its normal numbers a dtype is evenly spaced, as float32 is in the binade of the least.
     least = float(info.smallest_normal)
-    is_even = least > float(jnp.finfo(jnp.float32).smallest_normal)
+    is_even = least > 2.0**-126
     shift = jnp.copysign(jnp.float32(least), value) * (jnp.abs(value) < least) if is_even else None
     bits = jax.lax.bitcast_convert_type(value if shift is None else value + shift, jnp.uint32)
     if draws is None:
@@ -149,10 +149,13 @@ def round_with_kahan() -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Updates, RoundWithKahanState]:
         del extra_args
         check_params(params)
-        leaves, tree = jax.tree.flatten(updates)
-        rows = zip(leaves, tree.flatten_up_to(params), tree.flatten_up_to(state.compensation), strict=True)
-        rounded = [_with_kahan(u, p, c) if is_narrow(p) else (u, c) for u, p, c in rows]
-        updates, compensation = (tree.unflatten([pair[side] for pair in rounded]) for side in (0, 1))
+
+        def move(update: jax.Array, param: Any, rest: Any) -> tuple[jax.Array, Any]:
+            return _with_kahan(update, param, rest) if is_narrow(param) else (update, rest)
+
+        pairs = jax.tree.map(move, updates, params, state.compensation)
+        compensation = jax.tree.map(lambda _, pair: pair[1], updates, pairs)
+        updates = jax.tree.map(lambda _, pair: pair[0], updates, pairs)
         return updates, RoundWithKahanState(compensation)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -161,7 +164,7 @@ def round_with_kahan() -> optax.GradientTransformationExtraArgs:
 class RoundStochasticallyState(NamedTuple):
     """How many steps have been rounded, int32 of shape `[]`: every step draws other numbers."""
 
-    count: jax.Array
+    steps: jax.Array
 
 
 def round_stochastically(seed: int = 0) -> optax.GradientTransformationExtraArgs:
@@ -176,8 +179,8 @@ def round_stochastically(seed: int = 0) -> optax.GradientTransformationExtraArgs
     last place, :math:`2^{-9}\,p`, changes nothing where it is rounded to the nearest; here it changes
     some elements by a whole unit. It needs no memory, and adds noise of about that unit. Elements whose
     update is exactly 0 stay as they are; parameters of float32 and wider, too, with all their updates.
-    Where a step takes more of a parameter away than it leaves, the update is rounded to the nearest
-    once more, as without this.
+    Where a step is longer than half of what becomes of a parameter, it is itself rounded to the nearest
+    first, as without this.
 
     The random numbers are a hash of the seed, the count of steps, the parameter's place in the tree and
     the element's in the parameter: the same on every device, in a resumed run, and in `emo_torch`.
@@ -225,12 +228,14 @@ def round_stochastically(seed: int = 0) -> optax.GradientTransformationExtraArgs
     ) -> tuple[optax.Updates, RoundStochasticallyState]:
         del extra_args
         check_params(params)
-        count = jnp.asarray(optax.safe_increment(state.count))
-        leaves, tree = jax.tree.flatten(updates)
-        keys = rounding_keys(count, len(leaves), seed)
-        rows = zip(leaves, tree.flatten_up_to(params), keys, strict=True)
-        rounded = [_stochastically(u, p, key) if is_narrow(p) else u for u, p, key in rows]
-        return tree.unflatten(rounded), RoundStochasticallyState(count)
+        steps = jnp.asarray(optax.safe_increment(state.steps))
+        count = len(jax.tree.leaves(updates))
+        keys = jax.tree.unflatten(jax.tree.structure(updates), list(rounding_keys(steps, count, seed)))
+
+        def move(update: jax.Array, param: Any, key: jax.Array) -> jax.Array:
+            return _stochastically(update, param, key) if is_narrow(param) else update
+
+        return jax.tree.map(move, updates, params, keys), RoundStochasticallyState(steps)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

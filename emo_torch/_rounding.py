@@ -41,7 +41,7 @@ def round_bits(value: Tensor, dtype: torch.dtype, draws: Tensor | None = None) -
     dropped = 23 + round(math.log2(info.eps))
     # Below its normal numbers a dtype is evenly spaced, as float32 is in the binade of the least.
     least = info.smallest_normal
-    is_even = least > torch.finfo(torch.float32).smallest_normal
+    is_even = least > 2.0**-126
     shift = torch.full_like(value, least).copysign(value) * (value.abs() < least) if is_even else None
     bits = (value if shift is None else value + shift).view(torch.int32)
     if draws is None:
@@ -159,8 +159,8 @@ def round_stochastically(update: Tensor, param: Tensor, key: Tensor) -> Tensor:
     between the two neighbours in the parameter's dtype. In bfloat16 a step below half a unit of the
     last place, :math:`2^{-9}\,p`, changes nothing where it is rounded to the nearest; here it changes
     some elements by a whole unit. It needs no memory, and adds noise of about that unit. Elements whose
-    update is exactly 0 stay as they are. Where a step takes more of a parameter away than it leaves,
-    the update is rounded to the nearest once more, as without this.
+    update is exactly 0 stay as they are. Where a step is longer than half of what becomes of a
+    parameter, it is itself rounded to the nearest first, as without this.
 
     The random numbers are a hash of the key and the element's place in the parameter: the same on every
     device, in a resumed run, and in `emo_optax`.
