@@ -104,8 +104,8 @@ def round_with_kahan() -> optax.GradientTransformationExtraArgs:
         y = u + c, \quad u' = \operatorname{round}(y), \quad
         c \leftarrow \operatorname{round}(y - (\operatorname{round}(p + u') - p))
 
-    In bfloat16 a step below half a unit of the last place, :math:`2^{-9}\,p`, changes nothing,
-    however often it is repeated. Here such steps add up in `c` until they do. It costs as much memory
+    In bfloat16 a step below half a unit of the last place, :math:`2^{-9}` to :math:`2^{-8}` of p,
+    changes nothing, however often it is repeated. Here such steps add up in `c` until they do. It costs as much memory
     as the parameters, and keeps about as many digits as 16 bits of mantissa. Elements whose update is
     exactly 0 stay as they are; parameters of float32 and wider, too, with all their updates. float16
     itself holds no `c` below :math:`3 \cdot 10^{-8}`: smaller steps are lost there as without it.
@@ -176,8 +176,8 @@ def round_stochastically(seed: int = 0) -> optax.GradientTransformationExtraArgs
             \lfloor p + u \rfloor - p & \text{else} \end{cases}
 
     between the two neighbours in the parameter's dtype. In bfloat16 a step below half a unit of the
-    last place, :math:`2^{-9}\,p`, changes nothing where it is rounded to the nearest; here it changes
-    some elements by a whole unit. It needs no memory, and adds noise of about that unit. Elements whose
+    last place, :math:`2^{-9}` to :math:`2^{-8}` of p, changes nothing where it is rounded to the
+    nearest; here it changes some elements by a whole unit. It needs no memory, and adds noise of about that unit. Elements whose
     update is exactly 0 stay as they are; parameters of float32 and wider, too, with all their updates.
     Where a step is longer than half of what becomes of a parameter, it is itself rounded to the nearest
     first, as without this.

@@ -99,10 +99,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 ROUNDED: dict[str, tuple[dict[str, Any], ...]] = {
     "EmoSens": ({"rounding": "kahan"}, {"rounding": "stochastic"}),
-    "EmoAiry": ({"rounding": "kahan", "use_shadow": True, "foreach": True},),
+    "EmoAiry": ({"rounding": "kahan", "foreach": True},),
     "RefAdamWMiniScheduleFree": ({"rounding": "stochastic", "foreach": True},),
 }
-"""More options for some, in bfloat16: float32 and float64 know no rounding, and it knows no rule."""
+"""More options for some, in bfloat16: float32 and float64 know no rounding, and it knows no rule.
+
+No shadow in Kahan's sums: it pulls at the parameter alone, so that a unit by which two parameters, but not
+their sums, are apart would get into the sums.
+"""
 
 
 def optax_options(options: dict[str, Any]) -> dict[str, Any]:
