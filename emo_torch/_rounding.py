@@ -29,7 +29,8 @@ def round_bits(value: Tensor, dtype: torch.dtype, draws: Tensor | None = None) -
     """Rounds float32 values to what a narrower dtype can hold, and leaves them float32.
 
     On the bits, since compilers may leave out a cast that is undone: XLA with
-    `xla_allow_excess_precision`, which is its default, and PyTorch's inductor.
+    `xla_allow_excess_precision`, which is its default, and PyTorch's inductor. What is beyond the
+    dtype's range stays so.
 
     Args:
         value: what to round, float32.
@@ -102,10 +103,10 @@ def round_with_kahan(update: Tensor, param: Tensor, compensation: Tensor) -> Ten
         c \leftarrow \operatorname{round}(y - (\operatorname{round}(p + u') - p))
 
     In bfloat16 a step below half a unit of the last place, :math:`2^{-9}` to :math:`2^{-8}` of p,
-    changes nothing, however often it is repeated. Here such steps add up in `c` until they do. It costs as much memory
-    as the parameters, and keeps about as many digits as 16 bits of mantissa. Elements whose update is
-    exactly 0 stay as they are. float16 itself holds no `c` below :math:`3 \cdot 10^{-8}`: smaller steps
-    are lost there as without it.
+    changes nothing, however often it is repeated. Here such steps add up in `c` until they do. It costs
+    as much memory as the parameters, and keeps about as many digits as 16 bits of mantissa. Elements
+    whose update is exactly 0 stay as they are. float16 itself holds no `c` below
+    :math:`3 \cdot 10^{-8}`: smaller steps are lost there as without.
 
     Args:
         update: u, what is to be added, float32, any shape.
@@ -158,9 +159,9 @@ def round_stochastically(update: Tensor, param: Tensor, key: Tensor) -> Tensor:
 
     between the two neighbours in the parameter's dtype. In bfloat16 a step below half a unit of the
     last place, :math:`2^{-9}` to :math:`2^{-8}` of p, changes nothing where it is rounded to the
-    nearest; here it changes some elements by a whole unit. It needs no memory, and adds noise of about that unit. Elements whose
-    update is exactly 0 stay as they are. Where a step is longer than half of what becomes of a
-    parameter, it is itself rounded to the nearest first, as without this.
+    nearest; here it changes some elements by a whole unit. It needs no memory, and adds noise of about
+    that unit. Elements whose update is exactly 0 stay as they are. Where a step is longer than half of
+    what becomes of a parameter, it is itself rounded to the nearest first, as without this.
 
     The random numbers are a hash of the key and the element's place in the parameter: the same on every
     device, in a resumed run, and in `emo_optax`.

@@ -264,7 +264,9 @@ FAULTS: tuple[Fault, ...] = (
         "what was kept back is forgotten",
         "EmoSens",
     ),
-    Fault("emo_optax", "rounding", "steps, count, seed", "state.steps, count, seed", "old draws", "EmoSens"),
+    Fault(
+        "emo_optax", "rounding", "steps, count, seed", "state.steps, count, seed", "old draws", "EmoSens"
+    ),
     # RefAdamWMiniScheduleFree.
     Fault("emo_torch", "divergence", "(ratio > 1.5)", "(ratio > 1.8)", "bound of level 2", _REF),
     Fault("emo_optax", "divergence", "worst == 2, 0.8", "worst == 2, 0.79", "strength at level 2", _REF),
