@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import shutil
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,20 @@ def test_many_tensors_come_out_as_one_after_the_other() -> None:
     many = multi_tensor_round_stochastically(updates, params, list(keys))
     for ours, *row in zip(many, updates, params, keys, strict=True):
         assert torch.equal(ours, round_stochastically(*row))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Of what inductor itself imports.
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler")
+def test_a_compiler_leaves_no_rounding_out() -> None:
+    random = np.random.default_rng(0)
+    param = torch.tensor(random.normal(size=500)).to(torch.bfloat16)
+    update = torch.tensor(1e-3 * random.normal(size=500), dtype=torch.float32)
+    rest = (1e-3 * param).to(param.dtype)
+    twin = rest.clone()
+    torch._dynamo.reset()
+    compiled = torch.compile(round_with_kahan, fullgraph=True)
+    assert torch.equal(compiled(update, param, twin), round_with_kahan(update, param, rest))
+    assert torch.equal(twin, rest)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 0.5, "0", None])

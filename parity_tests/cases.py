@@ -56,8 +56,7 @@ def _of_member(member: Member, dtype: str, steps: int) -> list[Case]:
     if dtype == "float64":
         found += [Case(member.name, options, dtype, steps=whole) for options in member.more_options]
     if dtype == "bfloat16":
-        found += [
-            Case(member.name, options, dtype, steps=whole) for options in ROUNDED.get(member.name, ())
-        ]
+        rounded = ROUNDED.get(member.name, ())
+        found += [Case(member.name, options, dtype, "not_finite", whole) for options in rounded]
     found.append(Case(member.name, {"use_shadow": True, "foreach": True}, dtype, steps=min(whole, 120)))
     return found
