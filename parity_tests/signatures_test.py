@@ -39,6 +39,8 @@ NUMBERS: dict[str, Any] = {
     "rounding": "nearest",
     "maximize": False,
     "foreach": None,
+    "capturable": False,
+    "fused": None,
 }
 LION = {"b2": 0.99, "betas": (0.9, 0.99)}
 OF_LION = {
