@@ -43,6 +43,10 @@ from emo_optax._ref_adamw_mini_schedule_free import get_divergence as get_diverg
 from emo_optax._ref_adamw_mini_schedule_free import (
     ref_adamw_mini_schedule_free as ref_adamw_mini_schedule_free,
 )
+from emo_optax._rounding import RoundStochasticallyState as RoundStochasticallyState
+from emo_optax._rounding import RoundWithKahanState as RoundWithKahanState
+from emo_optax._rounding import round_stochastically as round_stochastically
+from emo_optax._rounding import round_with_kahan as round_with_kahan
 from emo_optax._rules import ScaleByFactorsState as ScaleByFactorsState
 from emo_optax._rules import ScaleByLionState as ScaleByLionState
 from emo_optax._rules import ScaleByMomentumState as ScaleByMomentumState

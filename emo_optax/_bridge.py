@@ -12,6 +12,7 @@ import optax
 from emo_optax._divergence import DivergenceState
 from emo_optax._emotion import EmotionState
 from emo_optax._ref_adamw_mini_schedule_free import RefMomentsState
+from emo_optax._rounding import RoundStochasticallyState, RoundWithKahanState
 from emo_optax._rules import (
     ScaleByFactorsState,
     ScaleByLionState,
@@ -33,6 +34,7 @@ _TREES: dict[type, dict[str, str]] = {
     ScaleByMomentumState: {"mu": "exp_avg"},
     ScaleByFactorsState: {"row": "row", "column": "column"},
     RefMomentsState: {"mu": "exp_avg", "nu": "exp_avg_sq", "norm": "exp_avg_norm"},
+    RoundWithKahanState: {"compensation": "compensation"},
 }
 _RULES: dict[type, str] = {
     # In this order: switches and first steps hold the others, and factored moments Adam's.
@@ -66,8 +68,8 @@ def to_arrays(state: optax.OptState) -> Arrays:
 
     Returns:
         The arrays: `version`, `rule`, `emotion/...` (or `divergence/...`), and `exp_avg/...`,
-        `exp_avg_sq/...`, `exp_avg_norm/...`, `row/...`, `column/...`, `shadow/...` for each parameter
-        that has them.
+        `exp_avg_sq/...`, `exp_avg_norm/...`, `row/...`, `column/...`, `shadow/...`,
+        `compensation/...` for each parameter that has them.
 
     Raises:
         ValueError: if the state is not one of a member of the family, and if two of its arrays have
@@ -197,7 +199,7 @@ def load_arrays(path: str | Path) -> Arrays:
 
 
 def _go_on(state: optax.OptState, steps: int) -> optax.OptState:
-    """Returns a state whose schedules have taken so many steps."""
+    """Returns a state whose schedules, and random numbers, have taken so many steps."""
     # What a schedule inside `optax.inject_hyperparams` counts with: optax does not export the type.
     wrapped = type(optax.schedules.WrappedSchedule(lambda count: count).init())
     injected = (optax.InjectStatefulHyperparamsState, optax.InjectHyperparamsState)
@@ -206,6 +208,8 @@ def _go_on(state: optax.OptState, steps: int) -> optax.OptState:
     def visit(node: Any) -> Any:
         if isinstance(node, counting):
             return node._replace(count=jnp.array(steps, jnp.int32))
+        if isinstance(node, RoundStochasticallyState):
+            return RoundStochasticallyState(jnp.array(steps, jnp.int32))
         if isinstance(node, AddWeightDecayState) and isinstance(node.steps, jax.Array):
             return node._replace(steps=jnp.array(steps, jnp.int32))
         if isinstance(node, injected):
@@ -213,7 +217,7 @@ def _go_on(state: optax.OptState, steps: int) -> optax.OptState:
             return node._replace(**{**fields, "count": jnp.array(steps, jnp.int32)})
         return node
 
-    kinds = (*counting, AddWeightDecayState, *injected)
+    kinds = (*counting, RoundStochasticallyState, AddWeightDecayState, *injected)
     return jax.tree.map(visit, state, is_leaf=lambda node: isinstance(node, kinds))
 
 

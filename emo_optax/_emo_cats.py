@@ -30,6 +30,7 @@ def emo_cats(
     gain: jax.typing.ArrayLike = 5.0,
     weight_decay_mode: str = "decoupled",
     moment_dtype: Any | None = None,
+    rounding: str = "nearest",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps by the sign of an interpolated momentum, as far as the emotion allows.
 
@@ -59,6 +60,8 @@ def emo_cats(
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
         moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
             least.
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
 
     Returns:
         A transformation whose `update(grads, state, params, value=loss)` takes the loss at `params`,
@@ -101,4 +104,5 @@ def emo_cats(
         long_factor=long_factor,
         gain=gain,
         weight_decay_mode=weight_decay_mode,
+        rounding=rounding,
     )

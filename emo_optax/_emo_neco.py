@@ -36,6 +36,7 @@ def emo_neco(
     gain: jax.typing.ArrayLike = 5.0,
     weight_decay_mode: str = "decoupled",
     moment_dtype: Any | None = None,
+    rounding: str = "nearest",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps by the cautious sign of a momentum, and by its softened self where emotion is middling.
 
@@ -70,6 +71,8 @@ def emo_neco(
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
         moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
             least.
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
 
     Returns:
         A transformation whose `update(grads, state, params, value=loss)` takes the loss at `params`,
@@ -117,4 +120,5 @@ def emo_neco(
         long_factor=long_factor,
         gain=gain,
         weight_decay_mode=weight_decay_mode,
+        rounding=rounding,
     )

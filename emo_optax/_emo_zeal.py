@@ -41,6 +41,7 @@ def emo_zeal(
     gain: jax.typing.ArrayLike = 5.0,
     weight_decay_mode: str = "decoupled",
     moment_dtype: Any | None = None,
+    rounding: str = "nearest",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps by averages over rows and columns, and before that by sign or softsign as emotion demands.
 
@@ -78,6 +79,8 @@ def emo_zeal(
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
         moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
             least.
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
 
     Returns:
         A transformation whose `update(grads, state, params, value=loss)` takes the loss at `params`,
@@ -127,4 +130,5 @@ def emo_zeal(
         long_factor=long_factor,
         gain=gain,
         weight_decay_mode=weight_decay_mode,
+        rounding=rounding,
     )

@@ -9,6 +9,7 @@ import optax
 
 from emo_optax._early_stop import went_quiet
 from emo_optax._emotion import Emotion, EmotionState, ShareEmotionState, share_emotion
+from emo_optax._rounding import add_rounding
 from emo_optax._shadow_effect import Keep, filter_by_emotion, keep_elements, scale_by_emotion, step_scale
 from emo_optax._shadow_system import BlendWithShadowState, ShadowRatio, blend_with_shadow
 from emo_optax._switch import step_first
@@ -35,6 +36,7 @@ def emotional(
     short_factor: jax.typing.ArrayLike = 0.3,
     long_factor: jax.typing.ArrayLike = 0.01,
     gain: jax.typing.ArrayLike = 5.0,
+    rounding: str = "nearest",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Makes any Optax optimizer emotional.
 
@@ -58,6 +60,8 @@ def emotional(
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
         gain: what the difference of the averages is multiplied by, >= 0.
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
 
     Returns:
         A transformation whose `update` takes the loss as `value` and needs `params`; its updates
@@ -96,13 +100,14 @@ def emotional(
     if use_shadow:
         piece = blend_with_shadow(piece, shadow_ratio, shadow_rate=shadow_rate, shared=True)
     piece = share_emotion(piece, short_factor=short_factor, long_factor=long_factor, gain=gain)
-    return _keep_dtypes(piece)
+    return _keep_dtypes(piece, rounding)
 
 
 def _keep_dtypes(
-    inner: optax.GradientTransformationExtraArgs,
+    inner: optax.GradientTransformationExtraArgs, rounding: str = "nearest"
 ) -> optax.GradientTransformationExtraArgs:
     """Rounds the updates once, at the end, to the parameters' dtypes."""
+    inner = add_rounding(inner, rounding)
 
     def init_fn(params: optax.Params) -> optax.OptState:
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -59,6 +59,7 @@ def ref_adamw_mini_schedule_free(
     injection_bound: jax.typing.ArrayLike | None = 0.1,
     weight_decay_mode: str = "decoupled",
     moment_dtype: Any | None = None,
+    rounding: str = "nearest",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps by Adam's moments at a learning rate of each tensor's own, and feeds them the parameters.
 
@@ -98,6 +99,8 @@ def ref_adamw_mini_schedule_free(
         weight_decay_mode: "decoupled" (p - eta' wd p), "absolute" (p - wd p) or "l2" (g + wd p).
         moment_dtype: the moments' floating-point dtype, such as float16 or bfloat16, in which they are
             coarse; `None` for the parameters', float32 at least.
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
 
     Returns:
         A transformation whose `update(grads, state, params, value=loss, val_value=val_loss)` takes both
@@ -202,7 +205,7 @@ def ref_adamw_mini_schedule_free(
         moments = RefMomentsState(stored(mu, moments.mu), stored(nu, moments.nu, is_square=True), norm)
         return updates, RefAdamWMiniScheduleFreeState(divergence, moments, decays)
 
-    return _keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn))
+    return _keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn), rounding)
 
 
 def _over_root(m: jax.Array, v: jax.Array, eps: jax.typing.ArrayLike) -> jax.Array:

@@ -29,6 +29,8 @@ OPTIMIZERS: dict[str, Any] = {
     "emo_airy": emo_optax.emo_airy(_schedule, use_shadow=True, weight_decay_mode="l2"),
     "emo_cats": emo_optax.emo_cats(0.1, moment_dtype=jnp.bfloat16),
     "emo_cats divided": emo_optax.emo_cats(_schedule, decoupled_weight_decay=True, use_shadow=True),
+    "emo_sens in Kahan's sums": emo_optax.emo_sens(0.1, rounding="kahan"),
+    "emo_cats rounded at random": emo_optax.emo_cats(0.1, rounding="stochastic"),
     "emotional": emo_optax.emotional(optax.adamw(0.1), use_shadow=True, shadow_ratio=lambda s: s * s),
 }
 MEMBERS = [emo_optax.emo_sens, emo_optax.emo_airy, emo_optax.emo_cats]

@@ -99,6 +99,12 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"Invalid {name}: {value!r}; it must be one of {known}")
 
 
+def check_seed(value: object) -> None:
+    """Raises a `ValueError` unless a seed is a whole number of 32 bits."""
+    if not isinstance(value, int) or not 0 <= value < 2**32:
+        raise ValueError(f"Invalid seed: {value!r}; it must be a whole number in [0, 2^32)")
+
+
 def check_not_injected(name: str, value: object) -> None:
     """Raises a `TypeError` for an array where optax.inject_hyperparams took a function for a schedule."""
     if isinstance(value, jax.Array):

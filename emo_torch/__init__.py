@@ -33,6 +33,9 @@ from emo_torch._errors import LossMissingError as LossMissingError
 from emo_torch._ref_adamw_mini_schedule_free import (
     RefAdamWMiniScheduleFree as RefAdamWMiniScheduleFree,
 )
+from emo_torch._rounding import round_stochastically as round_stochastically
+from emo_torch._rounding import round_with_kahan as round_with_kahan
+from emo_torch._rounding import rounding_keys as rounding_keys
 from emo_torch._rules import scale_by_cautious_sign as scale_by_cautious_sign
 from emo_torch._rules import scale_by_factored_moments as scale_by_factored_moments
 from emo_torch._rules import scale_by_factors as scale_by_factors

@@ -31,8 +31,8 @@ def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor
 
     Returns:
         The arrays: `version`, `rule`, `emotion/...` (or `divergence/...`), and `exp_avg/...`,
-        `exp_avg_sq/...`, `exp_avg_norm/...`, `row/...`, `column/...`, `shadow/...` for each parameter
-        that has them.
+        `exp_avg_sq/...`, `exp_avg_norm/...`, `row/...`, `column/...`, `shadow/...`,
+        `compensation/...` for each parameter that has them.
 
     Raises:
         ValueError: for an `Emotional`, whose inner optimizer has a state of its own kind; for a parameter
@@ -61,7 +61,7 @@ def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor
     if divisor is not None:
         arrays["weight_decay_divisor"] = np.asarray(divisor, arrays["emotion/scalar"].dtype)
     for name, state in _named_states(optimizer, named_params).items():
-        for key in (*MOMENTS, "shadow"):
+        for key in (*MOMENTS, "shadow", "compensation"):
             if key in state:
                 arrays[f"{key}/{name}"] = _to_array(state[key])
         made = state.get("shadow_exists")
@@ -114,7 +114,7 @@ def from_arrays(
             group["weight_decay_divisor"] = float(arrays["weight_decay_divisor"])
     by_name = dict(named)
     for name, state in states.items():
-        for key in (*MOMENTS, "shadow"):
+        for key in (*MOMENTS, "shadow", "compensation"):
             if key in state:
                 _put(state[key], arrays[f"{key}/{name}"])
         if "shadow_exists" in state:

@@ -41,6 +41,8 @@ class EmoLynx(EmoCats):
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
         moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
             least.
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         maximize: whether to go up instead of down; the loss, too, turns its sign.
         foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
@@ -88,6 +90,7 @@ class EmoLynx(EmoCats):
         gain: float = 5.0,
         weight_decay_mode: str = "decoupled",
         moment_dtype: torch.dtype | None = None,
+        rounding: str = "nearest",
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
@@ -109,6 +112,7 @@ class EmoLynx(EmoCats):
             "long_factor": long_factor,
             "gain": gain,
             "moment_dtype": moment_dtype,
+            "rounding": rounding,
             "maximize": maximize,
             "foreach": foreach,
             "capturable": capturable,

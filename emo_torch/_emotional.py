@@ -13,6 +13,7 @@ from emo_torch._emotion import Emotion, EmotionState, feel, init_emotion, wide_d
 from emo_torch._errors import NOT_A_CLOSURE
 from emo_torch._fused import FusedStep, Signal, library
 from emo_torch._fused import step as step_fused
+from emo_torch._rounding import add_rounded, check_rounding, is_narrow, rounding_keys
 from emo_torch._rules import store
 from emo_torch._shadow_effect import Keep, filter_by_emotion, keep_elements, step_scale
 from emo_torch._shadow_system import (
@@ -117,6 +118,10 @@ class LossOptimizer(Optimizer):
         """Returns the tensors of the memory by the names that the bridge to `emo_optax` gives them."""
         raise NotImplementedError
 
+    def step_count(self) -> Tensor:
+        """Returns how many steps were taken, the one under way included, as a tensor of shape `[]`."""
+        raise NotImplementedError
+
     def take_in(self, loss: Tensor | None, **beside: Any) -> Any:
         """Takes in the loss of a step, and what was given beside it; returns what the step needs."""
         raise NotImplementedError
@@ -216,10 +221,37 @@ class LossOptimizer(Optimizer):
 
     def _move(self, feeling: Any) -> None:
         """Moves every parameter that has a gradient."""
+        before = 0
         for group in self.param_groups:
             params, grads, states = self._collect(group)
-            if params:
+            if params and group.get("rounding", "nearest") == "nearest":
                 self.step_tensors(params, grads, states, feeling=feeling, group=group)
+            elif params:
+                # In full precision, to the side; those that have it anyway step as ever.
+                weights = [param.to(wide_dtype(param)) for param in params]
+                wide = [grad.to(weight.dtype) for grad, weight in zip(grads, weights, strict=True)]
+                self.step_tensors(weights, wide, states, feeling=feeling, group=group)
+                self._take_on(params, weights, states, group, before)
+            before += len(group["params"])
+
+    def _take_on(
+        self, params: list[Tensor], weights: list[Tensor], states: list[State], group: Group, before: int
+    ) -> None:
+        """Moves narrow parameters to what they became to the side, rounded as their group says."""
+        if group["rounding"] == "kahan":
+            beside = [state.get("compensation", param) for param, state in zip(params, states, strict=True)]
+        else:
+            keys = rounding_keys(self.step_count(), before + len(group["params"])).unbind()[before:]
+            pairs = zip(group["params"], keys, strict=True)
+            beside = [key.to(param.device) for param, key in pairs if param.grad is not None]
+        foreach = use_foreach(params, group)
+        for indices in _by_device_and_dtype(params).values():
+            narrow = [params[index] for index in indices]
+            if is_narrow(narrow[0]):
+                moved = [weights[index] for index in indices]
+                updates = [weight.sub_(param) for weight, param in zip(moved, narrow, strict=True)]
+                extras = [beside[index] for index in indices]
+                add_rounded(narrow, updates, extras, rounding=group["rounding"], foreach=foreach)
 
     def _params(self) -> Iterator[Tensor]:
         return (param for group in self.param_groups for param in group["params"])
@@ -240,6 +272,8 @@ class LossOptimizer(Optimizer):
                 state.update(self._missing_state(param, group, state))
             if shadow and state["shadow"].dtype != wide_dtype(param):
                 state["shadow"] = state["shadow"].to(wide_dtype(param))  # The model changed its dtype.
+            if _is_compensated(param, group) and state["compensation"].dtype != param.dtype:
+                state["compensation"] = state["compensation"].to(param.dtype)
             params.append(param)
             grads.append(grad)
             states.append(state)
@@ -253,12 +287,17 @@ class LossOptimizer(Optimizer):
         if group.get("use_shadow") and "shadow" not in state:
             made["shadow"] = torch.zeros_like(param, dtype=wide_dtype(param))
             made["shadow_exists"] = torch.zeros((), dtype=torch.bool, device=param.device)
+        if _is_compensated(param, group):
+            made["compensation"] = torch.zeros_like(param)
         return {name: tensor for name, tensor in made.items() if name not in state}
 
     def full_state(self, param: Tensor, group: Group) -> State:
         """Returns a parameter's state with what it lacks newly made, without keeping that."""
         state = self.state.get(param, {})
-        return {**state, **self._missing_state(param, group, state)}
+        full = {**state, **self._missing_state(param, group, state)}
+        if not _is_compensated(param, group):
+            full.pop("compensation", None)  # What it had before its rounding, or its dtype, was changed.
+        return full
 
     # Where the memory lives.
 
@@ -370,6 +409,8 @@ class LossOptimizer(Optimizer):
             if "shadow" in saved or "shadow_exists" in saved:
                 blank["shadow"] = param
                 blank["shadow_exists"] = torch.empty((), device="meta")
+            if "compensation" in saved:
+                blank["compensation"] = param
             moments = {name for name in MOMENTS if name in saved}
             missing = [name for name in blank if not isinstance(saved.get(name), Tensor)]
             if missing or moments - set(blank):
@@ -450,6 +491,7 @@ class EmoOptimizer(LossOptimizer):
         """Raises a `ValueError` for an option of a group that is out of its range."""
         check_group(options, MODES)
         check_choice("shadow_ratio", options["shadow_ratio"], ("v2.0", "v1.0", "function"))
+        check_rounding(options)
 
     def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
         """Takes in the loss, and settles how far this step pulls to the shadow."""
@@ -477,6 +519,10 @@ class EmoOptimizer(LossOptimizer):
         self._shadow_ratio.copy_(ratio * self._shadow_exists)
         self._shadow_exists.logical_or_(ratio > 0)
         return Feeling(scalar, ratio)
+
+    def step_count(self) -> Tensor:
+        """Returns how many steps were taken, the one under way included, as a tensor of shape `[]`."""
+        return self._emotion.felt + self._emotion.held
 
     # A look at the emotion.
 
@@ -554,6 +600,11 @@ class EmoOptimizer(LossOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_shadow_ratio_of": self._shadow_ratio_of}
+
+
+def _is_compensated(param: Tensor, group: Group) -> bool:
+    """Returns whether what rounding keeps back of a parameter is kept."""
+    return group.get("rounding") == "kahan" and is_narrow(param)
 
 
 def use_foreach(params: list[Tensor], group: Group) -> bool:

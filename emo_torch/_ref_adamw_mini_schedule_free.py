@@ -14,6 +14,7 @@ from emo_torch._emotion import wide_dtype
 from emo_torch._emotional import Group, LossOptimizer, State, Ways, _by_device_and_dtype
 from emo_torch._fused import FusedRule, FusedStep, Signal
 from emo_torch._fused import step as step_fused
+from emo_torch._rounding import check_rounding
 from emo_torch._rules import _average, _multi_tensor_average, store
 from emo_torch._smoothed_norm import NO_NORM, learning_rate_from_norm, smooth_norm
 from emo_torch._validation import (
@@ -69,6 +70,8 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         weight_decay_mode: "decoupled" (p - eta' wd p), "absolute" (p - wd p) or "l2" (g + wd p).
         moment_dtype: the moments' floating-point dtype, such as float16 or bfloat16, in which they are
             coarse; `None` for the parameters', float32 at least.
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         maximize: whether to go up instead of down; the losses, too, turn their sign.
         foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
@@ -119,6 +122,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         injection_bound: float | None = 0.1,
         weight_decay_mode: str = "decoupled",
         moment_dtype: torch.dtype | None = None,
+        rounding: str = "nearest",
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
@@ -137,6 +141,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
             "injection_bound": injection_bound,
             "weight_decay_mode": weight_decay_mode,
             "moment_dtype": moment_dtype,
+            "rounding": rounding,
             "maximize": maximize,
             "foreach": foreach,
             "capturable": capturable,
@@ -161,6 +166,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         check_choice("weight_decay_mode", options["weight_decay_mode"], MODES)
         check_ways(options)
         check_moment_dtype(options["moment_dtype"])
+        check_rounding(options)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -222,6 +228,10 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
     def memory_of(self, group: Group) -> tuple[Tensor, ...]:
         """Returns what is remembered, from a group that came out of a file or a copy."""
         return tuple(torch.as_tensor(group[name]) for name in self.memory_names())
+
+    def step_count(self) -> Tensor:
+        """Returns how many steps were taken, the one under way included, as a tensor of shape `[]`."""
+        return self._divergence.steps
 
     def memory_names(self) -> tuple[str, ...]:
         """Returns the names that groups know the memory by."""

@@ -79,6 +79,12 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"Invalid {name}: {value!r}; it must be one of {known}")
 
 
+def check_seed(value: object) -> None:
+    """Raises a `ValueError` unless a seed is a whole number of 32 bits."""
+    if not isinstance(value, int) or not 0 <= value < 2**32:
+        raise ValueError(f"Invalid seed: {value!r}; it must be a whole number in [0, 2^32)")
+
+
 def check_shadow_ratio(value: object) -> None:
     """Raises a `ValueError` unless the shadow's ratio is "v2.0", "v1.0" or a function of the scalar."""
     if not callable(value) and value not in ("v2.0", "v1.0"):

@@ -14,9 +14,9 @@ import torch
 import emo_optax
 import emo_torch
 from parity_tests import sequences
-from parity_tests.compare import differences
+from parity_tests.compare import differences, with_sums
 from parity_tests.drive import Arrays, compiled, to_numpy, to_torch
-from parity_tests.family import FAMILY, optax_options
+from parity_tests.family import FAMILY, ROUNDED, optax_options
 from parity_tests.tolerances import bound
 
 STEPS = 24
@@ -43,7 +43,8 @@ class _Optax:
 class _Torch:
     def __init__(self, name: str, params: Arrays, options: dict[str, Any], arrays: Arrays | None) -> None:
         self.params = {key: torch.nn.Parameter(to_torch(value)) for key, value in params.items()}
-        self.optimizer = FAMILY[name].torch(list(self.params.values()), **FAMILY[name].known(options))
+        ordered = [self.params[key] for key in sorted(self.params)]  # As the leaves of a tree.
+        self.optimizer = FAMILY[name].torch(ordered, **FAMILY[name].known(options))
         if arrays is not None:
             emo_torch.from_arrays(arrays, self.optimizer, self.params.items())
 
@@ -98,16 +99,37 @@ CASES = [
 def test_goes_on_as_if_it_had_not_moved(
     name: str, use_shadow: bool, legs: list[str], dtype: str, tmp_path: Path
 ) -> None:
-    options = {"use_shadow": use_shadow}
+    _assert_goes_on(name, {"use_shadow": use_shadow}, dtype, legs, tmp_path)
+
+
+@pytest.mark.parametrize("legs", [THERE, BACK, THERE_AND_BACK], ids="-".join)
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, options) for name in ROUNDED for options in ROUNDED[name]], ids=str
+)
+def test_goes_on_with_what_rounding_keeps(
+    name: str, options: dict[str, Any], legs: list[str], tmp_path: Path
+) -> None:
+    arrays = _assert_goes_on(name, options, "bfloat16", legs, tmp_path)
+    has_rest = any(bool(np.any(arrays[key])) for key in arrays if key.startswith("compensation/"))
+    assert has_rest == (options["rounding"] == "kahan")
+
+
+def _assert_goes_on(
+    name: str, options: dict[str, Any], dtype: str, legs: list[str], tmp_path: Path
+) -> Arrays:
+    """Asserts that a run that was moved ends as one that stayed; returns the arrays that it ends with."""
     with jax.enable_x64(dtype == "float64"):
         stayed = _run(name, options, dtype, [legs[-1]], tmp_path)
         moved = _run(name, options, dtype, legs, tmp_path)
     assert moved[1].keys() == stayed[1].keys()
-    pairs = [("param/" + key, moved[0][key], stayed[0][key]) for key in stayed[0]]
-    pairs += [(key, moved[1][key], stayed[1][key]) for key in stayed[1]]
-    for key, value, reference in pairs:
-        gap = differences(value[None], reference[None], bound(key, dtype, options))[0]
+    values, references = (
+        with_sums({f"param/{key}": value for key, value in params.items()} | arrays)
+        for params, arrays in (moved, stayed)
+    )
+    for key, reference in references.items():
+        gap = differences(values[key][None], reference[None], bound(key, dtype, options))[0]
         assert gap.excess <= 1.0, key
+    return moved[1]
 
 
 def test_weight_decay_keeps_the_learning_rate_that_it_is_divided_by(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from parity_tests.family import FAMILY, OPTIONS, WAYS, Member
+from parity_tests.family import FAMILY, OPTIONS, ROUNDED, WAYS, Member
 from parity_tests.lockstep import Case
 from parity_tests.sequences import LOSSES
 from parity_tests.tolerances import LOCKSTEP
@@ -55,6 +55,9 @@ def _of_member(member: Member, dtype: str, steps: int) -> list[Case]:
     ]
     if dtype == "float64":
         found += [Case(member.name, options, dtype, steps=whole) for options in member.more_options]
+    if dtype == "bfloat16":
+        rounded = ROUNDED.get(member.name, ())
+        found += [Case(member.name, options, dtype, "not_finite", whole) for options in rounded]
     found += [
         Case(member.name, {"use_shadow": True, way: True}, dtype, steps=min(whole, 120))
         for way in WAYS

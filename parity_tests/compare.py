@@ -39,6 +39,22 @@ class Difference(NamedTuple):
         )
 
 
+def with_sums(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Puts what a parameter and its compensation are together in the place of the compensation.
+
+    That is what Kahan's summation keeps. Where one side has gone a unit further than the other, which
+    the bounds allow, the compensations are that unit apart, and the sums equal as before.
+    """
+    summed = {}
+    for name, leaf in leaves.items():
+        kind, _, param = name.partition("/")
+        if kind == "compensation":
+            summed[f"compensated/{param}"] = leaf + leaves[f"param/{param}"].astype(leaf.dtype)
+        else:
+            summed[name] = leaf
+    return summed
+
+
 def differences(value: Any, reference: Any, tolerance: Tolerance) -> list[Difference]:
     """Measures a leaf of two runs, step by step; the first axis of the arrays counts the steps.
 

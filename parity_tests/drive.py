@@ -100,7 +100,9 @@ class TorchDrive:
             name: torch.nn.Parameter(to_torch(array).to(device)) for name, array in params.items()
         }
         self._to_arrays = package(member.torch).to_arrays
-        self.optimizer = member.torch(list(self._params.values()), **torch_options(member.known(options)))
+        # In the order of a tree's leaves, as the numbers drawn for a parameter depend on its place.
+        ordered = [self._params[name] for name in sorted(self._params)]
+        self.optimizer = member.torch(ordered, **torch_options(member.known(options)))
 
     def step(self, grads: Arrays, loss: float) -> None:
         """Takes one step with given gradients and loss."""

@@ -108,6 +108,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """Options, by PyTorch's names, with which every member is held to its twin."""
 
+ROUNDED: dict[str, tuple[dict[str, Any], ...]] = {
+    "EmoSens": ({"rounding": "kahan"}, {"rounding": "stochastic"}),
+    "EmoAiry": ({"rounding": "kahan", "foreach": True},),
+    "RefAdamWMiniScheduleFree": ({"rounding": "stochastic", "foreach": True},),
+}
+"""More options for some, in bfloat16: float32 and float64 know no rounding, and it knows no rule.
+
+No shadow in Kahan's sums: it pulls at the parameter alone, so that a unit by which two parameters, but not
+their sums, are apart would get into the sums.
+"""
+
 
 def optax_options(options: dict[str, Any]) -> dict[str, Any]:
     """Translates options from PyTorch's names to Optax's."""

@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from parity_tests.drive import Arrays
-from parity_tests.family import FAMILY, Member
+from parity_tests.family import FAMILY, ROUNDED, Member
 from parity_tests.lockstep import Case, compare, trajectory
 
 ROOT = Path(__file__).parent.parent
@@ -255,6 +255,18 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault("emo_torch", "emo_lynx", "= (0.9, 0.99)", "= (0.9, 0.98)", "Lynx's decay rate", "EmoLynx"),
     Fault("emo_torch", "emo_fact", "eps: float = 1e-8", "eps: float = 2e-8", "Fact's eps", "EmoFact"),
+    # Rounding.
+    Fault(
+        "emo_torch",
+        "rounding",
+        "rest, wanted - (moved - before)",
+        "rest, update - (moved - before)",
+        "what was kept back is forgotten",
+        "EmoSens",
+    ),
+    Fault(
+        "emo_optax", "rounding", "steps, count, seed", "state.steps, count, seed", "old draws", "EmoSens"
+    ),
     # RefAdamWMiniScheduleFree.
     Fault("emo_torch", "divergence", "(ratio > 1.5)", "(ratio > 1.8)", "bound of level 2", _REF),
     Fault("emo_optax", "divergence", "worst == 2, 0.8", "worst == 2, 0.79", "strength at level 2", _REF),
@@ -288,6 +300,7 @@ def _cases() -> list[Case]:
             Case(name, {"use_shadow": True}, losses="fading", steps=160),
             Case(name, {}, losses="surging", steps=20),
             *(Case(name, options, steps=20) for options in FAMILY[name].more_options),
+            *(Case(name, options, "bfloat16", steps=20) for options in ROUNDED.get(name, ())),
         ]
     return cases
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from parity_tests import sequences
-from parity_tests.compare import Difference, differences
+from parity_tests.compare import Difference, differences, with_sums
 from parity_tests.drive import SIDES, Arrays
 from parity_tests.family import FAMILY, Member
 from parity_tests.tolerances import LOCKSTEP, bound
@@ -63,7 +63,8 @@ def trajectory(side: str, case: Case, device: str = "cpu", member: Member | None
         rows: list[Arrays] = []
         for step, loss in enumerate(sequences.losses(case.losses, case.steps, case.seed)):
             drive.step(sequences.gradients(start, step, case.seed), float(loss))
-            rows.append({f"param/{name}": leaf for name, leaf in drive.params().items()} | drive.state())
+            row = {f"param/{name}": leaf for name, leaf in drive.params().items()} | drive.state()
+            rows.append(with_sums(row))
     names = rows[0].keys() - {"version", "rule"}
     return {name: np.stack([row[name] for row in rows]) for name in sorted(names)}
 

@@ -16,6 +16,7 @@ from parity_tests.tolerances import CLOSED_LOOP, LOCKSTEP, VISIBLE
 
 LEAVES = {
     "parameters": ("param/",),
+    "compensated": ("compensated/",),
     "moments": ("exp_avg/", "navi_exp_avg/", "fact_exp_avg/", "lynx_exp_avg/"),
     "norms": ("exp_avg_norm/",),
     "squares": ("exp_avg_sq/", "navi_exp_avg_sq/", "fact_exp_avg_sq/"),

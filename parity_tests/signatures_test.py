@@ -36,6 +36,7 @@ NUMBERS: dict[str, Any] = {
     "weight_decay_mode": "decoupled",
     "decoupled_weight_decay": False,
     "moment_dtype": None,
+    "rounding": "nearest",
     "maximize": False,
     "foreach": None,
     "capturable": False,

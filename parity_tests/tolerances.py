@@ -65,6 +65,12 @@ SHADOW = {
     "bfloat16": Tolerance(absolute=1e-6, relative=2.0**-7),
 }
 
+COMPENSATED = {
+    # The sum of a bfloat16 parameter and what rounding kept back of it. That is at most half a unit, and
+    # rounded itself once a step: it may fall on the other side some times, by 2^-17 of the parameter.
+    "bfloat16": Tolerance(absolute=2.0**-14, relative=2.0**-14),
+}
+
 
 FOLLOWING = {
     "float64": LOCKSTEP["float64"],
@@ -100,4 +106,6 @@ def bound(leaf: str, dtype: str, options: Mapping[str, Any]) -> Tolerance:
         ("emotion/", "divergence/", "shadow/")
     ):
         return FOLLOWING[dtype]
+    if leaf.startswith("compensated/"):
+        return COMPENSATED[dtype]
     return SHADOW[dtype] if leaf.startswith("shadow/") else MOMENTS[dtype]
