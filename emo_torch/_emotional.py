@@ -261,6 +261,7 @@ class LossOptimizer(Optimizer):
         params, grads, states = [], [], []
         needed: dict[int, set[str]] = {}  # By the number of dimensions, which decides the moments.
         shadow = ("shadow", "shadow_exists") if group.get("use_shadow") else ()
+        may_compensate = group.get("rounding") == "kahan"
         for param in group["params"]:
             grad = param.grad
             if grad is None:
@@ -268,11 +269,13 @@ class LossOptimizer(Optimizer):
             state = self.state[param]
             if param.ndim not in needed:
                 needed[param.ndim] = {*self.moment_names(param), *shadow}
-            if not state.keys() >= needed[param.ndim]:
+            is_compensated = may_compensate and _is_compensated(param, group)
+            if not state.keys() >= needed[param.ndim] or (is_compensated and "compensation" not in state):
                 state.update(self._missing_state(param, group, state))
+            # The model may have changed its dtype.
             if shadow and state["shadow"].dtype != wide_dtype(param):
-                state["shadow"] = state["shadow"].to(wide_dtype(param))  # The model changed its dtype.
-            if _is_compensated(param, group) and state["compensation"].dtype != param.dtype:
+                state["shadow"] = state["shadow"].to(wide_dtype(param))
+            if is_compensated and state["compensation"].dtype != param.dtype:
                 state["compensation"] = state["compensation"].to(param.dtype)
             params.append(param)
             grads.append(grad)

@@ -574,11 +574,11 @@ def test_the_way_is_the_one_asked_for_and_else_the_fastest(
     def spy(kind: str) -> Any:
         def call(*args: Any, **given: Any) -> Any:
             calls.append(kind)
-            return getattr(WAYS, kind)(*args, **given)
+            return getattr(ways, kind)(*args, **given)
 
         return call
 
-    WAYS: Ways = module.WAYS
+    ways: Ways = module.WAYS
     monkeypatch.setattr(module, "WAYS", Ways(*map(spy, Ways._fields)))
     weight = Parameter(torch.ones(2))
     for options in ({}, {"foreach": False}, {"foreach": True}, {"fused": False}):
