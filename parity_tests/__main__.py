@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
 
-from examples.digits.settings import OPTIMIZERS
 from parity_tests import closed_loop, report
 from parity_tests.cases import STEPS, cases
 from parity_tests.closed_loop import ClosedLoop
@@ -29,7 +28,7 @@ from parity_tests.drive import SIDES, Arrays
 from parity_tests.family import FAMILY
 from parity_tests.lockstep import Case, Lockstep, compare
 from parity_tests.processes import find_gpu, trajectories
-from parity_tests.tolerances import CLOSED_LOOP, LOCKSTEP
+from parity_tests.tolerances import LOCKSTEP
 
 
 class Result(NamedTuple):
@@ -90,9 +89,7 @@ def print_table(console: Console, results: list[Result]) -> None:
 def train(optimizers: list[str], dtypes: list[str]) -> list[ClosedLoop]:
     """Trains the network in both frameworks with those optimizers that the demo knows."""
     names = [FAMILY[name].optax.__name__ for name in optimizers]
-    pairs = [
-        (name, dtype) for name in names if name in OPTIMIZERS for dtype in dtypes if dtype in CLOSED_LOOP
-    ]
+    pairs = [pair for pair in closed_loop.pairs(names) if pair[1] in dtypes]
     return [closed_loop.run(*pair) for pair in track(pairs, "closed loop", transient=True)]
 
 

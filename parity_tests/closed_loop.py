@@ -5,6 +5,7 @@ can: a convolutional network learns handwritten digits in Flax NNX and in PyTorc
 and batches, and its losses must stay within a band.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,20 @@ from examples.digits.settings import OPTIMIZERS, Settings
 from parity_tests.tolerances import CLOSED_LOOP, VISIBLE
 
 STEPS_PER_EPOCH = 44
+
+SWITCHING = ("emo_clan", "emo_neco")
+"""Members that choose a rule by the scalar: in float32 a rounding of the loss, fed back over some hundred
+steps, sooner or later decides which. They are held to the band in float64."""
+
+
+def pairs(optimizers: Collection[str] = tuple(OPTIMIZERS)) -> list[tuple[str, str]]:
+    """Returns what is trained: members by their names in `emo_optax`, each with a dtype."""
+    return [
+        (name, dtype)
+        for name in optimizers
+        for dtype in CLOSED_LOOP
+        if name in OPTIMIZERS and not (name in SWITCHING and dtype == "float32")
+    ]
 
 
 class ClosedLoop(NamedTuple):

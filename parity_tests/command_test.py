@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from parity_tests import __main__ as command
-from parity_tests import cases
+from parity_tests import cases, closed_loop
 from parity_tests.processes import find_gpu
 from parity_tests.tolerances import LOCKSTEP, Tolerance
 
@@ -17,7 +17,7 @@ def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves two runs of each side, and no training."""
     every = cases.cases
     monkeypatch.setattr(command, "cases", lambda *given: every(*given)[:2])
-    monkeypatch.setattr(command, "OPTIMIZERS", {})
+    monkeypatch.setattr(closed_loop, "pairs", lambda _: [])
 
 
 def test_asked_for_a_gpu_where_none_is_it_says_so_and_compares_on_the_cpu(

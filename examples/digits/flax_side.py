@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import emo_optax
 from examples.digits.history import Step
-from examples.digits.settings import MAX_NORM, Settings
+from examples.digits.settings import MAX_NORM, OPTIMIZERS, Settings
 
 TrainStep = Callable[
     [optax.Params, optax.OptState, NDArray[Any], NDArray[np.int64]],
@@ -43,7 +43,7 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformationExtraArgs:
     optimizer = emo_optax.create_optimizer(
         settings.optimizer, settings.learning_rate, use_shadow=settings.use_shadow
     )
-    if settings.optimizer == "emo_airy":
+    if OPTIMIZERS[settings.optimizer].has_factors:
         optimizer = output_axis_first(optimizer)
     return optax.chain(optax.clip_by_global_norm(MAX_NORM), optimizer)
 
@@ -53,7 +53,7 @@ def output_axis_first(
 ) -> optax.GradientTransformationExtraArgs:
     """Shows `inner` every kernel with its output axis first, as PyTorch keeps it.
 
-    EmoAiry sets the first axis of a tensor against all others. In PyTorch the first axis of a
+    Rules with factors set the first axis of a tensor against all others. In PyTorch the first axis of a
     convolution counts the output channels, in Flax it is the kernel's height: without this, the two
     would be different optimizers. A training in Flax alone does not need it.
     """

@@ -10,16 +10,24 @@ class Family(NamedTuple):
     Attributes:
         title: its name in tables and pictures.
         learning_rate: the default learning rate.
+        has_factors: whether its rule tells a tensor's first axis from the others.
     """
 
     title: str
     learning_rate: float
+    has_factors: bool = False
 
 
 OPTIMIZERS = {
     "emo_sens": Family("EmoSens", 3e-3),
-    "emo_airy": Family("EmoAiry", 2e-3),
+    "emo_airy": Family("EmoAiry", 2e-3, has_factors=True),
     "emo_cats": Family("EmoCats", 1e-3),
+    "emo_navi": Family("EmoNavi", 3e-3),
+    "emo_fact": Family("EmoFact", 2e-3, has_factors=True),
+    "emo_lynx": Family("EmoLynx", 1e-3),
+    "emo_clan": Family("EmoClan", 1e-3, has_factors=True),
+    "emo_neco": Family("EmoNeco", 5e-3),
+    "emo_zeal": Family("EmoZeal", 1e-3, has_factors=True),
 }
 
 MAX_NORM = 1.0
