@@ -133,7 +133,7 @@ def _loop_lines(path: Path, loops: list[ClosedLoop]) -> list[str]:
         f"{bands}. Rounding counts as visible",
         f"where some weight differs by more than {visible}.",
         "EmoClan and EmoNeco choose their rule by the scalar. In float32 a rounding, fed back, sooner or",
-        "later decides which, so they are held to the band in float64 alone. RefAdamWMiniScheduleFree has no",
+        "later decides which: they are held to the band in float64 alone. RefAdamWMiniScheduleFree has no",
         "emotion, and is not among those that the example trains.",
         "",
         "| " + " | ".join(LOOP_COLUMNS) + " |",
