@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from emo_torch._fused import library
 from parity_tests.drive import Arrays
 from parity_tests.family import FAMILY, ROUNDED, Member
 from parity_tests.lockstep import Case, compare, trajectory
@@ -36,7 +37,7 @@ class Fault(NamedTuple):
 
     Attributes:
         package: "emo_optax" or "emo_torch".
-        file: the module, without its leading underscore and ending.
+        file: the module, without its leading underscore and ending; or a file of C, in its folder.
         old: what stands there, once.
         new: what is put in its place.
         what: the fault in words.
@@ -285,6 +286,54 @@ FAULTS: tuple[Fault, ...] = (
     ),
 )
 
+_C = "_fused/cpu_rules.h"
+FAULTS_IN_C = tuple(
+    Fault("emo_torch", _C, old, new, f"compiled: {what}", by)
+    for old, new, what, by in (
+        (
+            "grad * grad * c2;\n            firsts",
+            "grad * c2;\n            firsts",
+            "no square in the second moment",
+            "EmoSens",
+        ),
+        ("(REAL)(1.0 - rule->b1)", "(REAL)(1.0 - rule->b2)", "the weight of another moment", "EmoSens"),
+        ("        update *= scale;\n        params", "        params", "no step scale", "EmoSens"),
+        ("(ABS(grad) >= bound)", "(ABS(grad) >= 2 * bound)", "a filter's other bound", "EmoSens"),
+        ("? from + rate", "? from - rate", "the shadow runs away", "EmoSens"),
+        ("*job->shadows_exist[tensor] = 1;", ";", "the shadow never exists", "EmoSens"),
+        (
+            "(mode == ABSOLUTE) update +=",
+            "(mode == ABSOLUTE) update -=",
+            "decay of a wrong sign",
+            "EmoSens",
+        ),
+        (
+            "firsts[index] * b2 + grad * c2",
+            "firsts[index] * b1 + grad * c2",
+            "the momentum decays as another",
+            "EmoCats",
+        ),
+        ("(double)rows) + signal->eps", "(double)columns) + signal->eps", "a wrong axis", "EmoAiry"),
+        ("SQRT(mean) * signal->c1;\n        int", "mean * signal->c1;\n        int", "no root", "EmoAiry"),
+        ("NEXT(tolerance * SQRT(tolerance)", "NEXT(tolerance * tolerance", "vectors' bound", "EmoAiry"),
+        (
+            "NAME(sign_of)(grad) ? direction : 0;\n            else",
+            "NAME(sign_of)(grad) ? direction : direction;\n            else",
+            "no caution",
+            "EmoNeco",
+        ),
+        ("(1 + ABS(mixed)) * length;\n        }", "(1 + ABS(mixed));\n        }", "no length", "EmoNeco"),
+        ("cautious) * lr", "cautious) * lr * (REAL)1.01", "the first step longer by 1 %", "EmoZeal"),
+        ("< -most ? -most", "< -most ? most", "the injection's lower bound", _REF),
+        ("before < 0 ? norm", "before < 2 ? norm", "the norm forgets", _REF),
+    )
+)
+
+
+def every_fault() -> tuple[Fault, ...]:
+    """Returns all faults that can be planted here; those in C need a compiler."""
+    return FAULTS if library() is None else FAULTS + FAULTS_IN_C
+
 
 def _cases() -> list[Case]:
     cases = []
@@ -316,7 +365,7 @@ def planted(fault: Fault) -> Iterator[dict[str, Member]]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / package
         shutil.copytree(ROOT / package, copy, ignore=shutil.ignore_patterns("*_test.py", "__pycache__"))
-        path = copy / f"_{fault.file}.py"
+        path = copy / (fault.file if "/" in fault.file else f"_{fault.file}.py")
         text = path.read_text()
         if text.count(fault.old) != 1:
             raise AssertionError(
@@ -357,6 +406,8 @@ def find(fault: Fault) -> str | None:
                 continue
             options = ", ".join(f"{name}={value}" for name, value in case.options.items()) or "defaults"
             where = f"{case.optimizer}, {options}, {case.losses}"
+            if fault in FAULTS_IN_C:
+                case = case._replace(options={**case.options, "fused": True})
             try:
                 faulty = trajectory(side, case, member=family[case.optimizer])
                 found = compare(faulty, _reference(other, index), case).first_excess
@@ -384,11 +435,12 @@ def main(arguments: list[str] | None = None) -> int:
     missed = 0
     spawn = multiprocessing.get_context("spawn")  # A fork of JAX's threads could hang.
     with ProcessPoolExecutor(options.workers, mp_context=spawn) as pool:
-        results = pool.map(find, FAULTS)
+        faults = every_fault()
+        results = pool.map(find, faults)
         for fault, found in track(
-            zip(FAULTS, results, strict=True),
+            zip(faults, results, strict=True),
             description="faults",
-            total=len(FAULTS),
+            total=len(faults),
             console=console,
             transient=True,
         ):
@@ -396,7 +448,7 @@ def main(arguments: list[str] | None = None) -> int:
             table.add_row(fault.package, fault.what, found or "[red]nothing[/red]")
             lines.append(f"| {fault.package} | {fault.what} | {found or '**nothing**'} |")
     console.print(table)
-    count = f"{len(FAULTS)} faults, {len(FAULTS) - missed} found"
+    count = f"{len(faults)} faults, {len(faults) - missed} found"
     console.print(count)
     if options.report is not None:
         options.report.parent.mkdir(parents=True, exist_ok=True)

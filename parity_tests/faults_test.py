@@ -2,11 +2,11 @@
 
 import pytest
 
-from parity_tests.faults import CASES, FAULTS, Fault, find
+from parity_tests.faults import CASES, Fault, every_fault, find
 from parity_tests.lockstep import Case, run
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.package}-{fault.what}")
+@pytest.mark.parametrize("fault", every_fault(), ids=lambda fault: f"{fault.package}-{fault.what}")
 def test_a_planted_fault_is_found(fault: Fault) -> None:
     assert find(fault) is not None
 
