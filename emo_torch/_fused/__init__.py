@@ -200,24 +200,23 @@ _dtype, _is_cpu = attrgetter("dtype"), attrgetter("is_cpu")
 _PLAIN = {Tensor, torch.nn.Parameter}
 
 
-# What compiled code writes to, beside the parameters: a tensor for each of them, by where it stands.
-_Streams = dict[tuple[str, ...], list[Tensor]]
+# By what it is for: a tensor for each parameter, or where that lies and how many elements it has.
+_Key = tuple[str, ...]
+_Streams = dict[_Key, list[Tensor]]
+_Places = dict[_Key, Numbers]
+_PARAM, _GRAD, _SHADOW, _EXISTS, _NORM = ("param",), ("grad",), ("shadow",), ("exists",), ("norm",)
+
+# So many parameters are looked at together, in several passes, that they stay in the cache meanwhile.
+_TOGETHER = 64
 
 
-def _all_fit(params: list[Tensor], grads: list[Tensor], streams: _Streams) -> bool:
-    """Returns, quickly, whether `fits` is true of all, and all have one dtype; a `False` may be wrong."""
-    every = list(chain(params, grads, *streams.values()))
-    return (
-        set(map(type, every)) <= _PLAIN
-        and len(set(map(_dtype, every))) == 1
-        and params[0].dtype in DTYPES
-        and all(map(_is_cpu, every))
-        and all(map(Tensor.is_contiguous, every))
-        and not any(map(Tensor.is_neg, grads))
-        and not any(map(Tensor.is_inference, params))
-        and all(map(Tensor.numel, params))
-        and all(_rows_and_columns(param.shape)[1] <= MOST_COLUMNS for param in params)
-    )
+class _Look(NamedTuple):
+    """What compiled code has to know of parameters of one dtype that all fit."""
+
+    begins: _Places
+    sizes: _Places
+    rows: Numbers
+    columns: Numbers
 
 
 def step(
@@ -245,13 +244,13 @@ def step(
     found = library()
     if found is None:
         return list(range(len(params)))
-    streams = _streams(params, states, what, group)
-    if _all_fit(params, grads, streams):
-        signal = signal_of(params[0].dtype)
-        is_done = _step_alike(params, grads, states, streams, what, signal, group, found)
+    look = _look_at_all(params, grads, states, what, group)
+    if look is not None:
+        is_done = _run(params, look, what, signal_of(params[0].dtype), group, found)
         return [] if is_done else list(range(len(params)))
     by_dtype: dict[torch.dtype, list[int]] = {}
     rest: list[int] = []
+    streams = _streams(params, states, what, group)
     for index, (param, grad, *others) in enumerate(zip(params, grads, *streams.values(), strict=True)):
         fit = by_dtype.setdefault(param.dtype, []) if fits(param, grad, others) else rest
         fit.append(index)
@@ -259,8 +258,8 @@ def step(
         own = [params[index] for index in indices]
         read = [grads[index] for index in indices]
         kept = [states[index] for index in indices]
-        written = {key: [stream[index] for index in indices] for key, stream in streams.items()}
-        if own and not _step_alike(own, read, kept, written, what, signal_of(dtype), group, found):
+        look = _look_at_all(own, read, kept, what, group) if own else None
+        if look is None or not _run(own, look, what, signal_of(dtype), group, found):
             rest += indices
     return sorted(rest)
 
@@ -277,68 +276,114 @@ def _streams(params: list[Tensor], states: list[State], what: FusedStep, group: 
                 at = {ndim: own[place] for ndim, own in names.items()}
                 streams[key] = [state[at[n]] for state, n in zip(states, dimensions, strict=True)]
     if any(rule.kind == "ref" for rule in what.rules):
-        streams["norm",] = [state["exp_avg_norm"] for state in states]
+        streams[_NORM] = [state["exp_avg_norm"] for state in states]
     if group.get("use_shadow"):
-        streams["shadow",] = [state["shadow"] for state in states]
+        streams[_SHADOW] = [state["shadow"] for state in states]
     return streams
 
 
-def _step_alike(
+def _look_at_all(
     params: list[Tensor],
     grads: list[Tensor],
     states: list[State],
-    streams: _Streams,
+    what: FusedStep,
+    group: dict[str, Any],
+) -> _Look | None:
+    """Looks at parameters; `None` if one does not fit, or has another dtype than the first."""
+    if params[0].dtype not in DTYPES:
+        return None
+    looks = []
+    for start in range(0, len(params), _TOGETHER):
+        some = slice(start, start + _TOGETHER)
+        look = _look_at(params[some], grads[some], states[some], what, group)
+        if look is None or params[start].dtype != params[0].dtype:
+            return None
+        looks.append(look)
+    keys = looks[0].begins
+    return _Look(
+        {key: np.concatenate([look.begins[key] for look in looks]) for key in keys},
+        {key: np.concatenate([look.sizes[key] for look in looks]) for key in keys},
+        np.concatenate([look.rows for look in looks]),
+        np.concatenate([look.columns for look in looks]),
+    )
+
+
+def _look_at(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    what: FusedStep,
+    group: dict[str, Any],
+) -> _Look | None:
+    """Looks at some parameters: quickly, what `fits` looks at one by one."""
+    streams = {_PARAM: params, _GRAD: grads, **_streams(params, states, what, group)}
+    every = list(chain(*streams.values()))
+    sizes = {key: _numbers(Tensor.numel, tensors) for key, tensors in streams.items()}
+    size = sizes[_PARAM]
+    rows, columns = size, np.zeros_like(size)
+    if any(rule.kind == "factored_moments" for rule in what.rules):
+        pairs = [_rows_and_columns(param.shape) for param in params]
+        rows, columns = np.array(pairs, np.int64).T.copy()
+    by_factor = {"0": np.where(columns > 0, rows, size), "1": np.where(columns > 0, columns, size)}
+    expected = {key: by_factor[key[2]] if "factors" in key else size for key in streams}
+    expected[_NORM] = np.ones_like(size)
+    fit = (
+        set(map(type, every)) <= _PLAIN
+        and len(set(map(_dtype, every))) == 1
+        and all(map(_is_cpu, every))
+        and all(map(Tensor.is_contiguous, every))
+        and not any(map(Tensor.is_neg, grads))
+        and not any(map(Tensor.is_inference, params))
+        and size.all()
+        and columns.max() <= MOST_COLUMNS
+        and all((sizes[key] == expected[key]).all() for key in streams)
+    )
+    if not fit:
+        return None
+    begins = {key: _numbers(Tensor.data_ptr, tensors) for key, tensors in streams.items()}
+    if group.get("use_shadow"):
+        begins[_EXISTS] = _numbers(Tensor.data_ptr, [state["shadow_exists"] for state in states])
+        sizes[_EXISTS] = np.zeros_like(size)
+    return _Look(begins, sizes, rows, columns)
+
+
+def _run(
+    params: list[Tensor],
+    look: _Look,
     what: FusedStep,
     signal: Signal,
     group: dict[str, Any],
     found: Library,
 ) -> bool:
     """Takes the step of parameters that all fit and have one dtype; returns whether it did."""
-    sizes = _numbers(Tensor.numel, params)
-    rows, columns = sizes, np.zeros_like(sizes)
-    if any(rule.kind == "factored_moments" for rule in what.rules):
-        pairs = [_rows_and_columns(param.shape) for param in params]
-        rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T.copy()
-    pointers: dict[tuple[str, ...], Numbers] = {("param",): _numbers(Tensor.data_ptr, params)}
-    extents: dict[tuple[str, ...], Numbers] = {("param",): sizes}
-    for key, tensors in streams.items():
-        extents[key] = sizes
-        if key == ("norm",):
-            extents[key] = np.ones_like(sizes)
-        if "factors" in key:
-            extents[key] = np.where(columns > 0, columns if "1" in key else rows, sizes)
-        if not np.array_equal(_numbers(Tensor.numel, tensors), extents[key]):
-            return False  # Another way says what is wrong.
-        pointers[key] = _numbers(Tensor.data_ptr, tensors)
-    read = _numbers(Tensor.data_ptr, grads)
+    begins, sizes = look.begins, look.sizes
     width = params[0].element_size()
-    begins = np.concatenate(list(pointers.values()))
-    ends = begins + width * np.concatenate(list(extents.values()))
-    if not _are_apart(begins, ends, read, read + width * sizes):
+    written = [key for key in begins if key not in (_GRAD, _EXISTS)]
+    starts = np.concatenate([begins[key] for key in written])
+    ends = starts + width * np.concatenate([sizes[key] for key in written])
+    if not _are_apart(starts, ends, begins[_GRAD], begins[_GRAD] + width * sizes[_GRAD]):
         return False
     nothing = np.zeros(len(params), np.int64)
 
     def rule_of(rule: FusedRule) -> _Rule:
-        first, second = (pointers.get((rule.prefix, rule.shape, place), nothing) for place in "01")
+        first, second = (begins.get((rule.prefix, rule.shape, place), nothing) for place in "01")
         return _Rule(RULES.index(rule.kind), *rule.betas, rule.eps, _at(first), _at(second))
 
     is_decoupled = group["weight_decay_mode"] == "decoupled"
     divisor = group.get("weight_decay_divisor") if is_decoupled else None
-    use_shadow = group.get("use_shadow", False)
     share = None if what.share is None else what.share(params[0].dtype)
     bound = group.get("injection_bound")
-    exist = _numbers(Tensor.data_ptr, [state["shadow_exists"] for state in states] if use_shadow else [])
-    enough = max(1, int(sizes.sum()) // LEAST_SHARE)
+    enough = max(1, int(sizes[_PARAM].sum()) // LEAST_SHARE)
     job = _Job(
         tensors=len(params),
         # Threads are not inherited: a forked process would wait for them for ever.
         threads=min(torch.get_num_threads(), enough) if found.process == os.getpid() else 1,
-        rows=_at(rows),
-        columns=_at(columns),
-        params=_at(pointers["param",]),
-        grads=_at(read),
-        shadows=_at(pointers["shadow",]) if use_shadow else None,
-        shadows_exist=_at(exist) if use_shadow else None,
+        rows=_at(look.rows),
+        columns=_at(look.columns),
+        params=_at(begins[_PARAM]),
+        grads=_at(begins[_GRAD]),
+        shadows=_at(begins[_SHADOW]) if _SHADOW in begins else None,
+        shadows_exist=_at(begins[_EXISTS]) if _EXISTS in begins else None,
         tolerance=signal.tolerance.data_ptr(),
         scale=signal.scale.data_ptr(),
         ratio=signal.shadow_ratio.data_ptr(),
@@ -354,7 +399,7 @@ def _step_alike(
         first_steps=len(what.first_steps),
         chosen_first=None if what.chosen_first is None else what.chosen_first.data_ptr(),
         first_step=tuple(FIRST_STEPS.index(name) for name in what.first_steps),
-        norms=None if share is None else _at(pointers["norm",]),
+        norms=_at(begins[_NORM]) if _NORM in begins else None,
         share=None if share is None else share.data_ptr(),
         norm_factor=group.get("schedulefree_alpha", 0.0),
         least_lr=group.get("min_lr", 0.0),
