@@ -1,7 +1,7 @@
 """Shadow-effect: before the update, which elements to move, and how far."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import optax
 from emo_optax._emotion import EmotionState, share_emotion, shared_emotion, wide_dtype
 from emo_optax._validation import (
     check_not_negative,
+    is_number,
     takes_extra_args,
 )
 
@@ -69,24 +70,42 @@ def keep_rows_and_columns(eps: jax.typing.ArrayLike = 1e-8) -> Keep:
     Source: EmoAiry v2.0 by muooon.
     """
 
-    def keep(gradient: jax.Array, tolerance: jax.Array) -> jax.Array:
+    return _KeepRowsAndColumns(eps)
+
+
+class _KeepRowsAndColumns(NamedTuple):
+    """The test that `keep_rows_and_columns` makes."""
+
+    eps: jax.typing.ArrayLike
+
+    def __call__(self, gradient: jax.Array, tolerance: jax.Array) -> jax.Array:
         if gradient.ndim < 2:
             return jnp.abs(gradient) > tolerance * jnp.sqrt(tolerance)
         if gradient.size == 0:
             return jnp.zeros(gradient.shape, jnp.bool_)
-        squares = jnp.square(gradient)
-        rows, columns = row_and_column_means(squares)
+        rows, columns = row_and_column_means(gradient)
         bound = tolerance * tolerance * tolerance
-        floor = jnp.asarray(eps, squares.dtype)
+        floor = jnp.asarray(self.eps, gradient.dtype)
         return (rows + floor > bound) & (columns + floor > bound)
 
-    return keep
+    def keeps_all(self, gradient: jax.Array, theta: jax.typing.ArrayLike) -> bool:
+        """Returns whether all elements move whatever the gradient and the emotion are.
+
+        A mean is at least 0, and the tolerance at most 2 theta; the thousandth is for roundings.
+        """
+        return (
+            gradient.ndim >= 2
+            and is_number(self.eps)
+            and is_number(theta)
+            and self.eps > 1.001 * (2.0 * theta) ** 3
+        )
 
 
-def row_and_column_means(squares: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns means over all axes but the first, and over the first, with dimensions kept."""
-    rows = jnp.mean(squares, axis=tuple(range(1, squares.ndim)), keepdims=True)
-    columns = jnp.mean(squares, axis=0, keepdims=True)
+def row_and_column_means(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the squares' means over all axes but the first, and over the first, dimensions kept."""
+    rows = jnp.mean(jnp.square(gradient), axis=tuple(range(1, gradient.ndim)), keepdims=True)
+    # The same numbers. If both means were of the same squares, XLA on a CPU would write these to memory.
+    columns = -jnp.mean(gradient * -gradient, axis=0, keepdims=True)
     return rows, columns
 
 
@@ -155,6 +174,8 @@ def filter_by_emotion(
         updates, state = inner.update(gradients, state, params, emotion=emotion, **extra_args)
 
         def let_through(update: jax.Array, gradient: jax.Array) -> jax.Array:
+            if isinstance(keep, _KeepRowsAndColumns) and keep.keeps_all(gradient, theta):
+                return update
             gradient = gradient.astype(wide_dtype(gradient))
             kept = keep(gradient, tolerance.astype(gradient.dtype))
             return jnp.where(kept, update, jnp.zeros([], update.dtype))
