@@ -103,8 +103,10 @@ class _KeepRowsAndColumns(NamedTuple):
 
 def row_and_column_means(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the squares' means over all axes but the first, and over the first, dimensions kept."""
-    rows = jnp.mean(jnp.square(gradient), axis=tuple(range(1, gradient.ndim)), keepdims=True)
-    # The same numbers. If both means were of the same squares, XLA on a CPU would write these to memory.
+    # Squares in words of their own: those that XLA on a CPU finds more than once it writes to memory,
+    # others it adds up while it reads the gradient.
+    size = jnp.abs(gradient)
+    rows = -jnp.mean(size * -size, axis=tuple(range(1, gradient.ndim)), keepdims=True)
     columns = -jnp.mean(gradient * -gradient, axis=0, keepdims=True)
     return rows, columns
 
