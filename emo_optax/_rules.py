@@ -394,17 +394,16 @@ def _scale_by_factors(
         del params, extra_args
         gradients = _widened(updates)
 
-        def root(axis: int, gradient: jax.Array, before: jax.Array) -> jax.Array:
+        def roots(gradient: jax.Array, row: jax.Array, column: jax.Array) -> tuple[jax.Array, jax.Array]:
             if gradient.size == 0:  # A mean over nothing is NaN: an empty tensor's factors rest.
-                return before.astype(gradient.dtype)
-            means = row_and_column_means(gradient)[axis]
-            return jnp.sqrt(means + jnp.asarray(eps, gradient.dtype))
+                return row.astype(gradient.dtype), column.astype(gradient.dtype)
+            rows, columns = row_and_column_means(gradient)
+            floor = jnp.asarray(eps, gradient.dtype)
+            return jnp.sqrt(rows + floor), jnp.sqrt(columns + floor)
 
-        roots = [
-            jax.tree.map(lambda g, m, axis=axis: root(axis, g, m), gradients, before)
-            for axis, before in enumerate(state)
-        ]
-        row, column = (_average(new, old, b1, is_chosen) for new, old in zip(roots, state, strict=True))
+        both = jax.tree.map(roots, gradients, state.row, state.column)
+        new = jax.tree.transpose(jax.tree.structure(gradients), jax.tree.structure((0, 0)), both)
+        row, column = (_average(mean, old, b1, is_chosen) for mean, old in zip(new, state, strict=True))
         updates = jax.tree.map(
             lambda g, r, c: g / (jnp.sqrt(r * c) + jnp.asarray(eps, g.dtype)), gradients, row, column
         )
