@@ -348,7 +348,7 @@ def scale_by_softsign(
         >>> import emo_optax
         >>> rule = emo_optax.scale_by_softsign()
         >>> updates, state = rule.update(jnp.asarray([30.0, -40.0]), rule.init(jnp.ones(2)))
-        >>> print(updates)
+        >>> print(updates.round(3))
         [ 37.5 -40. ]
 
     Source: EmoNeco v2.0 by muooon.
@@ -402,7 +402,7 @@ def _scale_by_factors(
             return jnp.sqrt(rows + floor), jnp.sqrt(columns + floor)
 
         both = jax.tree.map(roots, gradients, state.row, state.column)
-        new = jax.tree.transpose(jax.tree.structure(gradients), jax.tree.structure((0, 0)), both)
+        new = [jax.tree.map(lambda _, pair, k=k: pair[k], gradients, both) for k in (0, 1)]
         row, column = (_average(mean, old, b1, is_chosen) for mean, old in zip(new, state, strict=True))
         updates = jax.tree.map(
             lambda g, r, c: g / (jnp.sqrt(r * c) + jnp.asarray(eps, g.dtype)), gradients, row, column
