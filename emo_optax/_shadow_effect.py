@@ -1,5 +1,6 @@
 """Shadow-effect: before the update, which elements to move, and how far."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,7 +40,11 @@ def keep_elements(gradient: jax.Array, tolerance: jax.Array) -> jax.Array:
     Source: EmoSens and EmoCats v2.0 by muooon, with the cube on the other side, which saves a root
     for every element.
     """
-    return jnp.abs(gradient) >= tolerance * tolerance * tolerance
+    return _is_at_least(gradient, tolerance * tolerance * tolerance)
+
+
+def _is_at_least(gradient: jax.Array, bound: jax.Array) -> jax.Array:
+    return jnp.abs(gradient) >= bound
 
 
 def keep_rows_and_columns(eps: jax.typing.ArrayLike = 1e-8) -> Keep:
@@ -175,12 +180,20 @@ def filter_by_emotion(
         gradients = updates
         updates, state = inner.update(gradients, state, params, emotion=emotion, **extra_args)
 
+        @functools.cache
+        def cubed(dtype: Any) -> jax.Array:
+            narrow = tolerance.astype(dtype)
+            return narrow * narrow * narrow
+
         def let_through(update: jax.Array, gradient: jax.Array) -> jax.Array:
             if isinstance(keep, _KeepRowsAndColumns) and keep.keeps_all(gradient, theta):
                 return update
             gradient = gradient.astype(wide_dtype(gradient))
-            kept = keep(gradient, tolerance.astype(gradient.dtype))
-            return jnp.where(kept, update, jnp.zeros([], update.dtype))
+            if keep is keep_elements:  # The cube once, and not again for every leaf: that is compiled faster.
+                kept = _is_at_least(gradient, cubed(gradient.dtype))
+            else:
+                kept = keep(gradient, tolerance.astype(gradient.dtype))
+            return jax.lax.select(kept, update, jnp.zeros_like(update))
 
         return jax.tree.map(let_through, updates, gradients), state
 
