@@ -191,9 +191,7 @@ def ref_adamw_mini_schedule_free(
         updates = add_decay("absolute", updates)
         updates = unless_finite(updates, jax.tree.map(jnp.zeros_like, updates))
 
-        def inject(
-            ok: jax.Array, m: jax.Array, v: jax.Array, p: jax.Array, update: jax.Array
-        ) -> jax.Array:
+        def inject(ok: jax.Array, m: jax.Array, v: jax.Array, p: jax.Array, update: jax.Array) -> jax.Array:
             share = injection_strength(divergence, ref_alpha, m.dtype)
             weight = p.astype(m.dtype) + update.astype(m.dtype)
             if injection_bound is not None:

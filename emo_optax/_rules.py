@@ -53,7 +53,7 @@ def _interpolate(
     :math:`0 < b_2` and :math:`b_1 \le b_2` no term cancels another that it does not cancel anyway,
     so that both forms are equally exact. Decay rates that are traced are not known to be so.
     """
-    is_known = is_number(b1) and is_number(b2) and 0.0 < b2 and b1 <= b2
+    is_known = is_number(b1) and is_number(b2) and b2 > 0.0 and b1 <= b2
 
     def interpolate(gradient: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
         if not is_known or old.dtype != new.dtype:  # What is kept in another dtype is not this one.

@@ -1,8 +1,9 @@
 """Shadow-effect: before the update, which elements to move, and how far."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,14 +75,14 @@ def keep_rows_and_columns(eps: jax.typing.ArrayLike = 1e-8) -> Keep:
 
     Source: EmoAiry v2.0 by muooon.
     """
-
     return _KeepRowsAndColumns(eps)
 
 
-class _KeepRowsAndColumns(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _KeepRowsAndColumns:
     """The test that `keep_rows_and_columns` makes."""
 
-    eps: jax.typing.ArrayLike
+    eps: Any
 
     def __call__(self, gradient: jax.Array, tolerance: jax.Array) -> jax.Array:
         if gradient.ndim < 2:
@@ -93,17 +94,14 @@ class _KeepRowsAndColumns(NamedTuple):
         floor = jnp.asarray(self.eps, gradient.dtype)
         return (rows + floor > bound) & (columns + floor > bound)
 
-    def keeps_all(self, gradient: jax.Array, theta: jax.typing.ArrayLike) -> bool:
+    def keeps_all(self, gradient: jax.Array, theta: Any) -> bool:
         """Returns whether all elements move whatever the gradient and the emotion are.
 
         A mean is at least 0, and the tolerance at most 2 theta; the thousandth is for roundings.
         """
-        return (
-            gradient.ndim >= 2
-            and is_number(self.eps)
-            and is_number(theta)
-            and self.eps > 1.001 * (2.0 * theta) ** 3
-        )
+        if gradient.ndim < 2 or not (is_number(self.eps) and is_number(theta)):
+            return False
+        return float(self.eps) > 1.001 * (2.0 * float(theta)) ** 3
 
 
 def row_and_column_means(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -189,7 +187,9 @@ def filter_by_emotion(
             if isinstance(keep, _KeepRowsAndColumns) and keep.keeps_all(gradient, theta):
                 return update
             gradient = gradient.astype(wide_dtype(gradient))
-            if keep is keep_elements:  # The cube once, and not again for every leaf: that is compiled faster.
+            if (
+                keep is keep_elements
+            ):  # The cube once, and not again for every leaf: that is compiled faster.
                 kept = _is_at_least(gradient, cubed(gradient.dtype))
             else:
                 kept = keep(gradient, tolerance.astype(gradient.dtype))
