@@ -1,4 +1,8 @@
-"""The Emo optimizers for Optax: gradient transformations that read the loss."""
+"""The Emo optimizers for Optax: gradient transformations that read the loss.
+
+Donate parameters and state to a jitted step, `jax.jit(step, donate_argnums=(0, 1))`: XLA then writes the
+new ones over the old ones, where it would hold both at once.
+"""
 
 from emo_optax._bridge import ARRAYS_VERSION as ARRAYS_VERSION
 from emo_optax._bridge import from_arrays as from_arrays

@@ -10,7 +10,7 @@ import optax
 from emo_optax._emotional import emotional_rule
 from emo_optax._rules import scale_by_factored_moments, scale_by_lion, scale_by_uncorrected_adam
 from emo_optax._shadow_system import ShadowRatio
-from emo_optax._switch import switch_by_emotion
+from emo_optax._switch import select_by_emotion
 
 LION_BETAS = (0.9, 0.99)
 """The decay rates of Lion's rule here, whatever those of the others are."""
@@ -109,7 +109,7 @@ def emo_clan(
         scale_by_lion(*LION_BETAS, moment_dtype=moment_dtype),
     )
     return emotional_rule(
-        switch_by_emotion(rules, choose_rule, shared=True),
+        select_by_emotion(rules, choose_rule),
         learning_rate,
         weight_decay,
         mask,

@@ -10,7 +10,7 @@ import optax
 from emo_optax._emotional import emotional_rule
 from emo_optax._rules import scale_by_cautious_sign, scale_by_softsign
 from emo_optax._shadow_system import ShadowRatio
-from emo_optax._switch import switch_by_emotion
+from emo_optax._switch import select_by_emotion
 
 
 def choose_rule(scalar: jax.Array) -> jax.Array:
@@ -107,7 +107,7 @@ def emo_neco(
         scale_by_softsign(b1, b2, eps, moment_dtype=moment_dtype),
     )
     return emotional_rule(
-        switch_by_emotion(rules, choose_rule, one_state=True, shared=True),
+        select_by_emotion(rules, choose_rule, one_state=True),
         learning_rate,
         weight_decay,
         mask,

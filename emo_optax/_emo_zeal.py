@@ -16,7 +16,7 @@ from emo_optax._rules import (
     scale_by_softsign,
 )
 from emo_optax._shadow_system import ShadowRatio
-from emo_optax._switch import switch_by_emotion
+from emo_optax._switch import select_by_emotion
 
 
 def choose_first_step(scalar: jax.Array) -> jax.Array:
@@ -115,7 +115,7 @@ def emo_zeal(
         scale_by_softsign(b1, None, eps),
         scale_by_cautious_sign(b1, None),
     )
-    first = switch_by_emotion(rules, choose_first_step, shared=True)
+    first = select_by_emotion(rules, choose_first_step)
     return emotional_rule(
         scale_by_factored_moments(b1, b2, eps, moment_dtype=moment_dtype),
         learning_rate,

@@ -13,6 +13,7 @@ import emo_optax
 from emo_optax._emo_clan import choose_rule as clan_rule
 from emo_optax._emo_neco import choose_rule as neco_rule
 from emo_optax._emo_zeal import choose_first_step
+from emo_optax._switch import select_by_emotion
 
 MEMBERS: dict[str, Callable[..., Any]] = {
     name: getattr(emo_optax, name)
@@ -208,6 +209,37 @@ def test_only_the_chosen_rule_of_a_switch_moves() -> None:
         moved.append([bool(jnp.any(one.trace != other.trace)) for one, other in pairs])
     assert moved == [[True, False], [True, False], [False, True], [False, True]]
     np.testing.assert_allclose(updates, [1.5, 1.5])
+
+
+@pytest.mark.parametrize("one_state", [False, True])
+def test_selecting_among_rules_is_switching_between_them(one_state: bool) -> None:
+    together = (emo_optax.scale_by_cautious_sign(), emo_optax.scale_by_softsign())
+    apart = (
+        emo_optax.scale_by_uncorrected_adam(),
+        emo_optax.scale_by_factored_moments(),
+        emo_optax.scale_by_lion(),
+    )
+    rules, choose = (together, neco_rule) if one_state else (apart, clan_rule)
+    selecting = emo_optax.share_emotion(select_by_emotion(rules, choose, one_state=one_state))
+    switching = emo_optax.switch_by_emotion(rules, choose, one_state=one_state)
+    start, grads = _problem(40)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), start)
+    states = [selecting.init(params), switching.init(params)]
+    assert str(jax.tree.structure(states[0])) == str(jax.tree.structure(states[1]))
+    rested = 0
+    for loss, grad in zip(_losses(40), grads, strict=True):
+        before, updates = jax.tree.leaves(states[0].inner_state), []
+        for index, piece in enumerate((selecting, switching)):
+            grad32 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), grad)
+            update, states[index] = piece.update(grad32, states[index], params, value=loss)
+            updates.append(update)
+        for one, other in zip(
+            *(jax.tree.leaves(pair) for pair in zip(updates, states, strict=True)), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        after = jax.tree.leaves(states[0].inner_state)
+        rested += sum(bool(jnp.all(a == b)) for a, b in zip(before, after, strict=True))
+    assert (rested == 0) == one_state
 
 
 def test_a_switch_of_nothing_is_refused() -> None:

@@ -174,7 +174,8 @@ def ref_adamw_mini_schedule_free(
             return tree
 
         gradients = add_decay("l2", _widened(updates))
-        norms = jax.tree.map(lambda g: jnp.sqrt(jnp.sum(jnp.square(g))), gradients)
+        # Squares in words of their own, as in `row_and_column_means`: below there are others.
+        norms = jax.tree.map(lambda g: jnp.sqrt(-jnp.sum(g * -g)), gradients)
         is_finite = jax.tree.map(jnp.isfinite, norms)
 
         def unless_finite(new: optax.Updates, old: optax.Updates) -> optax.Updates:
@@ -193,15 +194,16 @@ def ref_adamw_mini_schedule_free(
         updates = add_decay("absolute", updates)
         updates = unless_finite(updates, jax.tree.map(jnp.zeros_like, updates))
 
-        def inject(m: jax.Array, v: jax.Array, p: jax.Array, update: jax.Array) -> jax.Array:
+        def inject(ok: jax.Array, m: jax.Array, v: jax.Array, p: jax.Array, update: jax.Array) -> jax.Array:
             share = injection_strength(divergence, ref_alpha, m.dtype)
             weight = p.astype(m.dtype) + update.astype(m.dtype)
             if injection_bound is not None:
-                bound = hyperparameter(injection_bound, m.dtype) * jnp.sqrt(v)
+                # c sqrt(v), to the bit; XLA on a CPU would write a root that it finds twice to memory.
+                bound = hyperparameter(injection_bound, m.dtype) * 2.0 * jnp.sqrt(0.25 * v)
                 weight = jnp.clip(weight, -bound, bound)
-            return jnp.where(share > 0.0, (1.0 - share) * m + share * weight, m)
+            return jnp.where(ok & (share > 0.0), (1.0 - share) * m + share * weight, m)
 
-        mu = unless_finite(jax.tree.map(inject, mu, nu, params, updates), moments.mu)
+        mu = jax.tree.map(inject, is_finite, mu, nu, params, updates)
         moments = RefMomentsState(stored(mu, moments.mu), stored(nu, moments.nu, is_square=True), norm)
         return updates, RefAdamWMiniScheduleFreeState(divergence, moments, decays)
 

@@ -1,4 +1,8 @@
-"""The rules: from a gradient to a direction. None knows of emotion or of a learning rate."""
+"""The rules: from a gradient to a direction. None knows of emotion or of a learning rate.
+
+Where several rules are computed and one of them is chosen, `update` takes the extra argument `is_chosen`,
+a bool of shape `[]`: where it is false, the rule's state stays as it is, and its updates mean nothing.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +19,7 @@ from emo_optax._validation import (
     check_moment_dtype,
     check_not_negative,
     hyperparameter,
+    is_number,
 )
 
 
@@ -22,15 +27,45 @@ def _zeros(params: optax.Params, moment_dtype: Any) -> optax.Params:
     return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype or wide_dtype(p)), params)
 
 
-def _average(values: optax.Updates, moments: optax.Updates, decay: Any) -> optax.Updates:
-    """Returns `(1 - decay) value + decay moment`, each in the value's dtype."""
+def _average(
+    values: optax.Updates, moments: optax.Updates, decay: Any, is_chosen: jax.Array | None = None
+) -> optax.Updates:
+    """Returns `(1 - decay) value + decay moment`, each in the value's dtype; the moment if not chosen."""
 
     def average(value: jax.Array, moment: jax.Array) -> jax.Array:
         rate = hyperparameter(decay, value.dtype)
-        mixed: jax.Array = (1.0 - rate) * value + rate * moment.astype(value.dtype)
-        return mixed
+        moment = moment.astype(value.dtype)
+        mixed: jax.Array = (1.0 - rate) * value + rate * moment
+        return mixed if is_chosen is None else jnp.where(is_chosen, mixed, moment)
 
     return jax.tree.map(average, values, moments)
+
+
+def _interpolate(
+    gradients: optax.Updates, before: optax.Updates, after: optax.Updates, b1: Any, b2: Any
+) -> optax.Updates:
+    r"""Returns :math:`(1-b_1)\,g + b_1 m`, where it can from the momentum after the step.
+
+    .. math:: (1-b_1)\,g + b_1 m = \frac{(b_2-b_1)\,g + b_1 m'}{b_2}, \qquad m' = b_2 m + (1-b_2)\,g
+
+    XLA on a CPU makes a loop for each array that a step returns. If the one of the parameters read
+    the old momentum, which the one of the momentum overwrites, XLA would copy all of it first. With
+    :math:`0 < b_2` and :math:`b_1 \le b_2` no term cancels another that it does not cancel anyway,
+    so that both forms are equally exact. Decay rates that are traced are not known to be so.
+    """
+    is_known = is_number(b1) and is_number(b2) and b2 > 0.0 and b1 <= b2
+
+    def interpolate(gradient: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+        if not is_known or old.dtype != new.dtype:  # What is kept in another dtype is not this one.
+            mixed: jax.Array = _average(gradient, old, b1)
+        elif b1 == b2:
+            mixed = new
+        else:
+            share, rest = float(b1), float(b2) - float(b1)
+            mixed = (1.0 / float(b2)) * (rest * gradient + share * new)
+        return mixed
+
+    return jax.tree.map(interpolate, gradients, before, after)
 
 
 def _widened(updates: optax.Updates) -> optax.Updates:
@@ -111,17 +146,20 @@ def scale_by_uncorrected_adam(
         updates: optax.Updates,
         state: ScaleByUncorrectedAdamState,
         params: optax.Params | None = None,
+        *,
+        is_chosen: jax.Array | None = None,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByUncorrectedAdamState]:
-        del params
+        del params, extra_args
         gradients = _widened(updates)
-        mu = _average(gradients, state.mu, b1)
-        nu = _average(jax.tree.map(jnp.square, gradients), state.nu, b2)
+        mu = _average(gradients, state.mu, b1, is_chosen)
+        nu = _average(jax.tree.map(jnp.square, gradients), state.nu, b2, is_chosen)
         updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + jnp.asarray(eps, v.dtype)), mu, nu)
         return updates, ScaleByUncorrectedAdamState(
             stored(mu, state.mu), stored(nu, state.nu, is_square=True)
         )
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 class ScaleByLionState(NamedTuple):
@@ -176,14 +214,17 @@ def scale_by_lion(
         updates: optax.Updates,
         state: ScaleByLionState,
         params: optax.Params | None = None,
+        *,
+        is_chosen: jax.Array | None = None,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByLionState]:
-        del params
+        del params, extra_args
         gradients = _widened(updates)
-        updates = jax.tree.map(jnp.sign, _average(gradients, state.mu, b1))
-        mu = _average(gradients, state.mu, b2)
+        mu = _average(gradients, state.mu, b2, is_chosen)
+        updates = jax.tree.map(jnp.sign, _interpolate(gradients, state.mu, mu, b1, b2))
         return updates, ScaleByLionState(stored(mu, state.mu))
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 class ScaleByMomentumState(NamedTuple):
@@ -211,17 +252,21 @@ def _scale_by_momentum(
         updates: optax.Updates,
         state: ScaleByMomentumState,
         params: optax.Params | None = None,
+        *,
+        is_chosen: jax.Array | None = None,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByMomentumState]:
-        del params
+        del params, extra_args
         gradients = _widened(updates)
         if b2 is None:
             at_rest = jax.tree.map(jnp.zeros_like, gradients)
             return jax.tree.map(direction, _average(gradients, at_rest, b1), gradients), state
-        updates = jax.tree.map(direction, _average(gradients, state.mu, b1), gradients)
-        mu = _average(gradients, state.mu, b2)
+        mu = _average(gradients, state.mu, b2, is_chosen)
+        mixed = _interpolate(gradients, state.mu, mu, b1, b2)
+        updates = jax.tree.map(direction, mixed, gradients)
         return updates, ScaleByMomentumState(stored(mu, state.mu))
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def scale_by_cautious_sign(
@@ -303,7 +348,7 @@ def scale_by_softsign(
         >>> import emo_optax
         >>> rule = emo_optax.scale_by_softsign()
         >>> updates, state = rule.update(jnp.asarray([30.0, -40.0]), rule.init(jnp.ones(2)))
-        >>> print(updates)
+        >>> print(updates.round(3))
         [ 37.5 -40. ]
 
     Source: EmoNeco v2.0 by muooon.
@@ -342,27 +387,29 @@ def _scale_by_factors(
         updates: optax.Updates,
         state: ScaleByFactorsState,
         params: optax.Params | None = None,
+        *,
+        is_chosen: jax.Array | None = None,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByFactorsState]:
-        del params
+        del params, extra_args
         gradients = _widened(updates)
 
-        def root(axis: int, gradient: jax.Array, before: jax.Array) -> jax.Array:
+        def roots(gradient: jax.Array, row: jax.Array, column: jax.Array) -> tuple[jax.Array, jax.Array]:
             if gradient.size == 0:  # A mean over nothing is NaN: an empty tensor's factors rest.
-                return before.astype(gradient.dtype)
-            means = row_and_column_means(jnp.square(gradient))[axis]
-            return jnp.sqrt(means + jnp.asarray(eps, gradient.dtype))
+                return row.astype(gradient.dtype), column.astype(gradient.dtype)
+            rows, columns = row_and_column_means(gradient)
+            floor = jnp.asarray(eps, gradient.dtype)
+            return jnp.sqrt(rows + floor), jnp.sqrt(columns + floor)
 
-        roots = [
-            jax.tree.map(lambda g, m, axis=axis: root(axis, g, m), gradients, before)
-            for axis, before in enumerate(state)
-        ]
-        row, column = (_average(new, old, b1) for new, old in zip(roots, state, strict=True))
+        both = jax.tree.map(roots, gradients, state.row, state.column)
+        new = [jax.tree.map(lambda _, pair, k=k: pair[k], gradients, both) for k in (0, 1)]
+        row, column = (_average(mean, old, b1, is_chosen) for mean, old in zip(new, state, strict=True))
         updates = jax.tree.map(
             lambda g, r, c: g / (jnp.sqrt(r * c) + jnp.asarray(eps, g.dtype)), gradients, row, column
         )
         return updates, ScaleByFactorsState(stored(row, state.row), stored(column, state.column))
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def is_matrix(tree: optax.Params) -> Any:

@@ -8,6 +8,7 @@ import pytest
 
 import emo_optax
 from emo_optax._reference_test import find_in_state
+from emo_optax._rules import _average, _interpolate
 
 RULES = [
     emo_optax.scale_by_uncorrected_adam,
@@ -226,3 +227,63 @@ def test_a_numpy_double_as_a_decay_rate_keeps_updates_in_float32(rule: Any) -> N
         gradient = jnp.ones((2, 2), jnp.float32)
         updates, _ = transformation.update(gradient, transformation.init(gradient))
         assert updates.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("b1", "b2"), [(0.9, 0.99), (0.0, 0.5), (0.5, 0.5), (0.3, 1e-6), (0.95, 0.2), (0.4, 0.0), (0.0, 0.0)]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_mix_is_the_same_from_the_momentum_after_the_step(b1: float, b2: float, dtype: Any) -> None:
+    random = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        gradient = jnp.asarray(random.normal(size=4000), dtype)
+        before = jnp.asarray(random.normal(size=4000), dtype)
+        # All the zeros that are not an accident: no gradient, no momentum, neither.
+        gradient, before = gradient.at[:20].set(0.0), before.at[10:30].set(0.0)
+        after = _average(gradient, before, b2)
+        found = np.asarray(_interpolate(gradient, before, after, b1, b2), np.float64)
+        expected = (1.0 - b1) * np.asarray(gradient, np.float64) + b1 * np.asarray(before, np.float64)
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=8 * np.finfo(dtype).eps)
+        clear = (np.abs(expected) > 8 * np.finfo(dtype).eps) | (np.arange(4000) < 30)
+        np.testing.assert_array_equal(np.sign(found[clear]), np.sign(expected[clear]))
+
+
+def test_the_mix_of_an_infinite_gradient_is_infinite() -> None:
+    gradient = jnp.asarray([jnp.inf, -jnp.inf])
+    for b1, b2 in ((0.9, 0.99), (0.5, 0.5), (0.5, 0.2)):
+        rule = emo_optax.scale_by_lion(b1, b2)
+        updates, _ = rule.update(gradient, rule.init(gradient))
+        np.testing.assert_array_equal(updates, [1.0, -1.0])
+
+
+@pytest.mark.parametrize("b2", [0.0, 0.3, 0.99])
+def test_traced_decay_rates_are_as_good_as_known_ones(b2: float) -> None:
+    gradients = np.random.default_rng(1).normal(size=(5, 30))
+
+    @jax.jit
+    def last(b1: Any, b2: Any) -> Any:
+        rule = emo_optax.scale_by_lion(b1, b2)
+        state = rule.init(jnp.zeros(30))
+        for gradient in gradients:
+            updates, state = rule.update(jnp.asarray(gradient, jnp.float32), state)
+        return updates
+
+    rule = emo_optax.scale_by_lion(0.9, b2)
+    state = rule.init(jnp.zeros(30))
+    for gradient in gradients:
+        updates, state = rule.update(jnp.asarray(gradient, jnp.float32), state)
+    np.testing.assert_array_equal(last(jnp.float32(0.9), jnp.float32(b2)), updates)
+
+
+@pytest.mark.parametrize("rule", [*RULES, emo_optax.scale_by_cautious_sign, emo_optax.scale_by_softsign])
+@pytest.mark.parametrize("dtype", [None, jnp.float16])
+def test_a_rule_that_is_not_chosen_keeps_its_state(rule: Any, dtype: Any) -> None:
+    tree = {"v": jnp.asarray([3.0, -1.0]), "m": jnp.asarray([[1.0, -2.0], [0.5, 1e-6]])}
+    transformation = rule(moment_dtype=dtype)
+    _, state = transformation.update(tree, transformation.init(tree))
+    expected, moved = transformation.update(tree, state)
+    updates, chosen = transformation.update(tree, state, is_chosen=jnp.asarray(True))
+    _, rested = transformation.update(tree, state, is_chosen=jnp.asarray(False))
+    for one, other in ((updates, expected), (chosen, moved), (rested, state)):
+        jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import emo_optax
+from emo_optax._shadow_effect import row_and_column_means
 
 KINDS = [emo_optax.keep_elements, emo_optax.keep_rows_and_columns()]
 
@@ -222,3 +223,32 @@ def test_filter_and_scale_with_emotions_of_their_own_equal_shared_ones() -> None
             updates, state = optimizer.update(gradient, state, value=loss)
         results.append(np.asarray(updates))
     np.testing.assert_array_equal(results[0], results[1])
+
+
+def test_a_filter_of_rows_and_columns_that_stops_nothing_is_left_out() -> None:
+    matrix, vector = jnp.ones((2, 2)), jnp.ones(2)
+    keep: Any = emo_optax.keep_rows_and_columns(1e-8)
+    assert keep.keeps_all(matrix, 1e-4)
+    assert keep.keeps_all(matrix, 1.07e-3)  # (2 theta)^3 is 9.8e-9 here
+    assert not keep.keeps_all(matrix, 1.08e-3)
+    assert not keep.keeps_all(vector, 1e-4)
+    assert not keep.keeps_all(matrix, jnp.asarray(1e-4))  # an injected threshold may change
+    not_known: Any = emo_optax.keep_rows_and_columns(jnp.asarray(1e-8))
+    assert not not_known.keeps_all(matrix, 1e-4)
+    for theta, stopped in ((1e-4, 0), (0.1, 4), (jnp.asarray(0.1), 4)):
+        piece = emo_optax.filter_by_emotion(optax.identity(), theta, keep=keep)
+        comparisons = str(jax.make_jaxpr(piece.update)(matrix, piece.init(matrix), value=1.0))
+        updates, _ = piece.update(1e-6 * matrix, piece.init(matrix), value=1.0)
+        assert int(jnp.sum(updates == 0.0)) == stopped
+        assert ("bool[2,2]" in comparisons) == (stopped > 0)
+
+
+def test_means_of_squares_are_those_of_numpy() -> None:
+    gradient = np.random.default_rng(0).normal(size=(3, 4, 5))
+    with jax.enable_x64(True):
+        rows, columns = row_and_column_means(jnp.asarray(gradient))
+        np.testing.assert_allclose(rows, (gradient**2).mean((1, 2), keepdims=True), rtol=1e-14)
+        np.testing.assert_allclose(columns, (gradient**2).mean(0, keepdims=True), rtol=1e-14)
+    rows, columns = row_and_column_means(jnp.asarray([[0.0, 1e-30], [0.0, jnp.inf]]))
+    np.testing.assert_array_equal(rows, [[0.0], [jnp.inf]])
+    np.testing.assert_array_equal(columns, [[0.0, jnp.inf]])

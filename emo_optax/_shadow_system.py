@@ -153,17 +153,23 @@ def blend_with_shadow(
         pulls = wakes & state.exists
         applied = jnp.where(pulls, wanted, jnp.zeros([], wanted.dtype))
 
-        def blend(param: jax.Array, shadow: jax.Array) -> jax.Array:
-            r = applied.astype(shadow.dtype)
+        def blend(param: jax.Array, shadow: jax.Array, r: jax.Array) -> jax.Array:
+            r = r.astype(shadow.dtype)
             return (1.0 - r) * param.astype(shadow.dtype) + r * shadow
 
-        def follow(blended: jax.Array, shadow: jax.Array) -> jax.Array:
+        def follow(param: jax.Array, shadow: jax.Array) -> jax.Array:
             rate = jnp.asarray(shadow_rate, shadow.dtype)
+            blended = blend(param, shadow, applied)
             moved = jnp.where(state.exists, shadow + rate * (blended - shadow), blended)
             return jnp.where(wakes, moved, shadow)
 
-        blended = jax.tree.map(blend, params, state.shadow)
-        shadow = jax.tree.map(follow, blended, state.shadow)
+        shadow = jax.tree.map(follow, params, state.shadow)
+        # The blend, from the shadow that has followed: (1 - r) p + r shadow = (1 - r') p + r' shadow'
+        # with r' = r / (1 - a + a r) and a = shadow_rate. From the old one, which is overwritten, XLA
+        # on a CPU would copy both shadow and parameters first.
+        rate = jnp.asarray(shadow_rate, applied.dtype)
+        share = applied / jnp.where(pulls, 1.0 - rate + rate * applied, jnp.ones([], applied.dtype))
+        blended = jax.tree.map(lambda p, s: blend(p, s, share), params, shadow)
         inner_params = jax.tree.map(lambda b, p: b.astype(p.dtype), blended, params)
         updates, inner_state = inner.update(
             updates, state.inner_state, inner_params, emotion=emotion, **extra_args

@@ -153,3 +153,24 @@ def test_moments_are_not_blended() -> None:
     _, state = run(optimizer, jnp.asarray([5.0]), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
     blend = find_in_state(state, emo_optax.BlendWithShadowState)
     np.testing.assert_allclose(blend.inner_state.trace, [2.71], rtol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [0.001, 0.5, 1.0])
+@pytest.mark.parametrize("rate", [0.001, 0.05, 1.0])
+def test_the_blend_is_the_one_of_the_formula_for_every_ratio_and_rate(ratio: float, rate: float) -> None:
+    random = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        piece = emo_optax.blend_with_shadow(None, lambda s: ratio * jnp.ones_like(s), shadow_rate=rate)
+        params = random.normal(size=9)
+        state = piece.init(jnp.asarray(params))
+        shadow = params
+        for step in range(4):
+            move = random.normal(size=9)
+            updates, state = piece.update(jnp.asarray(move), state, jnp.asarray(params), value=1.0)
+            blended = params if step == 0 else (1.0 - ratio) * params + ratio * shadow
+            shadow = shadow + rate * (blended - shadow)
+            np.testing.assert_allclose(params + np.asarray(updates), blended + move, rtol=0.0, atol=1e-14)
+            params = blended + move
+            np.testing.assert_allclose(
+                find_in_state(state, emo_optax.BlendWithShadowState).shadow, shadow, rtol=0.0, atol=1e-14
+            )

@@ -122,6 +122,55 @@ def switch_by_emotion(
     return share_emotion(piece, short_factor=short_factor, long_factor=long_factor, gain=gain)
 
 
+def select_by_emotion(
+    rules: Sequence[optax.GradientTransformation], choose: Choose, *, one_state: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """As `switch_by_emotion` with a shared emotion, without a branch, for rules that know `is_chosen`.
+
+    All rules are computed and one is taken, element by element: XLA on a CPU makes that one pass over
+    what the parameters are made of, while around a branch it copies the states, those that rest too.
+
+    Args:
+        rules: transformations whose `update` takes `is_chosen` (see `emo_optax._rules`), or has no
+            state; their updates must agree in dtype.
+        choose: k(s), a function from the scalar (shape `[]`) to the index of a rule, a whole number.
+        one_state: whether the rules have a single state between them, which each of them moves alike.
+
+    Returns:
+        A transformation with the states of `switch_by_emotion`.
+    """
+    pieces = [takes_extra_args(rule) for rule in rules]
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        if one_state:
+            return pieces[0].init(params)
+        return SwitchByEmotionState(tuple(piece.init(params) for piece in pieces))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        emotion: EmotionState | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del extra_args
+        emotion = shared_emotion(emotion)
+        index = choose(emotion.scalar)
+        gradients = jax.tree.map(lambda g: g.astype(wide_dtype(g)), updates)
+        taken, moved = [], []
+        for k, piece in enumerate(pieces):
+            old = state if one_state else state.states[k]
+            is_chosen = None if one_state else index == k
+            updates, new = piece.update(gradients, old, params, emotion=emotion, is_chosen=is_chosen)
+            taken.append(updates)
+            moved.append(new)
+        updates = jax.tree.map(lambda *each: jax.lax.select_n(index, *each), *taken)
+        return updates, moved[0] if one_state else SwitchByEmotionState(tuple(moved))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
 class StepFirstState(NamedTuple):
     """The state of what steps first, and that of what follows."""
 

@@ -16,7 +16,8 @@ import optax
 from emo_optax._errors import LOSS_MISSING, PARAMS_MISSING, LossMissingError
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Returns whether a value is known while a step is traced."""
     return isinstance(value, int | float | np.number)
 
 
@@ -24,12 +25,12 @@ def hyperparameter(value: Any, dtype: Any) -> Any:
     """Returns a hyperparameter such that arithmetic with it stays in `dtype`."""
     # A number stays one (`1 - b2` taken in float32 would be off by 1e-5), but a NumPy double, which
     # would widen what it meets, becomes Python's.
-    return float(value) if _is_number(value) else jnp.asarray(value, dtype)
+    return float(value) if is_number(value) else jnp.asarray(value, dtype)
 
 
 def _is_known(name: str, value: object, *, may_be_schedule: bool = False) -> bool:
     """Returns whether a number is known already, or raises a `TypeError` if it is none at all."""
-    if _is_number(value):
+    if is_number(value):
         return True
     if isinstance(value, jax.Array | np.ndarray) or (may_be_schedule and callable(value)):
         return False
@@ -71,13 +72,13 @@ def check_at_most_one(name: str, value: object) -> None:
 
 def check_order(low_name: str, low: object, high_name: str, high: object) -> None:
     """Raises a `ValueError` if the first of two numbers is above the second."""
-    if _is_number(low) and _is_number(high) and low > high:  # type: ignore[operator]
+    if is_number(low) and is_number(high) and low > high:  # type: ignore[operator]
         raise ValueError(f"Invalid {low_name}: {low}; it must not be above {high_name}, {high}")
 
 
 def check_max_steps(value: object) -> None:
     """Raises a `ValueError` unless the length of a run is a whole number >= 1, or not known."""
-    if _is_number(value) and not (1 <= value < 2**31 and value == int(value)):  # type: ignore[operator, call-overload]
+    if is_number(value) and not (1 <= value < 2**31 and value == int(value)):  # type: ignore[operator, call-overload]
         raise ValueError(f"Invalid ref_max_steps: {value}; it must be a whole number >= 1, or None")
 
 

@@ -22,7 +22,7 @@ from emo_torch._rules import (
     multi_tensor_scale_by_factored_moments,
     scale_by_factored_moments,
 )
-from emo_torch._shadow_effect import keep_rows_and_columns
+from emo_torch._shadow_effect import keep_rows_and_columns, keeps_all
 from emo_torch._shadow_system import ShadowRatio
 
 
@@ -222,7 +222,10 @@ def _fused_emoairy(
     shadow_effect: bool = True,
 ) -> list[int]:
     rule = FusedRule("factored_moments", group["betas"], group["eps"])
-    what = FusedStep((rule,), "rows_and_columns" if shadow_effect else "all")
+    keep = keep_rows_and_columns(group["eps"])
+    is_vacuous = shadow_effect and keeps_all(keep, torch.empty(0, 0), group["theta"])
+    kept = "matrices" if is_vacuous else "rows_and_columns"
+    what = FusedStep((rule,), kept if shadow_effect else "all")
     return fused(params, grads, states, what, feeling=feeling, group=group)
 
 

@@ -15,7 +15,7 @@ from emo_torch._fused import FusedStep, Signal, library
 from emo_torch._fused import step as step_fused
 from emo_torch._rounding import add_rounded, check_rounding, is_narrow, rounding_keys
 from emo_torch._rules import store
-from emo_torch._shadow_effect import Keep, filter_by_emotion, keep_elements, step_scale
+from emo_torch._shadow_effect import Keep, filter_by_emotion, keep_elements, keeps_all, step_scale
 from emo_torch._shadow_system import (
     ShadowRatio,
     blend_with_shadow,
@@ -719,7 +719,9 @@ def single_tensor(
             weight.sub_(first(grad).mul_(signal.lr))
         update = rule(grad, moved)
         if shadow_effect:
-            update = filter_by_emotion(update, grad, signal.tolerance, keep).mul_(signal.scale)
+            if not keeps_all(keep, grad, group["theta"]):
+                update = filter_by_emotion(update, grad, signal.tolerance, keep)
+            update.mul_(signal.scale)
         if mode == "decoupled":
             add_weight_decay(update, weight, weight_decay / (group["weight_decay_divisor"] or 1.0))
         update.mul_(signal.lr)
@@ -777,7 +779,9 @@ def multi_tensor(
         updates = rule(gradients, moved)
         if shadow_effect:
             updates = [
-                filter_by_emotion(update, grad, signal.tolerance, keep)
+                update
+                if keeps_all(keep, grad, group["theta"])
+                else filter_by_emotion(update, grad, signal.tolerance, keep)
                 for update, grad in zip(updates, gradients, strict=True)
             ]
             torch._foreach_mul_(updates, signal.scale)
@@ -1021,7 +1025,10 @@ class Emotional(EmoOptimizer):
         kept = []
         for param in params:
             grad = param.grad.to(wide_dtype(param))  # type: ignore[union-attr]
-            kept.append(self._keep(grad, tolerance.to(device=grad.device, dtype=grad.dtype)))
+            if keeps_all(self._keep, grad, group["theta"]):
+                kept.append(torch.ones_like(grad, dtype=torch.bool))
+            else:
+                kept.append(self._keep(grad, tolerance.to(device=grad.device, dtype=grad.dtype)))
         return kept
 
     def _take_shadows(self) -> dict[Tensor, State]:

@@ -1,5 +1,6 @@
 """Shadow-effect: before the update, which elements to move, and how far."""
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -60,17 +61,35 @@ def keep_rows_and_columns(eps: float = 1e-8) -> Keep:
 
     Source: EmoAiry v2.0 by muooon.
     """
+    return _KeepRowsAndColumns(eps)
 
-    def keep(gradient: Tensor, tolerance: Tensor) -> Tensor:
+
+@dataclasses.dataclass(frozen=True)
+class _KeepRowsAndColumns:
+    """The test that `keep_rows_and_columns` makes."""
+
+    eps: float
+
+    def __call__(self, gradient: Tensor, tolerance: Tensor) -> Tensor:
         if gradient.ndim < 2:
             return gradient.abs() > tolerance * tolerance.sqrt()
         if gradient.numel() == 0:
             return torch.zeros_like(gradient, dtype=torch.bool)
         rows, columns = row_and_column_means(gradient.square())
         bound = tolerance * tolerance * tolerance
-        return (rows + eps > bound) & (columns + eps > bound)
+        return (rows + self.eps > bound) & (columns + self.eps > bound)
 
-    return keep
+    def keeps_all(self, gradient: Tensor, theta: float) -> bool:
+        """Returns whether all elements move whatever the gradient and the emotion are.
+
+        A mean is at least 0, and the tolerance at most 2 theta; the thousandth is for roundings.
+        """
+        return gradient.ndim >= 2 and self.eps > 1.001 * (2.0 * theta) ** 3
+
+
+def keeps_all(keep: Keep, gradient: Tensor, theta: float) -> bool:
+    """Returns whether a test is known to keep all of a gradient, so that it need not be made."""
+    return isinstance(keep, _KeepRowsAndColumns) and keep.keeps_all(gradient, theta)
 
 
 def row_and_column_means(squares: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,8 +102,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "emo_optax",
         "shadow_effect",
-        "return jnp.abs(gradient) >= tolerance * tolerance * tolerance",
-        "return gradient >= tolerance * tolerance * tolerance",
+        "return jnp.abs(gradient) >= bound",
+        "return gradient >= bound",
         "filter without absolute value",
     ),
     Fault(
@@ -172,7 +172,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "emo_optax",
         "rules",
-        "(jnp.sign, _average(gradients, state.mu, b1))",
+        "(jnp.sign, _interpolate(gradients, state.mu, mu, b1, b2))",
         "(jnp.sign, gradients)",
         "no momentum",
         "EmoCats",

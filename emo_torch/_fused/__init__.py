@@ -26,8 +26,9 @@ Numbers = NDArray[np.int64]
 
 RULES = ("uncorrected_adam", "lion", "cautious_sign", "softsign", "factored_moments", "ref")
 """The rules of `_rules` that it knows."""
-FILTERS = ("all", "elements", "rows_and_columns")
-"""What moves: everything, what `keep_elements` keeps, or what `keep_rows_and_columns` does."""
+FILTERS = ("all", "elements", "rows_and_columns", "matrices")
+"""What moves: everything, what `keep_elements` keeps, or what `keep_rows_and_columns` does; the last one
+where that keeps all of a matrix anyway."""
 FIRST_STEPS = ("none", "softsign", "cautious_sign")
 """What a matrix may do before its rule."""
 DTYPES = {torch.float32: "emo_step_float", torch.float64: "emo_step_double"}

@@ -23,7 +23,7 @@ enum { ADAM, LION, CAUTIOUS, SOFTSIGN, FACTORS, REF };
 /* In the order of MODES in ../_weight_decay.py. */
 enum { DECOUPLED, ABSOLUTE, L2 };
 /* In the order of FILTERS in __init__.py. */
-enum { KEEP_ALL, KEEP_ELEMENTS, KEEP_ROWS_AND_COLUMNS };
+enum { KEEP_ALL, KEEP_ELEMENTS, KEEP_ROWS_AND_COLUMNS, KEEP_MATRICES };
 /* In the order of FIRST_STEPS in __init__.py. */
 enum { NO_FIRST, FIRST_SOFTSIGN, FIRST_CAUTIOUS };
 

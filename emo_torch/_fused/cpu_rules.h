@@ -535,7 +535,7 @@ int NAME(emo_step)(const Job *job) {
     signal->ratio = *(const REAL *)job->ratio;
     signal->stay = 1 - signal->ratio;
     signal->rate = (REAL)job->shadow_rate;
-    signal->keeps_all = job->filter == KEEP_ALL;
+    signal->keeps_all = job->filter == KEEP_ALL || job->filter == KEEP_MATRICES;
     signal->bound = signal->row_bound = tolerance * tolerance * tolerance;
     signal->mode = (int)job->mode;
     signal->b1 = (REAL)rule->b1;
@@ -546,6 +546,7 @@ int NAME(emo_step)(const Job *job) {
     signal->first_step =
         job->first_steps ? job->first_step[choice(job->chosen_first, job->first_steps)] : NO_FIRST;
     work.vector_signal = *signal;
+    work.vector_signal.keeps_all = job->filter == KEEP_ALL;
     /* There the filter is strict: at least the next number. */
     work.vector_signal.bound = NEXT(tolerance * SQRT(tolerance), (REAL)INFINITY);
     work.blends_before = signal->mode == L2 && rule->kind == FACTORS;
