@@ -8,7 +8,7 @@ import emo_optax
 import emo_torch
 from benchmarks.step_time import __main__ as command
 from benchmarks.step_time.__main__ import main, parse, settings_of
-from benchmarks.step_time.plan import GROUPS, MEMBERS, cells
+from benchmarks.step_time.plan import GROUPS, MEMBERS, Cell, cells
 from benchmarks.step_time.store import Store, environment
 
 ARGUMENTS = ["--problem", "tiny", "--threads", "1", "--rounds", "2", "--slow-rounds", "1"]
@@ -71,7 +71,7 @@ def test_a_second_run_measures_only_what_is_missing(
     path.write_text(json.dumps(content))
     jobs = []
 
-    def run(job: list[command.Cell], store: Store, *_: object) -> None:
+    def run(job: list[Cell], store: Store, *_: object) -> None:
         jobs.append([cell.key for cell in job])
         store.put(job[0], kept)
 
