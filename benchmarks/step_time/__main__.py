@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from benchmarks.step_time import pictures, report
-from benchmarks.step_time.plan import GROUPS, Cell, Settings, cells
+from benchmarks.step_time.plan import COMPILED, GROUPS, TRACED, Cell, Settings, cells
 from benchmarks.step_time.problems import PROBLEMS
 from benchmarks.step_time.store import ROOT, OtherOriginError, Store, environment
 
@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="the folder for tables, plot and results (default: %(default)s)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="3 rounds, 1 of slow rows, and compilation at 100 leaves only"
+        "--quick", action="store_true", help="3 rounds, 1 of slow rows; less of compilation and traces"
     )
     parser.add_argument(
         "--compile", action="store_true", help="count the graphs of torch.compile, too: some minutes"
@@ -134,6 +134,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
         slow_rounds=1 if given.quick else given.slow_rounds,
         leaves=(2,) if given.problem == ("tiny",) else leaves,
         compilations=1 if given.quick else min(3, given.rounds),
+        traced=COMPILED if given.quick else TRACED,
         graphs=given.compile,
     )
 

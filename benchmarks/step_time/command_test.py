@@ -8,19 +8,16 @@ import emo_optax
 import emo_torch
 from benchmarks.step_time import __main__ as command
 from benchmarks.step_time.__main__ import main, parse, settings_of
-from benchmarks.step_time.plan import GROUPS, MEMBERS, Cell, cells
+from benchmarks.step_time.plan import COMPILED, GROUPS, MEMBERS, TRACED, Cell, cells
 from benchmarks.step_time.store import Store, environment
 
-ARGUMENTS = ["--problem", "tiny", "--threads", "1", "--rounds", "2", "--slow-rounds", "1"]
+ARGUMENTS = ["--problem", "tiny", "--threads", "1", "--quick"]
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("step_time")
-    with pytest.MonkeyPatch.context() as patch:
-        # Nobody looks at the times: compile quickly.
-        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
-        assert main([*ARGUMENTS, "--output", str(folder)]) == 0
+    assert main([*ARGUMENTS, "--output", str(folder)]) == 0
     return folder
 
 
@@ -66,7 +63,7 @@ def test_a_second_run_measures_only_what_is_missing(
 ) -> None:
     path = tmp_path / "results.json"
     content = json.loads((output / "results.json").read_text())
-    lost = "torch, cpu, 1, steps, tiny, no emotion, 2"
+    lost = "torch, cpu, 1, steps, tiny, no emotion, 3"
     kept = content["cells"].pop(lost)
     path.write_text(json.dumps(content))
     jobs = []
@@ -136,6 +133,8 @@ def test_a_quick_run_is_quick() -> None:
         (100,),
         1,
     )
+    assert settings.traced == COMPILED
     settings = settings_of(parse(["--threads", "1"]))
+    assert settings.traced == TRACED
     assert (settings.rounds, settings.leaves, settings.compilations) == (15, (100, 500, 1000), 3)
     assert settings.problems == ("gpt2", "lora")

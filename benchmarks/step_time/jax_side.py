@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import emo_optax
-from benchmarks.step_time.plan import COMPILED, LEARNING_RATE, MEMBERS, TRACED, Variant
+from benchmarks.step_time.plan import COMPILED, LEARNING_RATE, MEMBERS, Variant
 from benchmarks.step_time.problems import Arrays, Problem, gradients, lora_shapes, parameters
 from benchmarks.step_time.rounds import FIRST_LOSS, check_emotion, loss_for
 
@@ -177,30 +177,28 @@ def _compile_anew(name: str, leaves: int) -> float:
     return seconds
 
 
-def count_traces(problem: Problem, steps: int = 6) -> dict[str, dict[str, int]]:
+def count_traces(name: str, problem: Problem, steps: int = 6) -> dict[str, int]:
     """Counts traces while learning rate, loss and step change.
 
     Args:
+        name: the optimizer's name.
         problem: the shapes.
         steps: how many steps.
 
     Returns:
-        For each name in `TRACED` how often its step was traced, and how many programs there are.
+        How often its step was traced, and how many programs there are.
     """
-    counts = {}
-    for name in TRACED:
-        maker = _maker(name)
-        fixed = set(inspect.signature(maker).parameters) - {"learning_rate"}
-        optimizer = optax.with_extra_args_support(
-            optax.inject_hyperparams(maker, static_args=fixed)(learning_rate=LEARNING_RATE)
-        )
-        params = _copies(parameters(problem))
-        grads = _copies(gradients(problem))
-        state = optimizer.init(params)
-        step = Step(optimizer)
-        for index in range(steps):
-            rate = state.hyperparams["learning_rate"]
-            state.hyperparams["learning_rate"] = rate * 0.9
-            params, state = step(params, state, grads, jnp.float32(FIRST_LOSS - 0.1 * index))
-        counts[name] = {"traces": step.traces, "programs": step.cached}
-    return counts
+    maker = _maker(name)
+    fixed = set(inspect.signature(maker).parameters) - {"learning_rate"}
+    optimizer = optax.with_extra_args_support(
+        optax.inject_hyperparams(maker, static_args=fixed)(learning_rate=LEARNING_RATE)
+    )
+    params = _copies(parameters(problem))
+    grads = _copies(gradients(problem))
+    state = optimizer.init(params)
+    step = Step(optimizer)
+    for index in range(steps):
+        rate = state.hyperparams["learning_rate"]
+        state.hyperparams["learning_rate"] = rate * 0.9
+        params, state = step(params, state, grads, jnp.float32(FIRST_LOSS - 0.1 * index))
+    return {"traces": step.traces, "programs": step.cached}

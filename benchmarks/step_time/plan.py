@@ -283,6 +283,7 @@ class Settings(NamedTuple):
         slow_rounds: the same for what is shown for contrast.
         leaves: numbers of leaves to time compilation with (JAX).
         compilations: how often each is compiled for that.
+        traced: whose traces to count, of `TRACED` (JAX).
         graphs: whether to count the graphs of `torch.compile`.
     """
 
@@ -294,6 +295,7 @@ class Settings(NamedTuple):
     slow_rounds: int
     leaves: tuple[int, ...]
     compilations: int
+    traced: tuple[str, ...]
     graphs: bool
 
 
@@ -306,7 +308,7 @@ class Cell(NamedTuple):
         threads: the number of threads.
         kind: "steps", "compilation", "traces" or "graphs".
         problem: the name of a problem; a number of leaves for "compilation".
-        group: the name of a group, for "steps".
+        group: the name of a group, for "steps"; of an optimizer, for "traces".
         rounds: how many rounds.
     """
 
@@ -343,7 +345,7 @@ def cells(settings: Settings) -> list[Cell]:
         if threads != max(settings.threads):
             continue
         if framework == "jax":
-            result.append(Cell(*here, "traces", "tiny", "", 1))
+            result += [Cell(*here, "traces", "tiny", name, 1) for name in settings.traced]
             for leaves in settings.leaves:
                 result.append(Cell(*here, "compilation", str(leaves), "", settings.compilations))
         elif settings.graphs:

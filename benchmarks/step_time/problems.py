@@ -64,7 +64,7 @@ def lora_shapes(leaves: int = 1000) -> tuple[Shape, ...]:
 PROBLEMS = {
     "gpt2": Problem("GPT-2", gpt2_shapes()),
     "lora": Problem("LoRA", lora_shapes(), more_rounds=2),
-    "tiny": Problem("tiny", ((16, 12), (12,), (3, 5, 2))),
+    "tiny": Problem("tiny", ((16, 12), (12,))),
 }
 """Problems by name; `tiny` is for tests, and measures nothing but overhead."""
 

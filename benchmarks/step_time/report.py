@@ -16,7 +16,6 @@ from benchmarks.step_time.plan import (
     MOST_COMPILATION,
     MOST_OF_COUSIN,
     MOST_TEMPORARIES,
-    TRACED,
     Bound,
     Cell,
     Variant,
@@ -388,17 +387,18 @@ def _compilation(results: Results) -> Iterator[str]:
 
 
 def _traces(results: Results) -> Iterator[str]:
-    for cell in results.of_kind("traces"):
-        counts = results.found(cell)["traces"]
-        retraced = [name for name in TRACED if counts[name] != {"traces": 1, "programs": 1}]
-        yield "## Retraces"
-        yield _wrap(
-            "Traces of a jitted step, and programs compiled for it, over six steps between which the "
-            "learning rate (under `optax.inject_hyperparams`), the loss and the step change. More than one "
-            f"each: {', '.join(retraced) or 'none'}."
-        )
-        rows = [(name, str(counts[name]["traces"]), str(counts[name]["programs"])) for name in TRACED]
-        yield _table(("optimizer", "traces", "programs"), rows, left=1)
+    counts = {cell.group: results.found(cell) for cell in results.of_kind("traces")}
+    if not counts:
+        return
+    retraced = [name for name, each in counts.items() if (each["traces"], each["programs"]) != (1, 1)]
+    yield "## Retraces"
+    yield _wrap(
+        "Traces of a jitted step, and programs compiled for it, over six steps between which the "
+        "learning rate (under `optax.inject_hyperparams`), the loss and the step change. More than one "
+        f"each: {', '.join(retraced) or 'none'}."
+    )
+    rows = [(name, str(each["traces"]), str(each["programs"])) for name, each in counts.items()]
+    yield _table(("optimizer", "traces", "programs"), rows, left=1)
 
 
 def _donation(results: Results) -> Iterator[str]:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from benchmarks.step_time import report
-from benchmarks.step_time.plan import GROUPS, TRACED, Cell
+from benchmarks.step_time.plan import GROUPS, Cell
 from benchmarks.step_time.store import Store
 
 ADAMW = "AdamW(fused=True)"
@@ -99,12 +99,13 @@ def test_compilation_and_traces_are_judged(tmp_path: Path) -> None:
         "emo_cats": [1.3, 2.6, 5.2],
         "emo_airy": [1.0, 2.0, 4.0],
     }
-    counts = {name: {"traces": 1, "programs": 1} for name in TRACED}
-    counts["emo_neco"] = {"traces": 2, "programs": 2}
+    traces = Cell("jax", "cpu", 2, "traces", "tiny", "emo_sens", 1)
+    once, twice = ({"load": 0.0, "device": "CPU", "traces": 1, "programs": each} for each in (1, 2))
     done, store = store_of(
         tmp_path / "results.json",
         (compilation, {"load": 0.0, "device": "CPU", "seconds": seconds}),
-        (Cell("jax", "cpu", 2, "traces", "tiny", "", 1), {"load": 0.0, "device": "CPU", "traces": counts}),
+        (traces, once),
+        (traces._replace(group="emo_neco"), twice),
     )
     text = report.write(tmp_path / "tables.md", done, store)
     assert row_of(text, "100")[2:] == [

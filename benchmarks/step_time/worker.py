@@ -60,7 +60,7 @@ class Worker:
         elif cell.kind == "traces":
             from benchmarks.step_time import jax_side
 
-            found["traces"] = jax_side.count_traces(PROBLEMS[cell.problem])
+            found |= jax_side.count_traces(cell.group, PROBLEMS[cell.problem])
         elif cell.kind == "compilation":
             from benchmarks.step_time import jax_side
 
