@@ -11,10 +11,12 @@ from emo_torch._emotional import (
     Feeling,
     Group,
     State,
+    Ways,
+    fused,
     multi_tensor,
     single_tensor,
-    use_foreach,
 )
+from emo_torch._fused import FusedRule, FusedStep
 from emo_torch._rules import (
     init_factored_moments,
     multi_tensor_scale_by_factored_moments,
@@ -60,9 +62,13 @@ class EmoAiry(EmoOptimizer):
             least.
         maximize: whether to go up instead of down; the loss, too, turns its sign.
         foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
+        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
+            `None` for yes where that can be and `foreach` says nothing.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
+        RuntimeError: for `fused=True` where it cannot be.
 
     Example:
         >>> import torch
@@ -103,6 +109,8 @@ class EmoAiry(EmoOptimizer):
         moment_dtype: torch.dtype | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -120,6 +128,8 @@ class EmoAiry(EmoOptimizer):
             "moment_dtype": moment_dtype,
             "maximize": maximize,
             "foreach": foreach,
+            "capturable": capturable,
+            "fused": fused,
         }
         super().__init__(params, defaults, shadow_ratio=shadow_ratio)
 
@@ -141,8 +151,7 @@ class EmoAiry(EmoOptimizer):
         group: Group,
     ) -> None:
         """Moves those parameters of a group that have a gradient."""
-        step = _multi_tensor_emoairy if use_foreach(params, group) else _single_tensor_emoairy
-        step(params, grads, states, feeling=feeling, group=group, shadow_effect=self.shadow_effect)
+        WAYS.step(params, grads, states, feeling=feeling, group=group, shadow_effect=self.shadow_effect)
 
 
 def _single_tensor_emoairy(
@@ -197,3 +206,20 @@ def _multi_tensor_emoairy(
         group=group,
         shadow_effect=shadow_effect,
     )
+
+
+def _fused_emoairy(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    feeling: Feeling,
+    group: Group,
+    shadow_effect: bool = True,
+) -> list[int]:
+    rule = FusedRule("factored_moments", group["betas"], group["eps"])
+    what = FusedStep((rule,), "rows_and_columns" if shadow_effect else "all")
+    return fused(params, grads, states, what, feeling=feeling, group=group)
+
+
+WAYS = Ways(_single_tensor_emoairy, _multi_tensor_emoairy, _fused_emoairy)

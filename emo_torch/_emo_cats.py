@@ -11,10 +11,12 @@ from emo_torch._emotional import (
     Feeling,
     Group,
     State,
+    Ways,
+    fused,
     multi_tensor,
     single_tensor,
-    use_foreach,
 )
+from emo_torch._fused import FusedRule, FusedStep
 from emo_torch._rules import multi_tensor_scale_by_lion, scale_by_lion
 from emo_torch._shadow_system import ShadowRatio
 from emo_torch._validation import check_divisor, check_learning_rate
@@ -50,9 +52,13 @@ class EmoCats(EmoOptimizer):
             least.
         maximize: whether to go up instead of down; the loss, too, turns its sign.
         foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
+        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
+            `None` for yes where that can be and `foreach` says nothing.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
+        RuntimeError: for `fused=True` where it cannot be.
 
     Example:
         >>> import torch
@@ -94,6 +100,8 @@ class EmoCats(EmoOptimizer):
         moment_dtype: torch.dtype | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         check_learning_rate(lr)
         if decoupled_weight_decay:
@@ -114,6 +122,8 @@ class EmoCats(EmoOptimizer):
             "moment_dtype": moment_dtype,
             "maximize": maximize,
             "foreach": foreach,
+            "capturable": capturable,
+            "fused": fused,
         }
         super().__init__(params, defaults, shadow_ratio=shadow_ratio)
 
@@ -135,8 +145,7 @@ class EmoCats(EmoOptimizer):
         group: Group,
     ) -> None:
         """Moves those parameters of a group that have a gradient."""
-        step = _multi_tensor_emocats if use_foreach(params, group) else _single_tensor_emocats
-        step(params, grads, states, feeling=feeling, group=group, shadow_effect=self.shadow_effect)
+        WAYS.step(params, grads, states, feeling=feeling, group=group, shadow_effect=self.shadow_effect)
 
 
 def _single_tensor_emocats(
@@ -171,3 +180,19 @@ def _multi_tensor_emocats(
         return multi_tensor_scale_by_lion(grads, [moment["exp_avg"] for moment in moments], b1=b1, b2=b2)
 
     multi_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=shadow_effect)
+
+
+def _fused_emocats(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    feeling: Feeling,
+    group: Group,
+    shadow_effect: bool = True,
+) -> list[int]:
+    what = FusedStep((FusedRule("lion", group["betas"]),), "elements" if shadow_effect else "all")
+    return fused(params, grads, states, what, feeling=feeling, group=group)
+
+
+WAYS = Ways(_single_tensor_emocats, _multi_tensor_emocats, _fused_emocats)

@@ -11,10 +11,12 @@ from emo_torch._emotional import (
     Feeling,
     Group,
     State,
+    Ways,
+    fused,
     multi_tensor,
     single_tensor,
-    use_foreach,
 )
+from emo_torch._fused import FusedRule, FusedStep
 from emo_torch._rules import (
     init_factored_moments,
     multi_tensor_scale_by_factored_moments,
@@ -70,9 +72,13 @@ class EmoClan(EmoOptimizer):
             least.
         maximize: whether to go up instead of down; the loss, too, turns its sign.
         foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
+        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
+            `None` for yes where that can be and `foreach` says nothing.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
+        RuntimeError: for `fused=True` where it cannot be.
 
     Example:
         >>> import torch
@@ -113,6 +119,8 @@ class EmoClan(EmoOptimizer):
         moment_dtype: torch.dtype | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -129,6 +137,8 @@ class EmoClan(EmoOptimizer):
             "moment_dtype": moment_dtype,
             "maximize": maximize,
             "foreach": foreach,
+            "capturable": capturable,
+            "fused": fused,
         }
         super().__init__(params, defaults, shadow_ratio=shadow_ratio)
 
@@ -158,8 +168,7 @@ class EmoClan(EmoOptimizer):
         group: Group,
     ) -> None:
         """Moves those parameters of a group that have a gradient."""
-        step = _multi_tensor_emoclan if use_foreach(params, group) else _single_tensor_emoclan
-        step(params, grads, states, feeling=feeling, group=group)
+        WAYS.step(params, grads, states, feeling=feeling, group=group)
 
 
 def _moments_of(rule: str, moments: State) -> State:
@@ -224,3 +233,24 @@ def _multi_tensor_emoclan(
         return multi_tensor_switch_by_emotion(grads, own, (navi, fact, lynx), chosen)
 
     multi_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=False)
+
+
+def _fused_emoclan(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    feeling: Feeling,
+    group: Group,
+) -> list[int]:
+    betas, eps = group["betas"], group["eps"]
+    rules = (
+        FusedRule("uncorrected_adam", betas, eps, "navi_"),
+        FusedRule("factored_moments", betas, eps, "fact_"),
+        FusedRule("lion", LION_BETAS, prefix="lynx_"),
+    )
+    what = FusedStep(rules, "all", choose_rule(feeling.scalar).cpu())
+    return fused(params, grads, states, what, feeling=feeling, group=group)
+
+
+WAYS = Ways(_single_tensor_emoclan, _multi_tensor_emoclan, _fused_emoclan)

@@ -43,9 +43,13 @@ class EmoLynx(EmoCats):
             least.
         maximize: whether to go up instead of down; the loss, too, turns its sign.
         foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
+        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
+            `None` for yes where that can be and `foreach` says nothing.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
+        RuntimeError: for `fused=True` where it cannot be.
 
     Example:
         >>> import torch
@@ -86,6 +90,8 @@ class EmoLynx(EmoCats):
         moment_dtype: torch.dtype | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         check_learning_rate(lr)
         if decoupled_weight_decay:
@@ -105,6 +111,8 @@ class EmoLynx(EmoCats):
             "moment_dtype": moment_dtype,
             "maximize": maximize,
             "foreach": foreach,
+            "capturable": capturable,
+            "fused": fused,
         }
         # Not EmoCats's own: that has a filter, and so theta.
         EmoOptimizer.__init__(self, params, defaults, shadow_ratio=shadow_ratio)

@@ -11,10 +11,12 @@ from emo_torch._emotional import (
     Feeling,
     Group,
     State,
+    Ways,
+    fused,
     multi_tensor,
     single_tensor,
-    use_foreach,
 )
+from emo_torch._fused import FusedRule, FusedStep
 from emo_torch._rules import (
     multi_tensor_scale_by_cautious_sign,
     multi_tensor_scale_by_softsign,
@@ -66,9 +68,13 @@ class EmoNeco(EmoOptimizer):
             least.
         maximize: whether to go up instead of down; the loss, too, turns its sign.
         foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
+        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
+            `None` for yes where that can be and `foreach` says nothing.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
+        RuntimeError: for `fused=True` where it cannot be.
 
     Example:
         >>> import torch
@@ -110,6 +116,8 @@ class EmoNeco(EmoOptimizer):
         moment_dtype: torch.dtype | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         check_learning_rate(lr)
         if decoupled_weight_decay:
@@ -129,6 +137,8 @@ class EmoNeco(EmoOptimizer):
             "moment_dtype": moment_dtype,
             "maximize": maximize,
             "foreach": foreach,
+            "capturable": capturable,
+            "fused": fused,
         }
         super().__init__(params, defaults, shadow_ratio=shadow_ratio)
 
@@ -150,8 +160,7 @@ class EmoNeco(EmoOptimizer):
         group: Group,
     ) -> None:
         """Moves those parameters of a group that have a gradient."""
-        step = _multi_tensor_emoneco if use_foreach(params, group) else _single_tensor_emoneco
-        step(params, grads, states, feeling=feeling, group=group)
+        WAYS.step(params, grads, states, feeling=feeling, group=group)
 
 
 def _single_tensor_emoneco(
@@ -200,3 +209,20 @@ def _multi_tensor_emoneco(
         return multi_tensor_switch_by_emotion(grads, (moments, moments), (cautious, softened), chosen)
 
     multi_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=False)
+
+
+def _fused_emoneco(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    feeling: Feeling,
+    group: Group,
+) -> list[int]:
+    betas = group["betas"]
+    rules = (FusedRule("cautious_sign", betas), FusedRule("softsign", betas, group["eps"]))
+    what = FusedStep(rules, "all", choose_rule(feeling.scalar).cpu())
+    return fused(params, grads, states, what, feeling=feeling, group=group)
+
+
+WAYS = Ways(_single_tensor_emoneco, _multi_tensor_emoneco, _fused_emoneco)

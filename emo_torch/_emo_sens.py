@@ -11,10 +11,12 @@ from emo_torch._emotional import (
     Feeling,
     Group,
     State,
+    Ways,
+    fused,
     multi_tensor,
     single_tensor,
-    use_foreach,
 )
+from emo_torch._fused import FusedRule, FusedStep
 from emo_torch._rules import multi_tensor_scale_by_uncorrected_adam, scale_by_uncorrected_adam
 from emo_torch._shadow_system import ShadowRatio
 
@@ -47,9 +49,13 @@ class EmoSens(EmoOptimizer):
             least.
         maximize: whether to go up instead of down; the loss, too, turns its sign.
         foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
+        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
+            `None` for yes where that can be and `foreach` says nothing.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
+        RuntimeError: for `fused=True` where it cannot be.
 
     Example:
         >>> import torch
@@ -90,6 +96,8 @@ class EmoSens(EmoOptimizer):
         moment_dtype: torch.dtype | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -107,6 +115,8 @@ class EmoSens(EmoOptimizer):
             "moment_dtype": moment_dtype,
             "maximize": maximize,
             "foreach": foreach,
+            "capturable": capturable,
+            "fused": fused,
         }
         super().__init__(params, defaults, shadow_ratio=shadow_ratio)
 
@@ -128,8 +138,7 @@ class EmoSens(EmoOptimizer):
         group: Group,
     ) -> None:
         """Moves those parameters of a group that have a gradient."""
-        step = _multi_tensor_emosens if use_foreach(params, group) else _single_tensor_emosens
-        step(params, grads, states, feeling=feeling, group=group, shadow_effect=self.shadow_effect)
+        WAYS.step(params, grads, states, feeling=feeling, group=group, shadow_effect=self.shadow_effect)
 
 
 def _single_tensor_emosens(
@@ -170,3 +179,20 @@ def _multi_tensor_emosens(
         )
 
     multi_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=shadow_effect)
+
+
+def _fused_emosens(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    feeling: Feeling,
+    group: Group,
+    shadow_effect: bool = True,
+) -> list[int]:
+    rule = FusedRule("uncorrected_adam", group["betas"], group["eps"])
+    what = FusedStep((rule,), "elements" if shadow_effect else "all")
+    return fused(params, grads, states, what, feeling=feeling, group=group)
+
+
+WAYS = Ways(_single_tensor_emosens, _multi_tensor_emosens, _fused_emosens)

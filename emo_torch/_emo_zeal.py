@@ -11,10 +11,12 @@ from emo_torch._emotional import (
     Feeling,
     Group,
     State,
+    Ways,
+    fused,
     multi_tensor,
     single_tensor,
-    use_foreach,
 )
+from emo_torch._fused import FusedRule, FusedStep
 from emo_torch._rules import (
     multi_tensor_scale_by_cautious_sign,
     multi_tensor_scale_by_factored_moments,
@@ -71,9 +73,13 @@ class EmoZeal(EmoFact):
             least.
         maximize: whether to go up instead of down; the loss, too, turns its sign.
         foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
+        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
+            `None` for yes where that can be and `foreach` says nothing.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
+        RuntimeError: for `fused=True` where it cannot be.
 
     Example:
         >>> import torch
@@ -114,6 +120,8 @@ class EmoZeal(EmoFact):
         moment_dtype: torch.dtype | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -131,6 +139,8 @@ class EmoZeal(EmoFact):
             moment_dtype=moment_dtype,
             maximize=maximize,
             foreach=foreach,
+            capturable=capturable,
+            fused=fused,
         )
 
     def step_tensors(
@@ -143,8 +153,7 @@ class EmoZeal(EmoFact):
         group: Group,
     ) -> None:
         """Moves those parameters of a group that have a gradient."""
-        step = _multi_tensor_emozeal if use_foreach(params, group) else _single_tensor_emozeal
-        step(params, grads, states, feeling=feeling, group=group)
+        WAYS.step(params, grads, states, feeling=feeling, group=group)
 
 
 def _single_tensor_emozeal(
@@ -219,3 +228,23 @@ def _multi_tensor_emozeal(
     multi_tensor(
         params, grads, states, rule, feeling=feeling, group=group, shadow_effect=False, first=first
     )
+
+
+def _fused_emozeal(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    feeling: Feeling,
+    group: Group,
+) -> list[int]:
+    what = FusedStep(
+        (FusedRule("factored_moments", group["betas"], group["eps"]),),
+        "all",
+        first_steps=("none", "softsign", "cautious_sign"),
+        chosen_first=choose_first_step(feeling.scalar).cpu(),
+    )
+    return fused(params, grads, states, what, feeling=feeling, group=group)
+
+
+WAYS = Ways(_single_tensor_emozeal, _multi_tensor_emozeal, _fused_emozeal)

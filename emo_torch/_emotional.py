@@ -11,6 +11,8 @@ from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_forea
 from emo_torch._early_stop import WINDOW, went_quiet
 from emo_torch._emotion import Emotion, EmotionState, feel, init_emotion, wide_dtype
 from emo_torch._errors import NOT_A_CLOSURE
+from emo_torch._fused import FusedStep, Signal, library
+from emo_torch._fused import step as step_fused
 from emo_torch._rules import store
 from emo_torch._shadow_effect import Keep, filter_by_emotion, keep_elements, step_scale
 from emo_torch._shadow_system import (
@@ -20,8 +22,10 @@ from emo_torch._shadow_system import (
     shadow_ratio_function,
 )
 from emo_torch._validation import (
+    check_capture,
     check_choice,
     check_factor,
+    check_fused,
     check_gradient,
     check_group,
     check_inner,
@@ -181,6 +185,7 @@ class LossOptimizer(Optimizer):
             with torch.enable_grad():
                 result = closure()
         given = result if loss is None else loss
+        check_capture(type(self).__name__, self.param_groups, given)
         for param in self._params():
             if param.grad is not None:
                 check_gradient(type(self).__name__, param)
@@ -288,6 +293,7 @@ class LossOptimizer(Optimizer):
         Raises:
             ValueError: for an option out of its range, or one that belongs to the whole optimizer and
                 differs from the other groups'.
+            RuntimeError: for `fused=True` where it cannot be.
         """
         if isinstance(param_group, dict):
             # What a loaded state brought goes before what the optimizer was made with.
@@ -296,6 +302,8 @@ class LossOptimizer(Optimizer):
             options = {**self.defaults, **shared, **param_group}
             self.check_options(options)
             self._check_shared_options(options, shared)
+            if options.get("fused"):
+                check_fused(options["params"], library() is not None)
             for name, value in shared.items():
                 param_group.setdefault(name, value)
         super().add_param_group(param_group)
@@ -552,6 +560,42 @@ def use_foreach(params: list[Tensor], group: Group) -> bool:
     return foreach
 
 
+def use_fused(params: list[Tensor], group: Group) -> bool:
+    """Returns whether to step in compiled code: where that can be, unless the group names another way."""
+    if torch.compiler.is_compiling() or params[0].device.type != "cpu":
+        return False
+    fused: bool | None = group.get("fused")
+    wanted = group.get("foreach") is None if fused is None else fused
+    return wanted and library() is not None
+
+
+class Ways(NamedTuple):
+    """The ways to take one and the same step, of which a group's options choose.
+
+    Attributes:
+        single: one tensor after the other; the reference.
+        multi: all tensors of one device and dtype at once.
+        fused: in compiled code; returns the indices of the tensors that it leaves to the others.
+    """
+
+    single: Callable[..., None]
+    multi: Callable[..., None]
+    fused: Callable[..., list[int]]
+
+    def step(
+        self, params: list[Tensor], grads: list[Tensor], states: list[State], *, group: Group, **given: Any
+    ) -> None:
+        """Takes the step, in the fastest way that fits the tensors where the group names none."""
+        if use_fused(params, group):
+            rest = self.fused(params, grads, states, group=group, **given)
+            params = [params[index] for index in rest]
+            grads = [grads[index] for index in rest]
+            states = [states[index] for index in rest]
+        if params:
+            way = self.multi if use_foreach(params, group) else self.single
+            way(params, grads, states, group=group, **given)
+
+
 class _Signal(NamedTuple):
     """The feeling as one group needs it, in one dtype on one device."""
 
@@ -694,6 +738,29 @@ def multi_tensor(
             before = [param.to(dtype) for param in narrow]
             changes = [change.to(narrow[0].dtype) for change in torch._foreach_sub(weights, before)]
             torch._foreach_add_(narrow, changes)
+
+
+def fused(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    what: FusedStep,
+    *,
+    feeling: Feeling,
+    group: Group,
+) -> list[int]:
+    """Does what `single_tensor` does in compiled code; returns the indices of what that cannot take."""
+
+    def signal_of(dtype: torch.dtype) -> Signal:
+        signal = _signal(feeling, group, torch.device("cpu"), dtype)
+        return Signal(
+            signal.tolerance,
+            signal.scale,
+            signal.shadow_ratio,
+            torch.as_tensor(signal.lr, dtype=dtype, device="cpu"),
+        )
+
+    return step_fused(params, grads, states, what, signal_of=signal_of, group=group)
 
 
 class Emotional(EmoOptimizer):

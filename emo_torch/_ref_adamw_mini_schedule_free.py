@@ -11,7 +11,9 @@ from torch.optim.optimizer import ParamsT
 
 from emo_torch._divergence import DivergenceState, init_divergence, injection_strength, watch
 from emo_torch._emotion import wide_dtype
-from emo_torch._emotional import Group, LossOptimizer, State, _by_device_and_dtype, use_foreach
+from emo_torch._emotional import Group, LossOptimizer, State, Ways, _by_device_and_dtype
+from emo_torch._fused import FusedRule, FusedStep, Signal
+from emo_torch._fused import step as step_fused
 from emo_torch._rules import _average, _multi_tensor_average, store
 from emo_torch._smoothed_norm import NO_NORM, learning_rate_from_norm, smooth_norm
 from emo_torch._validation import (
@@ -24,6 +26,7 @@ from emo_torch._validation import (
     check_moment_dtype,
     check_not_negative,
     check_order,
+    check_ways,
 )
 from emo_torch._weight_decay import MODES, add_weight_decay, multi_tensor_add_weight_decay
 
@@ -68,6 +71,9 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
             coarse; `None` for the parameters', float32 at least.
         maximize: whether to go up instead of down; the losses, too, turn their sign.
         foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
+        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
+            `None` for yes where that can be and `foreach` says nothing.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
@@ -115,6 +121,8 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         moment_dtype: torch.dtype | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -131,6 +139,8 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
             "moment_dtype": moment_dtype,
             "maximize": maximize,
             "foreach": foreach,
+            "capturable": capturable,
+            "fused": fused,
         }
         super().__init__(params, defaults)
 
@@ -149,6 +159,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         if options["injection_bound"] is not None:
             check_not_negative("injection_bound", options["injection_bound"])
         check_choice("weight_decay_mode", options["weight_decay_mode"], MODES)
+        check_ways(options)
         check_moment_dtype(options["moment_dtype"])
 
     @torch.no_grad()
@@ -245,8 +256,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         group: Group,
     ) -> None:
         """Moves those parameters of a group that have a gradient."""
-        step = _multi_tensor_ref if use_foreach(params, group) else _single_tensor_ref
-        step(params, grads, states, divergence=feeling, group=group)
+        WAYS.step(params, grads, states, divergence=feeling, group=group)
 
 
 def _single_tensor_ref(
@@ -360,6 +370,29 @@ def _multi_tensor_ref(
         )
         for row in rows:
             _settle(*row)
+
+
+def _fused_ref(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    divergence: DivergenceState,
+    group: Group,
+) -> list[int]:
+    def signal_of(dtype: torch.dtype) -> Signal:
+        none = torch.zeros((), dtype=dtype)
+        lr = torch.as_tensor(group["lr"], dtype=dtype, device="cpu")
+        return Signal(tolerance=none, scale=none, shadow_ratio=none, lr=lr)
+
+    def share(dtype: torch.dtype) -> Tensor:
+        return injection_strength(divergence, group["ref_alpha"], dtype).cpu()
+
+    what = FusedStep((FusedRule("ref", group["betas"], group["eps"]),), "all", share=share)
+    return step_fused(params, grads, states, what, signal_of=signal_of, group=group)
+
+
+WAYS = Ways(_single_tensor_ref, _multi_tensor_ref, _fused_ref)
 
 
 def _settle(

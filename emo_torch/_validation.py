@@ -128,6 +128,41 @@ def check_loss(loss: Any, dtype: torch.dtype, device: torch.device, name: str = 
     return torch.tensor(number, dtype=dtype, device=device)
 
 
+def check_fused(params: Any, is_compiled: bool) -> None:
+    """Raises a `RuntimeError` where parameters cannot be stepped in compiled code, which was asked for."""
+    if not is_compiled:
+        raise RuntimeError(
+            "fused=True needs a C compiler, and none was found, or it failed; logging.getLogger("
+            "'emo_torch') says why at the level DEBUG. Leave fused away, or install a compiler."
+        )
+    params = [params] if isinstance(params, Tensor) else list(params)
+    tensors = [param[1] if isinstance(param, tuple) else param for param in params]
+    strange = [
+        f"{tensor.dtype} on {tensor.device}"
+        for tensor in tensors
+        if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.float64)
+    ]
+    if strange:
+        raise RuntimeError(
+            f"fused=True takes float32 and float64 on the CPU, and not {strange[0]}: leave fused away"
+        )
+
+
+def check_capture(owner: str, groups: list[dict[str, Any]], loss: Any) -> None:
+    """Raises a `RuntimeError` for a step that a CUDA graph, being captured, could not repeat."""
+    if torch.compiler.is_compiling() or not torch.cuda.is_available():
+        return
+    if not torch.cuda.is_current_stream_capturing():
+        return
+    if not all(group.get("capturable", True) for group in groups):
+        raise RuntimeError(f"{owner} can become part of a CUDA graph with capturable=True alone")
+    if loss is not None and not (isinstance(loss, Tensor) and loss.is_cuda):
+        raise RuntimeError(
+            "A CUDA graph would repeat this number as the loss for ever: give the loss as a tensor on the "
+            "GPU, the same one in each replay"
+        )
+
+
 def check_moment_dtype(moment_dtype: torch.dtype | None) -> None:
     """Raises a `ValueError` unless the dtype is a floating-point one, or `None` for the default."""
     if moment_dtype is None:
@@ -180,3 +215,10 @@ def check_group(group: Mapping[str, Any], modes: tuple[str, ...]) -> None:
     check_not_negative("gain", group["gain"])
     check_choice("weight_decay_mode", group["weight_decay_mode"], modes)
     check_moment_dtype(group["moment_dtype"])
+    check_ways(group)
+
+
+def check_ways(group: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` for two ways to take one step."""
+    if group["foreach"] and group["fused"]:
+        raise ValueError("foreach=True and fused=True are two ways of one step: choose one, or neither")

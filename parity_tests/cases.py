@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from parity_tests.family import FAMILY, OPTIONS, Member
+from parity_tests.family import FAMILY, OPTIONS, WAYS, Member
 from parity_tests.lockstep import Case
 from parity_tests.sequences import LOSSES
 from parity_tests.tolerances import LOCKSTEP
@@ -41,7 +41,7 @@ def _of_member(member: Member, dtype: str, steps: int) -> list[Case]:
     whole = steps if member.cousin is None else (steps + 1) // 2
 
     def short(title: str) -> int:
-        return min(whole, member.steps.get(title, whole))
+        return min(whole, member.steps.get((title, dtype), whole))
 
     found = [
         Case(member.name, {"use_shadow": True}, dtype, losses, whole)
@@ -55,5 +55,9 @@ def _of_member(member: Member, dtype: str, steps: int) -> list[Case]:
     ]
     if dtype == "float64":
         found += [Case(member.name, options, dtype, steps=whole) for options in member.more_options]
-    found.append(Case(member.name, {"use_shadow": True, "foreach": True}, dtype, steps=min(whole, 120)))
+    found += [
+        Case(member.name, {"use_shadow": True, way: True}, dtype, steps=min(whole, 120))
+        for way in WAYS
+        if not (way == "fused" and (dtype == "bfloat16" or way in member.lacks))
+    ]
     return found

@@ -148,8 +148,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "emo_optax",
         "emotional",
-        '        step,\n        decay["decoupled"],',
-        '        decay["decoupled"],\n        step,',
+        'step, decay["decoupled"],',
+        'decay["decoupled"], step,',
         "decay before the rule",
     ),
     Fault(

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from parity_tests import sequences
 from parity_tests.compare import differences
 from parity_tests.drive import Arrays, OptaxDrive, TorchDrive
-from parity_tests.family import FAMILY, optax_options
+from parity_tests.family import FAMILY, optax_options, torch_options
 from parity_tests.tolerances import bound
 
 LONG = settings(
@@ -145,7 +145,8 @@ def test_groups_are_as_optimizers_of_their_own_fed_the_same_losses(
     together = TorchDrive(FAMILY[name], start, chosen)
     params = list(together._params.values())
     member = FAMILY[name]
-    together.optimizer = member.torch([{"params": [param]} for param in params], **member.known(chosen))
+    options = torch_options(member.known(chosen))
+    together.optimizer = member.torch([{"params": [param]} for param in params], **options)
     alone = {key: TorchDrive(FAMILY[name], {key: value}, chosen) for key, value in start.items()}
     for step, loss in enumerate(fed):
         grads = sequences.gradients(start, step)

@@ -48,6 +48,22 @@ def test_the_tests_named_exist() -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_what_it_links_to_exists() -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_the_figures_of_the_yardstick_are_those_of_its_last_run() -> None:
+    shown = README.split("<!-- yardstick: tables -->")[1].split("<!-- yardstick: end -->")[0]
+    measured = " ".join((ROOT / "docs/yardstick/tables.md").read_text().split())
+    rows = [line for line in shown.splitlines() if line.strip()]
+    assert len(rows) > 20
+    for row in rows:
+        assert " ".join(row.split()) in measured, row
+
+
 def test_both_packages_have_one_version() -> None:
     assert emo_optax.__version__ == emo_torch.__version__
 

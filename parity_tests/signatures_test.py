@@ -38,6 +38,8 @@ NUMBERS: dict[str, Any] = {
     "moment_dtype": None,
     "maximize": False,
     "foreach": None,
+    "capturable": False,
+    "fused": None,
 }
 LION = {"b2": 0.99, "betas": (0.9, 0.99)}
 OF_LION = {

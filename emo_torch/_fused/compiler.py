@@ -15,7 +15,15 @@ from pathlib import Path
 logger = logging.getLogger("emo_torch")
 
 # No flag that lets a compiler reorder sums or forget NaN: the numbers are those of the other paths.
-FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
+FLAGS = (
+    "-O3",
+    "-std=c11",
+    "-fPIC",
+    "-shared",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+)
 # Tried in this order; not every compiler has OpenMP, or knows the machine that it runs on.
 EXTRAS = (
     ("-march=native", "-mprefer-vector-width=512", "-fopenmp"),

@@ -1,0 +1,103 @@
+/* One step of many tensors at once, on the CPU, reading and writing each stream of memory once.
+ *
+ * The numbers are those of `single_tensor` in ../_emotional.py: the same operations in the same order.
+ * Compiled on first use by compiler.py; __init__.py holds the twins of the structures below.
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_thread_num(void) { return 0; }
+static int omp_get_num_threads(void) { return 1; }
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* In the order of RULES in __init__.py. */
+enum { ADAM, LION, CAUTIOUS, SOFTSIGN, FACTORS, REF };
+/* In the order of MODES in ../_weight_decay.py. */
+enum { DECOUPLED, ABSOLUTE, L2 };
+/* In the order of FILTERS in __init__.py. */
+enum { KEEP_ALL, KEEP_ELEMENTS, KEEP_ROWS_AND_COLUMNS };
+/* In the order of FIRST_STEPS in __init__.py. */
+enum { NO_FIRST, FIRST_SOFTSIGN, FIRST_CAUTIOUS };
+
+typedef struct {
+    int64_t kind;
+    double b1, b2, eps;
+    void **first, **second; /* moments, or rows and columns; a pointer for each tensor */
+} Rule;
+
+typedef struct {
+    int64_t tensors, threads;
+    const int64_t *rows, *columns; /* columns 0: below two dimensions, with `rows` elements */
+    void **params, **grads;
+    void **shadows; /* NULL for none */
+    uint8_t **shadows_exist;
+    const void *tolerance, *scale, *ratio, *lr; /* of the parameters' dtype */
+    double weight_decay, shadow_rate;
+    int64_t mode, maximize, filter;
+    int64_t rules;
+    const int64_t *chosen; /* NULL for the only rule */
+    Rule rule[3];
+    int64_t first_steps;
+    const int64_t *chosen_first;
+    int64_t first_step[3];
+    /* Of RefAdamWMiniScheduleFree. */
+    void **norms;      /* the smoothed norm of each tensor's gradients, below 0 before the first */
+    const void *share; /* how much of the weights goes into the first moment; of the parameters' dtype */
+    double norm_factor, least_lr, most_lr, injection_bound; /* the bound is below 0 for none */
+} Job;
+
+/* What one thread does: elements `begin` to `end` of all tensors laid end to end. */
+typedef struct {
+    int64_t begin, end;
+} Share;
+
+INLINE int64_t size_of(const Job *job, int64_t tensor) {
+    int64_t columns = job->columns[tensor];
+    return job->rows[tensor] * (columns ? columns : 1);
+}
+
+INLINE Share share_of(int64_t total, int64_t thread, int64_t threads) {
+    Share share = {total / threads * thread, total / threads * (thread + 1)};
+    if (thread == threads - 1) share.end = total;
+    return share;
+}
+
+/* Where a share cuts a tensor that starts at `start`: at whole rows, or at whole lines of cache. */
+INLINE int64_t cut(int64_t at, int64_t start, int64_t size, int64_t columns) {
+    int64_t unit = columns ? columns : 64, inside = at - start;
+    if (inside <= 0) return 0;
+    if (inside >= size) return size;
+    return inside / unit * unit;
+}
+
+INLINE int64_t choice(const int64_t *chosen, int64_t most) {
+    if (chosen == NULL || *chosen < 0) return 0;
+    return *chosen < most ? *chosen : most - 1;
+}
+
+#define REAL float
+#define NAME(name) name##_float
+#define SQRT sqrtf
+#define ABS fabsf
+#define NEXT nextafterf
+#include "cpu_rules.h"
+#undef REAL
+#undef NAME
+#undef SQRT
+#undef ABS
+#undef NEXT
+
+#define REAL double
+#define NAME(name) name##_double
+#define SQRT sqrt
+#define ABS fabs
+#define NEXT nextafter
+#include "cpu_rules.h"

@@ -1,0 +1,583 @@
+/* Included by cpu.c, once for each dtype. */
+
+/* What is the same for every element of a step. */
+typedef struct {
+    REAL sign, bound, row_bound, scale, lr, weight_decay, ratio, stay, rate;
+    int keeps_all, mode;
+    int64_t rule;
+    REAL b1, c1, b2, c2, eps; /* c1 = 1 - b1, c2 = 1 - b2, from float64 */
+    int64_t first_step;
+} NAME(Signal);
+
+INLINE REAL NAME(sign_of)(REAL x) { return (REAL)((x > 0) - (x < 0)); }
+
+INLINE REAL NAME(follow)(REAL from, REAL to, REAL rate) {
+    return rate < (REAL)0.5 ? from + rate * (to - from) : to - (to - from) * (1 - rate);
+}
+
+/* The gradient as the rule sees it. */
+INLINE REAL NAME(uphill)(REAL grad, REAL weight, REAL sign, REAL weight_decay, int mode) {
+    grad *= sign;
+    return mode == L2 ? grad + weight_decay * weight : grad;
+}
+
+/* Weight decay and learning rate: from a rule's update to the new weight. */
+INLINE REAL NAME(move)(REAL weight, REAL update, REAL weight_decay, REAL lr, int mode) {
+    if (mode == DECOUPLED) update += weight_decay * weight;
+    update *= lr;
+    if (mode == ABSOLUTE) update += weight_decay * weight;
+    return weight - update;
+}
+
+/* The rules that look at one element at a time. */
+INLINE void NAME(elements)(
+    int64_t count, REAL *restrict params, const REAL *restrict grads, REAL *restrict firsts,
+    REAL *restrict seconds, REAL *restrict shadows, const NAME(Signal) *signal, REAL length,
+    const int rule, const int mode, const int blends) {
+    const REAL sign = signal->sign, bound = signal->bound, scale = signal->scale, lr = signal->lr;
+    const REAL weight_decay = signal->weight_decay, ratio = signal->ratio, stay = signal->stay;
+    const REAL rate = signal->rate, b1 = signal->b1, c1 = signal->c1, b2 = signal->b2;
+    const REAL c2 = signal->c2, eps = signal->eps;
+    const int keeps_all = signal->keeps_all;
+#pragma GCC ivdep
+    for (int64_t index = 0; index < count; index++) {
+        REAL weight = params[index];
+        if (blends) {
+            weight = weight * stay + shadows[index] * ratio;
+            shadows[index] = NAME(follow)(shadows[index], weight, rate);
+        }
+        REAL grad = NAME(uphill)(grads[index], weight, sign, weight_decay, mode);
+        REAL update;
+        if (rule == ADAM) {
+            REAL first = firsts[index] * b1 + grad * c1;
+            REAL second = seconds[index] * b2 + grad * grad * c2;
+            firsts[index] = first;
+            seconds[index] = second;
+            update = first / (SQRT(second) + eps);
+        } else {
+            REAL mixed = firsts[index] * b1 + grad * c1;
+            firsts[index] = firsts[index] * b2 + grad * c2;
+            REAL direction = NAME(sign_of)(mixed);
+            if (rule == LION) update = direction;
+            else if (rule == CAUTIOUS) update = direction == NAME(sign_of)(grad) ? direction : 0;
+            else update = mixed / (1 + ABS(mixed)) * length;
+        }
+        update = (ABS(grad) >= bound) | keeps_all ? update : 0;
+        update *= scale;
+        params[index] = NAME(move)(weight, update, weight_decay, lr, mode);
+    }
+}
+
+#define WITH_MODE(rule, mode, blends)                                                              \
+    NAME(elements)(count, params, grads, firsts, seconds, shadows, signal, length, rule, mode, blends)
+#define WITH_RULE(rule)                                                                            \
+    do {                                                                                           \
+        if (blends) {                                                                              \
+            if (signal->mode == DECOUPLED) WITH_MODE(rule, DECOUPLED, 1);                          \
+            else if (signal->mode == ABSOLUTE) WITH_MODE(rule, ABSOLUTE, 1);                       \
+            else WITH_MODE(rule, L2, 1);                                                           \
+        } else {                                                                                   \
+            if (signal->mode == DECOUPLED) WITH_MODE(rule, DECOUPLED, 0);                          \
+            else if (signal->mode == ABSOLUTE) WITH_MODE(rule, ABSOLUTE, 0);                       \
+            else WITH_MODE(rule, L2, 0);                                                           \
+        }                                                                                          \
+    } while (0)
+
+static void NAME(step_elements)(
+    int64_t count, REAL *params, const REAL *grads, REAL *firsts, REAL *seconds, REAL *shadows,
+    const NAME(Signal) *signal, REAL length, int rule, int blends) {
+    if (rule == ADAM) WITH_RULE(ADAM);
+    else if (rule == LION) WITH_RULE(LION);
+    else if (rule == CAUTIOUS) WITH_RULE(CAUTIOUS);
+    else WITH_RULE(SOFTSIGN);
+}
+
+#undef WITH_MODE
+#undef WITH_RULE
+
+/* The rule of RefAdamWMiniScheduleFree, with the learning rate of this tensor. */
+INLINE void NAME(ref_elements)(
+    int64_t count, REAL *restrict params, const REAL *restrict grads, REAL *restrict firsts,
+    REAL *restrict seconds, const NAME(Signal) *signal, REAL lr, REAL share, REAL bound,
+    const int mode, const int injects, const int bounds) {
+    const REAL sign = signal->sign, weight_decay = signal->weight_decay, eps = signal->eps;
+    const REAL b1 = signal->b1, c1 = signal->c1, b2 = signal->b2, c2 = signal->c2;
+#pragma GCC ivdep
+    for (int64_t index = 0; index < count; index++) {
+        REAL weight = params[index];
+        REAL grad = NAME(uphill)(grads[index], weight, sign, weight_decay, mode);
+        REAL first = firsts[index] * b1 + grad * c1;
+        REAL second = seconds[index] * b2 + grad * grad * c2;
+        REAL root = SQRT(second);
+        /* Where the second moment is 0, eps alone would divide. */
+        REAL update = root > 0 ? first / (root + eps) : 0;
+        weight = NAME(move)(weight, update, weight_decay, lr, mode);
+        if (injects) {
+            REAL injected = weight;
+            if (bounds) {
+                REAL most = root * bound;
+                injected = injected > most ? most : injected;
+                injected = injected < -most ? -most : injected;
+            }
+            first = (1 - share) * first + share * injected;
+        }
+        params[index] = weight;
+        firsts[index] = first;
+        seconds[index] = second;
+    }
+}
+
+static void NAME(step_ref)(
+    int64_t count, REAL *params, const REAL *grads, REAL *firsts, REAL *seconds,
+    const NAME(Signal) *signal, REAL lr, REAL share, REAL bound) {
+    const int injects = share > 0, bounds = bound >= 0;
+#define REF_ELEMENTS(mode)                                                                         \
+    do {                                                                                           \
+        if (injects)                                                                               \
+            NAME(ref_elements)(count, params, grads, firsts, seconds, signal, lr, share, bound,    \
+                               mode, 1, bounds);                                                   \
+        else                                                                                       \
+            NAME(ref_elements)(count, params, grads, firsts, seconds, signal, lr, share, bound,    \
+                               mode, 0, 0);                                                        \
+    } while (0)
+    if (signal->mode == DECOUPLED) REF_ELEMENTS(DECOUPLED);
+    else if (signal->mode == ABSOLUTE) REF_ELEMENTS(ABSOLUTE);
+    else REF_ELEMENTS(L2);
+#undef REF_ELEMENTS
+}
+
+/* The pull to the shadow alone, for what must see the pulled weights before it steps. */
+static void NAME(blend)(int64_t count, REAL *restrict params, REAL *restrict shadows,
+                        const NAME(Signal) *signal) {
+    for (int64_t index = 0; index < count; index++) {
+        REAL weight = params[index] * signal->stay + shadows[index] * signal->ratio;
+        shadows[index] = NAME(follow)(shadows[index], weight, signal->rate);
+        params[index] = weight;
+    }
+}
+
+/* The sum of squared gradients; in float64 from block to block, for the sums can be long. */
+static double NAME(sum_of_squares)(int64_t count, const REAL *restrict grads,
+                                   const REAL *restrict params, const NAME(Signal) *signal) {
+    const REAL sign = signal->sign, weight_decay = signal->weight_decay;
+    const int mode = signal->mode;
+    double sum = 0;
+    for (int64_t block = 0; block < count; block += 1024) {
+        int64_t end = block + 1024 < count ? block + 1024 : count;
+        REAL part = 0;
+        if (mode == L2) {
+#pragma omp simd reduction(+ : part)
+            for (int64_t index = block; index < end; index++) {
+                REAL grad = NAME(uphill)(grads[index], params[index], sign, weight_decay, L2);
+                part += grad * grad;
+            }
+        } else {
+#pragma omp simd reduction(+ : part)
+            for (int64_t index = block; index < end; index++) part += grads[index] * grads[index];
+        }
+        sum += part;
+    }
+    return sum;
+}
+
+/* The squares of some rows: their means to the rows' averages, their sums over columns added to
+ * `sums`, their sum returned. `narrow` is room for a value of each column. A row that the filter stops
+ * is marked by a negative average, until the step is taken. */
+INLINE double NAME(gather_rows)(
+    int64_t rows, int64_t columns, const REAL *restrict params, const REAL *restrict grads,
+    REAL *restrict averages, double *restrict sums, REAL *restrict narrow,
+    const NAME(Signal) *signal, const int mode) {
+    const REAL sign = signal->sign, weight_decay = signal->weight_decay, eps = signal->eps;
+    double total = 0;
+    for (int64_t block = 0; block < rows; block += 64) {
+        int64_t end = block + 64 < rows ? block + 64 : rows;
+        memset(narrow, 0, sizeof(REAL) * (size_t)columns);
+        for (int64_t row = block; row < end; row++) {
+            const REAL *grad_row = grads + row * columns, *param_row = params + row * columns;
+            double sum = 0;
+            for (int64_t start = 0; start < columns; start += 1024) {
+                int64_t stop = start + 1024 < columns ? start + 1024 : columns;
+                REAL part = 0;
+#pragma omp simd reduction(+ : part)
+                for (int64_t column = start; column < stop; column++) {
+                    REAL weight = mode == L2 ? param_row[column] : 0;
+                    REAL grad = NAME(uphill)(grad_row[column], weight, sign, weight_decay, mode);
+                    REAL square = grad * grad;
+                    part += square;
+                    narrow[column] += square;
+                }
+                sum += part;
+            }
+            REAL mean = (REAL)(sum / (double)columns) + eps;
+            REAL average = averages[row] * signal->b1 + SQRT(mean) * signal->c1;
+            int stops = !signal->keeps_all && !(mean > signal->row_bound);
+            averages[row] = stops ? -ABS(average) : average;
+            total += sum;
+        }
+        for (int64_t column = 0; column < columns; column++) sums[column] += narrow[column];
+    }
+    return total;
+}
+
+static double NAME(gather)(
+    int64_t rows, int64_t columns, const REAL *params, const REAL *grads, REAL *averages, double *sums,
+    REAL *narrow, const NAME(Signal) *signal) {
+#define GATHER(columns, mode)                                                                      \
+    NAME(gather_rows)(rows, columns, params, grads, averages, sums, narrow, signal, mode)
+    if (signal->mode == L2) return GATHER(columns, L2);
+    /* Adapters have few columns: there a known number saves most of the time. */
+    switch (columns) {
+    case 4: return GATHER(4, DECOUPLED);
+    case 8: return GATHER(8, DECOUPLED);
+    case 16: return GATHER(16, DECOUPLED);
+    default: return GATHER(columns, DECOUPLED);
+    }
+#undef GATHER
+}
+
+/* The sums over columns to their means, kept in `means`, and to the columns' averages. Says whether the
+ * filter keeps every column. */
+static int NAME(settle_columns)(int64_t rows, int64_t columns, const double *restrict sums,
+                                REAL *restrict means, REAL *restrict averages,
+                                const NAME(Signal) *signal) {
+    int keeps = 1;
+    for (int64_t column = 0; column < columns; column++) {
+        REAL mean = (REAL)(sums[column] / (double)rows) + signal->eps;
+        means[column] = mean;
+        keeps &= mean > signal->row_bound;
+        averages[column] = averages[column] * signal->b1 + SQRT(mean) * signal->c1;
+    }
+    return keeps | signal->keeps_all;
+}
+
+/* The step of some rows, by their averages and those of the columns. */
+INLINE void NAME(factor_rows)(
+    int64_t rows, int64_t columns, REAL *restrict params, const REAL *restrict grads,
+    REAL *restrict row_averages, const REAL *restrict column_averages, const REAL *restrict means,
+    REAL *restrict shadows, const NAME(Signal) *signal, REAL length, const int keeps_columns,
+    const int mode, const int blends, const int first) {
+    const REAL sign = signal->sign, scale = signal->scale, lr = signal->lr, eps = signal->eps;
+    const REAL weight_decay = signal->weight_decay, ratio = signal->ratio, stay = signal->stay;
+    const REAL rate = signal->rate, row_bound = signal->row_bound, c1 = signal->c1;
+    const int softens = signal->first_step == FIRST_SOFTSIGN;
+    for (int64_t row = 0; row < rows; row++) {
+        const int keeps_row = !signbit(row_averages[row]);
+        const REAL average = ABS(row_averages[row]);
+        row_averages[row] = average;
+        REAL *restrict param_row = params + row * columns;
+        REAL *restrict shadow_row = blends ? shadows + row * columns : shadows;
+        const REAL *restrict grad_row = grads + row * columns;
+#pragma GCC ivdep
+        for (int64_t column = 0; column < columns; column++) {
+            REAL weight = param_row[column];
+            if (blends) {
+                weight = weight * stay + shadow_row[column] * ratio;
+                shadow_row[column] = NAME(follow)(shadow_row[column], weight, rate);
+            }
+            REAL grad = NAME(uphill)(grad_row[column], weight, sign, weight_decay, mode);
+            if (first) {
+                REAL mixed = grad * c1, direction = NAME(sign_of)(mixed);
+                REAL cautious = direction == NAME(sign_of)(grad) ? direction : 0;
+                REAL softened = mixed / (1 + ABS(mixed)) * length;
+                weight -= (softens ? softened : cautious) * lr;
+            }
+            REAL update = grad / (SQRT(average * column_averages[column]) + eps);
+            if (!keeps_columns) update = keeps_row & (means[column] > row_bound) ? update : 0;
+            update *= scale;
+            param_row[column] = NAME(move)(weight, update, weight_decay, lr, mode);
+        }
+    }
+}
+
+static void NAME(factor)(
+    int64_t rows, int64_t columns, REAL *params, const REAL *grads, REAL *row_averages,
+    const REAL *column_averages, const REAL *means, REAL *shadows, const NAME(Signal) *signal,
+    REAL length, int keeps_columns, int blends) {
+    const int first = signal->first_step != NO_FIRST;
+#define FACTOR(columns, keeps_columns, mode, blends, first)                                        \
+    NAME(factor_rows)(rows, columns, params, grads, row_averages, column_averages, means, shadows, \
+                      signal, length, keeps_columns, mode, blends, first)
+    if (signal->mode == L2) {
+        if (first) FACTOR(columns, keeps_columns, L2, 0, 1);
+        else FACTOR(columns, keeps_columns, L2, 0, 0);
+    } else if (signal->mode == ABSOLUTE) {
+        if (blends) FACTOR(columns, keeps_columns, ABSOLUTE, 1, first);
+        else FACTOR(columns, keeps_columns, ABSOLUTE, 0, first);
+    } else if (first) {
+        if (blends) FACTOR(columns, 1, DECOUPLED, 1, 1);
+        else FACTOR(columns, 1, DECOUPLED, 0, 1);
+    } else if (blends) {
+        FACTOR(columns, keeps_columns, DECOUPLED, 1, 0);
+    } else if (!keeps_columns) {
+        FACTOR(columns, 0, DECOUPLED, 0, 0);
+    } else {
+        switch (columns) {
+        case 4: FACTOR(4, 1, DECOUPLED, 0, 0); break;
+        case 8: FACTOR(8, 1, DECOUPLED, 0, 0); break;
+        case 16: FACTOR(16, 1, DECOUPLED, 0, 0); break;
+        default: FACTOR(columns, 1, DECOUPLED, 0, 0);
+        }
+    }
+#undef FACTOR
+}
+
+/* What the threads share. */
+typedef struct {
+    const Job *job;
+    const Rule *rule;
+    NAME(Signal) signal, vector_signal; /* the latter filters vectors where the rule has factors */
+    int64_t *starts;                    /* of each tensor, and the end of all */
+    int64_t longest;                    /* the most columns */
+    double *parts;                      /* of sums of squares: of a tensor and a thread, at their sum */
+    double *sums;                       /* over columns: for each thread two of a part, and one of a whole */
+    REAL *means;                        /* of columns, likewise, and room for a block's sums */
+    int *keeps;                         /* whether a thread's last tensor keeps all its columns */
+    REAL *norms;                        /* of gradients, smoothed: the new ones */
+    int blends_before;
+} NAME(Work);
+
+INLINE double *NAME(sums_of)(const NAME(Work) *work, int64_t thread, int which) {
+    return work->sums + (thread * 3 + which) * work->longest;
+}
+
+INLINE REAL *NAME(means_of)(const NAME(Work) *work, int64_t thread, int which) {
+    return work->means + (thread * 3 + which) * work->longest;
+}
+
+/* The elements of a tensor that are a thread's. */
+INLINE Share NAME(part_of)(const NAME(Work) *work, int64_t tensor, int64_t thread, int64_t threads) {
+    int64_t start = work->starts[tensor], size = size_of(work->job, tensor);
+    int64_t columns = work->job->columns[tensor];
+    Share share = share_of(work->starts[work->job->tensors], thread, threads);
+    Share part = {cut(share.begin, start, size, columns), cut(share.end, start, size, columns)};
+    return part;
+}
+
+static REAL NAME(norm_of)(const NAME(Work) *work, int64_t tensor, int64_t threads) {
+    double sum = 0;
+    for (int64_t thread = 0; thread < threads; thread++) sum += work->parts[tensor + thread];
+    return (REAL)sqrt(sum);
+}
+
+#define POINTERS(work, tensor, from)                                                               \
+    const Job *job = (work)->job;                                                                  \
+    REAL *params = (REAL *)job->params[tensor] + (from);                                           \
+    REAL *grads = (REAL *)job->grads[tensor] + (from);                                             \
+    REAL *shadows = job->shadows ? (REAL *)job->shadows[tensor] + (from) : NULL;                   \
+    REAL *firsts = (REAL *)(work)->rule->first[tensor];                                            \
+    REAL *seconds = (REAL *)(work)->rule->second[tensor];                                          \
+    const int wakes = shadows != NULL && (work)->signal.ratio > 0;                                 \
+    const int blends = wakes && *job->shadows_exist[tensor] && !(work)->blends_before
+
+static int NAME(has_factors)(const NAME(Work) *work, int64_t tensor) {
+    return work->rule->kind == FACTORS && work->job->columns[tensor] > 0;
+}
+
+static int NAME(needs_norm)(const NAME(Work) *work) {
+    return work->rule->kind == SOFTSIGN || work->rule->kind == REF;
+}
+
+/* The step of a part of a tensor by a learning rate from the norm of its gradient. */
+static void NAME(finish_ref)(const NAME(Work) *work, int64_t tensor, Share part, REAL norm) {
+    const Job *job = work->job;
+    const REAL before = *(const REAL *)job->norms[tensor], factor = (REAL)job->norm_factor;
+    if (!isfinite(norm)) {
+        /* Nothing is changed. */
+        if (part.begin == 0) work->norms[tensor] = before;
+        return;
+    }
+    const REAL smoothed = before < 0 ? norm : (REAL)(1.0 - job->norm_factor) * before + factor * norm;
+    REAL lr = work->signal.lr * smoothed / (norm + (REAL)1e-12);
+    if (lr < (REAL)job->least_lr) lr = (REAL)job->least_lr;
+    if (lr > (REAL)job->most_lr) lr = (REAL)job->most_lr;
+    if (!(work->signal.lr > 0)) lr = 0;
+    int64_t from = part.begin;
+    NAME(step_ref)(part.end - from, (REAL *)job->params[tensor] + from,
+                   (const REAL *)job->grads[tensor] + from, (REAL *)work->rule->first[tensor] + from,
+                   (REAL *)work->rule->second[tensor] + from, &work->signal, lr,
+                   *(const REAL *)job->share, (REAL)job->injection_bound);
+    /* Written at the end: other threads still read the one before. */
+    if (part.begin == 0) work->norms[tensor] = smoothed;
+}
+
+/* The step of a part of a tensor, once all is known of the whole. */
+static void NAME(finish)(const NAME(Work) *work, int64_t tensor, Share part, REAL norm,
+                         const REAL *means, int keeps) {
+    if (work->rule->kind == REF) {
+        NAME(finish_ref)(work, tensor, part, norm);
+        return;
+    }
+    POINTERS(work, tensor, part.begin);
+    const REAL length = norm + work->signal.eps;
+    int64_t columns = job->columns[tensor], count = part.end - part.begin;
+    if (NAME(has_factors)(work, tensor)) {
+        if (!work->signal.keeps_all)
+            for (int64_t row = 0; row < count / columns; row++)
+                keeps &= !signbit(firsts[part.begin / columns + row]);
+        NAME(factor)(count / columns, columns, params, grads, firsts + part.begin / columns, seconds,
+                     means, shadows, &work->signal, length, keeps, blends);
+        return;
+    }
+    const NAME(Signal) *signal = work->rule->kind == FACTORS ? &work->vector_signal : &work->signal;
+    int rule = work->rule->kind == FACTORS ? ADAM : (int)work->rule->kind;
+    NAME(step_elements)(count, params, grads, firsts + part.begin, seconds ? seconds + part.begin : NULL,
+                        shadows, signal, length, rule, blends);
+}
+
+/* What can be done of a part before the other threads have seen theirs; all of it, for most. */
+static void NAME(begin)(const NAME(Work) *work, int64_t tensor, Share part, int64_t thread) {
+    POINTERS(work, tensor, part.begin);
+    int64_t columns = job->columns[tensor], count = part.end - part.begin;
+    const int is_whole = count == size_of(job, tensor);
+    if (wakes && !*job->shadows_exist[tensor]) memcpy(shadows, params, sizeof(REAL) * (size_t)count);
+    else if (wakes && work->blends_before) NAME(blend)(count, params, shadows, &work->signal);
+    (void)blends;
+    double squares = 0;
+    REAL *means = NULL;
+    int keeps = 1;
+    if (NAME(has_factors)(work, tensor)) {
+        int which = is_whole ? 2 : part.begin ? 0 : 1;
+        double *sums = NAME(sums_of)(work, thread, which);
+        means = NAME(means_of)(work, thread, 1);
+        memset(sums, 0, sizeof(double) * (size_t)columns);
+        squares = NAME(gather)(count / columns, columns, params, grads, firsts + part.begin / columns,
+                               sums, NAME(means_of)(work, thread, 2), &work->signal);
+        if (is_whole) {
+            means = NAME(means_of)(work, thread, 0);
+            keeps = NAME(settle_columns)(count / columns, columns, sums, means, seconds, &work->signal);
+        }
+    } else if (NAME(needs_norm)(work)) {
+        squares = NAME(sum_of_squares)(count, grads, params, &work->signal);
+    } else {
+        NAME(finish)(work, tensor, part, 0, NULL, 1);
+        return;
+    }
+    if (is_whole) NAME(finish)(work, tensor, part, (REAL)sqrt(squares), means, keeps);
+    else work->parts[tensor + thread] = squares;
+}
+
+/* The columns of a tensor that several threads share, by the one that has its beginning. */
+static void NAME(join)(const NAME(Work) *work, int64_t tensor, int64_t thread, int64_t threads) {
+    int64_t columns = work->job->columns[tensor];
+    double *sums = NAME(sums_of)(work, thread, 1);
+    for (int64_t other = thread + 1; other < threads; other++) {
+        Share part = NAME(part_of)(work, tensor, other, threads);
+        if (part.end <= part.begin) continue;
+        const double *more = NAME(sums_of)(work, other, 0);
+        for (int64_t column = 0; column < columns; column++) sums[column] += more[column];
+    }
+    work->keeps[thread] =
+        NAME(settle_columns)(work->job->rows[tensor], columns, sums, NAME(means_of)(work, thread, 1),
+                             (REAL *)work->rule->second[tensor], &work->signal);
+}
+
+static int64_t NAME(first_tensor)(const NAME(Work) *work, int64_t at) {
+    int64_t low = 0, high = work->job->tensors;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (work->starts[middle + 1] <= at) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+static void NAME(run)(const NAME(Work) *work) {
+#pragma omp parallel num_threads((int)work->job->threads)
+    {
+        const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        const Share share = share_of(work->starts[work->job->tensors], thread, threads);
+        const int64_t first = NAME(first_tensor)(work, share.begin);
+        int64_t tensor;
+#define EACH_PART                                                                                  \
+    for (tensor = first; tensor < work->job->tensors && work->starts[tensor] < share.end; tensor++) { \
+        const Share part = NAME(part_of)(work, tensor, thread, threads);                           \
+        if (part.end <= part.begin) continue;
+#define IS_SHARED (part.end - part.begin < size_of(work->job, tensor))
+        EACH_PART
+            NAME(begin)(work, tensor, part, thread);
+        }
+#pragma omp barrier
+        if (work->rule->kind == FACTORS) {
+            EACH_PART
+                if (IS_SHARED && part.begin == 0 && NAME(has_factors)(work, tensor))
+                    NAME(join)(work, tensor, thread, threads);
+            }
+#pragma omp barrier
+        }
+        if (work->rule->kind == FACTORS || NAME(needs_norm)(work)) {
+            EACH_PART
+                const int factors = NAME(has_factors)(work, tensor);
+                if (!IS_SHARED || !(factors || NAME(needs_norm)(work))) continue;
+                int64_t owner = thread;
+                while (factors && NAME(part_of)(work, tensor, owner, threads).begin > 0) owner--;
+                NAME(finish)(work, tensor, part, NAME(norm_of)(work, tensor, threads), NAME(means_of)(work, owner, 1),
+                             work->keeps[owner]);
+            }
+        }
+#undef EACH_PART
+#undef IS_SHARED
+    }
+}
+
+/* Takes the step; returns 0, or 1 where memory was wanting, before anything changed. */
+int NAME(emo_step)(const Job *job) {
+    NAME(Work) work = {.job = job, .longest = 1};
+    const Rule *rule = work.rule = &job->rule[choice(job->chosen, job->rules)];
+    const REAL tolerance = *(const REAL *)job->tolerance;
+    NAME(Signal) *signal = &work.signal;
+    signal->sign = job->maximize ? -1 : 1;
+    signal->scale = job->filter == KEEP_ALL ? 1 : *(const REAL *)job->scale;
+    signal->lr = *(const REAL *)job->lr;
+    signal->weight_decay = (REAL)job->weight_decay;
+    signal->ratio = *(const REAL *)job->ratio;
+    signal->stay = 1 - signal->ratio;
+    signal->rate = (REAL)job->shadow_rate;
+    signal->keeps_all = job->filter == KEEP_ALL;
+    signal->bound = signal->row_bound = tolerance * tolerance * tolerance;
+    signal->mode = (int)job->mode;
+    signal->b1 = (REAL)rule->b1;
+    signal->c1 = (REAL)(1.0 - rule->b1);
+    signal->b2 = (REAL)rule->b2;
+    signal->c2 = (REAL)(1.0 - rule->b2);
+    signal->eps = (REAL)rule->eps;
+    signal->first_step =
+        job->first_steps ? job->first_step[choice(job->chosen_first, job->first_steps)] : NO_FIRST;
+    work.vector_signal = *signal;
+    /* There the filter is strict: at least the next number. */
+    work.vector_signal.bound = NEXT(tolerance * SQRT(tolerance), (REAL)INFINITY);
+    work.blends_before = signal->mode == L2 && rule->kind == FACTORS;
+    work.blends_before |= signal->mode == L2 && rule->kind == SOFTSIGN;
+
+    for (int64_t tensor = 0; tensor < job->tensors; tensor++)
+        if (job->columns[tensor] > work.longest) work.longest = job->columns[tensor];
+    if (rule->kind != FACTORS) work.longest = 1;
+    size_t threads = (size_t)job->threads, tensors = (size_t)job->tensors;
+    size_t room = threads * 3 * (size_t)work.longest;
+    work.starts = malloc(sizeof(int64_t) * (tensors + 1));
+    work.parts = calloc(tensors + threads, sizeof(double));
+    work.sums = malloc(sizeof(double) * room);
+    work.means = malloc(sizeof(REAL) * room);
+    work.keeps = calloc(threads, sizeof(int));
+    work.norms = calloc(tensors + 1, sizeof(REAL));
+    int fails = !work.starts || !work.parts || !work.sums || !work.means || !work.keeps || !work.norms;
+    if (!fails) {
+        int64_t end = work.starts[0] = 0;
+        for (int64_t tensor = 0; tensor < job->tensors; tensor++)
+            work.starts[tensor + 1] = end += size_of(job, tensor);
+        NAME(run)(&work);
+        if (job->shadows != NULL && signal->ratio > 0)
+            for (int64_t tensor = 0; tensor < job->tensors; tensor++) *job->shadows_exist[tensor] = 1;
+        if (rule->kind == REF)
+            for (int64_t tensor = 0; tensor < job->tensors; tensor++)
+                *(REAL *)job->norms[tensor] = work.norms[tensor];
+    }
+    free(work.starts);
+    free(work.parts);
+    free(work.sums);
+    free(work.means);
+    free(work.keeps);
+    free(work.norms);
+    return fails;
+}
+
+#undef POINTERS
