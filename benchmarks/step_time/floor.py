@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.step_time.problems import Arrays
-from emo_torch._compiler import compile_library
+from emo_torch._fused.compiler import compile_library
 
 SOURCE = Path(__file__).with_name("floor.c")
 
