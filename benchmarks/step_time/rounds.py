@@ -129,6 +129,8 @@ def warm_up(rows: Sequence[Row]) -> None:
         runner.prepare(None)
         runner.run()
     for row in rows:
+        if row.size is None:
+            continue
         # Twice: the first time that a shadow would blend, it is made.
         for _ in range(2):
             row.runner.prepare(row.size)

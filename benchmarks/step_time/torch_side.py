@@ -11,7 +11,7 @@ from benchmarks.step_time.plan import LEARNING_RATE, Variant
 from benchmarks.step_time.problems import Problem, gradients, parameters
 from benchmarks.step_time.rounds import FIRST_LOSS, check_emotion, loss_for
 
-REPEATS = 3
+REPEATS = 2
 """How often temporaries are measured; the least counts, as pages come from elsewhere, too."""
 
 
