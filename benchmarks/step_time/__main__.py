@@ -88,6 +88,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--compile", action="store_true", help="count the graphs of torch.compile, too: some minutes"
     )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="JAX's rows that have no bound with every number of threads, not just with the most",
+    )
     parser.add_argument("--report", action="store_true", help="measure nothing: write what is there")
     parser.add_argument("--fresh", action="store_true", help="forget what was finished before")
     given = parser.parse_args(arguments)
@@ -136,6 +141,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
         compilations=1 if given.quick else min(3, given.rounds),
         traced=COMPILED if given.quick else TRACED,
         graphs=given.compile,
+        full=given.full,
     )
 
 

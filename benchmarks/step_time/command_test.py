@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,20 @@ def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.Captur
         parse(arguments)
     assert stopped.value.code == 2
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_the_rest_of_jax_runs_with_the_most_threads_alone_unless_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+
+    def groups(*more: str) -> dict[int, list[str]]:
+        plan = cells(settings_of(parse(["--framework", "jax", "--problem", "lora", *more])))
+        return {count: [cell.group for cell in plan if cell.threads == count] for count in (1, 2)}
+
+    assert groups()[1] == ["second generation", "factors"]
+    assert set(groups()[2]) >= GROUPS["jax"].keys() - {"donation"}
+    assert set(groups("--full")[1]) == GROUPS["jax"].keys() - {"donation"}
 
 
 def test_a_quick_run_is_quick() -> None:

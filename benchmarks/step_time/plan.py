@@ -285,6 +285,8 @@ class Settings(NamedTuple):
         compilations: how often each is compiled for that.
         traced: whose traces to count, of `TRACED` (JAX).
         graphs: whether to count the graphs of `torch.compile`.
+        full: whether JAX's rows without a bound are measured with every number of threads, too, and
+            not just with the most: compiling them takes minutes.
     """
 
     frameworks: tuple[str, ...]
@@ -297,6 +299,7 @@ class Settings(NamedTuple):
     compilations: int
     traced: tuple[str, ...]
     graphs: bool
+    full: bool
 
 
 class Cell(NamedTuple):
@@ -338,10 +341,15 @@ def cells(settings: Settings) -> list[Cell]:
         here = (framework, settings.device, threads)
         for problem in settings.problems:
             for name, group in GROUPS[framework].items():
+                if problem not in group.problems:
+                    continue
+                if framework == "jax" and threads != max(settings.threads) and not settings.full:
+                    keys = {key for variant in group.variants for key, _ in variant.rows()}
+                    if not any({bound.row, bound.against} <= keys for bound in BOUNDS):
+                        continue
                 rounds = settings.slow_rounds if group.is_slow else settings.rounds
-                if problem in group.problems:
-                    more = 1 if group.is_slow else PROBLEMS[problem].more_rounds
-                    result.append(Cell(*here, "steps", problem, name, more * rounds))
+                more = 1 if group.is_slow else PROBLEMS[problem].more_rounds
+                result.append(Cell(*here, "steps", problem, name, more * rounds))
         if threads != max(settings.threads):
             continue
         if framework == "jax":
