@@ -28,6 +28,7 @@ from benchmarks.step_time.store import Found, Store
 FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX"}
 NOT_MEASURED = "not measured"
 NO_GPU = "open: no GPU was seen"
+BUSY_MACHINE = "open: the machine was busy"
 NOTHING = "–"  # noqa: RUF001
 
 
@@ -234,10 +235,12 @@ def _verdict(results: Results, bound: Bound, threads: int) -> str:
     found = results.ratio(*where, bound.row, bound.against)
     if found is None:
         return NO_GPU if bound.device == "cuda" else NOT_MEASURED
-    return f"{found} {_holds(found.median, bound.at_least)}"
+    return f"{found} {_holds(found.median, bound.at_least, quiet=found.is_quiet)}"
 
 
-def _holds(value: float, bound: float) -> str:
+def _holds(value: float, bound: float, *, quiet: bool = True) -> str:
+    if not quiet:
+        return BUSY_MACHINE
     return "pass" if value <= bound else "**fail**"
 
 
@@ -300,7 +303,8 @@ def _of_cousin(results: Results, framework: str, device: str, problem: str, thre
     size, slowest = max(found.items(), key=lambda item: item[1].median)
     times = slowest.median / base.median
     at = "" if size is None else f" at {size}"
-    return f"{times:.2f}{at} {_holds(times, MOST_OF_COUSIN)}"
+    quiet = base.is_quiet and all(own.is_quiet for own in found.values())
+    return f"{times:.2f}{at} {_holds(times, MOST_OF_COUSIN, quiet=quiet)}"
 
 
 def _name(framework: str, make: str) -> str:

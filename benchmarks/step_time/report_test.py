@@ -65,6 +65,13 @@ def test_bounds_say_what_holds(tmp_path: Path) -> None:
     assert len(table.splitlines()) == 2 + 7 + 6 + 6 + 2
 
 
+def test_nothing_is_judged_on_a_busy_machine(tmp_path: Path) -> None:
+    seconds = {ADAMW: [1.0] * 3, "EmoSens": [0.1] * 3, "EmoCats": [0.1] * 3}
+    done, store = store_of(tmp_path / "results.json", (SECOND, found(seconds, [1.0, 0.0, 0.0])))
+    verdict = row_of(report.bounds(done, store), "EmoSens", "PyTorch, cpu", "GPT-2")[-1]
+    assert verdict == "0.1* [0.1, 0.1] open: the machine was busy"
+
+
 def test_tables_say_how_near_the_floor_is(tmp_path: Path) -> None:
     floors = {"floor: 4 read, 3 written": [0.6] * 3, "floor: 3 read, 2 written": [0.5] * 3}
     seconds = {ADAMW: [1.0] * 3, "EmoSens": [0.8] * 3, "EmoCats": [1.0] * 3, **floors}
