@@ -10,6 +10,12 @@ STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")
 
 
+def give_back() -> None:
+    """Gives pages that were freed, but kept by the allocator, back to the system."""
+    with contextlib.suppress(OSError, AttributeError):  # Not every C library can.
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def peak_growth(call: Callable[[], None]) -> int | None:
     """Returns by how many bytes the memory of this process grows at most during a call.
 
@@ -31,8 +37,7 @@ def peak_growth(call: Callable[[], None]) -> int | None:
     if not sys.platform.startswith("linux"):
         call()
         return None
-    with contextlib.suppress(OSError, AttributeError):  # Not every C library has it.
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     try:
         RESET.write_text("5")  # The high-water mark falls to what is in use now.
     except OSError:

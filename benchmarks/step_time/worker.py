@@ -10,6 +10,7 @@ import os
 import sys
 from typing import Any
 
+from benchmarks.step_time.memory import give_back
 from benchmarks.step_time.plan import GRAPHS, GROUPS, Cell, Variant
 from benchmarks.step_time.problems import PROBLEMS, Arrays
 from benchmarks.step_time.rounds import Row, measure, warm_up
@@ -109,6 +110,7 @@ class Worker:
         runners.clear()
         rows.clear()
         gc.collect()
+        give_back()  # Else frameworks' threads each keep some of it, and groups add up.
         return found
 
     def _floors(self, variants: list[Variant]) -> list[Row]:
