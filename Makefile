@@ -7,12 +7,13 @@ WORKERS ?= 2
 # What goes to the demo, for example: make demo ARGS="--optimizer emo_cats --learning-rate 3e-4"
 ARGS ?=
 
-.PHONY: help demo test isolated parity lint clean
+.PHONY: help demo test isolated parity lint bench clean
 
 help:
 	@echo "make demo   train on handwritten digits in Flax and in PyTorch, compare, draw"
 	@echo "make test   all tests: style and types, each package alone, parity, examples"
 	@echo "make lint   style and types only"
+	@echo "make bench  what a step costs, as ratios to AdamW's; on an idle machine"
 	@echo "make clean  remove what the others made"
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -30,7 +31,11 @@ isolated: $(VENV)/ready
 	$(VENV)/bin/python -m parity_tests.isolated
 
 parity: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -n $(WORKERS) parity_tests examples
+	$(VENV)/bin/python -m pytest -n $(WORKERS) parity_tests examples benchmarks
+
+# Timings: never beside tests, nor with their one thread.
+bench: $(VENV)/ready
+	$(VENV)/bin/python -m benchmarks.step_time $(ARGS)
 
 lint: $(VENV)/ready
 	$(VENV)/bin/python -m ruff check .

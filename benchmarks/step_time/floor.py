@@ -1,0 +1,62 @@
+"""The floor: a kernel that only touches what a step has to read and write."""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.step_time.problems import Arrays
+from emo_torch._fused.compiler import compile_library
+
+SOURCE = Path(__file__).with_name("floor.c")
+
+
+@functools.cache
+def touch_function() -> "ctypes._NamedFuncPointer | None":
+    """Returns the compiled kernel, or `None` where there is no compiler."""
+    library = compile_library(SOURCE)
+    if library is None:
+        return None
+    touch = library.touch
+    touch.restype = None
+    touch.argtypes = [
+        *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64),
+        *(ctypes.c_int32, ctypes.c_float, ctypes.c_int32),
+    ]
+    return touch
+
+
+class Floor:
+    """Streams of a problem's shapes, and a kernel over them.
+
+    Args:
+        grads: what is read.
+        streams: what is read and written, 1 to 4 streams.
+        threads: the number of threads.
+
+    Raises:
+        RuntimeError: where there is no compiler.
+    """
+
+    def __init__(self, grads: Arrays, streams: list[Arrays], threads: int) -> None:
+        touch = touch_function()
+        if touch is None:
+            raise RuntimeError("There is no C compiler here, and so no floor")
+        self._touch = touch
+        self._kept = (grads, streams)
+        self._reads = _addresses(grads)
+        self._writes = _addresses([array for stream in streams for array in stream])
+        self._ends = np.cumsum([array.size for array in grads], dtype=np.int64)
+        self._counts = len(grads), len(streams)
+        self._threads = threads
+
+    def touch(self, scale: float = 0.0) -> None:
+        """Adds `scale` times the gradient to every stream; with 0 the same memory moves."""
+        tensors, streams = self._counts
+        pointers = (self._reads.ctypes.data, self._writes.ctypes.data, self._ends.ctypes.data)
+        self._touch(*pointers, tensors, streams, scale, self._threads)
+
+
+def _addresses(arrays: Arrays) -> "np.ndarray[tuple[int], np.dtype[np.uintp]]":
+    return np.array([array.ctypes.data for array in arrays], dtype=np.uintp)

@@ -1,0 +1,361 @@
+"""What is measured: who, against whom, how often, and which bounds hold."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from benchmarks.step_time.problems import PROBLEMS
+
+LEARNING_RATE = 1e-6
+"""So small that nothing moves far."""
+
+QUIET, MIDDLING, STRONG = 0.02, 0.4, 0.8
+"""Sizes |s| of the emotion scalar. EmoClan, EmoNeco and EmoZeal take another rule at each; the shadow rests
+at the first and blends at the others."""
+
+
+class Member(NamedTuple):
+    """A member of the family.
+
+    Attributes:
+        title: its name in PyTorch.
+        cousin: the member of the second generation that has its rule, or the nearest to it; `None`
+            for that generation itself.
+        sizes: the sizes of the emotion scalar at which its steps do not cost the same.
+        shadow: whether its shadow is on by default.
+    """
+
+    title: str
+    cousin: str | None
+    sizes: tuple[float | None, ...] = (QUIET,)
+    shadow: bool = False
+
+
+EVERY_RULE = (QUIET, MIDDLING, STRONG)
+MEMBERS = {
+    "emo_sens": Member("EmoSens", None),
+    "emo_cats": Member("EmoCats", None),
+    "emo_airy": Member("EmoAiry", None),
+    "emo_navi": Member("EmoNavi", "emo_sens", (QUIET, MIDDLING), shadow=True),
+    "emo_fact": Member("EmoFact", "emo_airy", (QUIET, MIDDLING), shadow=True),
+    "emo_lynx": Member("EmoLynx", "emo_cats", (QUIET, MIDDLING), shadow=True),
+    # Its rule in peace, which has most moments.
+    "emo_clan": Member("EmoClan", "emo_sens", EVERY_RULE),
+    # Signs of a momentum.
+    "emo_neco": Member("EmoNeco", "emo_cats", EVERY_RULE),
+    # Factors, and a step before them.
+    "emo_zeal": Member("EmoZeal", "emo_airy", EVERY_RULE),
+    # Adam's moments.
+    "ref_adamw_mini_schedule_free": Member("RefAdamWMiniScheduleFree", "emo_sens", (None,)),
+}
+
+Options = Mapping[str, Any]
+NO_OPTIONS: Options = MappingProxyType({})
+
+
+class Variant(NamedTuple):
+    """One optimizer as it is measured, or a floor.
+
+    Attributes:
+        name: what tables call it.
+        make: the name of a member, the name of an optimizer in `torch.optim` or `optax`, or "floor".
+        options: what it is made with, beside parameters and learning rate.
+        sizes: the sizes of the emotion scalar to measure at; `None` for who has no emotion.
+        shadow: whether it has a shadow, so that it must blend where |s| > 0.1.
+        donate: whether parameters and state are donated (JAX).
+        written: how many streams a floor reads and writes, beside the gradient that it reads.
+    """
+
+    name: str
+    make: str
+    options: Options = NO_OPTIONS
+    sizes: tuple[float | None, ...] = (None,)
+    shadow: bool = False
+    donate: bool = True
+    written: int = 0
+
+    @property
+    def is_family(self) -> bool:
+        """Whether it is a member of the family."""
+        return self.make in MEMBERS
+
+    def rows(self) -> list[tuple[str, float | None]]:
+        """Returns the name of each of its rows, with the size of the scalar."""
+        several = len(self.sizes) > 1
+        return [(f"{self.name} at {size}" if several else self.name, size) for size in self.sizes]
+
+
+class Group(NamedTuple):
+    """Variants that run interleaved, the first of them the baseline: as many as fit into memory.
+
+    Attributes:
+        variants: the variants.
+        is_slow: whether fewer rounds will do, as it is shown for contrast.
+        problems: where it is measured.
+    """
+
+    variants: tuple[Variant, ...]
+    is_slow: bool = False
+    problems: tuple[str, ...] = tuple(PROBLEMS)
+
+
+def _member(make: str, framework: str) -> Variant:
+    member = MEMBERS[make]
+    name = member.title if framework == "torch" else make
+    return Variant(name, make, sizes=member.sizes, shadow=member.shadow)
+
+
+def _floor(written: int) -> Variant:
+    return Variant(f"floor: {written + 1} read, {written} written", "floor", written=written)
+
+
+_MAKES = {
+    3: ("emo_sens", "emo_navi", "emo_clan", "ref_adamw_mini_schedule_free", "AdamW", "adamw"),
+    2: ("emo_cats", "emo_lynx", "emo_neco", "lion"),
+    1: ("emo_airy", "emo_fact", "emo_zeal", "Adafactor", "adafactor"),
+}
+"""Who reads and writes how many streams of the parameters' size, beside the gradient."""
+_WRITTEN = {make: written for written, makes in _MAKES.items() for make in makes}
+
+
+def floor_of(variant: Variant, size: float | None) -> str:
+    """Returns the name of the floor under a variant: that of the streams that its rule reads and writes."""
+    if variant.written:
+        return variant.name
+    by_size = {MIDDLING: 1, STRONG: 2} if variant.make == "emo_clan" else {}
+    written = by_size.get(size, _WRITTEN[variant.make]) if size is not None else _WRITTEN[variant.make]
+    blends = variant.shadow and size is not None and size > 0.1
+    return _floor(written + blends).name
+
+
+_FUSED = Variant("AdamW(fused=True)", "AdamW", MappingProxyType({"fused": True}))
+_SHADOW = MappingProxyType({"use_shadow": True})
+_FOREACH, _FOR_LOOP = MappingProxyType({"foreach": True}), MappingProxyType({"foreach": False})
+_ADAMW, _LION, _ADAFACTOR = (Variant(f"optax.{name}", name) for name in ("adamw", "lion", "adafactor"))
+
+
+def _members(framework: str, *makes: str) -> tuple[Variant, ...]:
+    return tuple(_member(make, framework) for make in makes)
+
+
+GROUPS: dict[str, dict[str, Group]] = {
+    "torch": {
+        "second generation": Group(
+            (
+                *(_FUSED, *_members("torch", "emo_sens", "emo_cats", "emo_airy")),
+                *(_floor(3), _floor(2), _floor(1)),
+            )
+        ),
+        "shadow": Group(
+            (
+                *(
+                    _FUSED,
+                    Variant("EmoSens with shadow", "emo_sens", _SHADOW, (QUIET, MIDDLING), shadow=True),
+                ),
+                *(*_members("torch", "emo_navi"), _floor(4)),
+            )
+        ),
+        "first generation": Group((_FUSED, *_members("torch", "emo_fact", "emo_lynx"))),
+        "switched rules": Group((_FUSED, *_members("torch", "emo_clan", "emo_neco", "emo_zeal"))),
+        "no emotion": Group((_FUSED, *_members("torch", "ref_adamw_mini_schedule_free"))),
+        "contrast": Group(
+            (
+                _FUSED,
+                Variant("AdamW(foreach=True)", "AdamW", _FOREACH),
+                Variant("AdamW(foreach=False)", "AdamW", _FOR_LOOP),
+                Variant("Adafactor", "Adafactor"),
+                Variant("EmoSens(foreach=True)", "emo_sens", _FOREACH, (QUIET,)),
+                Variant("EmoSens(foreach=False)", "emo_sens", _FOR_LOOP, (QUIET,)),
+            ),
+            is_slow=True,
+        ),
+    },
+    "jax": {
+        "second generation": Group(
+            (_ADAMW, _LION, *_members("jax", "emo_sens", "emo_cats"), _floor(3), _floor(2))
+        ),
+        "factors": Group((_ADAMW, _ADAFACTOR, *_members("jax", "emo_airy"), _floor(1))),
+        "shadow": Group(
+            (
+                *(
+                    _ADAMW,
+                    Variant("emo_sens with shadow", "emo_sens", _SHADOW, (QUIET, MIDDLING), shadow=True),
+                ),
+                *(*_members("jax", "emo_navi"), _floor(4)),
+            )
+        ),
+        "first generation": Group((_ADAMW, *_members("jax", "emo_fact", "emo_lynx"))),
+        "switched rules": Group((_ADAMW, *_members("jax", "emo_clan", "emo_neco", "emo_zeal"))),
+        "no emotion": Group((_ADAMW, *_members("jax", "ref_adamw_mini_schedule_free"))),
+        "donation": Group(
+            (
+                *(_ADAMW, _ADAMW._replace(name="optax.adamw, not donated", donate=False)),
+                *_members("jax", "emo_sens"),
+                _member("emo_sens", "jax")._replace(name="emo_sens, not donated", donate=False),
+            ),
+            problems=("gpt2", "tiny"),
+        ),
+    },
+}
+"""For each framework the groups by name. Who is in several of them counts, in tables, in the first."""
+
+COMPILED = ("adamw", "emo_sens", "emo_cats", "emo_airy")
+"""Whose compilation is timed on its own, the baseline first (JAX)."""
+TRACED = ("adamw", "lion", "adafactor", *MEMBERS)
+"""Whose traces are counted while learning rate, loss and step change (JAX)."""
+GRAPHS = ("emo_sens", "emo_cats", "emo_airy")
+"""Whose graphs are counted likewise under `torch.compile`."""
+
+
+class Bound(NamedTuple):
+    """What a full step is held to.
+
+    Attributes:
+        title: what is measured.
+        framework: "torch" or "jax".
+        device: "cpu" or "cuda".
+        problem: the name of a problem.
+        row: the row that is held.
+        against: the row that it is divided by.
+        at_least: what the ratio must not exceed.
+        aim: what it would best be.
+    """
+
+    title: str
+    framework: str
+    device: str
+    problem: str
+    row: str
+    against: str
+    at_least: float
+    aim: float
+
+
+def _torch_bounds() -> Iterator[Bound]:
+    for row, bounds in {
+        "EmoSens": {"gpt2": (1.10, 0.98), "lora": (0.65, 0.40)},
+        "EmoCats": {"gpt2": (0.80, 0.71), "lora": (0.50, 0.35)},
+        "EmoAiry": {"gpt2": (0.85, 0.57), "lora": (0.65, 0.42)},
+        f"EmoSens with shadow at {MIDDLING}": {"gpt2": (1.6, 1.29)},
+    }.items():
+        for problem, numbers in bounds.items():
+            title = row.replace(f" at {MIDDLING}", ", blending")
+            yield Bound(title, "torch", "cpu", problem, row, _FUSED.name, *numbers)
+
+
+def _jax_bounds() -> Iterator[Bound]:
+    for row, (against, *numbers) in {
+        "emo_sens": (_ADAMW.name, 1.10, 1.00),
+        "emo_cats": (_LION.name, 0.5, 0.35),
+        "emo_airy": (_ADAFACTOR.name, 0.8, 0.65),
+    }.items():
+        for problem in ("gpt2", "lora"):
+            yield Bound(row, "jax", "cpu", problem, row, against, *numbers)
+
+
+def _cuda_bounds() -> Iterator[Bound]:
+    for row, numbers in {"EmoSens": (1.10, 1.00), "EmoCats": (0.80, 0.71), "EmoAiry": (0.75, 0.57)}.items():
+        yield Bound(row, "torch", "cuda", "gpt2", row, _FUSED.name, *numbers)
+    pairs = {"emo_sens": _ADAMW.name, "emo_cats": _LION.name, "emo_airy": _ADAFACTOR.name}
+    for row, against in pairs.items():
+        yield Bound(row, "jax", "cuda", "gpt2", row, against, 1.05, 0.95)
+
+
+BOUNDS = (*_torch_bounds(), *_jax_bounds(), *_cuda_bounds())
+MOST_TEMPORARIES = 0.02
+"""What a step may take of memory beyond the state, as a share of the parameters."""
+MOST_OF_COUSIN = 2.0
+"""How many times its cousin's ratio a member's may be."""
+MOST_COMPILATION = 1.25
+"""How many times the baseline's the compile time of a member may be."""
+
+
+class Settings(NamedTuple):
+    """What the command line asks for.
+
+    Attributes:
+        frameworks: of "torch" and "jax".
+        threads: numbers of threads.
+        problems: names of problems.
+        device: "cpu" or "cuda".
+        rounds: how many rounds to measure, not counting those in which the machine was busy.
+        slow_rounds: the same for what is shown for contrast.
+        leaves: numbers of leaves to time compilation with (JAX).
+        compilations: how often each is compiled for that.
+        traced: whose traces to count, of `TRACED` (JAX).
+        graphs: whether to count the graphs of `torch.compile`.
+        full: whether JAX's rows without a bound are measured with every number of threads, too, and
+            not just with the most: compiling them takes minutes.
+    """
+
+    frameworks: tuple[str, ...]
+    threads: tuple[int, ...]
+    problems: tuple[str, ...]
+    device: str
+    rounds: int
+    slow_rounds: int
+    leaves: tuple[int, ...]
+    compilations: int
+    traced: tuple[str, ...]
+    graphs: bool
+    full: bool
+
+
+class Cell(NamedTuple):
+    """What is measured and kept at once.
+
+    Attributes:
+        framework: "torch" or "jax".
+        device: "cpu" or "cuda".
+        threads: the number of threads.
+        kind: "steps", "compilation", "traces" or "graphs".
+        problem: the name of a problem; a number of leaves for "compilation".
+        group: the name of a group, for "steps"; of an optimizer, for "traces".
+        rounds: how many rounds.
+    """
+
+    framework: str
+    device: str
+    threads: int
+    kind: str
+    problem: str
+    group: str
+    rounds: int
+
+    @property
+    def key(self) -> str:
+        """What it is known by."""
+        return ", ".join(str(field) for field in self if field != "")
+
+    @property
+    def process(self) -> tuple[str, str, int]:
+        """What must be the same for cells that are measured in one process."""
+        return self.framework, self.device, self.threads
+
+
+def cells(settings: Settings) -> list[Cell]:
+    """Returns all that is to be measured, those of one process in a row."""
+    result = []
+    for framework, threads in itertools.product(settings.frameworks, settings.threads):
+        here = (framework, settings.device, threads)
+        for problem in settings.problems:
+            for name, group in GROUPS[framework].items():
+                if problem not in group.problems:
+                    continue
+                if framework == "jax" and threads != max(settings.threads) and not settings.full:
+                    keys = {key for variant in group.variants for key, _ in variant.rows()}
+                    if not any({bound.row, bound.against} <= keys for bound in BOUNDS):
+                        continue
+                rounds = settings.slow_rounds if group.is_slow else settings.rounds
+                more = 1 if group.is_slow else PROBLEMS[problem].more_rounds
+                result.append(Cell(*here, "steps", problem, name, more * rounds))
+        if threads != max(settings.threads):
+            continue
+        if framework == "jax":
+            result += [Cell(*here, "traces", "tiny", name, 1) for name in settings.traced]
+            for leaves in settings.leaves:
+                result.append(Cell(*here, "compilation", str(leaves), "", settings.compilations))
+        elif settings.graphs:
+            result.append(Cell(*here, "graphs", "tiny", "", 1))
+    return result
