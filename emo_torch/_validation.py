@@ -4,7 +4,6 @@ import inspect
 import math
 from collections.abc import Mapping
 from numbers import Real
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from emo_torch._errors import LOSS_MISSING, LossMissingError
-
-_dtype, _layout = attrgetter("dtype"), attrgetter("layout")
 
 
 def check_learning_rate(lr: float | Tensor) -> None:
@@ -98,10 +95,10 @@ def check_shadow_ratio(value: object) -> None:
 
 def check_gradients(owner: str, params: list[Tensor]) -> None:
     """Raises a `RuntimeError` for a gradient that the optimizer `owner` cannot use."""
-    grads = [grad for param in params if (grad := param.grad) is not None]
-    if set(map(_layout, grads)) - {torch.strided}:
+    grads = [param.grad for param in params if param.grad is not None]
+    if any(grad.layout != torch.strided for grad in grads):
         raise RuntimeError(f"{owner} does not support sparse gradients")
-    if any(dtype.is_complex for dtype in set(map(_dtype, grads))):
+    if any(grad.is_complex() for grad in grads):
         raise RuntimeError(f"{owner} does not support complex parameters")
 
 
