@@ -267,10 +267,11 @@ class LossOptimizer(Optimizer):
             if grad is None:
                 continue
             state = self.state[param]
-            if param.ndim not in needed:
-                needed[param.ndim] = {*self.moment_names(param), *shadow}
+            ndim = param.ndim
+            if ndim not in needed:
+                needed[ndim] = {*self.moment_names(param), *shadow}
             is_compensated = may_compensate and _is_compensated(param, group)
-            if not state.keys() >= needed[param.ndim] or (is_compensated and "compensation" not in state):
+            if not state.keys() >= needed[ndim] or (is_compensated and "compensation" not in state):
                 state.update(self._missing_state(param, group, state))
             # The model may have changed its dtype.
             if shadow and state["shadow"].dtype != wide_dtype(param):

@@ -95,10 +95,11 @@ def check_shadow_ratio(value: object) -> None:
 
 def check_gradients(owner: str, params: list[Tensor]) -> None:
     """Raises a `RuntimeError` for a gradient that the optimizer `owner` cannot use."""
-    grads = [param.grad for param in params if param.grad is not None]
-    if any(grad.layout != torch.strided for grad in grads):
+    grads = [param.grad for param in params]
+    strange = [g for g in grads if g is not None and (g.layout != torch.strided or g.is_complex())]
+    if any(grad.layout != torch.strided for grad in strange):
         raise RuntimeError(f"{owner} does not support sparse gradients")
-    if any(grad.is_complex() for grad in grads):
+    if strange:
         raise RuntimeError(f"{owner} does not support complex parameters")
 
 

@@ -1,10 +1,12 @@
 """The ways to step: each equals the readable one, on every optimizer, dtype and odd layout."""
 
 import copy
+import gc
 import logging
 import multiprocessing
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +245,74 @@ def test_a_gradient_that_is_the_parameter_itself_is_read_before_it_is_written() 
         emo_torch.EmoAiry([param], lr=0.1, foreach=foreach).step(loss=1.0)
         results.append(param.detach())
     assert results[0].equal(results[1])
+
+
+def _move_moment(_: Tensor, state: Tensors) -> None:
+    state["exp_avg"].data = state["exp_avg"].clone()
+
+
+def _replace_moment(_: Tensor, state: Tensors) -> None:
+    state["exp_avg"] = 2.0 * state["exp_avg"]
+
+
+def _turn_moment(_: Tensor, state: Tensors) -> None:
+    state["exp_avg"] = state["exp_avg"].t()
+
+
+def _move_param(param: Tensor, _: Tensors) -> None:
+    param.data = param.detach().clone()
+
+
+def _turn_param(param: Tensor, _: Tensors) -> None:
+    param.data = param.detach().t()
+
+
+def _widen_param(param: Tensor, _: Tensors) -> None:
+    param.data = param.detach().double()
+
+
+CHANGES = (_move_moment, _replace_moment, _turn_moment, _move_param, _turn_param, _widen_param)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_between_steps_is_seen(change: Callable[[Tensor, Tensors], None]) -> None:
+    found = []
+    for foreach in (None, False):
+        params = _start(((6, 6), (5,)), torch.float32)
+        optimizer = emo_torch.EmoSens(params, lr=0.1, foreach=foreach)
+        for step in range(6):
+            for param in params:
+                param.grad = torch.arange(float(param.numel()), dtype=param.dtype).view(param.shape).cos()
+            optimizer.step(loss=1.0 + 0.1 * step)
+            if step == 2:
+                change(params[0], optimizer.state[params[0]])
+        found.append(params)
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
+def test_a_model_is_not_kept_alive() -> None:
+    params: list[Tensor] = [torch.nn.Parameter(torch.ones(5)), torch.nn.Parameter(torch.ones(6))]
+    seen = [weakref.ref(param) for param in params]
+    optimizer = _train("emo_sens", params, 3, fused=True)
+    moment = weakref.ref(optimizer.state[params[0]]["exp_avg"])
+    del params, optimizer
+    gc.collect()
+    assert [ref() for ref in (*seen, moment)] == [None] * 3
+
+
+@needs_compiler
+def test_parameters_of_inference_mode_step_in_another_way() -> None:
+    with torch.inference_mode():
+        params = [torch.ones(5)]
+        optimizer = emo_torch.EmoSens(params, lr=0.1)
+        params[0].grad = torch.ones(5)
+        optimizer.step(loss=1.0)
+    reference = [torch.ones(5)]
+    reference[0].grad = torch.ones(5)
+    emo_torch.EmoSens(reference, lr=0.1, foreach=False).step(loss=1.0)
+    assert params[0].equal(reference[0])
 
 
 @needs_compiler

@@ -8,8 +8,7 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable, Iterable
-from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, is_
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from emo_torch._fused.compiler import compile_library
 from emo_torch._weight_decay import MODES
@@ -207,9 +207,6 @@ _Streams = dict[_Key, list[Tensor]]
 _Places = dict[_Key, Numbers]
 _PARAM, _GRAD, _SHADOW, _EXISTS, _NORM = ("param",), ("grad",), ("shadow",), ("exists",), ("norm",)
 
-# So many parameters are looked at together, in several passes, that they stay in the cache meanwhile.
-_TOGETHER = 64
-
 
 class _Look(NamedTuple):
     """What compiled code has to know of parameters of one dtype that all fit."""
@@ -218,6 +215,22 @@ class _Look(NamedTuple):
     sizes: _Places
     rows: Numbers
     columns: Numbers
+
+
+class _Known(NamedTuple):
+    """What was seen of parameters and moments at an earlier step, which is seldom worth another look."""
+
+    streams: _Streams
+    begins: _Places
+    sizes: _Places
+    size: Numbers
+    shapes: list[torch.Size]
+    rows: Numbers
+    columns: Numbers
+
+
+# By the first parameter, which a known tensor does not keep alive.
+_known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def step(
@@ -245,7 +258,7 @@ def step(
     found = library()
     if found is None:
         return list(range(len(params)))
-    look = _look_at_all(params, grads, states, what, group)
+    look = _look_at(params, grads, states, what, group)
     if look is not None:
         is_done = _run(params, look, what, signal_of(params[0].dtype), group, found)
         return [] if is_done else list(range(len(params)))
@@ -259,7 +272,7 @@ def step(
         own = [params[index] for index in indices]
         read = [grads[index] for index in indices]
         kept = [states[index] for index in indices]
-        look = _look_at_all(own, read, kept, what, group) if own else None
+        look = _look_at(own, read, kept, what, group) if own else None
         if look is None or not _run(own, look, what, signal_of(dtype), group, found):
             rest += indices
     return sorted(rest)
@@ -283,32 +296,6 @@ def _streams(params: list[Tensor], states: list[State], what: FusedStep, group: 
     return streams
 
 
-def _look_at_all(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    what: FusedStep,
-    group: dict[str, Any],
-) -> _Look | None:
-    """Looks at parameters; `None` if one does not fit, or has another dtype than the first."""
-    if params[0].dtype not in DTYPES:
-        return None
-    looks = []
-    for start in range(0, len(params), _TOGETHER):
-        some = slice(start, start + _TOGETHER)
-        look = _look_at(params[some], grads[some], states[some], what, group)
-        if look is None or params[start].dtype != params[0].dtype:
-            return None
-        looks.append(look)
-    keys = looks[0].begins
-    return _Look(
-        {key: np.concatenate([look.begins[key] for look in looks]) for key in keys},
-        {key: np.concatenate([look.sizes[key] for look in looks]) for key in keys},
-        np.concatenate([look.rows for look in looks]),
-        np.concatenate([look.columns for look in looks]),
-    )
-
-
 def _look_at(
     params: list[Tensor],
     grads: list[Tensor],
@@ -316,36 +303,82 @@ def _look_at(
     what: FusedStep,
     group: dict[str, Any],
 ) -> _Look | None:
-    """Looks at some parameters: quickly, what `fits` looks at one by one."""
-    streams = {_PARAM: params, _GRAD: grads, **_streams(params, states, what, group)}
-    every = list(chain(*streams.values()))
-    sizes = {key: _numbers(Tensor.numel, tensors) for key, tensors in streams.items()}
-    size = sizes[_PARAM]
+    """Looks at parameters: quickly, what `fits` looks at one by one; `None` if one does not fit.
+
+    Moments that lie where they lay at an earlier step are taken for what they were.
+    """
+    dtype = params[0].dtype
+    size = _numbers(Tensor.numel, params)
+    if dtype not in DTYPES or not size.all():
+        return None
+    if not _are_plain(params, dtype):
+        return None
+    if not _are_plain(grads, dtype) or any(map(Tensor.is_neg, grads)):
+        return None
+    if not np.array_equal(_numbers(Tensor.numel, grads), size):
+        return None
+    streams = _streams(params, states, what, group)
+    begins = {key: _numbers(Tensor.data_ptr, tensors) for key, tensors in streams.items()}
+    by_shape = any(rule.kind == "factored_moments" for rule in what.rules)
+    shapes = [param.shape for param in params] if by_shape else []
+    known = _known.get(params[0])
+    if known is None or not _is_still(known, streams, begins, size, shapes):
+        known = _get_to_know(dtype, size, shapes, streams, begins)
+        if known is None:
+            return None
+        _known[params[0]] = known
+    begins = {_PARAM: _numbers(Tensor.data_ptr, params), **begins}
+    sizes = {_PARAM: size, **known.sizes}
+    begins[_GRAD], sizes[_GRAD] = _numbers(Tensor.data_ptr, grads), size
+    if _SHADOW in begins:
+        begins[_EXISTS] = _numbers(Tensor.data_ptr, [state["shadow_exists"] for state in states])
+        sizes[_EXISTS] = size
+    return _Look(begins, sizes, known.rows, known.columns)
+
+
+def _are_plain(tensors: list[Tensor], dtype: torch.dtype) -> bool:
+    return (
+        set(map(type, tensors)) <= _PLAIN
+        and set(map(_dtype, tensors)) == {dtype}
+        and all(map(_is_cpu, tensors))
+        and all(map(Tensor.is_contiguous, tensors))
+    )
+
+
+def _is_still(
+    known: _Known, streams: _Streams, begins: _Places, size: Numbers, shapes: list[torch.Size]
+) -> bool:
+    """Returns whether the very same tensors lie where they lay."""
+    return (
+        np.array_equal(known.size, size)
+        and known.shapes == shapes
+        and known.streams.keys() == streams.keys()
+        and all(np.array_equal(known.begins[key], begins[key]) for key in begins)
+        and all(all(map(is_, known.streams[key], streams[key])) for key in streams)
+    )
+
+
+def _get_to_know(
+    dtype: torch.dtype,
+    size: Numbers,
+    shapes: list[torch.Size],
+    streams: _Streams,
+    begins: _Places,
+) -> _Known | None:
+    """Looks at moments closely; `None` if one does not fit."""
     rows, columns = size, np.zeros_like(size)
-    if any(rule.kind == "factored_moments" for rule in what.rules):
-        pairs = [_rows_and_columns(param.shape) for param in params]
-        rows, columns = np.array(pairs, np.int64).T.copy()
+    if shapes:
+        rows, columns = np.array([_rows_and_columns(shape) for shape in shapes], np.int64).T.copy()
     by_factor = {"0": np.where(columns > 0, rows, size), "1": np.where(columns > 0, columns, size)}
     expected = {key: by_factor[key[2]] if "factors" in key else size for key in streams}
     expected[_NORM] = np.ones_like(size)
-    fit = (
-        set(map(type, every)) <= _PLAIN
-        and len(set(map(_dtype, every))) == 1
-        and all(map(_is_cpu, every))
-        and all(map(Tensor.is_contiguous, every))
-        and not any(map(Tensor.is_neg, grads))
-        and not any(map(Tensor.is_inference, params))
-        and size.all()
-        and columns.max() <= MOST_COLUMNS
-        and all((sizes[key] == expected[key]).all() for key in streams)
-    )
-    if not fit:
+    if columns.max() > MOST_COLUMNS:
         return None
-    begins = {key: _numbers(Tensor.data_ptr, tensors) for key, tensors in streams.items()}
-    if group.get("use_shadow"):
-        begins[_EXISTS] = _numbers(Tensor.data_ptr, [state["shadow_exists"] for state in states])
-        sizes[_EXISTS] = np.zeros_like(size)
-    return _Look(begins, sizes, rows, columns)
+    for key, tensors in streams.items():
+        sizes = _numbers(Tensor.numel, tensors)
+        if not _are_plain(tensors, dtype) or not np.array_equal(sizes, expected[key]):
+            return None
+    return _Known(streams, begins, {key: expected[key] for key in streams}, size, shapes, rows, columns)
 
 
 def _run(
@@ -407,11 +440,12 @@ def _run(
         most_lr=group.get("max_lr", 0.0),
         injection_bound=-1.0 if bound is None else bound,
     )
-    if getattr(found.handle, DTYPES[params[0].dtype])(ctypes.byref(job)) != 0:
-        return False
-    # What torch did not see it must be told, or a graph would be built on what is no more.
-    torch.autograd.graph.increment_version(params)
-    return True
+    try:
+        # What torch does not see it must be told, or a graph would be built on what is no more.
+        torch.autograd.graph.increment_version(params)
+    except RuntimeError:
+        return False  # Tensors made in inference mode have no versions.
+    return bool(getattr(found.handle, DTYPES[params[0].dtype])(ctypes.byref(job)) == 0)
 
 
 def _numbers(of: Callable[[Tensor], int], tensors: list[Tensor]) -> Numbers:
