@@ -31,7 +31,7 @@ isolated: $(VENV)/ready
 	$(VENV)/bin/python -m parity_tests.isolated
 
 parity: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -n $(WORKERS) parity_tests examples benchmarks
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup parity_tests examples benchmarks
 
 # Timings: never beside tests, nor with their one thread.
 bench: $(VENV)/ready

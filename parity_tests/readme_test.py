@@ -9,6 +9,8 @@ import pytest
 
 import emo_optax
 import emo_torch
+from emo_torch._fused import library
+from parity_tests.faults import every_fault
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -55,13 +57,21 @@ def test_what_it_links_to_exists() -> None:
         assert (ROOT / link).exists(), link
 
 
-def test_the_figures_of_the_yardstick_are_those_of_its_last_run() -> None:
-    shown = README.split("<!-- yardstick: tables -->")[1].split("<!-- yardstick: end -->")[0]
-    measured = " ".join((ROOT / "docs/yardstick/tables.md").read_text().split())
+@pytest.mark.parametrize(
+    ("what", "page"), [("yardstick", "docs/yardstick/tables.md"), ("step time", "docs/step_time/tables.md")]
+)
+def test_the_figures_are_those_of_the_last_run(what: str, page: str) -> None:
+    shown = README.split(f"<!-- {what}: tables -->")[1].split(f"<!-- {what}: end -->")[0]
+    measured = " ".join((ROOT / page).read_text().split())
     rows = [line for line in shown.splitlines() if line.strip()]
     assert len(rows) > 20
     for row in rows:
         assert " ".join(row.split()) in measured, row
+
+
+@pytest.mark.skipif(library() is None, reason="without a C compiler none is planted in compiled code")
+def test_as_many_faults_are_planted_as_it_says() -> None:
+    assert f"plants {len(every_fault())} faults" in README
 
 
 def test_both_packages_have_one_version() -> None:

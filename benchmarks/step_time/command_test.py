@@ -12,6 +12,9 @@ from benchmarks.step_time.__main__ import main, parse, settings_of
 from benchmarks.step_time.plan import COMPILED, GROUPS, MEMBERS, TRACED, Cell, cells
 from benchmarks.step_time.store import Store, environment
 
+# One run for all of these tests, also where several processes share them.
+pytestmark = pytest.mark.xdist_group("step_time")
+
 ARGUMENTS = ["--problem", "tiny", "--threads", "1", "--quick"]
 
 
