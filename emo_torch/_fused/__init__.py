@@ -183,18 +183,12 @@ def fits(param: Tensor, grad: Tensor, others: Iterable[Tensor]) -> bool:
         grad: its gradient.
         others: its moments and, where there is one, its shadow.
     """
-    plain = all(
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.device.type == "cpu"
-        and tensor.layout == torch.strided
-        and tensor.dtype == param.dtype
-        and tensor.is_contiguous()
-        and not tensor.is_neg()
-        for tensor in (param, grad, *others)
-    )
+    tensors = [param, grad, *others]
     few_columns = _rows_and_columns(param.shape)[1] <= MOST_COLUMNS
     is_known = param.dtype in DTYPES and not param.is_inference() and param.numel() > 0
-    return plain and few_columns and is_known
+    is_dense = all(tensor.layout == torch.strided for tensor in tensors)
+    is_plain = is_dense and _are_plain(tensors, param.dtype) and not any(map(Tensor.is_neg, tensors))
+    return is_plain and few_columns and is_known
 
 
 _dtype, _is_cpu = attrgetter("dtype"), attrgetter("is_cpu")
