@@ -4,6 +4,8 @@ VENV ?= .venv
 # The tests use small arrays, and one process for each core.
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
+# What joins other libraries, which an environment with one framework lacks.
+INTEGRATIONS = emo_optax/integrations emo_torch/integrations
 # What goes to the demo, for example: make demo ARGS="--optimizer emo_cats --learning-rate 3e-4"
 ARGS ?=
 
@@ -34,7 +36,7 @@ isolated: $(VENV)/ready
 	$(VENV)/bin/python -m parity_tests.isolated
 
 parity: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup parity_tests examples benchmarks
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup parity_tests examples benchmarks $(INTEGRATIONS)
 
 # Timings: never beside tests, nor with their one thread.
 bench: $(VENV)/ready

@@ -45,7 +45,8 @@ def test_alone(package: str, wheel: Path, folder: Path) -> None:
             raise SystemExit(f"{framework} is installed where {package} should be alone")
     print(f"testing {package}, installed without {', '.join(absent)}", flush=True)
     options = ("-n", "2", "-W", "error", "--doctest-modules", "--import-mode=importlib")
-    files = ("-o", "python_files=*_test.py", "-p", "no:cacheprovider", "-q")
+    # What joins other libraries is tested where those are.
+    files = ("-o", "python_files=*_test.py", "-p", "no:cacheprovider", "-q", "--ignore-glob=*/integrations/*")
     _run(python, "-m", "pytest", *options, *files, "--pyargs", package, cwd=folder)
 
 

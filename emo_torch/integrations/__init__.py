@@ -1,0 +1,1 @@
+"""What joins `emo_torch` to other libraries; each module needs the library of its name."""
