@@ -46,7 +46,14 @@ def test_alone(package: str, wheel: Path, folder: Path) -> None:
     print(f"testing {package}, installed without {', '.join(absent)}", flush=True)
     options = ("-n", "2", "-W", "error", "--doctest-modules", "--import-mode=importlib")
     # What joins other libraries is tested where those are.
-    files = ("-o", "python_files=*_test.py", "-p", "no:cacheprovider", "-q", "--ignore-glob=*/integrations/*")
+    files = (
+        "-o",
+        "python_files=*_test.py",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "--ignore-glob=*/integrations/*",
+    )
     _run(python, "-m", "pytest", *options, *files, "--pyargs", package, cwd=folder)
 
 
