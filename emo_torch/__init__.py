@@ -33,6 +33,7 @@ from emo_torch._errors import LossMissingError as LossMissingError
 from emo_torch._ref_adamw_mini_schedule_free import (
     RefAdamWMiniScheduleFree as RefAdamWMiniScheduleFree,
 )
+from emo_torch._replicas import average_over_replicas as average_over_replicas
 from emo_torch._rounding import round_stochastically as round_stochastically
 from emo_torch._rounding import round_with_kahan as round_with_kahan
 from emo_torch._rounding import rounding_keys as rounding_keys
@@ -62,5 +63,6 @@ from emo_torch._switch import switch_by_emotion as switch_by_emotion
 from emo_torch._weight_decay import add_weight_decay as add_weight_decay
 from emo_torch._weight_decay import decay_groups as decay_groups
 from emo_torch._weight_decay import decay_mask as decay_mask
+from emo_torch._wrappers import unwrap as unwrap
 
 __version__ = "0.1.0"

@@ -17,6 +17,7 @@ from emo_torch._emotional import (
     single_tensor,
 )
 from emo_torch._fused import FusedRule, FusedStep
+from emo_torch._replicas import LossGroup
 from emo_torch._rules import (
     init_factored_moments,
     multi_tensor_scale_by_factored_moments,
@@ -67,6 +68,8 @@ class EmoAiry(EmoOptimizer):
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
         fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
             `None` for yes where that can be and `foreach` says nothing.
+        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            `None` for all of them, `False` for this one alone.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
@@ -114,6 +117,7 @@ class EmoAiry(EmoOptimizer):
         foreach: bool | None = None,
         capturable: bool = False,
         fused: bool | None = None,
+        process_group: LossGroup = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -135,7 +139,7 @@ class EmoAiry(EmoOptimizer):
             "capturable": capturable,
             "fused": fused,
         }
-        super().__init__(params, defaults, shadow_ratio=shadow_ratio)
+        super().__init__(params, defaults, shadow_ratio=shadow_ratio, process_group=process_group)
 
     def moment_names(self, param: Tensor) -> tuple[str, ...]:
         """Returns the names of a parameter's moments."""

@@ -8,6 +8,7 @@ from torch.optim.optimizer import ParamsT
 
 from emo_torch._emo_airy import EmoAiry
 from emo_torch._emotional import EmoOptimizer
+from emo_torch._replicas import LossGroup
 from emo_torch._shadow_system import ShadowRatio
 
 
@@ -47,6 +48,8 @@ class EmoFact(EmoAiry):
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
         fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
             `None` for yes where that can be and `foreach` says nothing.
+        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            `None` for all of them, `False` for this one alone.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
@@ -93,6 +96,7 @@ class EmoFact(EmoAiry):
         foreach: bool | None = None,
         capturable: bool = False,
         fused: bool | None = None,
+        process_group: LossGroup = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -114,4 +118,6 @@ class EmoFact(EmoAiry):
             "fused": fused,
         }
         # Not EmoAiry's own: that has a filter, and so theta.
-        EmoOptimizer.__init__(self, params, defaults, shadow_ratio=shadow_ratio)
+        EmoOptimizer.__init__(
+            self, params, defaults, shadow_ratio=shadow_ratio, process_group=process_group
+        )

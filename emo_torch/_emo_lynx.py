@@ -8,6 +8,7 @@ from torch.optim.optimizer import ParamsT
 
 from emo_torch._emo_cats import EmoCats
 from emo_torch._emotional import EmoOptimizer
+from emo_torch._replicas import LossGroup
 from emo_torch._shadow_system import ShadowRatio
 from emo_torch._validation import check_divisor, check_learning_rate
 
@@ -48,6 +49,8 @@ class EmoLynx(EmoCats):
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
         fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
             `None` for yes where that can be and `foreach` says nothing.
+        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            `None` for all of them, `False` for this one alone.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
@@ -95,6 +98,7 @@ class EmoLynx(EmoCats):
         foreach: bool | None = None,
         capturable: bool = False,
         fused: bool | None = None,
+        process_group: LossGroup = None,
     ) -> None:
         check_learning_rate(lr)
         if decoupled_weight_decay:
@@ -119,4 +123,6 @@ class EmoLynx(EmoCats):
             "fused": fused,
         }
         # Not EmoCats's own: that has a filter, and so theta.
-        EmoOptimizer.__init__(self, params, defaults, shadow_ratio=shadow_ratio)
+        EmoOptimizer.__init__(
+            self, params, defaults, shadow_ratio=shadow_ratio, process_group=process_group
+        )

@@ -8,6 +8,7 @@ from torch.optim.optimizer import ParamsT
 
 from emo_torch._emo_sens import EmoSens
 from emo_torch._emotional import EmoOptimizer
+from emo_torch._replicas import LossGroup
 from emo_torch._shadow_system import ShadowRatio
 
 
@@ -45,6 +46,8 @@ class EmoNavi(EmoSens):
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
         fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
             `None` for yes where that can be and `foreach` says nothing.
+        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            `None` for all of them, `False` for this one alone.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
@@ -91,6 +94,7 @@ class EmoNavi(EmoSens):
         foreach: bool | None = None,
         capturable: bool = False,
         fused: bool | None = None,
+        process_group: LossGroup = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -112,4 +116,6 @@ class EmoNavi(EmoSens):
             "fused": fused,
         }
         # Not EmoSens's own: that has a filter, and so theta.
-        EmoOptimizer.__init__(self, params, defaults, shadow_ratio=shadow_ratio)
+        EmoOptimizer.__init__(
+            self, params, defaults, shadow_ratio=shadow_ratio, process_group=process_group
+        )

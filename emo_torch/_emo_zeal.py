@@ -17,6 +17,7 @@ from emo_torch._emotional import (
     single_tensor,
 )
 from emo_torch._fused import FusedRule, FusedStep
+from emo_torch._replicas import LossGroup
 from emo_torch._rules import (
     multi_tensor_scale_by_cautious_sign,
     multi_tensor_scale_by_factored_moments,
@@ -78,6 +79,8 @@ class EmoZeal(EmoFact):
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
         fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
             `None` for yes where that can be and `foreach` says nothing.
+        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            `None` for all of them, `False` for this one alone.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
@@ -125,6 +128,7 @@ class EmoZeal(EmoFact):
         foreach: bool | None = None,
         capturable: bool = False,
         fused: bool | None = None,
+        process_group: LossGroup = None,
     ) -> None:
         super().__init__(
             params,
@@ -145,6 +149,7 @@ class EmoZeal(EmoFact):
             foreach=foreach,
             capturable=capturable,
             fused=fused,
+            process_group=process_group,
         )
 
     def step_tensors(

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_foreach
 
+from emo_torch._accumulation import CollectedLosses
 from emo_torch._early_stop import WINDOW, went_quiet
 from emo_torch._emotion import Emotion, EmotionState, feel, init_emotion, wide_dtype
 from emo_torch._errors import NOT_A_CLOSURE
 from emo_torch._fused import FusedStep, Signal, library
 from emo_torch._fused import step as step_fused
+from emo_torch._replicas import LossGroup, Replicas
 from emo_torch._rounding import add_rounded, check_rounding, is_narrow, rounding_keys
 from emo_torch._rules import store
 from emo_torch._shadow_effect import Keep, filter_by_emotion, keep_elements, keeps_all, step_scale
@@ -25,10 +27,12 @@ from emo_torch._shadow_system import (
 from emo_torch._validation import (
     check_capture,
     check_choice,
+    check_closure_under_scaler,
     check_factor,
     check_fused,
     check_gradients,
     check_group,
+    check_has_graph,
     check_inner,
     check_loss,
     check_not_negative,
@@ -87,9 +91,12 @@ class LossOptimizer(Optimizer):
     """What messages call what is remembered of the losses."""
 
     _memory: tuple[Tensor, ...]
+    _replicas: Replicas
 
-    def __init__(self, params: ParamsT, defaults: Group) -> None:
+    def __init__(self, params: ParamsT, defaults: Group, *, process_group: LossGroup = None) -> None:
         self.check_options(defaults)
+        self._replicas = Replicas(process_group)
+        self._collected = CollectedLosses()
         super().__init__(params, defaults)
 
     # What a class below defines of the losses.
@@ -159,10 +166,12 @@ class LossOptimizer(Optimizer):
     ) -> Tensor | float | None:
         """Takes one step, steered by the loss at the parameters at which the gradients were taken.
 
+        The loss is `loss`; without it, what `watch` and `observe` collected since the last step; without
+        those, what the closure returns. Where `torch.distributed` runs, it is averaged over processes.
+
         Args:
             closure: computes the gradients and returns the loss; runs with gradients enabled.
-            loss: the loss, a tensor of one element or a number; beside a closure it goes before what
-                the closure returns.
+            loss: the loss, a tensor of one element or a number.
 
         Returns:
             What the closure returned, or else the loss.
@@ -172,9 +181,124 @@ class LossOptimizer(Optimizer):
                 missing state and changes nothing.
             TypeError: for a loss that is not a real number, or a closure that is no function.
             ValueError: for a loss that is not a scalar.
-            RuntimeError: for sparse gradients and complex parameters.
+            RuntimeError: for sparse gradients and complex parameters, and for a closure that computes
+                gradients while a gradient scaler steps: those would be applied scaled.
         """
         return self.step_with(closure, loss)
+
+    def watch(self, loss: Tensor, weight: float = 1.0, reduction: str = "mean") -> Tensor:
+        r"""Collects a loss for the next step as soon as a backward pass reaches it.
+
+        .. math:: L = \frac{\sum_i w_i L_i}{\sum_i w_i}
+
+        Call it where the loss is computed, before anything divides or scales that: gradient accumulation
+        and gradient scalers then don't matter. A loss without a backward pass does not count, one with
+        two counts twice.
+
+        Args:
+            loss: the loss, a tensor of one element with a graph behind it. While gradients are off, as
+                in an evaluation, it is passed through and not watched.
+            weight: its weight among the losses of one step, above 0, for example how many examples it
+                is of.
+            reduction: what becomes of several losses in one step, "mean" or "sum" (of weight times
+                loss); the same for all of them.
+
+        Returns:
+            The loss, as it was given.
+
+        Raises:
+            TypeError: for what is no tensor of real numbers, or a weight that is no number.
+            ValueError: for a loss that is not a scalar or has no graph, a weight out of its range, and
+                another reduction than that of the losses collected so far.
+
+        Example:
+            >>> import torch
+            >>> import emo_torch
+            >>> weight = torch.nn.Parameter(torch.ones(2))
+            >>> optimizer = emo_torch.EmoSens([weight], lr=1e-3)
+            >>> for part in (1.0, 3.0):
+            ...     loss = optimizer.watch(part * weight.sum())
+            ...     (loss / 2).backward()
+            >>> _ = optimizer.step()
+            >>> print(optimizer.emotion.long)
+            tensor(4.)
+        """
+        collected = self._collected
+        collected.check(weight, reduction)
+        value = self._checked_loss(loss)
+        if torch.is_grad_enabled():
+            check_has_graph(loss)
+
+            def count(gradient: Tensor) -> None:
+                del gradient
+                collected.add(value, weight, reduction)
+
+            loss.register_hook(count)
+        return loss
+
+    def observe(self, loss: Tensor | float, weight: float = 1.0, reduction: str = "mean") -> None:
+        r"""Collects a loss for the next step, at any time between two steps.
+
+        .. math:: L = \frac{\sum_i w_i L_i}{\sum_i w_i}
+
+        Call it after the backward pass, with the loss as it was before anything divided or scaled it;
+        `zero_grad` forgets it. No sync with the device.
+
+        Args:
+            loss: the loss, a tensor of one element or a number.
+            weight: its weight among the losses of one step, above 0, for example how many examples it
+                is of.
+            reduction: what becomes of several losses in one step, "mean" or "sum" (of weight times
+                loss); the same for all of them.
+
+        Raises:
+            TypeError: for what is no real number.
+            ValueError: for a loss that is not a scalar, a weight out of its range, and another
+                reduction than that of the losses collected so far.
+
+        Example:
+            >>> import torch
+            >>> import emo_torch
+            >>> weight = torch.nn.Parameter(torch.ones(2))
+            >>> optimizer = emo_torch.EmoSens([weight], lr=1e-3)
+            >>> for examples, loss in ((8, 2.0), (4, 5.0)):
+            ...     optimizer.observe(loss, weight=examples)
+            >>> _ = optimizer.step()
+            >>> print(optimizer.emotion.long)
+            tensor(3.)
+        """
+        self._collected.check(weight, reduction)
+        self._collected.add(self._checked_loss(loss), weight, reduction)
+
+    def discard_observed(self) -> None:
+        """Forgets the losses collected since the last step, as `zero_grad` does, too.
+
+        Example:
+            >>> import torch
+            >>> import emo_torch
+            >>> optimizer = emo_torch.EmoSens([torch.nn.Parameter(torch.ones(2))])
+            >>> optimizer.observe(2.0)
+            >>> optimizer.discard_observed()
+            >>> try:
+            ...     optimizer.step()
+            ... except emo_torch.LossMissingError:
+            ...     print("forgotten")
+            forgotten
+        """
+        self._collected.discard()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Resets the gradients, as every optimizer does, and forgets the losses that go with them.
+
+        Args:
+            set_to_none: whether gradients become `None`, and not 0.
+        """
+        self._collected.discard()
+        super().zero_grad(set_to_none)
+
+    def _checked_loss(self, loss: Any) -> Tensor:
+        kind = next(tensor for tensor in self._memory if tensor.is_floating_point())
+        return check_loss(loss, kind.dtype, kind.device)
 
     def step_with(
         self,
@@ -187,9 +311,15 @@ class LossOptimizer(Optimizer):
         if closure is not None:
             if not callable(closure):
                 raise TypeError(NOT_A_CLOSURE.format(kind=f"of the type {type(closure).__name__}"))
+            marks = [
+                (param.grad, param.grad._version) for param in self._params() if param.grad is not None
+            ]
             with torch.enable_grad():
                 result = closure()
-        given = result if loss is None else loss
+            check_closure_under_scaler(marks, list(self._params()))
+        given = loss
+        if loss is None:
+            given = result if self._collected.loss is None else self._collected.loss
         check_capture(type(self).__name__, self.param_groups, given)
         check_gradients(type(self).__name__, list(self._params()))
         if given is None and all(self._is_zero(group.get("lr", 1.0)) for group in self.param_groups):
@@ -199,15 +329,18 @@ class LossOptimizer(Optimizer):
         kind = next(tensor for tensor in self._memory if tensor.is_floating_point())
         dtype, device = kind.dtype, kind.device
         value = None if given is None and self.loss_is_optional else check_loss(given, dtype, device)
-        feeling = self.take_in(
-            value,
-            **{
-                name: None if extra is None else check_loss(extra, dtype, device, name)
-                for name, extra in beside.items()
-            },
+        others = {
+            name: None if extra is None else check_loss(extra, dtype, device, name)
+            for name, extra in beside.items()
+        }
+        # Behind all checks: a process that failed one would let the others wait.
+        value, *means = (
+            None if each is None else self._replicas.average(each) for each in (value, *others.values())
         )
+        feeling = self.take_in(value, **dict(zip(others, means, strict=True)))
+        self._collected.discard()
         self._move(feeling)
-        return result
+        return given if closure is None else result
 
     def _is_zero(self, lr: float | Tensor) -> bool:
         # Where a step without a loss is an everyday one, it must not wait for the device.
@@ -454,9 +587,13 @@ class LossOptimizer(Optimizer):
                 if isinstance(value, Tensor) and state[name].dtype != value.dtype:
                     state[name] = value.detach().to(device=state[name].device, copy=True)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_replicas": self._replicas}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         groups = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
+        self._collected = CollectedLosses()
         for index, group in enumerate(self.param_groups):
             # What a state of another origin lacks stays as it is here. ("differentiable" is torch's
             # own addition to the defaults, and no option of these optimizers.)
@@ -484,12 +621,19 @@ class EmoOptimizer(LossOptimizer):
     _shadow_exists: Tensor
     _shadow_ratio: Tensor
 
-    def __init__(self, params: ParamsT, defaults: Group, *, shadow_ratio: ShadowRatio) -> None:
+    def __init__(
+        self,
+        params: ParamsT,
+        defaults: Group,
+        *,
+        shadow_ratio: ShadowRatio,
+        process_group: LossGroup = None,
+    ) -> None:
         check_shadow_ratio(shadow_ratio)
         # A function cannot be loaded safely from a file, so the groups only say that there is one.
         self._shadow_ratio_of = shadow_ratio if callable(shadow_ratio) else None
         defaults["shadow_ratio"] = "function" if callable(shadow_ratio) else shadow_ratio
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, process_group=process_group)
 
     def check_options(self, options: Group) -> None:
         """Raises a `ValueError` for an option of a group that is out of its range."""
@@ -851,6 +995,8 @@ class Emotional(EmoOptimizer):
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
         gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            `None` for all of them, `False` for this one alone.
 
     Attributes:
         inner: the optimizer that moves the parameters.
@@ -893,6 +1039,7 @@ class Emotional(EmoOptimizer):
         short_factor: float = 0.3,
         long_factor: float = 0.01,
         gain: float = 5.0,
+        process_group: LossGroup = None,
     ) -> None:
         check_inner(inner)
         if isinstance(inner, EmoOptimizer):
@@ -921,6 +1068,8 @@ class Emotional(EmoOptimizer):
         self._options = options
         self._shadow_ratio_of = shadow_ratio if callable(shadow_ratio) else None
         self._keep = keep
+        self._replicas = Replicas(process_group)
+        self._collected = CollectedLosses()
         # The way in which torch makes an optimizer that has its groups already.
         Optimizer.__setstate__(self, {"defaults": {**inner.defaults, **options}})
         for group in self.param_groups:
@@ -1082,12 +1231,13 @@ class Emotional(EmoOptimizer):
                 yield param, shadow
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("defaults", "inner", "_options", "_keep", "_shadow_ratio_of")
+        names = ("defaults", "inner", "_options", "_keep", "_shadow_ratio_of", "_replicas")
         return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "param_groups" not in state:  # A copy, or out of a pickle.
             Optimizer.__setstate__(self, state)
+            self._collected = CollectedLosses()
         else:  # Out of a file, in which the inner optimizer may have more to settle.
             groups = self.inner.param_groups
             self.inner.__setstate__(state)

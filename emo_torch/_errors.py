@@ -2,9 +2,11 @@
 
 LOSS_MISSING = (
     "emo_torch reads the loss of every step, and none was given. Pass it with `opt.step(loss=loss)` "
-    "(also `scaler.step(opt, loss=loss)`), or give a closure that returns it: `opt.step(closure)`, "
-    "and `opt.step(lambda: loss.detach())` where a wrapper hands on nothing but a closure. Nothing "
-    "was changed. (A step in which every group's lr is 0 needs no loss and changes nothing.)"
+    "(also `scaler.step(opt, loss=loss)`); or call `opt.watch(loss)` before the backward pass or "
+    "`opt.observe(loss)` after it, and no `zero_grad` from there to the step; or give a closure that "
+    "returns it: `opt.step(closure)`, and `opt.step(lambda: loss.detach())` where a wrapper hands on "
+    "nothing but a closure. Nothing was changed. (A step in which every group's lr is 0 needs no loss "
+    "and changes nothing.)"
 )
 
 NOT_A_CLOSURE = (

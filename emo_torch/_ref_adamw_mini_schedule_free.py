@@ -14,6 +14,7 @@ from emo_torch._emotion import wide_dtype
 from emo_torch._emotional import Group, LossOptimizer, State, Ways, _by_device_and_dtype
 from emo_torch._fused import FusedRule, FusedStep, Signal
 from emo_torch._fused import step as step_fused
+from emo_torch._replicas import LossGroup
 from emo_torch._rounding import check_rounding
 from emo_torch._rules import _average, _multi_tensor_average, store
 from emo_torch._smoothed_norm import NO_NORM, learning_rate_from_norm, smooth_norm
@@ -77,6 +78,8 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
         fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
             `None` for yes where that can be and `foreach` says nothing.
+        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            `None` for all of them, `False` for this one alone.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
@@ -127,6 +130,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         foreach: bool | None = None,
         capturable: bool = False,
         fused: bool | None = None,
+        process_group: LossGroup = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -147,7 +151,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
             "capturable": capturable,
             "fused": fused,
         }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, process_group=process_group)
 
     def check_options(self, options: Group) -> None:
         """Raises a `ValueError` for an option of a group that is out of its range."""

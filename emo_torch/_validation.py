@@ -136,6 +136,45 @@ def check_loss(loss: Any, dtype: torch.dtype, device: torch.device, name: str = 
     return torch.tensor(number, dtype=dtype, device=device)
 
 
+def check_has_graph(loss: Any) -> None:
+    """Raises an error for a loss that no backward pass can reach."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"A loss to watch must be a tensor, and is {loss!r}: give a number to `observe`")
+    if not loss.requires_grad:
+        raise ValueError(
+            "A loss without a graph has no backward pass that could be watched: call `opt.observe(loss)` "
+            "after the backward pass, or `opt.step(loss=loss)`"
+        )
+
+
+def check_closure_under_scaler(before: list[tuple[Tensor, int]], params: list[Tensor]) -> None:
+    """Raises a `RuntimeError` if a closure computed gradients while a gradient scaler is stepping.
+
+    Args:
+        before: the gradients that there were, with their versions.
+        params: the parameters.
+    """
+    after = [(param.grad, param.grad._version) for param in params if param.grad is not None]
+    is_same = len(before) == len(after) and all(
+        old is new and version == now for (old, version), (new, now) in zip(before, after, strict=True)
+    )
+    if is_same:
+        return
+    # The scaler unscaled the gradients that there were, and gives no sign of itself but being the caller.
+    frame = inspect.currentframe()
+    while frame is not None:
+        # Looking into a frame costs more than reading its name.
+        caller = frame.f_locals.get("self") if frame.f_code.co_name == "_maybe_opt_step" else None
+        if isinstance(caller, torch.amp.GradScaler) and caller.is_enabled():
+            raise RuntimeError(
+                "The closure computed gradients while a gradient scaler is stepping: they are scaled, and "
+                "nobody would unscale them. Call `scaler.step(opt, loss=loss)` after the backward pass, or "
+                "give a closure of the loss alone: `scaler.step(opt, lambda: loss.detach())`. Parameters "
+                "and state are as they were; the gradients are the closure's."
+            )
+        frame = frame.f_back
+
+
 def check_fused(params: Any, is_compiled: bool) -> None:
     """Raises a `RuntimeError` where parameters cannot be stepped in compiled code, which was asked for."""
     if not is_compiled:
