@@ -1,5 +1,6 @@
 """Getting through what wraps an optimizer."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from emo_torch._emotional import LossOptimizer
@@ -29,12 +30,25 @@ def unwrap(optimizer: Any) -> LossOptimizer:
         >>> wrapped = types.SimpleNamespace(optimizer=optimizer)
         >>> emo_torch.unwrap(wrapped).observe(0.5)
     """
-    inside = optimizer
-    while inside is not None and not isinstance(inside, LossOptimizer):
-        inside = getattr(inside, "optimizer", None) or getattr(inside, "optim", None)
-    if inside is None:
+    inside = _innermost(optimizer)
+    if not isinstance(inside, LossOptimizer):
         raise TypeError(
             "There is no optimizer of emo_torch inside: pass one, or what wraps it as `optimizer`; this "
             f"is {optimizer!r}"
         )
     return inside
+
+
+def loss_optimizers(optimizers: Iterable[Any]) -> list[LossOptimizer]:
+    """Returns those optimizers of this package that are among others, or inside of what wraps them."""
+    insides = (_innermost(optimizer) for optimizer in optimizers)
+    return [inside for inside in insides if isinstance(inside, LossOptimizer)]
+
+
+def _innermost(optimizer: Any) -> Any:
+    # To the end: Lightning's wrapper is an instance of the class of what it wraps.
+    while True:
+        inside = getattr(optimizer, "optimizer", None) or getattr(optimizer, "optim", None)
+        if inside is None:
+            return optimizer
+        optimizer = inside

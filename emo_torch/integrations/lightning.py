@@ -1,0 +1,43 @@
+"""Lightning: the optimizers feel the losses as `training_step` returned them."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from emo_torch._wrappers import loss_optimizers
+
+
+class LossAwareCallback(pl.Callback):
+    """Hands the loss of every backward pass on to the optimizers, undivided and unscaled.
+
+    Without it they get what Lightning's closure returns: with `accumulate_grad_batches` the last
+    micro-batch's part alone, with `precision="16-mixed"` nothing. The losses of one step are averaged.
+    In manual optimization an optimizer whose parameters are all off (`toggle_optimizer` of another
+    one) is left out, and what is given to `step(loss=loss)` goes first.
+
+    Example:
+        >>> import lightning.pytorch as pl
+        >>> from emo_torch.integrations.lightning import LossAwareCallback
+        >>> callbacks = [LossAwareCallback()]  # pl.Trainer(..., callbacks=callbacks)
+    """
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Hands the loss on.
+
+        Args:
+            trainer: the trainer, which knows what the loss was divided by and scaled with.
+            pl_module: the module in training.
+            loss: the loss as it goes into the backward pass, shape `[]`.
+        """
+        value = loss.detach()
+        scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            # Asked like this, the scale stays on the device.
+            value = value / scaler.scale(torch.ones_like(value))
+        if pl_module.automatic_optimization:
+            value = value * trainer.accumulate_grad_batches
+        for optimizer in loss_optimizers(trainer.optimizers):
+            if any(param.requires_grad for group in optimizer.param_groups for param in group["params"]):
+                optimizer.observe(value)
