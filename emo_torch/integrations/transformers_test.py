@@ -1,0 +1,285 @@
+"""Hugging Face's Trainer, with the real library: the optimizer feels what the Trainer logs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import emo_torch
+from emo_torch.integrations._listening import Listening, same_state
+
+transformers = pytest.importorskip(
+    "transformers", reason="Transformers is not installed: pip install transformers"
+)
+pytest.importorskip("accelerate", reason="Accelerate, which the Trainer needs, is not installed")
+
+from emo_torch.integrations.transformers import LossAwareCallback, LossAwareTrainerMixin  # noqa: E402
+
+STEPS = 4
+TOKENS = 32
+
+
+class LossAwareTrainer(LossAwareTrainerMixin, transformers.Trainer):  # type: ignore[misc]
+    """The Trainer with the mixin, as a user makes it."""
+
+
+WAYS = {"mixin": (LossAwareTrainer, []), "callback": (transformers.Trainer, [LossAwareCallback])}
+"""The Trainer, and the callbacks, that bring the loss."""
+
+
+def small_gpt2() -> Any:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=TOKENS, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def sentences(count: int = 32) -> list[Tensor]:
+    """Random sentences of several lengths."""
+    generators = [torch.Generator().manual_seed(index) for index in range(count)]
+    return [
+        torch.randint(1, TOKENS, (5 + index % 4,), generator=generator)
+        for index, generator in enumerate(generators)
+    ]
+
+
+def collate(rows: list[Tensor]) -> dict[str, Tensor]:
+    """Pads sentences; what is padding has no loss, so that micro-batches weigh differently."""
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    attended = (ids > 0).long()
+    return {"input_ids": ids, "attention_mask": attended, "labels": ids.masked_fill(ids == 0, -100)}
+
+
+def trainer_of(
+    way: str, folder: Path, model: Any, optimizer: Any = None, *, given: Any = None, **options: Any
+) -> Any:
+    """A Trainer of a few steps on a CPU that logs each of them and says nothing."""
+    cls, callbacks = WAYS[way]
+    arguments: dict[str, Any] = {
+        "use_cpu": True,
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "report_to": [],
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+        "learning_rate": 1e-2,
+        **options,
+    }
+    trainer = cls(
+        model=model,
+        args=transformers.TrainingArguments(str(folder), **arguments),
+        train_dataset=sentences(),
+        data_collator=collate,
+        optimizers=(optimizer, None),
+        callbacks=[callback() for callback in callbacks],
+        **({} if given is None else {"optimizer_cls_and_kwargs": given}),
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+def logged(trainer: Any) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def inside(trainer: Any) -> Listening:
+    optimizer = emo_torch.unwrap(trainer.optimizer)
+    assert isinstance(optimizer, Listening)
+    return optimizer
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("accumulation", [1, 3, 4])
+def test_the_losses_felt_are_those_that_the_trainer_logs(
+    way: str, accumulation: int, tmp_path: Path
+) -> None:
+    model = small_gpt2()
+    optimizer = Listening(model.parameters(), lr=1e-2)
+    # With 3, the last of the 6 steps has one micro-batch alone.
+    trainer = trainer_of(
+        way, tmp_path, model, optimizer, gradient_accumulation_steps=accumulation, max_steps=6
+    )
+    trainer.train()
+    assert len(optimizer.heard) == 6
+    assert optimizer.heard == logged(trainer)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_model_that_is_not_told_the_number_of_items_has_its_losses_averaged(
+    way: str, accumulation: int, tmp_path: Path
+) -> None:
+    model = small_gpt2()
+    model.accepts_loss_kwargs = False
+    optimizer = Listening(model.parameters(), lr=1e-2)
+    trainer = trainer_of(way, tmp_path, model, optimizer, gradient_accumulation_steps=accumulation)
+    trainer.train()
+    assert optimizer.heard == pytest.approx(logged(trainer), rel=1e-6)
+
+
+def test_a_loss_computed_elsewhere_is_heard_by_the_mixin_and_missed_by_the_callback(
+    tmp_path: Path,
+) -> None:
+    def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any) -> Tensor:
+        loss = torch.nn.functional.cross_entropy(
+            outputs.logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+        )
+        return loss / num_items_in_batch
+
+    for way in WAYS:
+        model = small_gpt2()
+        optimizer = Listening(model.parameters(), lr=1e-2)
+        trainer = trainer_of(way, tmp_path, model, optimizer, gradient_accumulation_steps=2)
+        trainer.compute_loss_func = loss_of
+        if way == "mixin":
+            trainer.train()
+            assert optimizer.heard == logged(trainer)
+        else:
+            with pytest.raises(emo_torch.LossMissingError):
+                trainer.train()
+
+
+def test_bfloat16_autocast_changes_nothing_about_it(tmp_path: Path) -> None:
+    model = small_gpt2()
+    optimizer = Listening(model.parameters(), lr=1e-2)
+    trainer = trainer_of("mixin", tmp_path, model, optimizer, bf16=True, gradient_accumulation_steps=2)
+    trainer.train()
+    assert optimizer.heard == logged(trainer)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_trainer_may_make_the_optimizer_itself(way: str, tmp_path: Path) -> None:
+    trainer = trainer_of(way, tmp_path, small_gpt2(), given=(Listening, {"lr": 1e-2}))
+    trainer.train()
+    optimizer = inside(trainer)
+    assert len(optimizer.param_groups) == 2  # With and without weight decay.
+    assert optimizer.heard == logged(trainer)
+
+
+def test_without_either_the_trainer_is_told_what_to_do(tmp_path: Path) -> None:
+    model = small_gpt2()
+    trainer = trainer_of("callback", tmp_path, model, emo_torch.EmoSens(model.parameters()))
+    trainer.remove_callback(LossAwareCallback)
+    with pytest.raises(emo_torch.LossMissingError, match="watch"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_step_that_is_skipped_leaves_no_loss_behind(way: str, tmp_path: Path) -> None:
+    class SkipOne(transformers.TrainerCallback):  # type: ignore[misc]
+        """Skips the second step, as a gradient scaler does after an overflow."""
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            del args, control
+            self.step = kwargs["optimizer"].step
+            if state.global_step == 1:
+                kwargs["optimizer"].step = lambda: None
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            del args, state, control
+            kwargs["optimizer"].step = self.step
+
+    model = small_gpt2()
+    optimizer = Listening(model.parameters(), lr=1e-2)
+    optimizer.observe(100.0)  # Of another training, which was broken off.
+    trainer = trainer_of(way, tmp_path, model, optimizer, gradient_accumulation_steps=2)
+    trainer.add_callback(SkipOne())
+    trainer.train()
+    losses = logged(trainer)
+    assert optimizer.heard == [losses[0], *losses[2:]]
+
+
+def test_the_callback_stops_watching_when_training_ends(tmp_path: Path) -> None:
+    model = small_gpt2()
+    optimizer = Listening(model.parameters(), lr=1e-2)
+    trainer = trainer_of("callback", tmp_path, model, optimizer, max_steps=1)
+    trainer.train()
+    assert not model._forward_hooks
+    trainer.train()
+    assert len(optimizer.heard) == 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_training_goes_on_from_a_checkpoint_to_the_last_bit(way: str, tmp_path: Path) -> None:
+    def run(resume: str | None) -> tuple[Any, Listening]:
+        model = small_gpt2()
+        optimizer = Listening(model.parameters(), lr=1e-2, use_shadow=True)
+        options = {"save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2}
+        trainer = trainer_of(way, tmp_path, model, optimizer, **options)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model, optimizer
+
+    whole, first = run(None)
+    checkpoint = tmp_path / "checkpoint-2"
+    saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    assert float(saved["param_groups"][0]["emotion_felt"]) == 2
+    resumed, second = run(str(checkpoint))
+    assert second.heard == first.heard[2:]
+    assert same_state(second.state_dict(), first.state_dict())
+    assert same_state(resumed.state_dict(), whole.state_dict())
+
+
+# PEFT asks Transformers by an older name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("way", WAYS)
+def test_lora_adapters_train_likewise(way: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=TOKENS,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+    )
+    base = transformers.LlamaForCausalLM(config)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    trainable = [param for param in model.parameters() if param.requires_grad]
+    optimizer = Listening(trainable, lr=1e-2)
+    trainer = trainer_of(way, tmp_path, model, optimizer, gradient_accumulation_steps=2)
+    trainer.train()
+    assert optimizer.heard == logged(trainer)
+    moved = {name for name, param in model.named_parameters() if not torch.equal(param, before[name])}
+    assert moved == {name for name in before if "lora_" in name}
+
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "warmup_stable_decay": {"num_decay_steps": 3},
+    "cosine_with_min_lr": {"min_lr": 1e-4},
+    "cosine_warmup_with_min_lr": {"min_lr": 1e-4},
+    "reduce_lr_on_plateau": {"patience": 1},
+    "greedy": {"patience": 1, "factor": 0.5},
+}
+"""What some of Transformers' schedules need."""
+
+
+@pytest.mark.parametrize("name", [kind.value for kind in transformers.SchedulerType])
+def test_its_schedules_give_the_learning_rates_that_adamw_gets(name: str) -> None:
+    rates = []
+    for cls in (emo_torch.EmoSens, torch.optim.AdamW):
+        weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+        optimizer = cls([{"params": [weights[0]]}, {"params": [weights[1]], "lr": 0.3}], lr=0.1)
+        schedule = transformers.get_scheduler(
+            name,
+            optimizer,
+            num_warmup_steps=2,
+            num_training_steps=8,
+            scheduler_specific_kwargs=SCHEDULES.get(name),
+        )
+        seen = []
+        for step in range(8):
+            seen.append([float(group["lr"]) for group in optimizer.param_groups])
+            loss = sum(weight.sum() for weight in weights)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step(lambda loss=loss: loss.detach())
+            schedule.step(*([1.0 + step] if name in ("reduce_lr_on_plateau", "greedy") else []))
+        rates.append(seen)
+    assert rates[0] == rates[1]
