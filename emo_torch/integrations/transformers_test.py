@@ -1,5 +1,8 @@
 """Hugging Face's Trainer, with the real library: the optimizer feels what the Trainer logs."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +147,22 @@ def test_a_loss_computed_elsewhere_is_heard_by_the_mixin_and_missed_by_the_callb
                 trainer.train()
 
 
+def test_a_loss_that_ignores_the_number_of_items_is_felt_as_it_is_logged(tmp_path: Path) -> None:
+    class OwnLoss(LossAwareTrainer):
+        def compute_loss(self, model: Any, inputs: Any, *given: Any, **options: Any) -> Tensor:
+            del given, options
+            loss: Tensor = model(**inputs).loss
+            return loss
+
+    model = small_gpt2()
+    optimizer = Listening(model.parameters(), lr=1e-2)
+    trainer = trainer_of("mixin", tmp_path, model, optimizer, gradient_accumulation_steps=4)
+    trainer.__class__ = OwnLoss
+    trainer.train()
+    assert optimizer.heard == logged(trainer)
+    assert optimizer.heard[0] > 3 * torch.tensor(float(TOKENS)).log()
+
+
 def test_bfloat16_autocast_changes_nothing_about_it(tmp_path: Path) -> None:
     model = small_gpt2()
     optimizer = Listening(model.parameters(), lr=1e-2)
@@ -248,6 +267,45 @@ def test_lora_adapters_train_likewise(way: str, tmp_path: Path) -> None:
     assert optimizer.heard == logged(trainer)
     moved = {name for name, param in model.named_parameters() if not torch.equal(param, before[name])}
     assert moved == {name for name in before if "lora_" in name}
+
+
+REPLICA = """\
+import json, sys
+import torch
+from emo_torch.integrations._listening import Listening
+from emo_torch.integrations.transformers_test import logged, small_gpt2, trainer_of
+
+way, folder = sys.argv[1:]
+model = small_gpt2()
+optimizer = Listening(model.parameters(), lr=1e-2)
+trainer = trainer_of(way, folder, model, optimizer, gradient_accumulation_steps=2, ddp_backend="gloo")
+trainer.train()
+assert torch.distributed.get_world_size() == 2
+weights = [float(param.double().sum()) for param in model.parameters()]
+found = {"heard": optimizer.heard, "logged": logged(trainer), "weights": weights}
+with open(f"{folder}/{trainer.args.process_index}.json", "w") as file:
+    json.dump(found, file)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_feel_one_loss_and_stay_equal(way: str, tmp_path: Path) -> None:
+    script = tmp_path / "replica.py"
+    script.write_text(REPLICA)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [sys.executable, *launch, str(script), way, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["heard"] == second["heard"]
+    assert first["weights"] == second["weights"]
+    # The Trainer logs in the first process alone.
+    assert first["heard"] == pytest.approx(first["logged"], rel=1e-6)
 
 
 SCHEDULES: dict[str, dict[str, Any]] = {
