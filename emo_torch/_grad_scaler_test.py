@@ -33,7 +33,8 @@ def make(request: pytest.FixtureRequest) -> Callable[[Any], Any]:
 def loss_of(model: torch.nn.Module, step: int, dtype: torch.dtype | None = None) -> Tensor:
     x, y = batch(step)
     with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        return (model(x).float() - y).square().mean()
+        loss: Tensor = (model(x).float() - y).square().mean()
+    return loss
 
 
 def take_step(optimizer: Any, scaler: torch.amp.GradScaler, loss: Tensor, way: str) -> None:

@@ -94,7 +94,7 @@ class Run:
         rates: Any = [torch.tensor(0.1), torch.tensor(0.3)] if is_tensor else [0.1, 0.3]
         groups = [{"params": [param], "lr": lr} for param, lr in zip(self.params, rates, strict=True)]
         self.optimizer = make(groups, rates[0])
-        self.schedule = SCHEDULES[schedule](self.optimizer) if schedule else None
+        self.schedule: Any = SCHEDULES[schedule](self.optimizer) if schedule else None
         self.seen: list[Any] = []
 
     def take_step(self, step: int) -> None:

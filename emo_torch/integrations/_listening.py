@@ -41,7 +41,8 @@ def batch(step: int, examples: int = 4) -> tuple[Tensor, Tensor]:
 def mean_squared_error(net: torch.nn.Module, step: int, examples: int = 4) -> Tensor:
     """The loss of one batch."""
     x, y = batch(step, examples)
-    return (net(x) - y).square().mean()
+    loss: Tensor = (net(x) - y).square().mean()
+    return loss
 
 
 def same_state(ours: Any, theirs: Any) -> bool:

@@ -10,12 +10,12 @@ import torch
 import emo_torch
 from emo_torch.integrations._listening import Listening, batch, mean_squared_error, same_state, small_model
 
-accelerate = pytest.importorskip("accelerate", reason="Accelerate is not installed: pip install accelerate")
+pytest.importorskip("accelerate", reason="Accelerate is not installed: pip install accelerate")
 
-from accelerate import Accelerator  # noqa: E402
-from accelerate.state import AcceleratorState, GradientState, PartialState  # noqa: E402
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from emo_torch.integrations.accelerate import losses_from_backward  # noqa: E402
+from emo_torch.integrations.accelerate import losses_from_backward
 
 STEPS = 4
 

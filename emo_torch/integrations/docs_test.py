@@ -46,7 +46,7 @@ def yours_in_lightning() -> dict[str, Any]:
         def configure_optimizers(self) -> Any:
             return emo_torch.EmoSens(self.parameters(), lr=1e-3)
 
-    data = DataLoader([batch(step) for step in range(4)], batch_size=None)  # type: ignore[arg-type]
+    data: Any = DataLoader([batch(step) for step in range(4)], batch_size=None)  # type: ignore[arg-type]
     return {"Module": WithOneOptimizer, "train_data": data}
 
 

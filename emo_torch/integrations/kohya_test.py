@@ -12,12 +12,12 @@ import torch
 import emo_torch
 from emo_torch.integrations._listening import Listening, mean_squared_error, small_model
 
-accelerate = pytest.importorskip("accelerate", reason="Accelerate is not installed: pip install accelerate")
+pytest.importorskip("accelerate", reason="Accelerate is not installed: pip install accelerate")
 
-from accelerate import Accelerator  # noqa: E402
-from accelerate.state import AcceleratorState, GradientState, PartialState  # noqa: E402
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from emo_torch.integrations.accelerate import losses_from_backward  # noqa: E402
+from emo_torch.integrations.accelerate import losses_from_backward
 
 OTHER_BRANCHES = ("8bit", "schedulefree")
 """Endings of lower-cased names for which sd-scripts take an optimizer of another library."""
@@ -56,10 +56,10 @@ def alone() -> Iterator[None]:
 
 
 def test_the_name_on_the_command_line_is_enough() -> None:
-    model = small_model()
+    model: Any = small_model()
     groups = [
-        {"params": list(model[0].parameters()), "lr": 5e-5},  # type: ignore[operator]
-        {"params": list(model[2].parameters())},  # type: ignore[operator]
+        {"params": list(model[0].parameters()), "lr": 5e-5},
+        {"params": list(model[2].parameters())},
     ]
     arguments = [
         "weight_decay=1e-3",

@@ -8,10 +8,12 @@ import pytest
 
 import emo_torch
 
-accelerate = pytest.importorskip("accelerate", reason="Accelerate is not installed: pip install accelerate")
+pytest.importorskip("accelerate", reason="Accelerate is not installed: pip install accelerate")
 
-from emo_torch.integrations.accelerate import losses_from_backward  # noqa: E402
-from emo_torch.launch.__main__ import main  # noqa: E402
+import accelerate
+
+from emo_torch.integrations.accelerate import losses_from_backward
+from emo_torch.launch.__main__ import main
 
 SCRIPT = '''\
 """A training script that takes the optimizer's name, and knows nothing of losses in steps."""

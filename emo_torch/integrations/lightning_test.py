@@ -12,18 +12,19 @@ from torch.utils.data import DataLoader
 import emo_torch
 from emo_torch.integrations._listening import Listening, batch, same_state, small_model
 
-pl = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed: pip install lightning")
+pytest.importorskip("lightning", reason="Lightning is not installed: pip install lightning")
 
-from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
+import lightning.pytorch as pl
+from lightning.pytorch.plugins.precision import MixedPrecision
 
-from emo_torch.integrations.lightning import LossAwareCallback  # noqa: E402
+from emo_torch.integrations.lightning import LossAwareCallback
 
 # Lightning's own way to look into nested batches.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")
 BATCHES = 4
 
 
-class Module(pl.LightningModule):  # type: ignore[misc]
+class Module(pl.LightningModule):
     """A small model that writes its losses down."""
 
     def __init__(self) -> None:
@@ -33,7 +34,7 @@ class Module(pl.LightningModule):  # type: ignore[misc]
 
     def loss_of(self, given: tuple[Tensor, Tensor]) -> Tensor:
         x, y = given
-        loss = (self.net(x).float() - y).square().mean()
+        loss: Tensor = (self.net(x).float() - y).square().mean()
         self.losses.append(float(loss.detach()))
         return loss
 
@@ -57,7 +58,7 @@ class Manual(Module):
 
     def training_step(self, given: tuple[Tensor, Tensor], index: int) -> None:
         del index
-        optimizer = self.optimizers()
+        optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         loss = self.loss_of(given)
         if self.way == "watch":

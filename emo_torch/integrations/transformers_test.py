@@ -13,18 +13,18 @@ from torch import Tensor
 import emo_torch
 from emo_torch.integrations._listening import Listening, same_state
 
-transformers = pytest.importorskip(
-    "transformers", reason="Transformers is not installed: pip install transformers"
-)
+pytest.importorskip("transformers", reason="Transformers is not installed: pip install transformers")
 pytest.importorskip("accelerate", reason="Accelerate, which the Trainer needs, is not installed")
 
-from emo_torch.integrations.transformers import LossAwareCallback, LossAwareTrainerMixin  # noqa: E402
+import transformers
+
+from emo_torch.integrations.transformers import LossAwareCallback, LossAwareTrainerMixin
 
 STEPS = 4
 TOKENS = 32
 
 
-class LossAwareTrainer(LossAwareTrainerMixin, transformers.Trainer):  # type: ignore[misc]
+class LossAwareTrainer(LossAwareTrainerMixin, transformers.Trainer):
     """The Trainer with the mixin, as a user makes it."""
 
 
@@ -132,7 +132,8 @@ def test_a_loss_computed_elsewhere_is_heard_by_the_mixin_and_missed_by_the_callb
         loss = torch.nn.functional.cross_entropy(
             outputs.logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
         )
-        return loss / num_items_in_batch
+        share: Tensor = loss / num_items_in_batch
+        return share
 
     for way in WAYS:
         model = small_gpt2()
@@ -190,7 +191,7 @@ def test_without_either_the_trainer_is_told_what_to_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_step_that_is_skipped_leaves_no_loss_behind(way: str, tmp_path: Path) -> None:
-    class SkipOne(transformers.TrainerCallback):  # type: ignore[misc]
+    class SkipOne(transformers.TrainerCallback):
         """Skips the second step, as a gradient scaler does after an overflow."""
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -273,39 +274,36 @@ REPLICA = """\
 import json, sys
 import torch
 from emo_torch.integrations._listening import Listening
-from emo_torch.integrations.transformers_test import logged, small_gpt2, trainer_of
+from emo_torch.integrations.transformers_test import WAYS, logged, small_gpt2, trainer_of
 
-way, folder = sys.argv[1:]
-model = small_gpt2()
-optimizer = Listening(model.parameters(), lr=1e-2)
-trainer = trainer_of(way, folder, model, optimizer, gradient_accumulation_steps=2, ddp_backend="gloo")
-trainer.train()
-assert torch.distributed.get_world_size() == 2
-weights = [float(param.double().sum()) for param in model.parameters()]
-found = {"heard": optimizer.heard, "logged": logged(trainer), "weights": weights}
+folder, found = sys.argv[1], []
+for way in WAYS:
+    model = small_gpt2()
+    optimizer = Listening(model.parameters(), lr=1e-2)
+    trainer = trainer_of(way, folder, model, optimizer, gradient_accumulation_steps=2, ddp_backend="gloo")
+    trainer.train()
+    assert torch.distributed.get_world_size() == 2
+    weights = [float(param.double().sum()) for param in model.parameters()]
+    found.append({"heard": optimizer.heard, "logged": logged(trainer), "weights": weights})
 with open(f"{folder}/{trainer.args.process_index}.json", "w") as file:
     json.dump(found, file)
 torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_two_processes_feel_one_loss_and_stay_equal(way: str, tmp_path: Path) -> None:
+def test_two_processes_feel_one_loss_and_stay_equal(tmp_path: Path) -> None:
     script = tmp_path / "replica.py"
     script.write_text(REPLICA)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [sys.executable, *launch, str(script), way, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, *launch, str(script), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert first["heard"] == second["heard"]
-    assert first["weights"] == second["weights"]
-    # The Trainer logs in the first process alone.
-    assert first["heard"] == pytest.approx(first["logged"], rel=1e-6)
+    by_process = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    for first, second in zip(*by_process, strict=True):  # The mixin, then the callback.
+        assert first["heard"] == second["heard"]
+        assert first["weights"] == second["weights"]
+        # The Trainer logs in the first process alone.
+        assert first["heard"] == pytest.approx(first["logged"], rel=1e-6)
 
 
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -321,7 +319,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", [kind.value for kind in transformers.SchedulerType])
 def test_its_schedules_give_the_learning_rates_that_adamw_gets(name: str) -> None:
     rates = []
-    for cls in (emo_torch.EmoSens, torch.optim.AdamW):
+    classes: list[Any] = [emo_torch.EmoSens, torch.optim.AdamW]
+    for cls in classes:
         weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
         optimizer = cls([{"params": [weights[0]]}, {"params": [weights[1]], "lr": 0.3}], lr=0.1)
         schedule = transformers.get_scheduler(
@@ -334,10 +333,10 @@ def test_its_schedules_give_the_learning_rates_that_adamw_gets(name: str) -> Non
         seen = []
         for step in range(8):
             seen.append([float(group["lr"]) for group in optimizer.param_groups])
-            loss = sum(weight.sum() for weight in weights)
+            loss = torch.stack([weight.sum() for weight in weights]).sum()
             optimizer.zero_grad()
             loss.backward()
-            optimizer.step(lambda loss=loss: loss.detach())
+            optimizer.step(loss.detach)
             schedule.step(*([1.0 + step] if name in ("reduce_lr_on_plateau", "greedy") else []))
         rates.append(seen)
     assert rates[0] == rates[1]
