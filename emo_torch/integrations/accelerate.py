@@ -43,9 +43,6 @@ def losses_from_backward(accelerator: Accelerator | None = None) -> Iterator[Non
     """
     target: Any = Accelerator if accelerator is None else accelerator
     original = target.backward
-    if getattr(original, "watches_losses", False):  # Twice would count every loss twice.
-        yield
-        return
 
     @functools.wraps(original)
     def backward(*args: Any, **kwargs: Any) -> Any:
@@ -57,7 +54,6 @@ def losses_from_backward(accelerator: Accelerator | None = None) -> Iterator[Non
                 optimizer.watch(loss)
         return original(*args, **kwargs)
 
-    backward.watches_losses = True  # type: ignore[attr-defined]
     before = vars(target).get("backward")
     target.backward = backward
     try:
