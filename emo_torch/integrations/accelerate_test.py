@@ -114,19 +114,66 @@ def test_a_closure_of_the_loss_alone_goes_through_the_wrapper() -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_gradient_scaling_does_not_reach_the_losses(
-    accumulation: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradient_scaling_does_not_reach_the_losses(accumulation: int) -> None:
     accelerator, model, optimizer, inside = prepared(accumulation)
-    # On a CPU Accelerate makes no scaler of itself.
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    monkeypatch.setattr(accelerator, "scaler", scaler)
+    # On a CPU Accelerate makes no scaler by itself.
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     accelerator._optimizers.clear()
     optimizer = accelerator.prepare_optimizer(inside)
     with losses_from_backward(accelerator):
         losses = train(accelerator, model, optimizer, range(STEPS * accumulation))
     steps = torch.tensor(losses).reshape(STEPS, accumulation)
     torch.testing.assert_close(torch.tensor(inside.heard), steps.mean(dim=1), rtol=1e-6, atol=0.0)
+
+
+def test_with_a_scaler_a_closure_of_the_loss_alone_is_taken_and_another_is_refused() -> None:
+    accelerator, model, _, inside = prepared()
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = accelerator.prepare_optimizer(inside)
+    loss = mean_squared_error(model, 0)
+    accelerator.backward(loss)
+    optimizer.step(lambda: loss.detach())
+    assert inside.heard == [float(loss.detach())]
+    optimizer.zero_grad()
+    params = [param.detach().clone() for param in model.parameters()]
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = mean_squared_error(model, 1)
+        accelerator.backward(loss)
+        return loss
+
+    closure()
+    with pytest.raises(RuntimeError, match="scaled"):
+        optimizer.step(closure)
+    assert same_state([param.detach() for param in model.parameters()], params)
+    assert len(inside.heard) == 1
+
+
+@pytest.mark.parametrize("name", [*emo_torch.list_optimizers(), "emotional"])
+def test_every_member_goes_through_prepare(name: str) -> None:
+    accelerator = Accelerator(cpu=True)
+    model = small_model()
+    inside: Any
+    if name == "emotional":
+        inside = emo_torch.Emotional(torch.optim.AdamW(model.parameters(), lr=1e-3))
+    else:
+        inside = emo_torch.create_optimizer(name, model.parameters(), lr=1e-3)
+    before = [param.detach().clone() for param in model.parameters()]
+    model, optimizer = accelerator.prepare(model, inside)
+    with losses_from_backward(accelerator):
+        train(accelerator, model, optimizer, range(2))
+    assert int(inside.step_count()) == 2
+    assert not any(map(torch.equal, before, model.parameters()))
+
+
+def test_wide_moments_of_narrow_parameters_go_through_prepare() -> None:
+    param = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    inside = emo_torch.EmoSens([param], lr=1e-3)
+    param.sum().backward()
+    inside.step(loss=1.0)
+    Accelerator(cpu=True).prepare(inside)
+    assert inside.state[param]["exp_avg"].dtype == torch.float32
 
 
 def test_nothing_is_left_behind() -> None:
