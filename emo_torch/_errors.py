@@ -5,9 +5,9 @@ LOSS_MISSING = (
     "(also `scaler.step(opt, loss=loss)`); or call `opt.watch(loss)` before the backward pass or "
     "`opt.observe(loss)` after it, and no `zero_grad` from there to the step; or give a closure that "
     "returns it: `opt.step(closure)`, and `opt.step(lambda: loss.detach())` where a wrapper hands on "
-    "nothing but a closure. For Accelerate, Hugging Face's Trainer and Lightning, "
-    "`emo_torch.integrations` brings it. Nothing was changed. (A step in which every group's lr is 0 needs no loss "
-    "and changes nothing.)"
+    "nothing but a closure. `emo_torch.integrations` does it for Accelerate, Hugging Face's Trainer and "
+    "Lightning. Nothing was changed. (A step in which every group's lr is 0 needs no loss and changes "
+    "nothing.)"
 )
 
 NOT_A_CLOSURE = (
