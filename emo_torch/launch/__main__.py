@@ -4,7 +4,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from emo_torch._errors import LossMissingError
+import emo_torch
 from emo_torch.integrations.accelerate import losses_from_backward
 
 USAGE = """\
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
                 # As for `python script.py`: its own folder comes first, in place of this one.
                 sys.path[0] = str(Path(rest[0]).resolve().parent)
                 runpy.run_path(rest[0], run_name="__main__")
-    except LossMissingError as error:
+    except emo_torch.LossMissingError as error:
         error.add_note(CANNOT_SEE)
         raise
     finally:
