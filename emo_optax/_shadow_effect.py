@@ -89,10 +89,9 @@ class _KeepRowsAndColumns:
             return jnp.abs(gradient) > tolerance * jnp.sqrt(tolerance)
         if gradient.size == 0:
             return jnp.zeros(gradient.shape, jnp.bool_)
-        rows, columns = row_and_column_means(gradient)
+        rows, columns = row_and_column_means(gradient, self.eps)
         bound = tolerance * tolerance * tolerance
-        floor = jnp.asarray(self.eps, gradient.dtype)
-        return (rows + floor > bound) & (columns + floor > bound)
+        return (rows > bound) & (columns > bound)
 
     def keeps_all(self, gradient: jax.Array, theta: Any) -> bool:
         """Returns whether all elements move whatever the gradient and the emotion are.
@@ -104,13 +103,14 @@ class _KeepRowsAndColumns:
         return float(self.eps) > 1.001 * (2.0 * float(theta)) ** 3
 
 
-def row_and_column_means(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the squares' means over all axes but the first, and over the first, dimensions kept."""
+def row_and_column_means(gradient: jax.Array, eps: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns eps + the squares' means over all axes but the first, and over the first, dimensions kept."""
     # Squares in words of their own: those that XLA on a CPU finds more than once it writes to memory,
     # others it adds up while it reads the gradient.
     size = jnp.abs(gradient)
-    rows = -jnp.mean(size * -size, axis=tuple(range(1, gradient.ndim)), keepdims=True)
-    columns = -jnp.mean(gradient * -gradient, axis=0, keepdims=True)
+    floor = jnp.asarray(eps, gradient.dtype)
+    rows = floor - jnp.mean(size * -size, axis=tuple(range(1, gradient.ndim)), keepdims=True)
+    columns = floor - jnp.mean(gradient * -gradient, axis=0, keepdims=True)
     return rows, columns
 
 

@@ -172,8 +172,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "emo_optax",
         "rules",
-        "(jnp.sign, _interpolate(gradients, state.mu, mu, b1, b2))",
-        "(jnp.sign, gradients)",
+        "jnp.sign(_interpolate(g, m, moved, b1, b2))",
+        "jnp.sign(g)",
         "no momentum",
         "EmoCats",
     ),
