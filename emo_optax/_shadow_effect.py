@@ -45,7 +45,12 @@ def keep_elements(gradient: jax.Array, tolerance: jax.Array) -> jax.Array:
 
 
 def _is_at_least(gradient: jax.Array, bound: jax.Array) -> jax.Array:
-    return jnp.abs(gradient) >= bound
+    return bound <= jnp.abs(gradient)  # In this order, see `scale_by_emotion`.
+
+
+@jax.jit  # A function of its own: traced once for all leaves of a shape, and not for each.
+def _stop_small(update: jax.Array, gradient: jax.Array, bound: jax.Array) -> jax.Array:
+    return jax.lax.select(_is_at_least(gradient, bound), update, jnp.zeros_like(update))
 
 
 def keep_rows_and_columns(eps: jax.typing.ArrayLike = 1e-8) -> Keep:
@@ -186,13 +191,10 @@ def filter_by_emotion(
         def let_through(update: jax.Array, gradient: jax.Array) -> jax.Array:
             if isinstance(keep, _KeepRowsAndColumns) and keep.keeps_all(gradient, theta):
                 return update
-            gradient = gradient.astype(wide_dtype(gradient))
-            if (
-                keep is keep_elements
-            ):  # The cube once, and not again for every leaf: that is compiled faster.
-                kept = _is_at_least(gradient, cubed(gradient.dtype))
-            else:
-                kept = keep(gradient, tolerance.astype(gradient.dtype))
+            dtype = wide_dtype(gradient)
+            if keep is keep_elements:  # The cube is taken once, and not again for every leaf.
+                return _stop_small(update, gradient.astype(dtype), cubed(dtype))
+            kept = keep(gradient.astype(dtype), tolerance.astype(dtype))
             return jax.lax.select(kept, update, jnp.zeros_like(update))
 
         return jax.tree.map(let_through, updates, gradients), state
@@ -257,7 +259,9 @@ def scale_by_emotion(
     ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra_args
         scale = step_scale(shared_emotion(emotion).scalar)
-        return jax.tree.map(lambda update: update * scale.astype(update.dtype), updates), state
+        # The scale before the update, so that the first leaf's loop is like those of the others, and
+        # XLA on a CPU compiles one for all: there a factor's place decides.
+        return jax.tree.map(lambda update: scale.astype(update.dtype) * update, updates), state
 
     piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)
     if shared:

@@ -102,8 +102,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "emo_optax",
         "shadow_effect",
-        "return jnp.abs(gradient) >= bound",
-        "return gradient >= bound",
+        "return bound <= jnp.abs(gradient)",
+        "return bound <= gradient",
         "filter without absolute value",
     ),
     Fault(
