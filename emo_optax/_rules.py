@@ -415,9 +415,9 @@ def _scale_by_factors(
     def factors(g: jax.Array, r: jax.Array, c: jax.Array, is_chosen: jax.Array | None) -> tuple[Any, ...]:
         if g.size == 0:  # A mean over nothing is NaN: an empty tensor's factors rest.
             return g, r.astype(g.dtype), c.astype(g.dtype)
-        rows, columns = row_and_column_means(g, eps)
-        r = _average(jnp.sqrt(rows), r, b1, is_chosen)
-        c = _average(jnp.sqrt(columns), c, b1, is_chosen)
+        rows, columns = (jnp.sqrt(mean) for mean in row_and_column_means(g, eps))
+        r = _average(rows.reshape(r.shape), r, b1, is_chosen)
+        c = _average(columns.reshape(c.shape), c, b1, is_chosen)
         return g / (jnp.sqrt(r * c) + jnp.asarray(eps, g.dtype)), r, c
 
     rescale = _map_leaves(factors, b1, eps)

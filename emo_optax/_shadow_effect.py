@@ -96,7 +96,8 @@ class _KeepRowsAndColumns:
             return jnp.zeros(gradient.shape, jnp.bool_)
         rows, columns = row_and_column_means(gradient, self.eps)
         bound = tolerance * tolerance * tolerance
-        return (rows > bound) & (columns > bound)
+        # A row's answer holds for all of the row; a column's is where it belongs already.
+        return (rows > bound).reshape(-1, *(1,) * (gradient.ndim - 1)) & (columns > bound)
 
     def keeps_all(self, gradient: jax.Array, theta: Any) -> bool:
         """Returns whether all elements move whatever the gradient and the emotion are.
@@ -109,13 +110,13 @@ class _KeepRowsAndColumns:
 
 
 def row_and_column_means(gradient: jax.Array, eps: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns eps + the squares' means over all axes but the first, and over the first, dimensions kept."""
+    """Returns eps + the squares' means over all axes but the first, and over the first."""
     # Squares in words of their own: those that XLA on a CPU finds more than once it writes to memory,
     # others it adds up while it reads the gradient.
     size = jnp.abs(gradient)
     floor = jnp.asarray(eps, gradient.dtype)
-    rows = floor - jnp.mean(size * -size, axis=tuple(range(1, gradient.ndim)), keepdims=True)
-    columns = floor - jnp.mean(gradient * -gradient, axis=0, keepdims=True)
+    rows = floor - jnp.mean(size * -size, axis=tuple(range(1, gradient.ndim)))
+    columns = floor - jnp.mean(gradient * -gradient, axis=0)
     return rows, columns
 
 

@@ -117,9 +117,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "emo_optax",
         "shadow_effect",
-        "axis=0, keepdims",
-        "axis=-1, keepdims",
-        "columns along the last axis",
+        "jnp.mean(gradient * -",
+        "jnp.min(gradient * -",
+        "columns by their largest element",
         "EmoAiry",
     ),
     Fault(
