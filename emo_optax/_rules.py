@@ -72,8 +72,10 @@ def _widened(updates: optax.Updates) -> optax.Updates:
     return jax.tree.map(lambda g: g.astype(wide_dtype(g)), updates)
 
 
-def _map_leaves(function: Callable[..., tuple[Any, ...]], *hyperparameters: Any) -> Callable[..., Any]:
-    """Maps a function that returns as many arrays as it takes trees: over trees, to as many trees.
+def _map_leaves(
+    function: Callable[..., tuple[Any, ...]], count: int, *hyperparameters: Any
+) -> Callable[..., Any]:
+    """Maps a function that returns `count` arrays over trees, to as many trees.
 
     Within jit JAX traces and lowers it once for all leaves of a shape and a dtype, and not for each
     of them. Not so where hyperparameters are arrays: the function is another one at every step then.
@@ -88,7 +90,7 @@ def _map_leaves(function: Callable[..., tuple[Any, ...]], *hyperparameters: Any)
 
         results = jax.tree.map(at_leaf, *trees)
         return tuple(
-            jax.tree.map(lambda _, result, k=k: result[k], trees[0], results) for k in range(len(trees))
+            jax.tree.map(lambda _, result, k=k: result[k], trees[0], results) for k in range(count)
         )
 
     return map_trees
@@ -166,7 +168,7 @@ def scale_by_uncorrected_adam(
         v = _average(jnp.square(g), v, b2, is_chosen)
         return m / (jnp.sqrt(v) + jnp.asarray(eps, v.dtype)), m, v
 
-    rescale = _map_leaves(adam, b1, b2, eps)
+    rescale = _map_leaves(adam, 3, b1, b2, eps)
 
     def init_fn(params: optax.Params) -> ScaleByUncorrectedAdamState:
         return ScaleByUncorrectedAdamState(_zeros(params, moment_dtype), _zeros(params, moment_dtype))
@@ -237,7 +239,7 @@ def scale_by_lion(
         moved = _average(g, m, b2, is_chosen)
         return jnp.sign(_interpolate(g, m, moved, b1, b2)), moved
 
-    take_sign = _map_leaves(lion, b1, b2)
+    take_sign = _map_leaves(lion, 2, b1, b2)
 
     def init_fn(params: optax.Params) -> ScaleByLionState:
         return ScaleByLionState(_zeros(params, moment_dtype))
@@ -270,7 +272,7 @@ def _scale_by_momentum(
     moment_dtype: Any | None,
     *others: Any,
 ) -> optax.GradientTransformation:
-    """Takes a direction, made of `others`, from the interpolated momentum and the gradient; moves the momentum."""
+    """Takes a direction from the interpolated momentum, the gradient and `others`; moves the momentum."""
     check_decay_rate("b1", b1)
     if b2 is not None:
         check_decay_rate("b2", b2)
@@ -284,7 +286,7 @@ def _scale_by_momentum(
         moved = _average(g, m, b2, is_chosen)
         return direction(_interpolate(g, m, moved, b1, b2), g), moved
 
-    direct = _map_leaves(at_rest, b1, *others) if b2 is None else _map_leaves(moving, b1, b2, *others)
+    direct = _map_leaves(at_rest, 1, b1, *others) if b2 is None else _map_leaves(moving, 2, b1, b2, *others)
 
     def init_fn(params: optax.Params) -> ScaleByMomentumState:
         return ScaleByMomentumState(() if b2 is None else _zeros(params, moment_dtype))
@@ -412,15 +414,31 @@ def _scale_by_factors(
 ) -> optax.GradientTransformation:
     """Rescales matrices, and tensors of more dimensions, by a row and a column average."""
 
-    def factors(g: jax.Array, r: jax.Array, c: jax.Array, is_chosen: jax.Array | None) -> tuple[Any, ...]:
+    def roots(g: jax.Array, r: jax.Array, c: jax.Array, is_chosen: None = None) -> tuple[Any, ...]:
+        del is_chosen
         if g.size == 0:  # A mean over nothing is NaN: an empty tensor's factors rest.
-            return g, r.astype(g.dtype), c.astype(g.dtype)
-        rows, columns = (jnp.sqrt(mean) for mean in row_and_column_means(g, eps))
-        r = _average(rows.reshape(r.shape), r, b1, is_chosen)
-        c = _average(columns.reshape(c.shape), c, b1, is_chosen)
+            return r.astype(g.dtype), c.astype(g.dtype)
+        rows, columns = row_and_column_means(g, eps)
+        return jnp.sqrt(rows).reshape(r.shape), jnp.sqrt(columns).reshape(c.shape)
+
+    def move(
+        g: jax.Array, row: jax.Array, column: jax.Array, r: jax.Array, c: jax.Array, is_chosen: Any
+    ) -> tuple[Any, ...]:
+        r, c = _average(row, r, b1, is_chosen), _average(column, c, b1, is_chosen)
         return g / (jnp.sqrt(r * c) + jnp.asarray(eps, g.dtype)), r, c
 
-    rescale = _map_leaves(factors, b1, eps)
+    def factors(g: jax.Array, r: jax.Array, c: jax.Array, is_chosen: None) -> tuple[Any, ...]:
+        row, column = roots(g, r, c)
+        return move(g, row, column, r, c, is_chosen)
+
+    rescale = _map_leaves(factors, 3, b1, eps)
+    measure = _map_leaves(roots, 2, eps)
+    rescale_by = _map_leaves(move, 3, b1, eps)
+
+    def no_roots(gradients: optax.Updates, *old: optax.Updates) -> tuple[optax.Updates, ...]:
+        return tuple(
+            jax.tree.map(lambda g, x: jnp.zeros(x.shape, g.dtype), gradients, each) for each in old
+        )
 
     def init_fn(params: optax.Params) -> ScaleByFactorsState:
         def row(p: Any) -> jax.Array:
@@ -440,7 +458,14 @@ def _scale_by_factors(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByFactorsState]:
         del params, extra_args
-        updates, row, column = rescale(_widened(updates), state.row, state.column, is_chosen=is_chosen)
+        gradients = _widened(updates)
+        if is_chosen is None:
+            updates, row, column = rescale(gradients, *state)
+        else:
+            # One branch around what reads gradients twice and returns little; the states, which XLA
+            # on a CPU copies around a branch, stay outside.
+            means = jax.lax.cond(is_chosen, measure, no_roots, gradients, *state)
+            updates, row, column = rescale_by(gradients, *means, *state, is_chosen=is_chosen)
         return updates, ScaleByFactorsState(stored(row, state.row), stored(column, state.column))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -194,7 +194,8 @@ def filter_by_emotion(
                 return update
             dtype = wide_dtype(gradient)
             if keep is keep_elements:  # The cube is taken once, and not again for every leaf.
-                return _stop_small(update, gradient.astype(dtype), cubed(dtype))
+                stopped: jax.Array = _stop_small(update, gradient.astype(dtype), cubed(dtype))
+                return stopped
             kept = keep(gradient.astype(dtype), tolerance.astype(dtype))
             return jax.lax.select(kept, update, jnp.zeros_like(update))
 
