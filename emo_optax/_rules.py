@@ -72,6 +72,30 @@ def _widened(updates: optax.Updates) -> optax.Updates:
     return jax.tree.map(lambda g: g.astype(wide_dtype(g)), updates)
 
 
+def _map_leaves(
+    function: Callable[..., tuple[Any, ...]], count: int, *hyperparameters: Any
+) -> Callable[..., Any]:
+    """Maps a function that returns `count` arrays over trees, to as many trees.
+
+    Within jit JAX traces and lowers it once for all leaves of a shape and a dtype, and not for each
+    of them. Not so where hyperparameters are arrays: the function is another one at every step then.
+    """
+    is_known = all(is_number(value) for value in hyperparameters)
+    once = jax.jit(function) if is_known else function
+
+    def map_trees(*trees: optax.Updates, is_chosen: jax.Array | None = None) -> tuple[optax.Updates, ...]:
+        def at_leaf(*leaves: jax.Array) -> tuple[Any, ...]:
+            is_traced = isinstance(leaves[0], jax.core.Tracer)
+            return (once if is_traced else function)(*leaves, is_chosen)
+
+        results = jax.tree.map(at_leaf, *trees)
+        return tuple(
+            jax.tree.map(lambda _, result, k=k: result[k], trees[0], results) for k in range(count)
+        )
+
+    return map_trees
+
+
 def stored(moments: optax.Updates, before: optax.Updates, *, is_square: bool = False) -> optax.Updates:
     """Rounds moments to the dtypes that they are kept in.
 
@@ -139,6 +163,13 @@ def scale_by_uncorrected_adam(
     check_not_negative("eps", eps)
     moment_dtype = check_moment_dtype(moment_dtype)
 
+    def adam(g: jax.Array, m: jax.Array, v: jax.Array, is_chosen: jax.Array | None) -> tuple[Any, ...]:
+        m = _average(g, m, b1, is_chosen)
+        v = _average(jnp.square(g), v, b2, is_chosen)
+        return m / (jnp.sqrt(v) + jnp.asarray(eps, v.dtype)), m, v
+
+    rescale = _map_leaves(adam, 3, b1, b2, eps)
+
     def init_fn(params: optax.Params) -> ScaleByUncorrectedAdamState:
         return ScaleByUncorrectedAdamState(_zeros(params, moment_dtype), _zeros(params, moment_dtype))
 
@@ -151,10 +182,7 @@ def scale_by_uncorrected_adam(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByUncorrectedAdamState]:
         del params, extra_args
-        gradients = _widened(updates)
-        mu = _average(gradients, state.mu, b1, is_chosen)
-        nu = _average(jax.tree.map(jnp.square, gradients), state.nu, b2, is_chosen)
-        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + jnp.asarray(eps, v.dtype)), mu, nu)
+        updates, mu, nu = rescale(_widened(updates), state.mu, state.nu, is_chosen=is_chosen)
         return updates, ScaleByUncorrectedAdamState(
             stored(mu, state.mu), stored(nu, state.nu, is_square=True)
         )
@@ -207,6 +235,12 @@ def scale_by_lion(
     check_decay_rate("b2", b2)
     moment_dtype = check_moment_dtype(moment_dtype)
 
+    def lion(g: jax.Array, m: jax.Array, is_chosen: jax.Array | None) -> tuple[Any, ...]:
+        moved = _average(g, m, b2, is_chosen)
+        return jnp.sign(_interpolate(g, m, moved, b1, b2)), moved
+
+    take_sign = _map_leaves(lion, 2, b1, b2)
+
     def init_fn(params: optax.Params) -> ScaleByLionState:
         return ScaleByLionState(_zeros(params, moment_dtype))
 
@@ -219,9 +253,7 @@ def scale_by_lion(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByLionState]:
         del params, extra_args
-        gradients = _widened(updates)
-        mu = _average(gradients, state.mu, b2, is_chosen)
-        updates = jax.tree.map(jnp.sign, _interpolate(gradients, state.mu, mu, b1, b2))
+        updates, mu = take_sign(_widened(updates), state.mu, is_chosen=is_chosen)
         return updates, ScaleByLionState(stored(mu, state.mu))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -238,12 +270,23 @@ def _scale_by_momentum(
     b1: jax.typing.ArrayLike,
     b2: jax.typing.ArrayLike | None,
     moment_dtype: Any | None,
+    *others: Any,
 ) -> optax.GradientTransformation:
-    """Takes a direction from the interpolated momentum and the gradient; then moves the momentum."""
+    """Takes a direction from the interpolated momentum, the gradient and `others`; moves the momentum."""
     check_decay_rate("b1", b1)
     if b2 is not None:
         check_decay_rate("b2", b2)
     moment_dtype = check_moment_dtype(moment_dtype)
+
+    def at_rest(g: jax.Array, is_chosen: jax.Array | None) -> tuple[Any, ...]:
+        del is_chosen
+        return (direction(_average(g, jnp.zeros_like(g), b1), g),)
+
+    def moving(g: jax.Array, m: jax.Array, is_chosen: jax.Array | None) -> tuple[Any, ...]:
+        moved = _average(g, m, b2, is_chosen)
+        return direction(_interpolate(g, m, moved, b1, b2), g), moved
+
+    direct = _map_leaves(at_rest, 1, b1, *others) if b2 is None else _map_leaves(moving, 2, b1, b2, *others)
 
     def init_fn(params: optax.Params) -> ScaleByMomentumState:
         return ScaleByMomentumState(() if b2 is None else _zeros(params, moment_dtype))
@@ -259,11 +302,8 @@ def _scale_by_momentum(
         del params, extra_args
         gradients = _widened(updates)
         if b2 is None:
-            at_rest = jax.tree.map(jnp.zeros_like, gradients)
-            return jax.tree.map(direction, _average(gradients, at_rest, b1), gradients), state
-        mu = _average(gradients, state.mu, b2, is_chosen)
-        mixed = _interpolate(gradients, state.mu, mu, b1, b2)
-        updates = jax.tree.map(direction, mixed, gradients)
+            return direct(gradients)[0], state
+        updates, mu = direct(gradients, state.mu, is_chosen=is_chosen)
         return updates, ScaleByMomentumState(stored(mu, state.mu))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -359,7 +399,7 @@ def scale_by_softsign(
         length = jnp.sqrt(jnp.sum(jnp.square(gradient))) + jnp.asarray(eps, gradient.dtype)
         return mixed / (1.0 + jnp.abs(mixed)) * length
 
-    return _scale_by_momentum(direction, b1, b2, moment_dtype)
+    return _scale_by_momentum(direction, b1, b2, moment_dtype, eps)
 
 
 class ScaleByFactorsState(NamedTuple):
@@ -373,6 +413,32 @@ def _scale_by_factors(
     b1: jax.typing.ArrayLike, eps: jax.typing.ArrayLike, moment_dtype: Any
 ) -> optax.GradientTransformation:
     """Rescales matrices, and tensors of more dimensions, by a row and a column average."""
+
+    def roots(g: jax.Array, r: jax.Array, c: jax.Array, is_chosen: None = None) -> tuple[Any, ...]:
+        del is_chosen
+        if g.size == 0:  # A mean over nothing is NaN: an empty tensor's factors rest.
+            return r.astype(g.dtype), c.astype(g.dtype)
+        rows, columns = row_and_column_means(g, eps)
+        return jnp.sqrt(rows).reshape(r.shape), jnp.sqrt(columns).reshape(c.shape)
+
+    def move(
+        g: jax.Array, row: jax.Array, column: jax.Array, r: jax.Array, c: jax.Array, is_chosen: Any
+    ) -> tuple[Any, ...]:
+        r, c = _average(row, r, b1, is_chosen), _average(column, c, b1, is_chosen)
+        return g / (jnp.sqrt(r * c) + jnp.asarray(eps, g.dtype)), r, c
+
+    def factors(g: jax.Array, r: jax.Array, c: jax.Array, is_chosen: None) -> tuple[Any, ...]:
+        row, column = roots(g, r, c)
+        return move(g, row, column, r, c, is_chosen)
+
+    rescale = _map_leaves(factors, 3, b1, eps)
+    measure = _map_leaves(roots, 2, eps)
+    rescale_by = _map_leaves(move, 3, b1, eps)
+
+    def no_roots(gradients: optax.Updates, *old: optax.Updates) -> tuple[optax.Updates, ...]:
+        return tuple(
+            jax.tree.map(lambda g, x: jnp.zeros(x.shape, g.dtype), gradients, each) for each in old
+        )
 
     def init_fn(params: optax.Params) -> ScaleByFactorsState:
         def row(p: Any) -> jax.Array:
@@ -393,20 +459,13 @@ def _scale_by_factors(
     ) -> tuple[optax.Updates, ScaleByFactorsState]:
         del params, extra_args
         gradients = _widened(updates)
-
-        def roots(gradient: jax.Array, row: jax.Array, column: jax.Array) -> tuple[jax.Array, jax.Array]:
-            if gradient.size == 0:  # A mean over nothing is NaN: an empty tensor's factors rest.
-                return row.astype(gradient.dtype), column.astype(gradient.dtype)
-            rows, columns = row_and_column_means(gradient)
-            floor = jnp.asarray(eps, gradient.dtype)
-            return jnp.sqrt(rows + floor), jnp.sqrt(columns + floor)
-
-        both = jax.tree.map(roots, gradients, state.row, state.column)
-        new = [jax.tree.map(lambda _, pair, k=k: pair[k], gradients, both) for k in (0, 1)]
-        row, column = (_average(mean, old, b1, is_chosen) for mean, old in zip(new, state, strict=True))
-        updates = jax.tree.map(
-            lambda g, r, c: g / (jnp.sqrt(r * c) + jnp.asarray(eps, g.dtype)), gradients, row, column
-        )
+        if is_chosen is None:
+            updates, row, column = rescale(gradients, *state)
+        else:
+            # One branch around what reads gradients twice and returns little; the states, which XLA
+            # on a CPU copies around a branch, stay outside.
+            means = jax.lax.cond(is_chosen, measure, no_roots, gradients, *state)
+            updates, row, column = rescale_by(gradients, *means, *state, is_chosen=is_chosen)
         return updates, ScaleByFactorsState(stored(row, state.row), stored(column, state.column))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -287,3 +287,21 @@ def test_a_rule_that_is_not_chosen_keeps_its_state(rule: Any, dtype: Any) -> Non
     _, rested = transformation.update(tree, state, is_chosen=jnp.asarray(False))
     for one, other in ((updates, expected), (chosen, moved), (rested, state)):
         jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("rule", [*RULES, emo_optax.scale_by_cautious_sign, emo_optax.scale_by_softsign])
+def test_a_rule_is_traced_once_for_all_leaves_of_a_shape(rule: Any) -> None:
+    tree = [jnp.ones((3, 4)), jnp.ones((3, 4)), jnp.ones((3, 4))]
+    transformation = rule()
+    equations = jax.make_jaxpr(transformation.update)(tree, transformation.init(tree)).eqns
+    calls = [equation.params["jaxpr"] for equation in equations if equation.primitive.name == "jit"]
+    assert len(calls) == len(tree)
+    assert len({id(call) for call in calls}) == 1
+
+
+def test_means_are_behind_a_branch_where_factors_may_not_be_chosen() -> None:
+    tree = [jnp.ones((3, 4)), jnp.ones((5, 4))]
+    rule: Any = emo_optax.scale_by_factored_moments()
+    state = rule.init(tree)
+    lines = str(jax.make_jaxpr(lambda chosen: rule.update(tree, state, is_chosen=chosen))(True)).split("\n")
+    assert sum(" cond[" in line for line in lines) == 1

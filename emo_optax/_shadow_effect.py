@@ -45,7 +45,12 @@ def keep_elements(gradient: jax.Array, tolerance: jax.Array) -> jax.Array:
 
 
 def _is_at_least(gradient: jax.Array, bound: jax.Array) -> jax.Array:
-    return jnp.abs(gradient) >= bound
+    return bound <= jnp.abs(gradient)  # In this order, see `scale_by_emotion`.
+
+
+@jax.jit  # A function of its own: traced once for all leaves of a shape, and not for each.
+def _stop_small(update: jax.Array, gradient: jax.Array, bound: jax.Array) -> jax.Array:
+    return jax.lax.select(_is_at_least(gradient, bound), update, jnp.zeros_like(update))
 
 
 def keep_rows_and_columns(eps: jax.typing.ArrayLike = 1e-8) -> Keep:
@@ -89,10 +94,10 @@ class _KeepRowsAndColumns:
             return jnp.abs(gradient) > tolerance * jnp.sqrt(tolerance)
         if gradient.size == 0:
             return jnp.zeros(gradient.shape, jnp.bool_)
-        rows, columns = row_and_column_means(gradient)
+        rows, columns = row_and_column_means(gradient, self.eps)
         bound = tolerance * tolerance * tolerance
-        floor = jnp.asarray(self.eps, gradient.dtype)
-        return (rows + floor > bound) & (columns + floor > bound)
+        # A row's answer holds for all of the row; a column's is where it belongs already.
+        return (rows > bound).reshape(-1, *(1,) * (gradient.ndim - 1)) & (columns > bound)
 
     def keeps_all(self, gradient: jax.Array, theta: Any) -> bool:
         """Returns whether all elements move whatever the gradient and the emotion are.
@@ -104,13 +109,14 @@ class _KeepRowsAndColumns:
         return float(self.eps) > 1.001 * (2.0 * float(theta)) ** 3
 
 
-def row_and_column_means(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the squares' means over all axes but the first, and over the first, dimensions kept."""
+def row_and_column_means(gradient: jax.Array, eps: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns eps + the squares' means over all axes but the first, and over the first."""
     # Squares in words of their own: those that XLA on a CPU finds more than once it writes to memory,
     # others it adds up while it reads the gradient.
     size = jnp.abs(gradient)
-    rows = -jnp.mean(size * -size, axis=tuple(range(1, gradient.ndim)), keepdims=True)
-    columns = -jnp.mean(gradient * -gradient, axis=0, keepdims=True)
+    floor = jnp.asarray(eps, gradient.dtype)
+    rows = floor - jnp.mean(size * -size, axis=tuple(range(1, gradient.ndim)))
+    columns = floor - jnp.mean(gradient * -gradient, axis=0)
     return rows, columns
 
 
@@ -186,13 +192,11 @@ def filter_by_emotion(
         def let_through(update: jax.Array, gradient: jax.Array) -> jax.Array:
             if isinstance(keep, _KeepRowsAndColumns) and keep.keeps_all(gradient, theta):
                 return update
-            gradient = gradient.astype(wide_dtype(gradient))
-            if (
-                keep is keep_elements
-            ):  # The cube once, and not again for every leaf: that is compiled faster.
-                kept = _is_at_least(gradient, cubed(gradient.dtype))
-            else:
-                kept = keep(gradient, tolerance.astype(gradient.dtype))
+            dtype = wide_dtype(gradient)
+            if keep is keep_elements:  # The cube is taken once, and not again for every leaf.
+                stopped: jax.Array = _stop_small(update, gradient.astype(dtype), cubed(dtype))
+                return stopped
+            kept = keep(gradient.astype(dtype), tolerance.astype(dtype))
             return jax.lax.select(kept, update, jnp.zeros_like(update))
 
         return jax.tree.map(let_through, updates, gradients), state
@@ -257,7 +261,9 @@ def scale_by_emotion(
     ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra_args
         scale = step_scale(shared_emotion(emotion).scalar)
-        return jax.tree.map(lambda update: update * scale.astype(update.dtype), updates), state
+        # The scale before the update, so that the first leaf's loop is like those of the others, and
+        # XLA on a CPU compiles one for all: there a factor's place decides.
+        return jax.tree.map(lambda update: scale.astype(update.dtype) * update, updates), state
 
     piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)
     if shared:

@@ -246,9 +246,9 @@ def test_a_filter_of_rows_and_columns_that_stops_nothing_is_left_out() -> None:
 def test_means_of_squares_are_those_of_numpy() -> None:
     gradient = np.random.default_rng(0).normal(size=(3, 4, 5))
     with jax.enable_x64(True):
-        rows, columns = row_and_column_means(jnp.asarray(gradient))
-        np.testing.assert_allclose(rows, (gradient**2).mean((1, 2), keepdims=True), rtol=1e-14)
-        np.testing.assert_allclose(columns, (gradient**2).mean(0, keepdims=True), rtol=1e-14)
-    rows, columns = row_and_column_means(jnp.asarray([[0.0, 1e-30], [0.0, jnp.inf]]))
-    np.testing.assert_array_equal(rows, [[0.0], [jnp.inf]])
-    np.testing.assert_array_equal(columns, [[0.0, jnp.inf]])
+        rows, columns = row_and_column_means(jnp.asarray(gradient), 0.0)
+        np.testing.assert_allclose(rows, (gradient**2).mean((1, 2)), rtol=1e-14)
+        np.testing.assert_allclose(columns, (gradient**2).mean(0), rtol=1e-14)
+    rows, columns = row_and_column_means(jnp.asarray([[0.0, 1e-30], [0.0, jnp.inf]]), 0.0)
+    np.testing.assert_array_equal(rows, [0.0, jnp.inf])
+    np.testing.assert_array_equal(columns, [0.0, jnp.inf])

@@ -13,6 +13,7 @@ from emo_optax._validation import (
     check_divisor,
     check_not_negative,
     check_params,
+    hyperparameter,
     initial_value,
 )
 
@@ -102,7 +103,8 @@ def add_weight_decay(
 
         def decay(update: jax.Array, param: jax.Array) -> jax.Array:
             dtype = wide_dtype((update, param))
-            return update.astype(dtype) + jnp.asarray(sign * share, dtype) * param.astype(dtype)
+            decayed: jax.Array = hyperparameter(sign * share, dtype) * param.astype(dtype)
+            return update.astype(dtype) + decayed
 
         return jax.tree.map(decay, updates, params), state
 

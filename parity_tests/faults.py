@@ -102,8 +102,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "emo_optax",
         "shadow_effect",
-        "return jnp.abs(gradient) >= bound",
-        "return gradient >= bound",
+        "return bound <= jnp.abs(gradient)",
+        "return bound <= gradient",
         "filter without absolute value",
     ),
     Fault(
@@ -117,9 +117,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "emo_optax",
         "shadow_effect",
-        "axis=0, keepdims",
-        "axis=-1, keepdims",
-        "columns along the last axis",
+        "jnp.mean(gradient * -",
+        "jnp.min(gradient * -",
+        "columns by their largest element",
         "EmoAiry",
     ),
     Fault(
@@ -172,8 +172,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "emo_optax",
         "rules",
-        "(jnp.sign, _interpolate(gradients, state.mu, mu, b1, b2))",
-        "(jnp.sign, gradients)",
+        "jnp.sign(_interpolate(g, m, moved, b1, b2))",
+        "jnp.sign(g)",
         "no momentum",
         "EmoCats",
     ),

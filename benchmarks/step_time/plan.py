@@ -113,7 +113,7 @@ def _floor(written: int) -> Variant:
 _MAKES = {
     3: ("emo_sens", "emo_navi", "emo_clan", "ref_adamw_mini_schedule_free", "AdamW", "adamw"),
     2: ("emo_cats", "emo_lynx", "emo_neco", "lion"),
-    1: ("emo_airy", "emo_fact", "emo_zeal", "Adafactor", "adafactor"),
+    1: ("emo_airy", "emo_fact", "emo_zeal", "Adafactor", "adafactor", "sgd"),
 }
 """Who reads and writes how many streams of the parameters' size, beside the gradient."""
 _WRITTEN = {make: written for written, makes in _MAKES.items() for make in makes}
@@ -132,7 +132,9 @@ def floor_of(variant: Variant, size: float | None) -> str:
 _FUSED = Variant("AdamW(fused=True)", "AdamW", MappingProxyType({"fused": True}))
 _SHADOW = MappingProxyType({"use_shadow": True})
 _FOREACH, _FOR_LOOP = MappingProxyType({"foreach": True}), MappingProxyType({"foreach": False})
-_ADAMW, _LION, _ADAFACTOR = (Variant(f"optax.{name}", name) for name in ("adamw", "lion", "adafactor"))
+_ADAMW, _LION, _SGD, _ADAFACTOR = (
+    Variant(f"optax.{name}", name) for name in ("adamw", "lion", "sgd", "adafactor")
+)
 
 
 def _members(framework: str, *makes: str) -> tuple[Variant, ...]:
@@ -173,7 +175,8 @@ GROUPS: dict[str, dict[str, Group]] = {
     },
     "jax": {
         "second generation": Group(
-            (_ADAMW, _LION, *_members("jax", "emo_sens", "emo_cats"), _floor(3), _floor(2))
+            # optax.sgd without a momentum is the least that a step under XLA can do: one loop a leaf.
+            (_ADAMW, _LION, _SGD, *_members("jax", "emo_sens", "emo_cats"), _floor(3), _floor(2))
         ),
         "factors": Group((_ADAMW, _ADAFACTOR, *_members("jax", "emo_airy"), _floor(1))),
         "shadow": Group(
