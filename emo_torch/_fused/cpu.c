@@ -78,6 +78,9 @@ INLINE int64_t cut(int64_t at, int64_t start, int64_t size, int64_t columns) {
     return inside / unit * unit;
 }
 
+/* Of matrices with few columns: the most of those, rows at a time, and sums side by side. */
+enum { MOST_FEW = 16, ROWS = 64, LANES = 64 };
+
 INLINE int64_t choice(const int64_t *chosen, int64_t most) {
     if (chosen == NULL || *chosen < 0) return 0;
     return *chosen < most ? *chosen : most - 1;
