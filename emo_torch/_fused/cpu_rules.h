@@ -198,6 +198,10 @@ INLINE double NAME(gather_rows)(
             for (int64_t start = 0; start < columns; start += 1024) {
                 int64_t stop = start + 1024 < columns ? start + 1024 : columns;
                 REAL part = 0;
+                /* The step reads them next, where all stays in the cache until then. */
+                if (rows * columns <= CACHED)
+                    for (int64_t column = start; column < stop; column += LINE / (int64_t)sizeof(REAL))
+                        __builtin_prefetch(param_row + column, 1, 2);
 #pragma omp simd reduction(+ : part)
                 for (int64_t column = start; column < stop; column++) {
                     REAL weight = mode == L2 ? param_row[column] : 0;

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Numbers = NDArray[np.int64]
-Find = Callable[[list[Tensor]], Numbers | None]
+Find = Callable[[list[Tensor], Numbers | None], Numbers | None]
+"""Finds tensors by their hints, or without."""
 PLAIN = {Tensor, torch.nn.Parameter}
 """The types of which it is known what they are; a tensor of another may be anything."""
 
@@ -39,10 +40,10 @@ def finder(handle: ctypes.CDLL) -> Find | None:
         handle: the compiled code.
 
     Returns:
-        A function of tensors. What it returns has a column for each, and as rows: where it lies; how
-        many rows and columns it has as a matrix, or its elements and 0 where it is none; and a number
-        for its dtype, -1 for what is not contiguous or not in the CPU's memory. It returns `None` if
-        that cannot be said.
+        A function of tensors, and of their `hints` or `None`. What it returns has a column for each, and
+        as rows: where it lies; how many rows and columns it has as a matrix, or its elements and 0 where
+        it is none; and a number for its dtype, -1 for what is not contiguous or not in the CPU's memory.
+        It returns `None` if that cannot be said.
     """
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     if capsule is None:
@@ -55,17 +56,25 @@ def finder(handle: ctypes.CDLL) -> Find | None:
     # It must not run beside other threads of Python.
     code = ctypes.PyDLL(handle._name, handle=handle._handle).emo_find
     code.restype = ctypes.c_int
-    code.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+    place = ctypes.c_void_p
+    code.argtypes = (place, place, ctypes.c_int64, place, place)
 
-    def find(tensors: list[Tensor]) -> Numbers | None:
+    def find(tensors: list[Tensor], hints: Numbers | None) -> Numbers | None:
         if not set(map(type, tensors)) <= PLAIN:
             return None
         held = np.fromiter(tensors, object, len(tensors))
         found = np.empty((4, len(tensors)), np.int64)
+        near = None if hints is None else hints.ctypes.data
         try:
-            done = code(exchange.describe, held.ctypes.data, len(tensors), found.ctypes.data)
+            done = code(exchange.describe, held.ctypes.data, len(tensors), found.ctypes.data, near)
         except (RuntimeError, BufferError):
             return None  # There is no memory that it could name.
         return found if done else None
 
     return find
+
+
+def hints(tensors: list[Tensor]) -> Numbers:
+    """Returns where torch keeps what it knows of tensors, which makes finding them again quicker."""
+    places = [[tensor._cdata, tensor.untyped_storage()._cdata] for tensor in tensors]
+    return np.array(places, np.int64).T.copy()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from emo_torch._fused.find import Find, Numbers
+from emo_torch._fused.find import Find, Numbers, hints
 
 State = dict[str, Tensor]
 # By what it is for: a tensor for each parameter, or where that lies and how many elements it has.
@@ -94,6 +94,7 @@ class _Plan(NamedTuple):
     use_shadow: bool
     names: list[str | list[str]]
     find: Find
+    hints: Numbers
     found: Numbers
     written: Written
     width: int
@@ -169,7 +170,8 @@ def _owners(state: Mapping[Any, State]) -> _Owners:
 def _plan(look: Look, find: Find, group: dict[str, Any], seen: Seen, owners: _Owners) -> _Plan | None:
     params, grads, states = seen
     names = list(_names_of_each(params, look.names))
-    found = find([*params, *_kept(states, names), *grads])
+    tensors = [*params, *_kept(states, names), *grads]
+    found = find(tensors, None)
     order = (PARAM, *look.names, GRAD)
     width = params[0].element_size()
     if found is None or not np.array_equal(found[0], np.concatenate([look.begins[key] for key in order])):
@@ -188,6 +190,7 @@ def _plan(look: Look, find: Find, group: dict[str, Any], seen: Seen, owners: _Ow
         use_shadow=bool(group.get("use_shadow")),
         names=names,
         find=find,
+        hints=hints(tensors),
         found=found,
         written=written,
         width=width,
@@ -209,7 +212,7 @@ def _look_again(plan: _Plan, group: dict[str, Any]) -> Seen | None:
         tensors = [*known, *_kept(plan.states, plan.names), *grads]
     except KeyError:
         return None
-    found = plan.find(tensors)
+    found = plan.find(tensors, plan.hints)
     if found is None or any(map(Tensor.is_neg, grads)):
         return None
     if not np.array_equal(found, plan.found):
