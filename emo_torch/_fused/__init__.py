@@ -360,6 +360,9 @@ def _is_still(
         and known.streams.keys() == streams.keys()
         and all(np.array_equal(known.begins[key], begins[key]) for key in begins)
         and all(all(map(is_, known.streams[key], streams[key])) for key in streams)
+        # But for what they may have become in place.
+        and all(all(map(Tensor.is_contiguous, tensors)) for tensors in streams.values())
+        and all(np.array_equal(known.sizes[key], _numbers(Tensor.numel, streams[key])) for key in streams)
     )
 
 
