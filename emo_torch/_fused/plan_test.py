@@ -20,6 +20,10 @@ plan_of = plan._plan
 needs_compiler = pytest.mark.skipif(_fused.library() is None, reason="NO C COMPILER WAS FOUND")
 
 
+class Another(Tensor):
+    """A tensor of another type."""
+
+
 def _params() -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     shapes = ((6, 6), (6, 6), (5,))
@@ -129,8 +133,6 @@ def _give_states_away(optimizer: emo_torch.LossOptimizer) -> None:
     optimizer.state.clear()
     for state in states:
         optimizer.state[torch.zeros(1)] = state
-    for param in optimizer.param_groups[0]["params"]:
-        optimizer.state[param] = {}
 
 
 def _load(optimizer: emo_torch.LossOptimizer) -> None:
@@ -165,7 +167,11 @@ def _expanded(gradient: Tensor, _: Tensor) -> Tensor:
     return gradient[:1].expand(gradient.shape)
 
 
-GRADIENTS = (_turned, _negated, _expanded)
+def _of_another_type(gradient: Tensor, _: Tensor) -> Tensor:
+    return gradient.as_subclass(Another)
+
+
+GRADIENTS = (_turned, _negated, _expanded, _of_another_type)
 
 
 @needs_compiler
@@ -273,9 +279,6 @@ def test_plans_are_made_seldom_where_they_are_in_vain(monkeypatch: pytest.Monkey
 
 @needs_compiler
 def test_a_tensor_of_another_type_or_place_is_not_found() -> None:
-    class Another(Tensor):
-        pass
-
     found = _fused.library()
     assert found is not None
     assert found.find is not None
