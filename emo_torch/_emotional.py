@@ -1,6 +1,7 @@
 """Putting it together: what every emotional optimizer shares, and a look at its emotion."""
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from emo_torch._emotion import Emotion, EmotionState, feel, init_emotion, wide_d
 from emo_torch._errors import NOT_A_CLOSURE
 from emo_torch._fused import FusedStep, Signal, library
 from emo_torch._fused import step as step_fused
+from emo_torch._fused.plan import Params, Plans, Seen
 from emo_torch._replicas import LossGroup, Replicas
 from emo_torch._rounding import add_rounded, check_rounding, is_narrow, rounding_keys
 from emo_torch._rules import store
@@ -321,7 +323,7 @@ class LossOptimizer(Optimizer):
         if loss is None:
             given = result if self._collected.loss is None else self._collected.loss
         check_capture(type(self).__name__, self.param_groups, given)
-        check_gradients(type(self).__name__, list(self._params()))
+        seen = self._look()
         if given is None and all(self._is_zero(group.get("lr", 1.0)) for group in self.param_groups):
             self._make_missing_state()
             return None
@@ -339,7 +341,7 @@ class LossOptimizer(Optimizer):
         )
         feeling = self.take_in(value, **dict(zip(others, means, strict=True)))
         self._collected.discard()
-        self._move(feeling)
+        self._move(feeling, seen)
         return given if closure is None else result
 
     def _is_zero(self, lr: float | Tensor) -> bool:
@@ -352,13 +354,32 @@ class LossOptimizer(Optimizer):
         for group in self.param_groups:
             self._collect(group)
 
-    def _move(self, feeling: Any) -> None:
+    @functools.cached_property
+    def _plans(self) -> Plans:
+        return Plans()
+
+    def _look(self) -> list[Seen | None]:
+        """Returns what is known of each group, and looks whether gradients can be used where nothing is."""
+        seen: list[Seen | None] = [None] * len(self.param_groups)
+        if not torch.compiler.is_compiling():
+            seen = self._plans.look(self.param_groups, self.state)
+        pairs = zip(self.param_groups, seen, strict=True)
+        check_gradients(
+            type(self).__name__, [param for group, known in pairs if not known for param in group["params"]]
+        )
+        return seen
+
+    def _move(self, feeling: Any, seen: list[Seen | None]) -> None:
         """Moves every parameter that has a gradient."""
         before = 0
-        for group in self.param_groups:
-            params, grads, states = self._collect(group)
+        for index, group in enumerate(self.param_groups):
+            params, grads, states = seen[index] or self._collect(group)
             if params and group.get("rounding", "nearest") == "nearest":
+                if not torch.compiler.is_compiling():
+                    params = params if isinstance(params, Params) else Params(params)
                 self.step_tensors(params, grads, states, feeling=feeling, group=group)
+                if not torch.compiler.is_compiling():
+                    self._plans.remember(index, group, self.state, Seen(params, grads, states))
             elif params:
                 # In full precision, to the side; those that have it anyway step as ever.
                 weights = [param.to(wide_dtype(param)) for param in params]
@@ -1130,7 +1151,7 @@ class Emotional(EmoOptimizer):
         for param, state in states.items():
             self.state[param] = state
 
-    def _move(self, feeling: Feeling) -> None:
+    def _move(self, feeling: Feeling, seen: list[Seen | None]) -> None:  # noqa: ARG002
         """Lets the inner optimizer move the parameters, and keeps as much of it as is felt."""
         moves: list[tuple[list[Tensor], list[Tensor], list[Tensor], Group]] = []
         for group in self.param_groups:

@@ -23,7 +23,7 @@ MEMBERS = tuple(emo_torch.list_optimizers())
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5}
 SHAPES = (
     *((), (1,), (7,), (0,), (0, 3), (5, 0)),
-    *((33, 65), (1, 5), (64, 8), (8, 64), (40, 4), (3, 4, 5)),
+    *((33, 65), (1, 5), (64, 8), (8, 64), (140, 4), (70, 16), (3, 4, 5)),
     *((70_001,), (301, 700)),  # Large enough for several threads.
 )
 MODES = ("decoupled", "absolute", "l2")
@@ -116,6 +116,21 @@ def test_the_number_of_threads_makes_no_difference(name: str, threads: int) -> N
     torch.set_num_threads(threads)
     try:
         fused = _train(name, _start(SHAPES, torch.float64), fused=True, **options)
+    finally:
+        torch.set_num_threads(before)
+    _assert_close(fused, reference, 1e-12)
+
+
+@needs_compiler
+@pytest.mark.parametrize("columns", [4, 8, 16])
+@pytest.mark.parametrize("name", ["emo_airy", "emo_zeal"])
+def test_threads_that_share_a_matrix_of_few_columns_agree(name: str, columns: int) -> None:
+    shapes = ((2**17 // columns + 1, columns),)
+    reference = _train(name, _start(shapes, torch.float64), 3, foreach=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        fused = _train(name, _start(shapes, torch.float64), 3, fused=True)
     finally:
         torch.set_num_threads(before)
     _assert_close(fused, reference, 1e-12)

@@ -14,15 +14,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from emo_torch._fused.compiler import compile_library
+from emo_torch._fused.find import PLAIN, Find, Numbers, finder
+from emo_torch._fused.plan import (
+    EXISTS,
+    GRAD,
+    NORM,
+    PARAM,
+    SHADOW,
+    Look,
+    Names,
+    Params,
+    Places,
+    State,
+    Streams,
+    are_apart,
+    sort_written,
+)
 from emo_torch._weight_decay import MODES
-
-State = dict[str, Tensor]
-Numbers = NDArray[np.int64]
 
 RULES = ("uncorrected_adam", "lion", "cautious_sign", "softsign", "factored_moments", "ref")
 """The rules of `_rules` that it knows."""
@@ -156,10 +168,11 @@ class _Job(ctypes.Structure):
 
 
 class Library(NamedTuple):
-    """The compiled code, and the process that loaded it."""
+    """The compiled code, the process that loaded it, and what it finds tensors with."""
 
     handle: ctypes.CDLL
     process: int
+    find: Find | None = None
 
 
 @functools.cache
@@ -172,7 +185,7 @@ def library() -> Library | None:
         function = getattr(handle, name)
         function.argtypes = (ctypes.POINTER(_Job),)
         function.restype = ctypes.c_int
-    return Library(handle, os.getpid())
+    return Library(handle, os.getpid(), finder(handle))
 
 
 def fits(param: Tensor, grad: Tensor, others: Iterable[Tensor]) -> bool:
@@ -192,31 +205,14 @@ def fits(param: Tensor, grad: Tensor, others: Iterable[Tensor]) -> bool:
 
 
 _dtype, _is_cpu = attrgetter("dtype"), attrgetter("is_cpu")
-_PLAIN = {Tensor, torch.nn.Parameter}
-
-
-# By what it is for: a tensor for each parameter, or where that lies and how many elements it has.
-_Key = tuple[str, ...]
-_Streams = dict[_Key, list[Tensor]]
-_Places = dict[_Key, Numbers]
-_PARAM, _GRAD, _SHADOW, _EXISTS, _NORM = ("param",), ("grad",), ("shadow",), ("exists",), ("norm",)
-
-
-class _Look(NamedTuple):
-    """What compiled code has to know of parameters of one dtype that all fit."""
-
-    begins: _Places
-    sizes: _Places
-    rows: Numbers
-    columns: Numbers
 
 
 class _Known(NamedTuple):
     """What was seen of parameters and moments at an earlier step, which is seldom worth another look."""
 
-    streams: _Streams
-    begins: _Places
-    sizes: _Places
+    streams: Streams
+    begins: Places
+    sizes: Places
     size: Numbers
     shapes: list[torch.Size]
     rows: Numbers
@@ -252,13 +248,15 @@ def step(
     found = library()
     if found is None:
         return list(range(len(params)))
-    look = _look_at(params, grads, states, what, group)
+    look = _known_look(params, what, group) or _look_at(params, grads, states, what, group)
     if look is not None:
         is_done = _run(params, look, what, signal_of(params[0].dtype), group, found)
+        if is_done and isinstance(params, Params):
+            params.look, params.find = look, found.find
         return [] if is_done else list(range(len(params)))
     by_dtype: dict[torch.dtype, list[int]] = {}
     rest: list[int] = []
-    streams = _streams(params, states, what, group)
+    streams = _streams(params, states, _names(what, group, {param.ndim for param in params}))
     for index, (param, grad, *others) in enumerate(zip(params, grads, *streams.values(), strict=True)):
         fit = by_dtype.setdefault(param.dtype, []) if fits(param, grad, others) else rest
         fit.append(index)
@@ -272,22 +270,35 @@ def step(
     return sorted(rest)
 
 
-def _streams(params: list[Tensor], states: list[State], what: FusedStep, group: dict[str, Any]) -> _Streams:
-    streams: _Streams = {}
-    dimensions = [param.ndim for param in params]
+def _names(what: FusedStep, group: dict[str, Any], dimensions: Iterable[int]) -> Names:
+    """Returns what stands in the states of parameters of so many dimensions, and is needed."""
+    names: Names = {}
     for rule in what.rules:
-        names = {ndim: rule.moments(ndim) for ndim in set(dimensions)}
         for place in range(rule.moments_each):
             # Rules that share their moments share them here.
-            key = (rule.prefix, rule.shape, str(place))
-            if key not in streams:
-                at = {ndim: own[place] for ndim, own in names.items()}
-                streams[key] = [state[at[n]] for state, n in zip(states, dimensions, strict=True)]
+            names[rule.prefix, rule.shape, str(place)] = {n: rule.moments(n)[place] for n in dimensions}
     if any(rule.kind == "ref" for rule in what.rules):
-        streams[_NORM] = [state["exp_avg_norm"] for state in states]
+        names[NORM] = dict.fromkeys(dimensions, "exp_avg_norm")
     if group.get("use_shadow"):
-        streams[_SHADOW] = [state["shadow"] for state in states]
-    return streams
+        names[SHADOW] = dict.fromkeys(dimensions, "shadow")
+        names[EXISTS] = dict.fromkeys(dimensions, "shadow_exists")
+    return names
+
+
+def _streams(params: list[Tensor], states: list[State], names: Names) -> Streams:
+    dimensions = [param.ndim for param in params]
+    return {
+        key: [state[own[ndim]] for state, ndim in zip(states, dimensions, strict=True)]
+        for key, own in names.items()
+    }
+
+
+def _known_look(params: list[Tensor], what: FusedStep, group: dict[str, Any]) -> Look | None:
+    """Returns what is known of parameters that are as they were, if it is what the step needs."""
+    look = params.look if isinstance(params, Params) else None
+    if look is None or look.names != _names(what, group, next(iter(look.names.values()))):
+        return None
+    return look
 
 
 def _look_at(
@@ -296,7 +307,7 @@ def _look_at(
     states: list[State],
     what: FusedStep,
     group: dict[str, Any],
-) -> _Look | None:
+) -> Look | None:
     """Looks at parameters: quickly, what `fits` looks at one by one; `None` if one does not fit.
 
     Moments that lie where they lay at an earlier step are taken for what they were.
@@ -311,7 +322,8 @@ def _look_at(
         return None
     if not np.array_equal(_numbers(Tensor.numel, grads), size):
         return None
-    streams = _streams(params, states, what, group)
+    names = _names(what, group, {param.ndim for param in params})
+    streams = _streams(params, states, names)
     begins = {key: _numbers(Tensor.data_ptr, tensors) for key, tensors in streams.items()}
     by_shape = any(rule.kind == "factored_moments" for rule in what.rules)
     shapes = [param.shape for param in params] if by_shape else []
@@ -321,18 +333,17 @@ def _look_at(
         if known is None:
             return None
         _known[params[0]] = known
-    begins = {_PARAM: _numbers(Tensor.data_ptr, params), **begins}
-    sizes = {_PARAM: size, **known.sizes}
-    begins[_GRAD], sizes[_GRAD] = _numbers(Tensor.data_ptr, grads), size
-    if _SHADOW in begins:
-        begins[_EXISTS] = _numbers(Tensor.data_ptr, [state["shadow_exists"] for state in states])
-        sizes[_EXISTS] = size
-    return _Look(begins, sizes, known.rows, known.columns)
+    elif isinstance(params, Params):
+        params.is_steady = True
+    begins = {PARAM: _numbers(Tensor.data_ptr, params), **begins}
+    sizes = {PARAM: size, **known.sizes}
+    begins[GRAD], sizes[GRAD] = _numbers(Tensor.data_ptr, grads), size
+    return Look(begins, sizes, known.rows, known.columns, names)
 
 
 def _are_plain(tensors: list[Tensor], dtype: torch.dtype) -> bool:
     return (
-        set(map(type, tensors)) <= _PLAIN
+        set(map(type, tensors)) <= PLAIN
         and set(map(_dtype, tensors)) == {dtype}
         and all(map(_is_cpu, tensors))
         and all(map(Tensor.is_contiguous, tensors))
@@ -340,7 +351,7 @@ def _are_plain(tensors: list[Tensor], dtype: torch.dtype) -> bool:
 
 
 def _is_still(
-    known: _Known, streams: _Streams, begins: _Places, size: Numbers, shapes: list[torch.Size]
+    known: _Known, streams: Streams, begins: Places, size: Numbers, shapes: list[torch.Size]
 ) -> bool:
     """Returns whether the very same tensors lie where they lay."""
     return (
@@ -349,6 +360,9 @@ def _is_still(
         and known.streams.keys() == streams.keys()
         and all(np.array_equal(known.begins[key], begins[key]) for key in begins)
         and all(all(map(is_, known.streams[key], streams[key])) for key in streams)
+        # But for what they may have become in place.
+        and all(all(map(Tensor.is_contiguous, tensors)) for tensors in streams.values())
+        and all(np.array_equal(known.sizes[key], _numbers(Tensor.numel, streams[key])) for key in streams)
     )
 
 
@@ -356,8 +370,8 @@ def _get_to_know(
     dtype: torch.dtype,
     size: Numbers,
     shapes: list[torch.Size],
-    streams: _Streams,
-    begins: _Places,
+    streams: Streams,
+    begins: Places,
 ) -> _Known | None:
     """Looks at moments closely; `None` if one does not fit."""
     rows, columns = size, np.zeros_like(size)
@@ -365,19 +379,20 @@ def _get_to_know(
         rows, columns = np.array([_rows_and_columns(shape) for shape in shapes], np.int64).T.copy()
     by_factor = {"0": np.where(columns > 0, rows, size), "1": np.where(columns > 0, columns, size)}
     expected = {key: by_factor[key[2]] if "factors" in key else size for key in streams}
-    expected[_NORM] = np.ones_like(size)
+    expected[NORM] = expected[EXISTS] = np.ones_like(size)
     if columns.max() > MOST_COLUMNS:
         return None
     for key, tensors in streams.items():
         sizes = _numbers(Tensor.numel, tensors)
-        if not _are_plain(tensors, dtype) or not np.array_equal(sizes, expected[key]):
+        own = torch.bool if key == EXISTS else dtype
+        if not _are_plain(tensors, own) or not np.array_equal(sizes, expected[key]):
             return None
     return _Known(streams, begins, {key: expected[key] for key in streams}, size, shapes, rows, columns)
 
 
 def _run(
     params: list[Tensor],
-    look: _Look,
+    look: Look,
     what: FusedStep,
     signal: Signal,
     group: dict[str, Any],
@@ -385,12 +400,12 @@ def _run(
 ) -> bool:
     """Takes the step of parameters that all fit and have one dtype; returns whether it did."""
     begins, sizes = look.begins, look.sizes
-    width = params[0].element_size()
-    written = [key for key in begins if key not in (_GRAD, _EXISTS)]
-    starts = np.concatenate([begins[key] for key in written])
-    ends = starts + width * np.concatenate([sizes[key] for key in written])
-    if not _are_apart(starts, ends, begins[_GRAD], begins[_GRAD] + width * sizes[_GRAD]):
-        return False
+    if not look.is_apart:
+        width = params[0].element_size()
+        written = sort_written(look, width)
+        read = begins[GRAD]
+        if written is None or not are_apart(written, read, read + width * sizes[GRAD]):
+            return False
     nothing = np.zeros(len(params), np.int64)
 
     def rule_of(rule: FusedRule) -> _Rule:
@@ -401,17 +416,17 @@ def _run(
     divisor = group.get("weight_decay_divisor") if is_decoupled else None
     share = None if what.share is None else what.share(params[0].dtype)
     bound = group.get("injection_bound")
-    enough = max(1, int(sizes[_PARAM].sum()) // LEAST_SHARE)
+    enough = max(1, int(sizes[PARAM].sum()) // LEAST_SHARE)
     job = _Job(
         tensors=len(params),
         # Threads are not inherited: a forked process would wait for them for ever.
         threads=min(torch.get_num_threads(), enough) if found.process == os.getpid() else 1,
         rows=_at(look.rows),
         columns=_at(look.columns),
-        params=_at(begins[_PARAM]),
-        grads=_at(begins[_GRAD]),
-        shadows=_at(begins[_SHADOW]) if _SHADOW in begins else None,
-        shadows_exist=_at(begins[_EXISTS]) if _EXISTS in begins else None,
+        params=_at(begins[PARAM]),
+        grads=_at(begins[GRAD]),
+        shadows=_at(begins[SHADOW]) if SHADOW in begins else None,
+        shadows_exist=_at(begins[EXISTS]) if EXISTS in begins else None,
         tolerance=signal.tolerance.data_ptr(),
         scale=signal.scale.data_ptr(),
         ratio=signal.shadow_ratio.data_ptr(),
@@ -427,7 +442,7 @@ def _run(
         first_steps=len(what.first_steps),
         chosen_first=None if what.chosen_first is None else what.chosen_first.data_ptr(),
         first_step=tuple(FIRST_STEPS.index(name) for name in what.first_steps),
-        norms=_at(begins[_NORM]) if _NORM in begins else None,
+        norms=_at(begins[NORM]) if NORM in begins else None,
         share=None if share is None else share.data_ptr(),
         norm_factor=group.get("schedulefree_alpha", 0.0),
         least_lr=group.get("min_lr", 0.0),
@@ -454,14 +469,3 @@ def _at(numbers: Numbers) -> int:
 def _rows_and_columns(shape: torch.Size) -> tuple[int, int]:
     """Returns a tensor's shape as a matrix; 0 columns for what is none."""
     return (shape.numel(), 0) if len(shape) < 2 else (shape[0], shape[1:].numel())
-
-
-def _are_apart(begins: Numbers, ends: Numbers, read_begins: Numbers, read_ends: Numbers) -> bool:
-    """Returns whether nothing that is written to overlaps with anything else, in bytes."""
-    order = np.argsort(begins)
-    begins, ends = begins[order], ends[order]
-    if np.any(begins[1:] < ends[:-1]):
-        return False
-    # Those that begin before what is read ends must have ended before that begins.
-    before = np.searchsorted(begins, read_ends) - 1
-    return not np.any((before >= 0) & (ends[before] > read_begins) & (read_ends > read_begins))

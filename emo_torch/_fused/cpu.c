@@ -78,6 +78,15 @@ INLINE int64_t cut(int64_t at, int64_t start, int64_t size, int64_t columns) {
     return inside / unit * unit;
 }
 
+/* Of matrices with few columns: the most of those, rows at a time, and sums side by side. */
+enum { MOST_FEW = 16, ROWS = 64, LANES = 64 };
+
+/* How many elements of a matrix surely stay in a core's cache, and the bytes of a line of it. */
+enum { CACHED = 16384, LINE = 64 };
+
+/* How many tensors ahead is looked. */
+enum { AHEAD = 4 };
+
 INLINE int64_t choice(const int64_t *chosen, int64_t most) {
     if (chosen == NULL || *chosen < 0) return 0;
     return *chosen < most ? *chosen : most - 1;
@@ -101,3 +110,51 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 #define ABS fabs
 #define NEXT nextafter
 #include "cpu_rules.h"
+
+/* A tensor as DLPack describes it. */
+typedef struct {
+    void *data;
+    int32_t device, device_index, dimensions;
+    uint8_t kind, bits;
+    uint16_t lanes;
+    const int64_t *shape, *strides;
+    uint64_t offset;
+} Described;
+
+/* DLPack's function that describes one of Python's tensors; not 0 and an error in Python where it fails. */
+typedef int (*Describe)(void *tensor, Described *described);
+
+/* Finds tensors of Python's, which are held: where each lies, its size as a matrix as in a Job, and its
+ * kind: the bits of a number and DLPack's code for what that is, or -1 for what is not contiguous or lies
+ * elsewhere than in the CPU's memory. `found` has four rows of `count`. Returns whether all were found.
+ *
+ * `hints` are two rows of places that torch is likely to read, its tensors' and their storages': asked for
+ * ahead, they are on their way together, which would else be waited for one after the other. Nothing
+ * happens where a place is no longer what it was. */
+int emo_find(Describe describe, void **tensors, int64_t count, int64_t *found, const char **hints) {
+    for (int64_t tensor = 0; tensor < count; tensor++) {
+        if (hints != NULL && tensor + 2 * AHEAD < count) {
+            __builtin_prefetch(tensors[tensor + 2 * AHEAD]);
+            for (int line = 0; line < 4; line++)
+                __builtin_prefetch(hints[tensor + AHEAD] + line * LINE);
+            for (int line = 0; line < 2; line++)
+                __builtin_prefetch(hints[count + tensor + AHEAD] + line * LINE);
+        }
+        Described seen;
+        if (describe(tensors[tensor], &seen)) return 0;
+        int64_t size = 1;
+        int fits = seen.device == 1 && seen.lanes == 1;
+        for (int64_t dimension = seen.dimensions - 1; dimension >= 0; dimension--) {
+            const int64_t length = seen.shape[dimension];
+            /* No strides say that it is contiguous. */
+            fits &= length == 1 || seen.strides == NULL || seen.strides[dimension] == size;
+            size *= length;
+        }
+        const int64_t rows = seen.dimensions < 2 ? size : seen.shape[0];
+        found[tensor] = (int64_t)(uintptr_t)seen.data + (int64_t)seen.offset;
+        found[count + tensor] = rows;
+        found[2 * count + tensor] = seen.dimensions < 2 ? 0 : rows ? size / rows : 0;
+        found[3 * count + tensor] = fits ? 256 * seen.bits + seen.kind : -1;
+    }
+    return 1;
+}

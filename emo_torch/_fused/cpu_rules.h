@@ -198,6 +198,10 @@ INLINE double NAME(gather_rows)(
             for (int64_t start = 0; start < columns; start += 1024) {
                 int64_t stop = start + 1024 < columns ? start + 1024 : columns;
                 REAL part = 0;
+                /* The step reads them next, where all stays in the cache until then. */
+                if (rows * columns <= CACHED)
+                    for (int64_t column = start; column < stop; column += LINE / (int64_t)sizeof(REAL))
+                        __builtin_prefetch(param_row + column, 1, 2);
 #pragma omp simd reduction(+ : part)
                 for (int64_t column = start; column < stop; column++) {
                     REAL weight = mode == L2 ? param_row[column] : 0;
@@ -219,18 +223,73 @@ INLINE double NAME(gather_rows)(
     return total;
 }
 
+/* Sums of neighbours, half as many as before. */
+INLINE void NAME(add_pairs)(int64_t count, REAL *restrict to, const REAL *restrict from) {
+    for (int64_t index = 0; index < count; index++) to[index] = from[2 * index] + from[2 * index + 1];
+}
+
+/* The same for few columns, a known number that divides LANES: sums lie side by side in vectors. */
+INLINE double NAME(gather_few)(
+    int64_t rows, const int64_t columns, const REAL *restrict grads, REAL *restrict averages,
+    double *restrict sums, const NAME(Signal) *signal) {
+    const REAL eps = signal->eps, b1 = signal->b1, c1 = signal->c1, row_bound = signal->row_bound;
+    const int keeps_all = signal->keeps_all;
+    REAL squares[ROWS * MOST_FEW], pairs[ROWS * MOST_FEW / 2], lanes[LANES];
+    for (int64_t block = 0; block < rows; block += ROWS) {
+        const int64_t many = rows - block < ROWS ? rows - block : ROWS;
+        const REAL *restrict grad = grads + block * columns;
+        if (many == ROWS) {
+            for (int64_t index = 0; index < ROWS * columns; index++)
+                squares[index] = grad[index] * grad[index];
+        } else {
+            memset(squares, 0, sizeof(squares));
+            for (int64_t index = 0; index < many * columns; index++)
+                squares[index] = grad[index] * grad[index];
+        }
+        for (int64_t lane = 0; lane < LANES; lane++) lanes[lane] = squares[lane];
+        for (int64_t start = LANES; start < ROWS * columns; start += LANES)
+            for (int64_t lane = 0; lane < LANES; lane++) lanes[lane] += squares[start + lane];
+        for (int64_t half = LANES / 2; half >= columns; half /= 2)
+            for (int64_t lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
+        for (int64_t column = 0; column < columns; column++) sums[column] += lanes[column];
+        if (columns == 16) {
+            NAME(add_pairs)(ROWS * 8, pairs, squares);
+            NAME(add_pairs)(ROWS * 4, squares, pairs);
+            NAME(add_pairs)(ROWS * 2, pairs, squares);
+            NAME(add_pairs)(ROWS, squares, pairs);
+        } else if (columns == 8) {
+            NAME(add_pairs)(ROWS * 4, pairs, squares);
+            NAME(add_pairs)(ROWS * 2, squares, pairs);
+            NAME(add_pairs)(ROWS, pairs, squares);
+        } else {
+            NAME(add_pairs)(ROWS * 2, pairs, squares);
+            NAME(add_pairs)(ROWS, squares, pairs);
+        }
+        const REAL *row_sums = columns == 8 ? pairs : squares;
+        for (int64_t row = 0; row < many; row++) {
+            REAL mean = row_sums[row] / (REAL)columns + eps;
+            REAL average = averages[block + row] * b1 + SQRT(mean) * c1;
+            int stops = !keeps_all & !(mean > row_bound);
+            averages[block + row] = stops ? -ABS(average) : average;
+        }
+    }
+    double total = 0;
+    for (int64_t column = 0; column < columns; column++) total += sums[column];
+    return total;
+}
+
 static double NAME(gather)(
     int64_t rows, int64_t columns, const REAL *params, const REAL *grads, REAL *averages, double *sums,
     REAL *narrow, const NAME(Signal) *signal) {
-#define GATHER(columns, mode)                                                                      \
+#define GATHER(mode)                                                                               \
     NAME(gather_rows)(rows, columns, params, grads, averages, sums, narrow, signal, mode)
-    if (signal->mode == L2) return GATHER(columns, L2);
+    if (signal->mode == L2) return GATHER(L2);
     /* Adapters have few columns: there a known number saves most of the time. */
     switch (columns) {
-    case 4: return GATHER(4, DECOUPLED);
-    case 8: return GATHER(8, DECOUPLED);
-    case 16: return GATHER(16, DECOUPLED);
-    default: return GATHER(columns, DECOUPLED);
+    case 4: return NAME(gather_few)(rows, 4, grads, averages, sums, signal);
+    case 8: return NAME(gather_few)(rows, 8, grads, averages, sums, signal);
+    case 16: return NAME(gather_few)(rows, 16, grads, averages, sums, signal);
+    default: return GATHER(DECOUPLED);
     }
 #undef GATHER
 }
@@ -250,10 +309,10 @@ static int NAME(settle_columns)(int64_t rows, int64_t columns, const double *res
     return keeps | signal->keeps_all;
 }
 
-/* The step of some rows, by their averages and those of the columns. */
+/* The step of some rows, by their averages and the roots of those of the columns. */
 INLINE void NAME(factor_rows)(
     int64_t rows, int64_t columns, REAL *restrict params, const REAL *restrict grads,
-    REAL *restrict row_averages, const REAL *restrict column_averages, const REAL *restrict means,
+    REAL *restrict row_averages, const REAL *restrict column_roots, const REAL *restrict means,
     REAL *restrict shadows, const NAME(Signal) *signal, REAL length, const int keeps_columns,
     const int mode, const int blends, const int first) {
     const REAL sign = signal->sign, scale = signal->scale, lr = signal->lr, eps = signal->eps;
@@ -262,8 +321,8 @@ INLINE void NAME(factor_rows)(
     const int softens = signal->first_step == FIRST_SOFTSIGN;
     for (int64_t row = 0; row < rows; row++) {
         const int keeps_row = !signbit(row_averages[row]);
-        const REAL average = ABS(row_averages[row]);
-        row_averages[row] = average;
+        row_averages[row] = ABS(row_averages[row]);
+        const REAL row_root = SQRT(row_averages[row]);
         REAL *restrict param_row = params + row * columns;
         REAL *restrict shadow_row = blends ? shadows + row * columns : shadows;
         const REAL *restrict grad_row = grads + row * columns;
@@ -281,7 +340,7 @@ INLINE void NAME(factor_rows)(
                 REAL softened = mixed / (1 + ABS(mixed)) * length;
                 weight -= (softens ? softened : cautious) * lr;
             }
-            REAL update = grad / (SQRT(average * column_averages[column]) + eps);
+            REAL update = grad / (row_root * column_roots[column] + eps);
             if (!keeps_columns) update = keeps_row & (means[column] > row_bound) ? update : 0;
             update *= scale;
             param_row[column] = NAME(move)(weight, update, weight_decay, lr, mode);
@@ -289,36 +348,61 @@ INLINE void NAME(factor_rows)(
     }
 }
 
+/* The same for few columns where the filter keeps all: without the shadow and a first step. */
+INLINE void NAME(factor_few)(
+    int64_t rows, const int64_t columns, REAL *restrict params, const REAL *restrict grads,
+    const REAL *restrict row_averages, const REAL *restrict column_roots, const NAME(Signal) *signal) {
+    const REAL sign = signal->sign, scale = signal->scale, lr = signal->lr, eps = signal->eps;
+    const REAL weight_decay = signal->weight_decay;
+    REAL row_roots[ROWS], roots[ROWS * MOST_FEW];
+    for (int64_t block = 0; block < rows; block += ROWS) {
+        const int64_t many = rows - block < ROWS ? rows - block : ROWS;
+        for (int64_t row = 0; row < many; row++) row_roots[row] = SQRT(row_averages[block + row]);
+        for (int64_t row = 0; row < many; row++)
+            for (int64_t column = 0; column < columns; column++)
+                roots[row * columns + column] = row_roots[row] * column_roots[column];
+        REAL *restrict param = params + block * columns;
+        const REAL *restrict grad = grads + block * columns;
+        for (int64_t index = 0; index < many * columns; index++) {
+            REAL update = grad[index] * sign / (roots[index] + eps) * scale;
+            param[index] = NAME(move)(param[index], update, weight_decay, lr, DECOUPLED);
+        }
+    }
+}
+
 static void NAME(factor)(
     int64_t rows, int64_t columns, REAL *params, const REAL *grads, REAL *row_averages,
-    const REAL *column_averages, const REAL *means, REAL *shadows, const NAME(Signal) *signal,
+    const REAL *column_roots, const REAL *means, REAL *shadows, const NAME(Signal) *signal,
     REAL length, int keeps_columns, int blends) {
     const int first = signal->first_step != NO_FIRST;
-#define FACTOR(columns, keeps_columns, mode, blends, first)                                        \
-    NAME(factor_rows)(rows, columns, params, grads, row_averages, column_averages, means, shadows, \
+#define FACTOR(keeps_columns, mode, blends, first)                                        \
+    NAME(factor_rows)(rows, columns, params, grads, row_averages, column_roots, means, shadows, \
                       signal, length, keeps_columns, mode, blends, first)
+#define FACTOR_FEW(columns)                                                                        \
+    NAME(factor_few)(rows, columns, params, grads, row_averages, column_roots, signal)
     if (signal->mode == L2) {
-        if (first) FACTOR(columns, keeps_columns, L2, 0, 1);
-        else FACTOR(columns, keeps_columns, L2, 0, 0);
+        if (first) FACTOR(keeps_columns, L2, 0, 1);
+        else FACTOR(keeps_columns, L2, 0, 0);
     } else if (signal->mode == ABSOLUTE) {
-        if (blends) FACTOR(columns, keeps_columns, ABSOLUTE, 1, first);
-        else FACTOR(columns, keeps_columns, ABSOLUTE, 0, first);
+        if (blends) FACTOR(keeps_columns, ABSOLUTE, 1, first);
+        else FACTOR(keeps_columns, ABSOLUTE, 0, first);
     } else if (first) {
-        if (blends) FACTOR(columns, 1, DECOUPLED, 1, 1);
-        else FACTOR(columns, 1, DECOUPLED, 0, 1);
+        if (blends) FACTOR(1, DECOUPLED, 1, 1);
+        else FACTOR(1, DECOUPLED, 0, 1);
     } else if (blends) {
-        FACTOR(columns, keeps_columns, DECOUPLED, 1, 0);
+        FACTOR(keeps_columns, DECOUPLED, 1, 0);
     } else if (!keeps_columns) {
-        FACTOR(columns, 0, DECOUPLED, 0, 0);
+        FACTOR(0, DECOUPLED, 0, 0);
     } else {
         switch (columns) {
-        case 4: FACTOR(4, 1, DECOUPLED, 0, 0); break;
-        case 8: FACTOR(8, 1, DECOUPLED, 0, 0); break;
-        case 16: FACTOR(16, 1, DECOUPLED, 0, 0); break;
-        default: FACTOR(columns, 1, DECOUPLED, 0, 0);
+        case 4: FACTOR_FEW(4); break;
+        case 8: FACTOR_FEW(8); break;
+        case 16: FACTOR_FEW(16); break;
+        default: FACTOR(1, DECOUPLED, 0, 0);
         }
     }
 #undef FACTOR
+#undef FACTOR_FEW
 }
 
 /* What the threads share. */
@@ -405,7 +489,7 @@ static void NAME(finish_ref)(const NAME(Work) *work, int64_t tensor, Share part,
 
 /* The step of a part of a tensor, once all is known of the whole. */
 static void NAME(finish)(const NAME(Work) *work, int64_t tensor, Share part, REAL norm,
-                         const REAL *means, int keeps) {
+                         const REAL *means, int keeps, int64_t thread) {
     if (work->rule->kind == REF) {
         NAME(finish_ref)(work, tensor, part, norm);
         return;
@@ -417,7 +501,9 @@ static void NAME(finish)(const NAME(Work) *work, int64_t tensor, Share part, REA
         if (!work->signal.keeps_all)
             for (int64_t row = 0; row < count / columns; row++)
                 keeps &= !signbit(firsts[part.begin / columns + row]);
-        NAME(factor)(count / columns, columns, params, grads, firsts + part.begin / columns, seconds,
+        REAL *roots = NAME(means_of)(work, thread, 2);
+        for (int64_t column = 0; column < columns; column++) roots[column] = SQRT(seconds[column]);
+        NAME(factor)(count / columns, columns, params, grads, firsts + part.begin / columns, roots,
                      means, shadows, &work->signal, length, keeps, blends);
         return;
     }
@@ -452,10 +538,10 @@ static void NAME(begin)(const NAME(Work) *work, int64_t tensor, Share part, int6
     } else if (NAME(needs_norm)(work)) {
         squares = NAME(sum_of_squares)(count, grads, params, &work->signal);
     } else {
-        NAME(finish)(work, tensor, part, 0, NULL, 1);
+        NAME(finish)(work, tensor, part, 0, NULL, 1, thread);
         return;
     }
-    if (is_whole) NAME(finish)(work, tensor, part, (REAL)sqrt(squares), means, keeps);
+    if (is_whole) NAME(finish)(work, tensor, part, (REAL)sqrt(squares), means, keeps, thread);
     else work->parts[tensor + thread] = squares;
 }
 
@@ -514,7 +600,7 @@ static void NAME(run)(const NAME(Work) *work) {
                 int64_t owner = thread;
                 while (factors && NAME(part_of)(work, tensor, owner, threads).begin > 0) owner--;
                 NAME(finish)(work, tensor, part, NAME(norm_of)(work, tensor, threads), NAME(means_of)(work, owner, 1),
-                             work->keeps[owner]);
+                             work->keeps[owner], thread);
             }
         }
 #undef EACH_PART

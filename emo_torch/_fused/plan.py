@@ -1,0 +1,267 @@
+"""What is kept of a group from one step to the next, so that looking at its tensors again is quick.
+
+A thousand small tensors take as long to look at as to step. Nothing is taken for granted that can change
+behind an optimizer's back, but that nothing has is seen of all tensors at once, at the speed of C. One
+difference, and everything is looked at anew.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import compress
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from emo_torch._fused.find import Find, Numbers, hints
+
+State = dict[str, Tensor]
+# By what it is for: a tensor for each parameter, or where that lies and how many elements it has.
+Key = tuple[str, ...]
+Streams = dict[Key, list[Tensor]]
+Places = dict[Key, Numbers]
+PARAM, GRAD, SHADOW, EXISTS, NORM = ("param",), ("grad",), ("shadow",), ("exists",), ("norm",)
+# What a tensor is called in a state, by the number of dimensions of the parameter.
+Names = dict[Key, dict[int, str]]
+
+MOST_PATIENCE = 64
+"""After how many steps that are alike a plan is made, at the most."""
+
+
+class Look(NamedTuple):
+    """What compiled code has to know of parameters of one dtype that all fit.
+
+    Attributes:
+        begins: where each tensor lies.
+        sizes: how many elements it has.
+        rows: how many rows each parameter has as a matrix; its elements where it is none.
+        columns: how many columns; 0 where it is none.
+        names: what was looked at in the states.
+        is_apart: whether it is known that nothing overlaps with what is written to.
+    """
+
+    begins: Places
+    sizes: Places
+    rows: Numbers
+    columns: Numbers
+    names: Names
+    is_apart: bool = False
+
+
+class Params(list[Tensor]):
+    """Parameters, with what compiled code knows of them, their gradients and their states.
+
+    Attributes:
+        look: what was seen; `None` before any look, and where something does not fit.
+        is_steady: whether parameters and states lay where they did at the step before.
+        find: what finds tensors quickly, where that is possible.
+    """
+
+    look: Look | None = None
+    is_steady: bool = False
+    find: Find | None = None
+
+
+class Seen(NamedTuple):
+    """What of a group has a gradient."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    states: list[State]
+
+
+class Written(NamedTuple):
+    """Where each tensor that is written to begins and ends, in bytes, as they lie in memory."""
+
+    begins: Numbers
+    ends: Numbers
+
+
+class _Owners(NamedTuple):
+    """Whose state is whose, in the order of the optimizer's state: by identity, to keep none alive."""
+
+    params: list[int]
+    states: list[int]
+
+
+class _Plan(NamedTuple):
+    """What was seen of a group, and what it takes to see whether it is still so."""
+
+    params: list[int]  # By identity.
+    has_grad: list[bool]
+    states: list[State]  # Kept, so that no other ever has their identity.
+    owners: _Owners
+    use_shadow: bool
+    names: list[str | list[str]]
+    find: Find
+    hints: Numbers
+    found: Numbers
+    written: Written
+    width: int
+    look: Look
+
+
+class Plans:
+    """The plans of an optimizer's groups, made once steps are alike."""
+
+    def __init__(self) -> None:
+        self._plans: dict[int, _Plan] = {}
+        self._owners = _Owners([], [])
+        # How many steps were alike, and how many must be: more, where plans have been in vain.
+        self._alike: dict[int, int] = {}
+        self._patience: dict[int, int] = {}
+
+    def look(self, groups: list[dict[str, Any]], state: Mapping[Any, State]) -> list[Seen | None]:
+        """Returns what has a gradient in each group that is as it was; `None` for the others.
+
+        Args:
+            groups: an optimizer's groups.
+            state: its state.
+        """
+        seen: list[Seen | None] = [None] * len(groups)
+        if not self._plans:
+            return seen
+        # Compared once for all groups.
+        owners = self._owners if _owners(state) == self._owners else None
+        for index, plan in list(self._plans.items()):
+            if index < len(groups) and plan.owners is owners:
+                seen[index] = _look_again(plan, groups[index])
+            if index >= len(groups) or seen[index] is None:
+                self._forget(index)
+            else:
+                self._patience[index] = 1
+        return seen
+
+    def remember(self, index: int, group: dict[str, Any], state: Mapping[Any, State], seen: Seen) -> None:
+        """Keeps what a step saw of a group, once it has seen the same before.
+
+        Args:
+            index: the group's place among the groups.
+            group: the group.
+            state: the optimizer's state.
+            seen: what of the group has a gradient, with `Params` that the step has gone through.
+        """
+        params = seen.params
+        look = params.look if isinstance(params, Params) else None
+        if index in self._plans:
+            if self._plans[index].look is look:
+                return
+            self._forget(index)
+        if not isinstance(params, Params) or look is None or params.find is None:
+            return
+        self._alike[index] = self._alike.get(index, 0) + 1 if params.is_steady else 0
+        if self._alike[index] >= self._patience.get(index, 1):
+            owners = _owners(state)
+            self._owners = self._owners if owners == self._owners else owners
+            plan = _plan(look, params.find, group, seen, self._owners)
+            if plan is not None:
+                self._plans[index] = plan
+
+    def _forget(self, index: int) -> None:
+        del self._plans[index]
+        self._alike[index] = 0
+        self._patience[index] = min(2 * self._patience.get(index, 1), MOST_PATIENCE)
+
+
+def _owners(state: Mapping[Any, State]) -> _Owners:
+    return _Owners(list(map(id, state)), list(map(id, state.values())))
+
+
+def _plan(look: Look, find: Find, group: dict[str, Any], seen: Seen, owners: _Owners) -> _Plan | None:
+    params, grads, states = seen
+    names = list(_names_of_each(params, look.names))
+    tensors = [*params, *_kept(states, names), *grads]
+    found = find(tensors, None)
+    order = (PARAM, *look.names, GRAD)
+    width = params[0].element_size()
+    if found is None or not np.array_equal(found[0], np.concatenate([look.begins[key] for key in order])):
+        return None
+    # Parts of what was found, which is kept up to date.
+    begins = dict(zip(order, np.split(found[0], len(order)), strict=True))
+    look = look._replace(begins=begins, is_apart=True)
+    written = sort_written(look, width)
+    if written is None:
+        return None
+    return _Plan(
+        params=list(map(id, group["params"])),
+        has_grad=[param.grad is not None for param in group["params"]],
+        states=states,
+        owners=owners,
+        use_shadow=bool(group.get("use_shadow")),
+        names=names,
+        find=find,
+        hints=hints(tensors),
+        found=found,
+        written=written,
+        width=width,
+        look=look,
+    )
+
+
+def _look_again(plan: _Plan, group: dict[str, Any]) -> Seen | None:
+    """Returns what of a group has a gradient if all is as it was, but for where gradients lie."""
+    params: list[Tensor] = group["params"]
+    if list(map(id, params)) != plan.params or bool(group.get("use_shadow")) != plan.use_shadow:
+        return None
+    every = [param.grad for param in params]
+    if [grad is not None for grad in every] != plan.has_grad:
+        return None
+    known = Params(compress(params, plan.has_grad))
+    grads = [grad for grad in every if grad is not None]
+    try:
+        tensors = [*known, *_kept(plan.states, plan.names), *grads]
+    except KeyError:
+        return None
+    found = plan.find(tensors, plan.hints)
+    if found is None or any(map(Tensor.is_neg, grads)):
+        return None
+    if not np.array_equal(found, plan.found):
+        fixed = len(tensors) - len(grads)
+        begins = found[0, fixed:]
+        if not np.array_equal(found[1:], plan.found[1:]):
+            return None
+        if not np.array_equal(found[0, :fixed], plan.found[0, :fixed]):
+            return None
+        if not are_apart(plan.written, begins, begins + plan.width * plan.look.sizes[GRAD]):
+            return None
+        plan.found[0, fixed:] = begins
+    known.look = plan.look
+    return Seen(known, grads, plan.states)
+
+
+def _names_of_each(params: list[Tensor], names: Names) -> Iterator[str | list[str]]:
+    """Yields what is called the same in all states, or what it is called in each."""
+    for own in names.values():
+        each = [own[param.ndim] for param in params]
+        yield each[0] if len(set(each)) == 1 else each
+
+
+def _kept(states: list[State], names: list[str | list[str]]) -> Iterator[Tensor]:
+    """Yields what stands in states by names."""
+    for name in names:
+        if isinstance(name, str):
+            yield from map(itemgetter(name), states)
+        else:
+            yield from [state[own] for state, own in zip(states, name, strict=True)]
+
+
+def sort_written(look: Look, width: int) -> Written | None:
+    """Returns where that lies which is written to; `None` if any two overlap.
+
+    Args:
+        look: what was seen.
+        width: the bytes of an element.
+    """
+    keys = [key for key in look.begins if key not in (GRAD, EXISTS)]
+    begins = np.concatenate([look.begins[key] for key in keys])
+    ends = begins + width * np.concatenate([look.sizes[key] for key in keys])
+    order = np.argsort(begins)
+    begins, ends = begins[order], ends[order]
+    return None if np.any(begins[1:] < ends[:-1]) else Written(begins, ends)
+
+
+def are_apart(written: Written, begins: Numbers, ends: Numbers) -> bool:
+    """Returns whether nothing that is read, from `begins` to `ends` in bytes, is written to."""
+    # Those that begin before what is read ends must have ended before that begins.
+    before = np.searchsorted(written.begins, ends) - 1
+    return not np.any((before >= 0) & (written.ends[before] > begins) & (ends > begins))
