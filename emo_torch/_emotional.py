@@ -15,6 +15,7 @@ from emo_torch._errors import NOT_A_CLOSURE
 from emo_torch._fused import FusedStep, Signal, library
 from emo_torch._fused import step as step_fused
 from emo_torch._replicas import LossGroup, Replicas
+from emo_torch._fused.blocked import step as step_blocked
 from emo_torch._rounding import add_rounded, check_rounding, is_narrow, rounding_keys
 from emo_torch._rules import store
 from emo_torch._shadow_effect import Keep, filter_by_emotion, keep_elements, keeps_all, step_scale
@@ -764,12 +765,11 @@ def use_foreach(params: list[Tensor], group: Group) -> bool:
 
 
 def use_fused(params: list[Tensor], group: Group) -> bool:
-    """Returns whether to step in compiled code: where that can be, unless the group names another way."""
+    """Returns whether to step in compiled code, or what comes next to it: unless the group says otherwise."""
     if torch.compiler.is_compiling() or params[0].device.type != "cpu":
         return False
     fused: bool | None = group.get("fused")
-    wanted = group.get("foreach") is None if fused is None else fused
-    return wanted and library() is not None
+    return group.get("foreach") is None if fused is None else fused
 
 
 class Ways(NamedTuple):
@@ -778,7 +778,7 @@ class Ways(NamedTuple):
     Attributes:
         single: one tensor after the other; the reference.
         multi: all tensors of one device and dtype at once.
-        fused: in compiled code; returns the indices of the tensors that it leaves to the others.
+        fused: in compiled code, or in blocks where there is none; returns the indices of the tensors that it leaves to the others.
     """
 
     single: Callable[..., None]
@@ -956,7 +956,7 @@ def fused(
     feeling: Feeling,
     group: Group,
 ) -> list[int]:
-    """Does what `single_tensor` does in compiled code; returns the indices of what that cannot take."""
+    """Does what `single_tensor` does in compiled code, or else in blocks; returns the indices of the rest."""
 
     def signal_of(dtype: torch.dtype) -> Signal:
         signal = _signal(feeling, group, torch.device("cpu"), dtype)
@@ -967,7 +967,8 @@ def fused(
             torch.as_tensor(signal.lr, dtype=dtype, device="cpu"),
         )
 
-    return step_fused(params, grads, states, what, signal_of=signal_of, group=group)
+    take = step_blocked if library() is None else step_fused
+    return take(params, grads, states, what, signal_of=signal_of, group=group)
 
 
 class Emotional(EmoOptimizer):
