@@ -765,7 +765,7 @@ def use_foreach(params: list[Tensor], group: Group) -> bool:
 
 
 def use_fused(params: list[Tensor], group: Group) -> bool:
-    """Returns whether to step in compiled code, or what comes next to it: unless the group says otherwise."""
+    """Returns whether to step in compiled code, or in blocks: unless the group names another way."""
     if torch.compiler.is_compiling() or params[0].device.type != "cpu":
         return False
     fused: bool | None = group.get("fused")
@@ -778,7 +778,8 @@ class Ways(NamedTuple):
     Attributes:
         single: one tensor after the other; the reference.
         multi: all tensors of one device and dtype at once.
-        fused: in compiled code, or in blocks where there is none; returns the indices of the tensors that it leaves to the others.
+        fused: in compiled code, or in blocks where there is none; returns the indices of the tensors
+            that it leaves to the others.
     """
 
     single: Callable[..., None]
@@ -956,7 +957,7 @@ def fused(
     feeling: Feeling,
     group: Group,
 ) -> list[int]:
-    """Does what `single_tensor` does in compiled code, or else in blocks; returns the indices of the rest."""
+    """Does what `single_tensor` does in compiled code, or in blocks; returns the indices of the rest."""
 
     def signal_of(dtype: torch.dtype) -> Signal:
         signal = _signal(feeling, group, torch.device("cpu"), dtype)

@@ -5,8 +5,10 @@ own AdamW. It takes dense, contiguous float32 and float64, and leaves the rest t
 numbers are theirs, up to rounding.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import chain
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +22,8 @@ from emo_torch._shadow_system import multi_tensor_blend_with_shadow
 State = dict[str, Tensor]
 Tensors = list[Tensor]
 
-BLOCK = 2**17
-"""How many elements a block has: with its moments less than a processor's cache holds."""
+BLOCK = 2**18
+"""How many elements a block has: a few megabytes with its moments, and enough to be worth the calls."""
 DTYPES = (torch.float32, torch.float64)
 ELEMENTWISE = ("uncorrected_adam", "lion", "cautious_sign")
 """The rules that look at one element at a time."""
@@ -95,7 +97,9 @@ def step(
     names = {ndim: rule.moments(ndim) for ndim in {param.ndim for param in params}}
     if group.get("use_shadow"):
         names = {ndim: (*moments, "shadow") for ndim, moments in names.items()}
-    kept = [[state[name] for name in names[param.ndim]] for param, state in zip(params, states, strict=True)]
+    kept = [
+        [state[name] for name in names[param.ndim]] for param, state in zip(params, states, strict=True)
+    ]
     by_dtype: dict[torch.dtype, list[int]] = {}
     rest: list[int] = []
     if _are_plain([*params, *grads, *chain.from_iterable(kept)]):
@@ -132,10 +136,10 @@ def _are_plain(tensors: Tensors) -> bool:
     return (
         dtype in DTYPES
         and set(map(type, tensors)) <= _PLAIN
-        and all(tensor.dtype == dtype for tensor in tensors)
-        and all(tensor.is_cpu for tensor in tensors)
+        and set(map(attrgetter("dtype"), tensors)) == {dtype}
+        and set(map(attrgetter("layout"), tensors)) == {torch.strided}
+        and all(map(attrgetter("is_cpu"), tensors))
         and all(map(Tensor.numel, tensors))
-        and all(tensor.layout == torch.strided for tensor in tensors)
         and all(map(Tensor.is_contiguous, tensors))
         and not any(map(Tensor.is_neg, tensors))
         and not any(map(Tensor.is_inference, tensors))
@@ -177,7 +181,8 @@ def _numbers(what: FusedStep, signal: Signal, group: dict[str, Any]) -> _Numbers
 def _step(
     params: Tensors, grads: Tensors, states: list[State], rule: FusedRule, numbers: _Numbers, ratio: Tensor
 ) -> None:
-    room = torch.empty(3, BLOCK, dtype=params[0].dtype)
+    largest = min(BLOCK, sum(map(Tensor.numel, params)))
+    room = params[0].new_empty(3 if rule.kind == "cautious_sign" else 2, largest)
     is_factored = rule.kind == "factored_moments"
     elements = [index for index, param in enumerate(params) if not is_factored or param.ndim < 2]
     matrices = [index for index, param in enumerate(params) if is_factored and param.ndim >= 2]
@@ -213,29 +218,33 @@ def _chosen(
         firsts=kept[0],
         seconds=kept[1] if len(kept) > 1 else [],
         shadows=[states[index]["shadow"] for index in indices] if wakes else [],
-        # Copies: all blocks of a tensor must find what the first one found.
-        exists=[states[index]["shadow_exists"].clone() for index in indices] if wakes else [],
+        exists=[states[index]["shadow_exists"] for index in indices] if wakes else [],
     )
 
 
 def _blocks(whole: _Parts) -> Iterator[_Parts]:
     """Cuts what is large into blocks, and puts together what is small."""
-    flat = [[tensor.view(-1) for tensor in tensors] for tensors in whole[:5]]
     begin = total = 0
     for index, param in enumerate(whole.params):
         size = param.numel()
         if total + size > BLOCK and index > begin:
-            yield _Parts(*(tensors[begin:index] for tensors in flat), whole.exists[begin:index])
+            yield _Parts(*(tensors[begin:index] for tensors in whole))
             begin, total = index, 0
-        if size <= BLOCK:
-            total += size
-            continue
-        for start in range(0, size, BLOCK):
-            cut = [[tensor[start : start + BLOCK] for tensor in tensors[index : index + 1]] for tensors in flat]
-            yield _Parts(*cut, [exists.clone() for exists in whole.exists[index : index + 1]])
-        begin, total = index + 1, 0
+        total += size
+        if size > BLOCK:
+            alone = _Parts(*(tensors[index : index + 1] for tensors in whole))
+            yield from (_cut(alone, start, BLOCK) for start in range(0, size, BLOCK))
+            begin, total = index + 1, 0
     if begin < len(whole.params):
-        yield _Parts(*(tensors[begin:] for tensors in flat), whole.exists[begin:])
+        yield _Parts(*(tensors[begin:] for tensors in whole))
+
+
+def _cut(whole: _Parts, start: int, size: int) -> _Parts:
+    """Returns so many elements of each tensor, from `start` on, as vectors."""
+    *tensors, exists = whole
+    parts = [[tensor.view(-1)[start : start + size] for tensor in some] for some in tensors]
+    # Copies: all blocks of a tensor must find what the first one found.
+    return _Parts._make([*parts, [one.clone() for one in exists]])
 
 
 def _blend(parts: _Parts, numbers: _Numbers, ratio: Tensor) -> None:
@@ -249,25 +258,33 @@ def _uphill(parts: _Parts, numbers: _Numbers, room: Tensor) -> tuple[Tensor, Ten
     """Returns the gradients as the rule sees them: as one vector, and one by one."""
     is_changed = numbers.sign < 0.0 or numbers.decay_in_gradient > 0.0
     if len(parts.params) == 1 and not is_changed:
-        return parts.grads[0], parts.grads
-    sizes = [grad.numel() for grad in parts.grads]
-    together = room[: sum(sizes)]
-    torch.cat(parts.grads, out=together)
+        return parts.grads[0].view(-1), parts.grads
+    together = _join(parts.grads, room)
     if not is_changed:
         return together, parts.grads
     together.mul_(numbers.sign)
-    apart = list(together.split(sizes))
+    apart = _apart(together, parts.params)
     torch._foreach_add_(apart, parts.params, alpha=numbers.decay_in_gradient)
     return together, apart
 
 
-def _step_elements(
-    parts: _Parts, rule: FusedRule, numbers: _Numbers, ratio: Tensor, room: Tensor
-) -> None:
+def _join(tensors: Tensors, room: Tensor) -> Tensor:
+    """Copies tensors to one vector."""
+    size = sum(map(Tensor.numel, tensors))
+    return torch.cat([tensor.view(-1) for tensor in tensors], out=room[:size])
+
+
+def _apart(together: Tensor, shapes: Tensors) -> Tensors:
+    """Returns a vector's parts in the shapes of tensors."""
+    parts = together.split(list(map(Tensor.numel, shapes)))
+    return [part.view_as(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _step_elements(parts: _Parts, rule: FusedRule, numbers: _Numbers, ratio: Tensor, room: Tensor) -> None:
     _blend(parts, numbers, ratio)
     grad, grads = _uphill(parts, numbers, room[0])
     update = room[1, : grad.numel()]
-    updates = list(update.split([param.numel() for param in parts.params]))
+    updates = _apart(update, parts.params)
     b1, b2 = rule.betas
     if rule.kind == "uncorrected_adam":
         update.zero_()
@@ -288,9 +305,8 @@ def _step_elements(
             maximize=False,
         )
     else:
-        torch.cat(parts.firsts, out=update)
-        update.mul_(b1).add_(grad, alpha=1.0 - b1).sign_()
-        torch._foreach_lerp_(parts.firsts, grads, 1.0 - b2)
+        _join(parts.firsts, update).mul_(b1).add_(grad, alpha=1.0 - b1).sign_()
+        _multi_tensor_average(parts.firsts, grads, b2)
         if rule.kind == "cautious_sign":
             sign = torch.sign(grad, out=room[2, : grad.numel()])
             update.mul_(torch.eq(update, sign, out=sign))
@@ -315,7 +331,8 @@ def _step_matrices(whole: _Parts, rule: FusedRule, numbers: _Numbers, ratio: Ten
     rows, columns = whole.params[0].shape[0], whole.params[0].shape[1:].numel()
     height = max(1, min(rows, BLOCK // (len(whole.params) * columns)))
     room = whole.params[0].new_empty(2, len(whole.params) * height * columns)
-    blocks = [_rows_of(whole, start * columns, height * columns) for start in range(0, rows, height)]
+    weights = whole._replace(firsts=[], seconds=[])
+    blocks = [_cut(weights, start * columns, height * columns) for start in range(0, rows, height)]
     row_means = room.new_empty(len(whole.params), rows, 1)
     column_means = room.new_zeros(len(whole.params), 1, columns)
     starts = range(0, rows, height)
@@ -345,21 +362,12 @@ def _step_matrices(whole: _Parts, rule: FusedRule, numbers: _Numbers, ratio: Ten
         _move(parts.params, list(update.view(len(parts.params), -1).unbind()), numbers)
 
 
-def _rows_of(whole: _Parts, start: int, size: int) -> _Parts:
-    """Returns some rows of matrices, as vectors."""
-    return _Parts(
-        params=[param.view(-1)[start : start + size] for param in whole.params],
-        grads=[grad.view(-1)[start : start + size] for grad in whole.grads],
-        firsts=[],
-        seconds=[],
-        shadows=[shadow.view(-1)[start : start + size] for shadow in whole.shadows],
-        exists=[exists.clone() for exists in whole.exists],
-    )
-
-
 def _filter(update: Tensor, grad: Tensor, bound: float) -> None:
     """Sets an update to 0 where the gradient is not larger than a bound, or no number."""
-    torch.ops.aten.hardshrink_backward.grad_input(update, grad, bound, grad_input=update)
+    if math.isfinite(float(grad.sum())):
+        torch.ops.aten.hardshrink_backward.grad_input(update, grad, bound, grad_input=update)
+    else:  # What that does with NaN depends on where it stands.
+        update.masked_fill_(~(grad.abs() > bound), 0.0)
 
 
 def _move(params: Tensors, updates: Tensors, numbers: _Numbers) -> None:
