@@ -257,7 +257,7 @@ def _fused_emoclan(
         FusedRule("factored_moments", betas, eps, "fact_"),
         FusedRule("lion", LION_BETAS, prefix="lynx_"),
     )
-    what = FusedStep(rules, "all", choose_rule(feeling.scalar).cpu())
+    what = FusedStep(rules, "all", choose_rule(feeling.scalar))
     return fused(params, grads, states, what, feeling=feeling, group=group)
 
 

@@ -229,7 +229,7 @@ def _fused_emoneco(
 ) -> list[int]:
     betas = group["betas"]
     rules = (FusedRule("cautious_sign", betas), FusedRule("softsign", betas, group["eps"]))
-    what = FusedStep(rules, "all", choose_rule(feeling.scalar).cpu())
+    what = FusedStep(rules, "all", choose_rule(feeling.scalar))
     return fused(params, grads, states, what, feeling=feeling, group=group)
 
 

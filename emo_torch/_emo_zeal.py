@@ -251,7 +251,7 @@ def _fused_emozeal(
         (FusedRule("factored_moments", group["betas"], group["eps"]),),
         "all",
         first_steps=("none", "softsign", "cautious_sign"),
-        chosen_first=choose_first_step(feeling.scalar).cpu(),
+        chosen_first=choose_first_step(feeling.scalar),
     )
     return fused(params, grads, states, what, feeling=feeling, group=group)
 

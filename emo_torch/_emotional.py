@@ -13,6 +13,7 @@ from emo_torch._early_stop import WINDOW, went_quiet
 from emo_torch._emotion import Emotion, EmotionState, feel, init_emotion, wide_dtype
 from emo_torch._errors import NOT_A_CLOSURE
 from emo_torch._fused import FusedStep, Signal, library
+from emo_torch._fused import cuda
 from emo_torch._fused import step as step_fused
 from emo_torch._replicas import LossGroup, Replicas
 from emo_torch._fused.blocked import step as step_blocked
@@ -766,10 +767,12 @@ def use_foreach(params: list[Tensor], group: Group) -> bool:
 
 def use_fused(params: list[Tensor], group: Group) -> bool:
     """Returns whether to step in compiled code, or in blocks: unless the group names another way."""
-    if torch.compiler.is_compiling() or params[0].device.type != "cpu":
-        return False
     fused: bool | None = group.get("fused")
-    return group.get("foreach") is None if fused is None else fused
+    if torch.compiler.is_compiling() or fused is False:
+        return False
+    if params[0].device.type in cuda.DEVICES:  # There it is never chosen by itself.
+        return fused is True and cuda.is_available()
+    return params[0].device.type == "cpu" and (fused is True or group.get("foreach") is None)
 
 
 class Ways(NamedTuple):
@@ -958,16 +961,22 @@ def fused(
     group: Group,
 ) -> list[int]:
     """Does what `single_tensor` does in compiled code, or in blocks; returns the indices of the rest."""
+    device = params[0].device if params[0].device.type in cuda.DEVICES else torch.device("cpu")
 
-    def signal_of(dtype: torch.dtype) -> Signal:
-        signal = _signal(feeling, group, torch.device("cpu"), dtype)
-        return Signal(
-            signal.tolerance,
-            signal.scale,
-            signal.shadow_ratio,
-            torch.as_tensor(signal.lr, dtype=dtype, device="cpu"),
-        )
+    def signal_of(dtype: torch.dtype, device: torch.device = device) -> Signal:
+        signal = _signal(feeling, group, device, dtype)
+        lr = signal.lr
+        if not isinstance(lr, Tensor) or lr.device != device:
+            # Filled, not copied: a copy would wait for the device.
+            lr = torch.full((), float(lr), dtype=dtype, device=device)
+        return Signal(signal.tolerance, signal.scale, signal.shadow_ratio, lr)
 
+    def choice(chosen: Tensor | None) -> Tensor | None:
+        return None if chosen is None else chosen.to(device)
+
+    what = what._replace(chosen=choice(what.chosen), chosen_first=choice(what.chosen_first))
+    if device.type in cuda.DEVICES:
+        return cuda.step(params, grads, states, what, signal_of=signal_of, group=group)
     take = step_blocked if library() is None else step_fused
     return take(params, grads, states, what, signal_of=signal_of, group=group)
 
