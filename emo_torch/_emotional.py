@@ -12,8 +12,7 @@ from emo_torch._accumulation import CollectedLosses
 from emo_torch._early_stop import WINDOW, went_quiet
 from emo_torch._emotion import Emotion, EmotionState, feel, init_emotion, wide_dtype
 from emo_torch._errors import NOT_A_CLOSURE
-from emo_torch._fused import FusedStep, Signal, library
-from emo_torch._fused import cuda
+from emo_torch._fused import FusedStep, Signal, cuda, library
 from emo_torch._fused import step as step_fused
 from emo_torch._replicas import LossGroup, Replicas
 from emo_torch._fused.blocked import step as step_blocked
@@ -85,6 +84,8 @@ class LossOptimizer(Optimizer):
 
     rule: str
     """The name of its rule in `_rules`, without the `scale_by_`, or the member's own."""
+    has_cuda_kernel = True
+    """Whether `fused=True` can step it on CUDA."""
     loss_is_optional = False
     """Whether a step without a loss is one, and not an error."""
     shared_options: tuple[str, ...] = ("maximize",)
@@ -485,7 +486,13 @@ class LossOptimizer(Optimizer):
             self.check_options(options)
             self._check_shared_options(options, shared)
             if options.get("fused"):
-                check_fused(options["params"], library() is not None)
+                check_fused(
+                    type(self).__name__,
+                    options["params"],
+                    is_compiled=library() is not None,
+                    has_triton=cuda.is_available(),
+                    has_kernel=self.has_cuda_kernel,
+                )
             for name, value in shared.items():
                 param_group.setdefault(name, value)
         super().add_param_group(param_group)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from emo_torch._emotion import wide_dtype
-from emo_torch._fused import FusedRule, FusedStep, Signal, _are_apart
+from emo_torch._fused import FIRST_STEPS, FusedRule, FusedStep, Signal, _are_apart
 from emo_torch._weight_decay import MODES
 
 State = dict[str, Tensor]
@@ -100,7 +100,7 @@ def step(
     Returns:
         The indices of the parameters that are as they were, for another way to step.
     """
-    if what.first_steps or any(rule.kind not in RULES for rule in what.rules):
+    if any(rule.kind not in RULES for rule in what.rules) or what.first_steps not in ((), FIRST_STEPS):
         return list(range(len(params)))
     kept = [_kept(param, state, what, group) for param, state in zip(params, states, strict=True)]
     kinds: dict[_Kind, list[int]] = {}
@@ -189,8 +189,7 @@ def _run(
         _captured.append(tables)
     for index, rule in enumerate(what.rules):
         moments = [2 + names.index(name) for name in rule.moments(params[0].ndim)]
-        chosen = tables.layout.tables["never"] if what.chosen is None else what.chosen
-        _launch(index, rule, chosen, moments, tables, streams, what, signal, group)
+        _launch(index, rule, moments, tables, streams, what, signal, group)
     if exists:
         wakes = signal.shadow_ratio > 0
         torch._foreach_copy_(exists, list((torch.stack(exists) | wakes).unbind()))
@@ -289,7 +288,6 @@ def _tiles(counts: Numbers, size: int) -> tuple[Numbers, Numbers]:
 def _launch(
     index: int,
     rule: FusedRule,
-    chosen: Tensor,
     moments: list[int],
     tables: _Tables,
     streams: list[Tensors],
@@ -297,7 +295,7 @@ def _launch(
     signal: Signal,
     group: dict[str, Any],
 ) -> None:
-    """Launches what a rule needs: one kernel, or three where sums come first."""
+    """Launches what a rule needs: one kernel, and more before it where it needs sums."""
     from emo_torch._fused import cuda_kernels as kernels
 
     layout, counts = tables.layout.tables, tables.counts
@@ -310,12 +308,18 @@ def _launch(
     wide = wide_dtype(param)
     is_factored = rule.kind == "factored_moments"
     is_matrix = is_factored and param.ndim >= 2
+    # What a matrix may do before its rule.
+    steps_first = bool(what.first_steps) and param.ndim >= 2
+    never = layout["never"][0]
+    chosen = never if what.chosen is None else what.chosen
     dtypes = {
         "PARAM": _named(param),
         "GRAD": _named(streams[1][0]),
         "SHADOW": _named(streams[-2 if has_shadow else 0][0]),
         "WIDE": _named(torch.empty(0, dtype=wide)),
     }
+    # No fused multiplications and additions: the numbers are those of the other ways.
+    plain = {"enable_fp_fusion": False}
     options = {"MODE": MODES.index(group["weight_decay_mode"]), "BLENDS": has_shadow}
     kinds = {"FIRST": _named(streams[moments[0]][0]), "SECOND": _named(streams[moments[-1]][0])}
     row_means = column_means = norms = constants
@@ -334,6 +338,7 @@ def _launch(
             *(layout["tensor_of_rows"], layout["row_of"], *shape),
             *(row_starts, row_means, layout["part_starts"], parts),
             *(constants, signal.shadow_ratio, chosen),
+            **plain,
             **tiles,
             **options,
             **dtypes,
@@ -343,11 +348,12 @@ def _launch(
             *(second, layout["tensor_of_columns"], layout["column_of"], *shape),
             *(column_starts, column_means, layout["part_starts"], parts),
             *(constants, chosen),
+            **plain,
             **tiles,
             SECOND=kinds["SECOND"],
             WIDE=dtypes["WIDE"],
         )
-    elif rule.kind == "softsign":
+    if rule.kind == "softsign" or steps_first:
         norms = param.new_empty(counts["tensors"], dtype=wide)
         parts = param.new_empty(counts["blocks"], dtype=wide)
         kernels.squares[(counts["blocks"],)](
@@ -355,9 +361,10 @@ def _launch(
             **options,
             **dtypes,
             BLOCK=BLOCK,
+            **plain,
         )
         kernels.norms_of[(counts["tensors"],)](
-            parts, layout["first_blocks"], layout["blocks"], norms, BLOCK=BLOCK
+            parts, layout["first_blocks"], layout["blocks"], norms, BLOCK=BLOCK, **plain
         )
     filters = {"all": 0, "elements": 1, "rows_and_columns": 2, "matrices": 0}
     kind = RULES.index("uncorrected_adam" if is_factored and not is_matrix else rule.kind)
@@ -366,7 +373,9 @@ def _launch(
         *(params, grads, first, second, shadows, exists, *blocks, layout["columns"]),
         *(row_starts, row_means, column_starts, column_means, norms, constants),
         *(signal.tolerance, signal.scale, signal.shadow_ratio, signal.lr, chosen),
+        never if what.chosen_first is None else what.chosen_first,
         INDEX=index,
+        STEPS_FIRST=steps_first,
         RULE=kind,
         # Vectors have a filter of their own where matrices have rows and columns.
         FILTER=3 if is_factored and not is_matrix and not is_all else filters[what.filter],
@@ -375,6 +384,7 @@ def _launch(
         **dtypes,
         **kinds,
         BLOCK=BLOCK,
+        **plain,
     )
 
 

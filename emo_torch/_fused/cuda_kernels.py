@@ -43,6 +43,17 @@ def sign_of(value):  # type: ignore[no-untyped-def]
 
 
 @jit
+def rounded(value, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Returns a value in another dtype, to the nearest: Triton's interpreter cuts off for bfloat16."""
+    if tl.bfloat16 == KIND:
+        value = value.to(tl.float32)
+        bits = value.to(tl.int32, bitcast=True)
+        nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+        value = tl.where(value == value, nearest, value)
+    return value.to(KIND)
+
+
+@jit
 def elements(  # type: ignore[no-untyped-def]
     params,
     grads,
@@ -65,7 +76,9 @@ def elements(  # type: ignore[no-untyped-def]
     ratio,
     lr,
     chosen,
+    chosen_first,
     INDEX: tl.constexpr,
+    STEPS_FIRST: tl.constexpr,
     RULE: tl.constexpr,
     MODE: tl.constexpr,
     FILTER: tl.constexpr,
@@ -108,11 +121,17 @@ def elements(  # type: ignore[no-untyped-def]
     if MODE == 2:
         grad += weight_decay * weight
 
+    if STEPS_FIRST:
+        mixed = grad * c1
+        softened = mixed / (1.0 + tl.abs(mixed)) * (tl.load(norms + tensor) + eps)
+        cautious = tl.where(sign_of(mixed) == sign_of(grad), sign_of(mixed), 0.0)
+        kind = tl.load(chosen_first)
+        weight -= tl.where(kind == 1, softened, tl.where(kind == 2, cautious, 0.0)) * tl.load(lr)
     if RULE == 0:
         first = tl.load(firsts_at + offsets, mask=mask, other=0.0).to(WIDE) * b1 + grad * c1
         second = tl.load(seconds_at + offsets, mask=mask, other=0.0).to(WIDE) * b2 + grad * grad * c2
-        tl.store(firsts_at + offsets, first.to(FIRST), mask=mask)
-        tl.store(seconds_at + offsets, second.to(SECOND), mask=mask)
+        tl.store(firsts_at + offsets, rounded(first, FIRST), mask=mask)
+        tl.store(seconds_at + offsets, rounded(second, SECOND), mask=mask)
         update = first / (tl.sqrt(second) + eps)
     elif RULE == 4:
         width = tl.load(columns + tensor)
@@ -122,7 +141,7 @@ def elements(  # type: ignore[no-untyped-def]
         update = grad / (tl.sqrt(first * second) + eps)
     else:
         first = tl.load(firsts_at + offsets, mask=mask, other=0.0).to(WIDE)
-        tl.store(firsts_at + offsets, (first * b2 + grad * c2).to(FIRST), mask=mask)
+        tl.store(firsts_at + offsets, rounded(first * b2 + grad * c2, FIRST), mask=mask)
         mixed = first * b1 + grad * c1
         if RULE == 1:
             update = sign_of(mixed)
@@ -151,8 +170,8 @@ def elements(  # type: ignore[no-untyped-def]
     after = weight - update
     if PARAM != WIDE:
         # Rounded as an update first, then added.
-        after = before + (after - before).to(PARAM).to(WIDE)
-    tl.store(params_at, after.to(PARAM), mask=mask)
+        after = before + rounded(after - before, PARAM).to(WIDE)
+    tl.store(params_at, rounded(after, PARAM), mask=mask)
 
 
 @jit
@@ -265,7 +284,7 @@ def rows(  # type: ignore[no-untyped-def]
     mean = sums / width.to(WIDE) + tl.load(constants + 7).to(WIDE)
     b1, c1 = tl.load(constants + 3).to(WIDE), tl.load(constants + 4).to(WIDE)
     average = tl.load(firsts_at, mask=is_in, other=0.0).to(WIDE) * b1 + tl.sqrt(mean) * c1
-    tl.store(firsts_at, average.to(FIRST), mask=is_in)
+    tl.store(firsts_at, rounded(average, FIRST), mask=is_in)
     tl.store(row_means + tl.load(row_starts + tensor) + row, mean, mask=is_in)
 
 
@@ -302,5 +321,5 @@ def columns_of(  # type: ignore[no-untyped-def]
     b1, c1 = tl.load(constants + 3).to(WIDE), tl.load(constants + 4).to(WIDE)
     seconds_at = tl.load(seconds + tensor).to(tl.pointer_type(SECOND)) + column
     average = tl.load(seconds_at, mask=is_in, other=0.0).to(WIDE) * b1 + tl.sqrt(mean) * c1
-    tl.store(seconds_at, average.to(SECOND), mask=is_in)
+    tl.store(seconds_at, rounded(average, SECOND), mask=is_in)
     tl.store(column_means + tl.load(column_starts + tensor) + column, mean, mask=is_in)
