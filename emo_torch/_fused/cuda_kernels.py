@@ -2,7 +2,8 @@
 
 A table says where each tensor begins, others which tensor a program works on and from which element on.
 The numbers are those of `single_tensor` in ../_emotional.py: the same operations in the same order. All
-that can change between steps is read from the device, so that a captured graph replays it.
+that can change between steps is read from the device, so that a captured graph replays it. Loops are
+`while`, as not every version's interpreter takes a `range` to a number that was loaded.
 """
 
 # Annotations are text: this file can be read where there is no Triton.
@@ -219,8 +220,10 @@ def norms_of(parts, first_blocks, blocks, norms, BLOCK: tl.constexpr):  # type: 
     tensor = tl.program_id(0)
     begin, count = tl.load(first_blocks + tensor), tl.load(blocks + tensor)
     total = tl.full((), 0.0, parts.dtype.element_ty)
-    for start in range(0, count, BLOCK):
+    start = count * 0
+    while start < count:
         offsets = start + tl.arange(0, BLOCK)
+        start += BLOCK
         total += tl.sum(tl.load(parts + begin + offsets, mask=offsets < count, other=0.0), axis=0)
     tl.store(norms + tensor, tl.sqrt(total))
 
@@ -265,8 +268,10 @@ def rows(  # type: ignore[no-untyped-def]
     firsts_at = tl.load(firsts + tensor).to(tl.pointer_type(FIRST)) + row
     parts_at = parts + tl.load(part_starts + tensor) + begin // HEIGHT * width
     sums = tl.zeros((HEIGHT,), WIDE)
-    for start in range(0, width, WIDTH):
+    start = width * 0
+    while start < width:
         column = start + tl.arange(0, WIDTH)
+        start += WIDTH
         offsets = row[:, None] * width + column[None, :]
         mask = is_in[:, None] & (column < width)[None, :]
         grad = tl.load(grads_at + offsets, mask=mask, other=0.0).to(WIDE) * tl.load(constants).to(WIDE)
@@ -315,8 +320,10 @@ def columns_of(  # type: ignore[no-untyped-def]
     is_in = column < tl.where(tl.load(chosen) == INDEX, width, 0)
     parts_at = parts + tl.load(part_starts + tensor) + column
     sums = tl.zeros((WIDTH,), WIDE)
-    for part in range((height + HEIGHT - 1) // HEIGHT):
+    part = height * 0
+    while part * HEIGHT < height:
         sums += tl.load(parts_at + part * width, mask=is_in, other=0.0)
+        part += 1
     mean = sums / height.to(WIDE) + tl.load(constants + 7).to(WIDE)
     b1, c1 = tl.load(constants + 3).to(WIDE), tl.load(constants + 4).to(WIDE)
     seconds_at = tl.load(seconds + tensor).to(tl.pointer_type(SECOND)) + column
