@@ -14,8 +14,8 @@ from emo_torch._emotion import Emotion, EmotionState, feel, init_emotion, wide_d
 from emo_torch._errors import NOT_A_CLOSURE
 from emo_torch._fused import FusedStep, Signal, cuda, library
 from emo_torch._fused import step as step_fused
-from emo_torch._replicas import LossGroup, Replicas
 from emo_torch._fused.blocked import step as step_blocked
+from emo_torch._replicas import LossGroup, Replicas
 from emo_torch._rounding import add_rounded, check_rounding, is_narrow, rounding_keys
 from emo_torch._rules import store
 from emo_torch._shadow_effect import Keep, filter_by_emotion, keep_elements, keeps_all, step_scale
