@@ -66,8 +66,9 @@ class EmoAiry(EmoOptimizer):
         maximize: whether to go up instead of down; the loss, too, turns its sign.
         foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
-        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
-            `None` for yes where that can be and `foreach` says nothing.
+        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU, and
+            bfloat16 too on CUDA, by Triton; `None` for yes on the CPU, where that can be and `foreach`
+            says nothing.
         process_group: the processes over which the loss is averaged, so that replicas step alike:
             `None` for all of them, `False` for this one alone.
 

@@ -13,8 +13,9 @@ from emo_torch._accumulation import CollectedLosses
 from emo_torch._early_stop import WINDOW, went_quiet
 from emo_torch._emotion import Emotion, EmotionState, feel, init_emotion, wide_dtype
 from emo_torch._errors import NOT_A_CLOSURE
-from emo_torch._fused import FusedStep, Signal, library
+from emo_torch._fused import FusedStep, Signal, cuda, library
 from emo_torch._fused import step as step_fused
+from emo_torch._fused.blocked import step as step_blocked
 from emo_torch._fused.plan import Params, Plans, Seen
 from emo_torch._replicas import LossGroup, Replicas
 from emo_torch._rounding import add_rounded, check_rounding, is_narrow, rounding_keys
@@ -85,6 +86,8 @@ class LossOptimizer(Optimizer):
 
     rule: str
     """The name of its rule in `_rules`, without the `scale_by_`, or the member's own."""
+    has_cuda_kernel = True
+    """Whether `fused=True` can step it on CUDA."""
     loss_is_optional = False
     """Whether a step without a loss is one, and not an error."""
     shared_options: tuple[str, ...] = ("maximize",)
@@ -504,7 +507,13 @@ class LossOptimizer(Optimizer):
             self.check_options(options)
             self._check_shared_options(options, shared)
             if options.get("fused"):
-                check_fused(options["params"], library() is not None)
+                check_fused(
+                    type(self).__name__,
+                    options["params"],
+                    is_compiled=library() is not None,
+                    has_triton=cuda.is_available(),
+                    has_kernel=self.has_cuda_kernel,
+                )
             for name, value in shared.items():
                 param_group.setdefault(name, value)
         super().add_param_group(param_group)
@@ -785,12 +794,13 @@ def use_foreach(params: list[Tensor], group: Group) -> bool:
 
 
 def use_fused(params: list[Tensor], group: Group) -> bool:
-    """Returns whether to step in compiled code: where that can be, unless the group names another way."""
-    if torch.compiler.is_compiling() or params[0].device.type != "cpu":
-        return False
+    """Returns whether to step in compiled code, or in blocks: unless the group names another way."""
     fused: bool | None = group.get("fused")
-    wanted = group.get("foreach") is None if fused is None else fused
-    return wanted and library() is not None
+    if torch.compiler.is_compiling() or fused is False:
+        return False
+    if params[0].device.type in cuda.DEVICES:  # There it is never chosen by itself.
+        return fused is True and cuda.is_available()
+    return params[0].device.type == "cpu" and (fused is True or group.get("foreach") is None)
 
 
 class Ways(NamedTuple):
@@ -799,7 +809,8 @@ class Ways(NamedTuple):
     Attributes:
         single: one tensor after the other; the reference.
         multi: all tensors of one device and dtype at once.
-        fused: in compiled code; returns the indices of the tensors that it leaves to the others.
+        fused: in compiled code, or in blocks where there is none; returns the indices of the tensors
+            that it leaves to the others.
     """
 
     single: Callable[..., None]
@@ -977,18 +988,25 @@ def fused(
     feeling: Feeling,
     group: Group,
 ) -> list[int]:
-    """Does what `single_tensor` does in compiled code; returns the indices of what that cannot take."""
+    """Does what `single_tensor` does in compiled code, or in blocks; returns the indices of the rest."""
+    device = params[0].device if params[0].device.type in cuda.DEVICES else torch.device("cpu")
 
-    def signal_of(dtype: torch.dtype) -> Signal:
-        signal = _signal(feeling, group, torch.device("cpu"), dtype)
-        return Signal(
-            signal.tolerance,
-            signal.scale,
-            signal.shadow_ratio,
-            torch.as_tensor(signal.lr, dtype=dtype, device="cpu"),
-        )
+    def signal_of(dtype: torch.dtype, device: torch.device = device) -> Signal:
+        signal = _signal(feeling, group, device, dtype)
+        lr = signal.lr
+        if not isinstance(lr, Tensor) or lr.device != device:
+            # Filled, not copied: a copy would wait for the device.
+            lr = torch.full((), float(lr), dtype=dtype, device=device)
+        return Signal(signal.tolerance, signal.scale, signal.shadow_ratio, lr)
 
-    return step_fused(params, grads, states, what, signal_of=signal_of, group=group)
+    def choice(chosen: Tensor | None) -> Tensor | None:
+        return None if chosen is None else chosen.to(device)
+
+    what = what._replace(chosen=choice(what.chosen), chosen_first=choice(what.chosen_first))
+    if device.type in cuda.DEVICES:
+        return cuda.step(params, grads, states, what, signal_of=signal_of, group=group)
+    take = step_blocked if library() is None else step_fused
+    return take(params, grads, states, what, signal_of=signal_of, group=group)
 
 
 class Emotional(EmoOptimizer):

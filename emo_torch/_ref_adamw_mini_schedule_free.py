@@ -103,6 +103,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
     """
 
     rule = "ref_adamw_mini_schedule_free"
+    has_cuda_kernel = False
     loss_is_optional = True
     memory_title = "divergence"
     shared_options = ("ref_max_steps", "maximize")

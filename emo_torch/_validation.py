@@ -175,23 +175,41 @@ def check_closure_under_scaler(before: list[tuple[Tensor, int]], params: list[Te
         frame = frame.f_back
 
 
-def check_fused(params: Any, is_compiled: bool) -> None:
-    """Raises a `RuntimeError` where parameters cannot be stepped in compiled code, which was asked for."""
-    if not is_compiled:
+def check_fused(owner: str, params: Any, *, is_compiled: bool, has_triton: bool, has_kernel: bool) -> None:
+    """Raises a `RuntimeError` where parameters cannot be stepped in compiled code, which was asked for.
+
+    Args:
+        owner: the name of the optimizer.
+        params: its parameters, or one, with or without names.
+        is_compiled: whether there is compiled code for the CPU.
+        has_triton: whether Triton is installed, which makes the code for CUDA.
+        has_kernel: whether the optimizer has any for CUDA.
+    """
+    params = [params] if isinstance(params, Tensor) else list(params)
+    tensors = [param[1] if isinstance(param, tuple) else param for param in params]
+    wide = (torch.float32, torch.float64)
+    taken = {"cpu": wide, "cuda": (*wide, torch.bfloat16) if has_kernel else ()}
+    strange = [
+        f"{tensor.dtype} on {tensor.device}"
+        for tensor in tensors
+        if tensor.dtype not in taken.get(tensor.device.type, ())
+    ]
+    if strange:
+        more = ", bfloat16 too on CUDA" if has_kernel else ""
+        raise RuntimeError(
+            f"{owner} with fused=True takes float32 and float64 on the CPU{more}, and not {strange[0]}: "
+            "leave fused away"
+        )
+    devices = {tensor.device.type for tensor in tensors}
+    if not is_compiled and devices != {"cuda"}:
         raise RuntimeError(
             "fused=True needs a C compiler, and none was found, or it failed; logging.getLogger("
             "'emo_torch') says why at the level DEBUG. Leave fused away, or install a compiler."
         )
-    params = [params] if isinstance(params, Tensor) else list(params)
-    tensors = [param[1] if isinstance(param, tuple) else param for param in params]
-    strange = [
-        f"{tensor.dtype} on {tensor.device}"
-        for tensor in tensors
-        if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.float64)
-    ]
-    if strange:
+    if not has_triton and "cuda" in devices:
         raise RuntimeError(
-            f"fused=True takes float32 and float64 on the CPU, and not {strange[0]}: leave fused away"
+            "fused=True needs Triton on CUDA, and it is not installed: pip install triton, or leave fused "
+            "away"
         )
 
 

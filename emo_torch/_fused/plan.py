@@ -5,8 +5,8 @@ behind an optimizer's back, but that nothing has is seen of all tensors at once,
 difference, and everything is looked at anew.
 """
 
-from collections.abc import Iterator, Mapping
-from itertools import compress
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, compress
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -255,6 +255,10 @@ def sort_written(look: Look, width: int) -> Written | None:
     keys = [key for key in look.begins if key not in (GRAD, EXISTS)]
     begins = np.concatenate([look.begins[key] for key in keys])
     ends = begins + width * np.concatenate([look.sizes[key] for key in keys])
+    return _sorted(begins, ends)
+
+
+def _sorted(begins: Numbers, ends: Numbers) -> Written | None:
     order = np.argsort(begins)
     begins, ends = begins[order], ends[order]
     return None if np.any(begins[1:] < ends[:-1]) else Written(begins, ends)
@@ -265,3 +269,20 @@ def are_apart(written: Written, begins: Numbers, ends: Numbers) -> bool:
     # Those that begin before what is read ends must have ended before that begins.
     before = np.searchsorted(written.begins, ends) - 1
     return not np.any((before >= 0) & (written.ends[before] > begins) & (ends > begins))
+
+
+def can_write(written: Iterable[list[Tensor]], read: list[Tensor]) -> bool:
+    """Returns whether nothing that is written to shares memory with anything else.
+
+    Args:
+        written: tensors that are written to.
+        read: tensors that are only read.
+    """
+    spans = [
+        (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size())
+        for tensor in (*chain.from_iterable(written), *read)
+    ]
+    begins, ends = np.array(spans, np.int64).reshape(-1, 2).T
+    first = len(spans) - len(read)
+    own = _sorted(begins[:first], ends[:first])
+    return own is not None and are_apart(own, begins[first:], ends[first:])
