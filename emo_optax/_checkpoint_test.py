@@ -68,10 +68,11 @@ def begin(optimizer: Any) -> Any:
 
 def assert_same(ours: Any, theirs: Any) -> None:
     """Compares trees to the last bit, and in their dtypes."""
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (ours, theirs)]
+    assert structures[0] == structures[1]
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert type(one) is type(other)
-        if jnp.issubdtype(getattr(one, "dtype", None), jax.dtypes.prng_key):
+        if isinstance(one, jax.Array) and jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
             one, other = jax.random.key_data(one), jax.random.key_data(other)
         one, other = np.asarray(one), np.asarray(other)
         assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())

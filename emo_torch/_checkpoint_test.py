@@ -693,7 +693,8 @@ def test_every_kind_of_leaf_comes_back_to_the_last_bit(tmp_path: Path) -> None:
     tree["random"], tree["Python's"] = torch.get_rng_state(), random.getstate()
     tree["empty"] = [torch.zeros(0, 3), torch.zeros(())]
     tree["ordered"] = OrderedDict(z=1, a=torch.ones(1))
-    for each in (tree, torch.ones(2), [], None, 1.5):
+    trees: list[Any] = [tree, torch.ones(2), [], None, 1.5]
+    for each in trees:
         emo_torch.save_checkpoint(tmp_path / "run", each)
         assert bits(emo_torch.load_checkpoint(tmp_path / "run")) == bits(each)
     emo_torch.save_checkpoint(
