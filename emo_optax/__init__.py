@@ -11,6 +11,9 @@ from emo_optax._bridge import save_arrays as save_arrays
 from emo_optax._bridge import to_arrays as to_arrays
 from emo_optax._by_name import create_optimizer as create_optimizer
 from emo_optax._by_name import list_optimizers as list_optimizers
+from emo_optax._checkpoint import CHECKPOINT_VERSION as CHECKPOINT_VERSION
+from emo_optax._checkpoint import load_checkpoint as load_checkpoint
+from emo_optax._checkpoint import save_checkpoint as save_checkpoint
 from emo_optax._divergence import DivergenceState as DivergenceState
 from emo_optax._divergence import init_divergence as init_divergence
 from emo_optax._divergence import injection_strength as injection_strength
@@ -37,8 +40,10 @@ from emo_optax._emotion import share_emotion as share_emotion
 from emo_optax._emotion import track_emotion as track_emotion
 from emo_optax._emotional import emotional as emotional
 from emo_optax._emotional import get_emotion as get_emotion
+from emo_optax._errors import CheckpointError as CheckpointError
 from emo_optax._errors import EmotionMissingError as EmotionMissingError
 from emo_optax._errors import LossMissingError as LossMissingError
+from emo_optax._metrics import get_metrics as get_metrics
 from emo_optax._ref_adamw_mini_schedule_free import (
     RefAdamWMiniScheduleFreeState as RefAdamWMiniScheduleFreeState,
 )

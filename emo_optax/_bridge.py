@@ -1,6 +1,6 @@
 """The bridge to `emo_torch`: an optimizer's state as plain named arrays, in files and back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import optax
 
 from emo_optax._divergence import DivergenceState
 from emo_optax._emotion import EmotionState
+from emo_optax._files import DIGEST, Part, check_digest, read_file, write_file
 from emo_optax._ref_adamw_mini_schedule_free import RefMomentsState
 from emo_optax._rounding import RoundStochasticallyState, RoundWithKahanState
 from emo_optax._rules import (
@@ -27,6 +28,8 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 ARRAYS_VERSION = 1
 """The version of the names and shapes; both packages read and write it."""
+ARRAYS_FORMAT = "emo arrays"
+"""What a file of `save_arrays` says that it is."""
 
 _TREES: dict[type, dict[str, str]] = {
     ScaleByUncorrectedAdamState: {"mu": "exp_avg", "nu": "exp_avg_sq"},
@@ -175,6 +178,13 @@ def check_arrays(
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Writes named arrays to a file in the safetensors format, which holds no code.
 
+    The file is written beside and moved into its place, and has a digest in it: whatever happens,
+    there is the old file or the whole new one, and `load_arrays` refuses a damaged one.
+
+    Args:
+        path: where the file goes.
+        arrays: the arrays, of any shapes and of NumPy's dtypes, such as `to_arrays` returns.
+
     Example:
         >>> import pathlib, tempfile
         >>> import numpy as np
@@ -184,18 +194,33 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) ->
         >>> print(emo_optax.load_arrays(path)["one"])
         [1.]
     """
-    from safetensors.numpy import save_file
-
-    save_file(
-        {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}, path
-    )
+    whole = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
+    write_file(path, {"format": ARRAYS_FORMAT}, _parts(whole))
 
 
 def load_arrays(path: str | Path) -> Arrays:
-    """Reads named arrays from a file in the safetensors format (see `save_arrays`)."""
-    from safetensors.numpy import load_file
+    """Reads named arrays from a file in the safetensors format (see `save_arrays`).
 
-    return dict(load_file(path))
+    Args:
+        path: where the file is; one that was written without a digest is read, too.
+
+    Returns:
+        The arrays by their names.
+
+    Raises:
+        CheckpointError: for a file that was cut off or altered.
+        OSError: where there is no file, or none that may be read.
+    """
+    metadata, arrays = read_file(path, "np")
+    if DIGEST in metadata or metadata.get("format") == ARRAYS_FORMAT:
+        check_digest(path, metadata, _parts(arrays))
+    return arrays
+
+
+def _parts(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[Part]:
+    for name, array in arrays.items():
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)  # As in the file.
+        yield Part(name, array.dtype.name, array.shape, little.reshape(-1).view(np.uint8).data)
 
 
 def _go_on(state: optax.OptState, steps: int) -> optax.OptState:

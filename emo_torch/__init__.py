@@ -7,6 +7,9 @@ from emo_torch._bridge import save_arrays as save_arrays
 from emo_torch._bridge import to_arrays as to_arrays
 from emo_torch._by_name import create_optimizer as create_optimizer
 from emo_torch._by_name import list_optimizers as list_optimizers
+from emo_torch._checkpoint import CHECKPOINT_VERSION as CHECKPOINT_VERSION
+from emo_torch._checkpoint import load_checkpoint as load_checkpoint
+from emo_torch._checkpoint import save_checkpoint as save_checkpoint
 from emo_torch._divergence import DivergenceState as DivergenceState
 from emo_torch._divergence import init_divergence as init_divergence
 from emo_torch._divergence import injection_strength as injection_strength
@@ -29,7 +32,9 @@ from emo_torch._emotion import init_emotion as init_emotion
 from emo_torch._emotional import EmoOptimizer as EmoOptimizer
 from emo_torch._emotional import Emotional as Emotional
 from emo_torch._emotional import LossOptimizer as LossOptimizer
+from emo_torch._errors import CheckpointError as CheckpointError
 from emo_torch._errors import LossMissingError as LossMissingError
+from emo_torch._metrics import get_metrics as get_metrics
 from emo_torch._ref_adamw_mini_schedule_free import (
     RefAdamWMiniScheduleFree as RefAdamWMiniScheduleFree,
 )

@@ -2,13 +2,20 @@
 
 import copy
 import io
+import json
 import pickle
+import random
+import warnings
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -19,6 +26,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 import emo_torch
+from emo_torch._files import Part, read_file, write_file
+from emo_torch._files_test import Bomb
 
 FAMILY: list[Any] = [emo_torch.EmoSens, emo_torch.EmoAiry, emo_torch.EmoCats]
 LOSSES = [1.0, 1.3, 0.8, 2.5, float("nan"), 0.7, 1.1, 9.0, 1.0, 1.2]
@@ -614,3 +623,292 @@ def test_a_distributed_checkpoint_on_disk_goes_on_as_if_uninterrupted(
     train(net, ours, 6)
     train(twin, theirs, 6)
     assert_twins(twin, theirs, net, ours)
+
+
+# Checkpoint files.
+
+OPTIMIZERS: dict[str, Any] = {
+    "emo_sens": lambda params: emo_torch.EmoSens(params, lr=torch.tensor(0.1), use_shadow=True),
+    "emo_airy": lambda params: emo_torch.EmoAiry(params, rounding="stochastic"),
+    "emo_cats": lambda params: emo_torch.EmoCats(params, moment_dtype=torch.bfloat16),
+    "emo_navi": emo_torch.EmoNavi,
+    "emo_fact": emo_torch.EmoFact,
+    "emo_lynx": emo_torch.EmoLynx,
+    "emo_clan": emo_torch.EmoClan,
+    "emo_neco": lambda params: emo_torch.EmoNeco(params, rounding="kahan"),
+    "emo_zeal": emo_torch.EmoZeal,
+    "emotional": lambda params: emo_torch.Emotional(torch.optim.AdamW(params, lr=0.1), use_shadow=True),
+}
+
+
+def begin(name: str) -> tuple[torch.nn.Module, Any]:
+    """A model, of a narrow and a wide layer, and its optimizer with two groups."""
+    net = model()
+    next(net.children()).to(torch.bfloat16)
+    return net, OPTIMIZERS[name](groups(net))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_run_in_a_checkpoint_goes_on_as_if_it_had_not_been_broken_off(name: str, tmp_path: Path) -> None:
+    net, optimizer = begin(name)
+    train(net, optimizer, 0, 5)
+    run = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": 5}
+    emo_torch.save_checkpoint(tmp_path / "run", run)
+    loaded = emo_torch.load_checkpoint(tmp_path / "run")
+    assert_same(loaded, run)
+    twin, resumed = begin(name)
+    twin.load_state_dict(loaded["model"])
+    resumed.load_state_dict(loaded["optimizer"])
+    train(net, optimizer, 5)
+    train(twin, resumed, loaded["step"])
+    assert_twins(twin, resumed, net, optimizer)
+
+
+def bits(tree: Any) -> Any:
+    """Tensors as their dtypes, shapes, strides and bytes, which equal themselves where NaN does not."""
+    if isinstance(tree, Tensor):
+        flat = tree.detach().resolve_conj().contiguous().reshape(-1).view(torch.uint8)
+        return tree.dtype, tree.shape, tree.stride(), flat.tolist()
+    if isinstance(tree, dict):
+        return type(tree), {key: bits(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree), [bits(value) for value in tree]
+    return type(tree), repr(tree)
+
+
+def test_every_kind_of_leaf_comes_back_to_the_last_bit(tmp_path: Path) -> None:
+    some = torch.arange(256, dtype=torch.uint8)
+    image = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    names = ("bool", "int8", "uint16", "int32", "int64", "float16", "float8_e4m3fn", "float8_e5m2")
+    tree: dict[Any, Any] = {name: (some % 2).to(getattr(torch, name)) for name in names}
+    tree["nan"] = torch.tensor(0x7FC12345, dtype=torch.int32).view(torch.float32)
+    tree["all of bfloat16"] = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+    tree["conjugate"] = torch.tensor([1 + 2j]).conj()
+    tree["a/b"], tree["a"], tree["__metadata__"] = torch.ones(1), {"b": torch.zeros(1)}, torch.ones(2)
+    tree["channels last"] = image.to(memory_format=torch.channels_last)
+    tree["strided"] = torch.arange(4.0)
+    tree["numbers"] = [True, 2**100, -0.0, 1e-300, float("inf"), float("nan"), None, "ë\udc80", (), [], {}]
+    tree["keys"] = {0: "a", "0": "b", 1.5: "c", None: "d", False + 2: (1, (2, [3]))}
+    tree["dtype"], tree["counts"] = torch.bfloat16, Counter({3: 2})
+    tree["random"], tree["Python's"] = torch.get_rng_state(), random.getstate()
+    tree["empty"] = [torch.zeros(0, 3), torch.zeros(())]
+    tree["ordered"] = OrderedDict(z=1, a=torch.ones(1))
+    trees: list[Any] = [tree, torch.ones(2), [], None, 1.5]
+    for each in trees:
+        emo_torch.save_checkpoint(tmp_path / "run", each)
+        assert bits(emo_torch.load_checkpoint(tmp_path / "run")) == bits(each)
+    emo_torch.save_checkpoint(
+        tmp_path / "run", {"every other": torch.arange(8.0)[::2], "f": np.float64(0.1)}
+    )
+    loaded = emo_torch.load_checkpoint(tmp_path / "run")
+    assert loaded["every other"].tolist() == [0.0, 2.0, 4.0, 6.0]
+    assert (type(loaded["f"]), loaded["f"]) == (float, 0.1)
+
+
+def test_tensors_that_are_one_and_the_same_are_so_again(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+    tied = [weight, weight.detach(), weight.T, weight[0], weight.clone(), torch.zeros(0), torch.zeros(0)]
+    emo_torch.save_checkpoint(tmp_path / "run", tied)
+    assert len(load_file(tmp_path / "run")) == 6
+    loaded = emo_torch.load_checkpoint(tmp_path / "run")
+    assert_same(loaded, [tensor.detach() for tensor in tied])
+    assert loaded[0] is loaded[1]
+    loaded[0].fill_(7.0)
+    assert_same(loaded[2:], [tensor.detach() for tensor in tied[2:]])
+
+
+def test_the_versions_of_modules_survive(tmp_path: Path) -> None:
+    net = torch.nn.BatchNorm1d(2)
+    state = net.state_dict()
+    emo_torch.save_checkpoint(tmp_path / "run", state)
+    loaded = emo_torch.load_checkpoint(tmp_path / "run")
+    assert loaded._metadata == state._metadata  # type: ignore[attr-defined]
+    assert loaded._metadata[""]["version"] == 2
+
+
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
+    "LambdaLR": lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 0.9**step),
+    "MultiStepLR": lambda opt: torch.optim.lr_scheduler.MultiStepLR(opt, [2, 3, 3]),
+    "ReduceLROnPlateau": lambda opt: torch.optim.lr_scheduler.ReduceLROnPlateau(opt, patience=0),
+    "OneCycleLR": lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, 0.5, 20, cycle_momentum=False),
+    "CyclicLR": lambda opt: torch.optim.lr_scheduler.CyclicLR(opt, 0.1, 0.5, 3, cycle_momentum=False),
+    "CosineAnnealingWarmRestarts": lambda opt: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(opt, 3),
+    "SequentialLR": lambda opt: torch.optim.lr_scheduler.SequentialLR(
+        opt,
+        [torch.optim.lr_scheduler.ConstantLR(opt), torch.optim.lr_scheduler.ExponentialLR(opt, 0.9)],
+        [2],
+    ),
+    "SWALR": lambda opt: torch.optim.swa_utils.SWALR(opt, 0.3),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_go_on_from_a_checkpoint(name: str, tmp_path: Path) -> None:
+    def make() -> tuple[Any, Any]:
+        optimizer = emo_torch.EmoSens(groups(model()), lr=0.1)
+        return optimizer, SCHEDULERS[name](optimizer)
+
+    def go(optimizer: Any, scheduler: Any) -> list[float]:
+        rates = []
+        for step in range(4):
+            optimizer.step(loss=1.0 + step)
+            plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+            with warnings.catch_warnings():  # SequentialLR itself calls what it warns of.
+                warnings.simplefilter("ignore")
+                scheduler.step(*([1.0] if plateau else []))
+            rates.append(optimizer.param_groups[0]["lr"])
+        return rates
+
+    optimizer, scheduler = make()
+    go(optimizer, scheduler)
+    run = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    emo_torch.save_checkpoint(tmp_path / "run", run)
+    loaded = emo_torch.load_checkpoint(tmp_path / "run")
+    resumed, again = make()
+    resumed.load_state_dict(loaded["optimizer"])
+    again.load_state_dict(loaded["scheduler"])
+    assert go(resumed, again) == go(optimizer, scheduler)
+
+
+def test_a_gradient_scaler_goes_through_a_checkpoint(tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    emo_torch.save_checkpoint(tmp_path / "run", scaler.state_dict())
+    assert emo_torch.load_checkpoint(tmp_path / "run") == scaler.state_dict()
+
+
+# Checkpoint files that are refused.
+
+
+@pytest.mark.parametrize(
+    ("leaf", "error", "message"),
+    [
+        (np.ones(2), TypeError, "'a/0' is of the type ndarray"),
+        (np.float32(1.0), TypeError, "'a/0' is of the type float32"),
+        (defaultdict(int), TypeError, "'a/0' is of the type defaultdict"),
+        (b"bytes", TypeError, "'a/0' is of the type bytes"),
+        (print, TypeError, "'a/0' is of the type builtin_function_or_method"),
+        (emo_torch.EmotionState(*(torch.ones(7))), TypeError, "'a/0' is of the type EmotionState"),
+        ({torch.ones(1): 1}, TypeError, "of the type Tensor"),
+        (torch.ones(2, dtype=torch.complex128), ValueError, "'a/0' has the dtype complex128"),
+        (torch.ones(2, device="meta"), ValueError, "'a/0' has .* the device meta"),
+        (torch.ones(2).to_sparse(), ValueError, "'a/0' has .* the layout torch.sparse_coo"),
+    ],
+)
+def test_a_leaf_that_has_no_place_is_refused_before_anything_is_written(
+    leaf: Any, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        emo_torch.save_checkpoint(tmp_path / "run", {"a": [leaf]})
+    assert not list(tmp_path.iterdir())
+
+
+def rewrite(path: Path, **changes: str | None) -> None:
+    """Changes what a file says of itself, with a digest that fits."""
+    metadata, arrays = read_file(path, "np")
+    told = {**metadata, **changes}
+    parts = [Part(name, str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items()]
+    write_file(path, {name: text for name, text in told.items() if text is not None}, parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"version": "0"},
+            r"has the layout 0, written by emo_torch 0\.1\.0; this release reads the layout 1",
+        ),
+        ({"version": "2"}, "has the layout 2.*Load it with that release, save_arrays of to_arrays"),
+        ({"version": None}, "has the layout None"),
+        ({"format": "emo_optax checkpoint"}, "no checkpoint of emo_torch, but emo_optax checkpoint"),
+        ({"format": None}, "no checkpoint of emo_torch, but a file of another origin"),
+        ({"tree": '{"tensor": "y"}'}, "lacks the tensor 'y'"),
+    ],
+)
+def test_another_layout_is_refused_and_says_what_to_do(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    emo_torch.save_checkpoint(path, {"x": torch.ones(2)})
+    rewrite(path)
+    emo_torch.load_checkpoint(path)
+    rewrite(path, **changes)
+    with pytest.raises(emo_torch.CheckpointError, match=message):
+        emo_torch.load_checkpoint(path)
+
+
+def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+    emo_torch.save_arrays(tmp_path / "arrays", {"x": np.ones(2)})
+    with pytest.raises(emo_torch.CheckpointError, match="read it with load_arrays"):
+        emo_torch.load_checkpoint(tmp_path / "arrays")
+    save_file({"x": torch.ones(2)}, tmp_path / "foreign")
+    with pytest.raises(emo_torch.CheckpointError, match="a file of another origin"):
+        emo_torch.load_checkpoint(tmp_path / "foreign")
+    with pytest.raises(FileNotFoundError):
+        emo_torch.load_checkpoint(tmp_path / "none")
+
+
+def test_a_checkpoint_that_was_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    emo_torch.save_checkpoint(path, {"w": torch.ones(2, 3), "n": 7})
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(emo_torch.CheckpointError, match="cut off or altered"):
+            emo_torch.load_checkpoint(path)
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(emo_torch.CheckpointError, match="cut off or altered"):
+        emo_torch.load_checkpoint(path)
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    path, chance, refused = tmp_path / "run", random.Random(0), 0
+    net, optimizer = begin("emo_cats")
+    train(net, optimizer, 0, 2)
+    run = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": 2}
+    emo_torch.save_checkpoint(path, run)
+    whole = path.read_bytes()
+    for index in chance.sample(range(len(whole)), 400):
+        damaged = bytearray(whole)
+        damaged[index] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            loaded = emo_torch.load_checkpoint(path)
+        except emo_torch.CheckpointError:
+            refused += 1
+        else:
+            assert_same(loaded, run)
+    assert refused > 390
+
+
+# No code.
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    path, trace = tmp_path / "run", tmp_path / "trace"
+    for protocol in (2, 5):
+        path.write_bytes(pickle.dumps({"x": Bomb(trace)}, protocol=protocol))
+        with pytest.raises(emo_torch.CheckpointError, match="cut off or altered"):
+            emo_torch.load_checkpoint(path)
+    torch.save({"x": Bomb(trace)}, path)
+    with pytest.raises(emo_torch.CheckpointError, match="cut off or altered"):
+        emo_torch.load_checkpoint(path)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        torch.load(path, weights_only=True)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)
+    assert trace.exists()  # It was a bomb.
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_everything_that_is_saved_is_plain_tensors_and_json(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    net, optimizer = begin(name)
+    train(net, optimizer, 0, 3)
+    state = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+    assert_same(through_a_file(state), state)  # As `torch.save` writes it, too.
+    emo_torch.save_checkpoint(path, state)
+    assert_same(load_file(path)["model/0.weight"], net.state_dict()["0.weight"])
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    json.loads(metadata["tree"])
+    assert metadata.keys() == {"format", "version", "release", "tree", "sha256"}

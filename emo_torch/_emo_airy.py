@@ -23,7 +23,7 @@ from emo_torch._rules import (
     multi_tensor_scale_by_factored_moments,
     scale_by_factored_moments,
 )
-from emo_torch._shadow_effect import keep_rows_and_columns, keeps_all
+from emo_torch._shadow_effect import Keep, keep_rows_and_columns, keeps_all
 from emo_torch._shadow_system import ShadowRatio
 
 
@@ -149,6 +149,10 @@ class EmoAiry(EmoOptimizer):
     def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:
         """Returns the moments of a parameter that has seen no gradient."""
         return init_factored_moments(param, dtype)
+
+    def keep_of(self, group: Group) -> Keep:
+        """Returns which elements the filter keeps in a group."""
+        return keep_rows_and_columns(group["eps"])
 
     def step_tensors(
         self,

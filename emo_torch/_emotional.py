@@ -725,6 +725,10 @@ class EmoOptimizer(LossOptimizer):
         """Whether training has ever gone quiet; waits for the device (`emotion.should_stop` doesn't)."""
         return bool(self._emotion.should_stop)
 
+    def keep_of(self, group: Group) -> Keep:  # noqa: ARG002
+        """Returns which elements the filter keeps in a group."""
+        return keep_elements
+
     def emotion_tensors(self) -> State:
         """Returns the tensors that the emotion lives in, by their names; not copies."""
         shadow = {"shadow_exists": self._shadow_exists, "shadow_ratio": self._shadow_ratio}
@@ -1146,6 +1150,10 @@ class Emotional(EmoOptimizer):
 
     def _missing_state(self, param: Tensor, group: Group, state: State) -> State:
         return super()._missing_state(param, {**group, "moment_dtype": None}, state)
+
+    def keep_of(self, group: Group) -> Keep:  # noqa: ARG002
+        """Returns which elements the filter keeps in a group."""
+        return self._keep
 
     def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
         """Takes in the loss, and keeps it for an inner optimizer that reads it, too."""

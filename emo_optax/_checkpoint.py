@@ -1,0 +1,229 @@
+"""Checkpoints: a whole run in one file, written so that nothing can be lost, read without running code."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emo_optax._bridge import ARRAYS_FORMAT
+from emo_optax._errors import CheckpointError
+from emo_optax._files import CODES, Part, check_digest, read_file, write_file
+
+CHECKPOINT_VERSION = 1
+"""The version of a checkpoint's layout."""
+FORMAT = "emo_optax checkpoint"
+
+_PLAIN = tuple(dtype for dtype in CODES if not dtype.startswith("float8"))
+"""What the file has a place for, and NumPy can read from it; others are saved byte by byte."""
+_NUMBERS: dict[type, Any] = {bool: np.bool_, int: np.int64, float: np.float64}
+"""Python's own numbers, and what they are saved as."""
+
+
+def save_checkpoint(path: str | Path, tree: Any) -> None:
+    """Writes the state of a run to a file: in full, or not at all.
+
+    The file is written beside and moved into its place when it is on the disk, with a SHA-256 of all
+    that is in it: a run that is killed at any moment leaves the checkpoint before or the new one, and
+    `load_checkpoint` refuses a file that was cut off or altered. It has the safetensors format: plain
+    arrays under their names in the tree; no code.
+
+    Args:
+        path: where the file goes; usually one and the same path for the whole run.
+        tree: any tree of arrays and numbers, of any shapes and dtypes: parameters, the optimizer's
+            state, keys of random numbers, a count of steps.
+
+    Raises:
+        TypeError: for a leaf that is no array and no number, by its name, before anything is written;
+            for traced ones.
+        ValueError: for two leaves of one name, and for arrays that are not whole on this machine.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> params = {"weight": jnp.ones(2)}
+        >>> state = emo_optax.emo_sens().init(params)
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.safetensors"
+        >>> run = {"params": params, "state": state, "step": 7}
+        >>> emo_optax.save_checkpoint(path, run)
+        >>> loaded = emo_optax.load_checkpoint(path, like=run)
+        >>> print(loaded["params"]["weight"], loaded["step"])
+        [1. 1.] 7
+    """
+    from emo_optax import __version__
+
+    arrays, dtypes = {}, {}
+    for name, leaf in _named_leaves(tree).items():
+        dtypes[name] = _dtype_name(name, leaf)
+        arrays[name] = _to_array(name, leaf)
+    metadata = {
+        "format": FORMAT,
+        "version": str(CHECKPOINT_VERSION),
+        "release": __version__,
+        "dtypes": json.dumps(dtypes),
+    }
+    write_file(path, metadata, _parts(arrays))
+
+
+def load_checkpoint(path: str | Path, like: Any) -> Any:
+    """Reads what `save_checkpoint` wrote; no code in the file is run, and a damaged one is refused.
+
+    Args:
+        path: where the file is.
+        like: a tree of the same structure, shapes and dtypes, such as a run that has just begun, or
+            what `jax.eval_shape` returns for one.
+
+    Returns:
+        The tree as it was, to the last bit, in the structure of `like` and on its devices.
+
+    Raises:
+        CheckpointError: for a file that was cut off or altered, that is no checkpoint of this package,
+            or has another layout; for leaves that are missing, too many, or of another shape or dtype
+            than in `like`, by their names.
+        TypeError: for a leaf of `like` that is no array and no number.
+        OSError: where there is no file, or none that may be read.
+    """
+    metadata, arrays = read_file(path, "np")
+    check_layout(path, metadata)
+    check_digest(path, metadata, _parts(arrays))
+    dtypes = json.loads(metadata["dtypes"])
+    leaves = _named_leaves(like)
+    for name, leaf in leaves.items():
+        if name not in arrays:
+            raise CheckpointError(f"{path} lacks {name!r}, which `like` has. {_REMEDY}")
+        dtype, shape = _dtype_name(name, leaf), _saved_shape(leaf)
+        if dtypes[name] != dtype:
+            raise CheckpointError(f"{name!r} is {dtypes[name]} in {path}, and {dtype} in `like`. {_REMEDY}")
+        if arrays[name].shape != shape:
+            raise CheckpointError(
+                f"{name!r} has the shape {arrays[name].shape} in {path}, and {shape} in `like`. {_REMEDY}"
+            )
+    extra = sorted(arrays.keys() - leaves.keys())
+    if extra:
+        raise CheckpointError(f"{path} holds what `like` lacks: {', '.join(extra)}. {_REMEDY}")
+    return jax.tree.unflatten(
+        jax.tree.structure(like), [_from_array(arrays[name], leaf) for name, leaf in leaves.items()]
+    )
+
+
+_REMEDY = (
+    "Nothing was loaded. Make the run as it was when it was saved (the same model, optimizer and options), "
+    "load it into that, and carry an optimizer's state over with from_arrays(to_arrays(...), ...)"
+)
+
+
+def check_layout(path: str | Path, metadata: Mapping[str, str]) -> None:
+    """Raises a `CheckpointError` for what is no checkpoint of this package and layout."""
+    kind, version = metadata.get("format"), metadata.get("version")
+    if kind == ARRAYS_FORMAT:
+        raise CheckpointError(f"{path} holds the arrays of an optimizer: read it with load_arrays")
+    if kind != FORMAT:
+        raise CheckpointError(
+            f"{path} is no checkpoint of emo_optax, but {kind or 'a file of another origin'}. A run moves "
+            "between the packages with to_arrays and from_arrays"
+        )
+    if version != str(CHECKPOINT_VERSION):
+        raise CheckpointError(
+            f"{path} has the layout {version}, written by emo_optax {metadata.get('release')}; this "
+            f"release reads the layout {CHECKPOINT_VERSION}. Load it with that release, save_arrays of "
+            "to_arrays(...) there, and from_arrays of load_arrays(...) here"
+        )
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by their paths, in the tree's order."""
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name in leaves or name == "__metadata__":
+            raise ValueError(f"A checkpoint cannot tell {name!r} from another name: rename that leaf")
+        leaves[name] = leaf
+    return leaves
+
+
+def _is_key(leaf: Any) -> bool:
+    """Returns whether a leaf is made of keys of random numbers (`jax.random.key`)."""
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(
+        leaf.dtype, jax.dtypes.prng_key
+    )
+
+
+def _key_impl(leaf: Any) -> Any:
+    """Returns which generator keys are for, also where `leaf` is only their shape."""
+    found: list[Any] = []
+    jax.eval_shape(lambda keys: found.append(jax.random.key_impl(keys)), leaf)
+    return found[0]
+
+
+def _is_of_numbers(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind not in "OSUMm" and dtype.fields is None
+
+
+def _dtype_name(name: str, leaf: Any) -> str:
+    """Returns the name of what a leaf is made of, or says that it has no place in a checkpoint."""
+    if isinstance(leaf, jax.core.Tracer):
+        raise TypeError(f"{name!r} is traced: save and load checkpoints outside of jit")
+    if type(leaf) in _NUMBERS:
+        return f"Python's {type(leaf).__name__}"
+    is_array = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic)
+    if not is_array or not (_is_key(leaf) or _is_of_numbers(leaf.dtype)):
+        raise TypeError(
+            f"A checkpoint holds arrays and numbers; {name!r} is of the type {type(leaf).__name__}. "
+            "Leave it out, or save what makes it up"
+        )
+    return str(leaf.dtype)
+
+
+def _to_array(name: str, leaf: Any) -> np.ndarray[Any, Any]:
+    """Returns a leaf as the array that is saved."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise TypeError(f"{name!r} is a shape without data")
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        raise ValueError(
+            f"{name!r} is spread over machines, of which this one holds a part: replicate it, or save all "
+            "of the run with Orbax"
+        )
+    if type(leaf) in _NUMBERS:
+        return np.asarray(leaf, _NUMBERS[type(leaf)])
+    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    whole = np.ascontiguousarray(array).reshape(array.shape)
+    if array.dtype.name in _PLAIN:
+        return whole
+    return whole.reshape(*whole.shape, 1).view(np.uint8)
+
+
+def _saved_shape(leaf: Any) -> tuple[int, ...]:
+    """Returns the shape of the array that a leaf is saved as."""
+    if type(leaf) in _NUMBERS:
+        return ()
+    if _is_key(leaf):
+        return tuple(jax.eval_shape(jax.random.key_data, leaf).shape)
+    own = () if leaf.dtype.name in _PLAIN else (leaf.dtype.itemsize,)
+    return (*leaf.shape, *own)
+
+
+def _from_array(array: np.ndarray[Any, Any], leaf: Any) -> Any:
+    """Returns what was saved as an array, as what `leaf` is and where it is."""
+    if type(leaf) in _NUMBERS:
+        return type(leaf)(array)
+    if _is_key(leaf):
+        own: Any = jax.random.wrap_key_data(jnp.array(array), impl=_key_impl(leaf))
+    else:
+        is_plain = leaf.dtype.name in _PLAIN
+        own = array if is_plain else array.view(leaf.dtype).reshape(leaf.shape)
+    if isinstance(leaf, np.generic):
+        return own[()]
+    if isinstance(leaf, np.ndarray):
+        return own
+    is_placed = leaf.sharding is not None and getattr(leaf, "committed", True)
+    # In buffers of its own, so that a step may be given them to write over.
+    return jax.device_put(own, leaf.sharding if is_placed else None, may_alias=False)
+
+
+def _parts(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[Part]:
+    for name, array in arrays.items():
+        yield Part(name, array.dtype.name, array.shape, array.reshape(-1).view(np.uint8).data)

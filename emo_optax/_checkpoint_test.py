@@ -1,0 +1,358 @@
+"""What survives being saved and loaded, and which files are refused."""
+
+import dataclasses
+import functools
+import json
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import emo_optax
+from emo_optax._files import Part, read_file, write_file
+from emo_optax._files_test import Bomb
+
+LOSSES = [1.0, 1.3, 0.8, 2.5, float("nan"), 0.7, 1.1, 9.0, 1.0, 1.2]
+OPTIMIZERS: dict[str, Any] = {
+    "emo_sens": emo_optax.emo_sens(optax.linear_schedule(0.1, 0.0, 20), use_shadow=True),
+    "emo_airy": emo_optax.emo_airy(0.1, rounding="stochastic"),
+    "emo_cats": emo_optax.emo_cats(0.1, decoupled_weight_decay=True, moment_dtype=jnp.bfloat16),
+    "emo_navi": emo_optax.emo_navi(0.1),
+    "emo_fact": emo_optax.emo_fact(0.1),
+    "emo_lynx": emo_optax.emo_lynx(0.1),
+    "emo_clan": emo_optax.emo_clan(0.1),
+    "emo_neco": emo_optax.emo_neco(0.1, rounding="kahan"),
+    "emo_zeal": emo_optax.emo_zeal(0.1),
+    "ref": emo_optax.ref_adamw_mini_schedule_free(0.1, ref_max_steps=10),
+    "emotional": emo_optax.emotional(optax.adamw(0.1), use_shadow=True),
+    "injected": optax.inject_hyperparams(emo_optax.emo_sens)(optax.linear_schedule(0.1, 0.0, 20)),
+    "accumulating": optax.MultiSteps(emo_optax.emo_sens(0.1), 2),
+    "masked": optax.chain(
+        optax.clip_by_global_norm(1.0), optax.masked(emo_optax.emo_cats(0.1), {"w": True, "b": False})
+    ),
+}
+
+
+def make_params() -> Any:
+    return {"w": jnp.arange(1.0, 7.0).reshape(2, 3).astype(jnp.bfloat16), "b": jnp.ones(3)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step(optimizer: Any, params: Any, state: Any, number: Any, loss: Any) -> Any:
+    grads = jax.tree.map(lambda param: (param * jnp.cos(number + param)).astype(param.dtype), params)
+    updates, state = optimizer.update(grads, state, params, value=loss)
+    return optax.apply_updates(params, updates), state
+
+
+def train(optimizer: Any, run: Any, first: int, last: int) -> Any:
+    """Takes the steps from `first` to `last`, the same ones whoever takes them."""
+    params, state = run["params"], run["state"]
+    for number in range(first, last):
+        params, state = step(optimizer, params, state, float(number), LOSSES[number])
+    return {"params": params, "state": state, "step": last}
+
+
+def begin(optimizer: Any) -> Any:
+    params = make_params()
+    return {"params": params, "state": optimizer.init(params), "step": 0}
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    """Compares trees to the last bit, and in their dtypes."""
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (ours, theirs)]
+    assert structures[0] == structures[1]
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert type(one) is type(other)
+        if isinstance(one, jax.Array) and jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, other = jax.random.key_data(one), jax.random.key_data(other)
+        one, other = np.asarray(one), np.asarray(other)
+        assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+
+
+# Runs.
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_run_that_was_broken_off_goes_on_as_if_it_had_not(name: str, tmp_path: Path) -> None:
+    optimizer, path = OPTIMIZERS[name], tmp_path / "run"
+    run = train(optimizer, begin(optimizer), 0, 5)
+    emo_optax.save_checkpoint(path, run)
+    resumed = emo_optax.load_checkpoint(path, like=begin(optimizer))
+    assert_same(resumed, run)
+    assert resumed["step"] == 5
+    assert_same(train(optimizer, resumed, 5, 8), train(optimizer, run, 5, 8))
+
+
+def test_shapes_alone_are_enough_to_load_into(tmp_path: Path) -> None:
+    optimizer, path = OPTIMIZERS["emo_sens"], tmp_path / "run"
+    run = {**train(optimizer, begin(optimizer), 0, 3), "step": jnp.asarray(3), "key": jax.random.key(1)}
+    emo_optax.save_checkpoint(path, run)
+    shapes = jax.eval_shape(lambda: {**begin(optimizer), "step": jnp.asarray(0), "key": jax.random.key(0)})
+    assert_same(emo_optax.load_checkpoint(path, shapes), run)
+
+
+def test_every_kind_of_leaf_comes_back_to_the_last_bit(tmp_path: Path) -> None:
+    bits = np.arange(256, dtype=np.uint8)
+    names = [
+        "bool",
+        "int8",
+        "uint16",
+        "int32",
+        "float16",
+        "float32",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "int4",
+    ]
+    tree: dict[str, Any] = {name: jnp.asarray(bits % 2).astype(name) for name in names}
+    tree["nan"] = jax.lax.bitcast_convert_type(jnp.asarray(0x7FC12345, jnp.uint32), jnp.float32)
+    tree["all of bfloat16"] = jax.lax.bitcast_convert_type(
+        jnp.arange(65536, dtype=jnp.uint16), jnp.bfloat16
+    )
+    tree["complex"] = jnp.asarray([1 + 2j])
+    tree["keys"] = jax.random.split(jax.random.key(3), 2)
+    tree["another key"] = jax.random.key(3, impl="rbg")
+    tree["NumPy's"] = [np.asarray([1.0, -0.0]), np.float64(0.1), np.asarray(1 + 1j), bits.reshape(16, 16).T]
+    tree["ml_dtypes"] = np.asarray([0.5, 2.0]).astype(ml_dtypes.float8_e4m3b11fnuz)
+    tree["Python's"] = (True, 2**53 + 1, 0.1, float("inf"))
+    tree["empty"] = [jnp.zeros((0, 3)), jnp.zeros([]), (), None, {}]
+    emo_optax.save_checkpoint(tmp_path / "run", tree)
+    blank = jax.tree.map(lambda leaf: leaf, tree)
+    loaded = emo_optax.load_checkpoint(tmp_path / "run", blank)
+    assert_same(loaded, tree)
+    assert loaded["Python's"] == tree["Python's"]
+    assert [type(leaf) for leaf in loaded["Python's"]] == [bool, int, float, float]
+    assert jax.random.key_impl(loaded["another key"]) == jax.random.key_impl(tree["another key"])
+    alone = jnp.ones(2)
+    emo_optax.save_checkpoint(tmp_path / "run", alone)
+    assert_same(emo_optax.load_checkpoint(tmp_path / "run", alone), alone)
+
+
+def test_float64_comes_back_to_the_last_bit(tmp_path: Path) -> None:
+    with jax.enable_x64(True):
+        tree = {"x": jnp.asarray([0.1, 1e-300]), "n": jnp.asarray(2**40), "c": jnp.asarray([1 + 1e-300j])}
+        emo_optax.save_checkpoint(tmp_path / "run", tree)
+        assert_same(emo_optax.load_checkpoint(tmp_path / "run", tree), tree)
+    narrow = jax.tree.map(
+        jnp.asarray, {"x": np.zeros(2, np.float32), "n": 0, "c": np.ones(1, np.complex64)}
+    )
+    with pytest.raises(
+        emo_optax.CheckpointError, match=r"'c' is complex128 in .*, and complex64 in `like`"
+    ):
+        emo_optax.load_checkpoint(tmp_path / "run", narrow)
+
+
+def test_what_was_loaded_may_be_donated_and_lies_where_it_lay(tmp_path: Path) -> None:
+    optimizer, path = OPTIMIZERS["emo_sens"], tmp_path / "run"
+    run = begin(optimizer)
+    emo_optax.save_checkpoint(path, run)
+    loaded = emo_optax.load_checkpoint(path, run)
+    assert not any(leaf.committed for leaf in jax.tree.leaves((loaded["params"], loaded["state"])))
+
+    donating = jax.jit(step, static_argnums=0, donate_argnums=(1, 2))
+    before = loaded["params"]["w"]
+    after = donating(optimizer, loaded["params"], loaded["state"], 0.0, 1.0)
+    assert_same(after, step(optimizer, run["params"], run["state"], 0.0, 1.0))
+    assert before.is_deleted()
+    placed = jax.device_put(run["params"], jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    emo_optax.save_checkpoint(path, placed)
+    again = emo_optax.load_checkpoint(path, placed)
+    assert again["w"].committed
+    assert again["w"].sharding == placed["w"].sharding
+
+
+def test_a_model_of_flax_goes_through_a_file(tmp_path: Path) -> None:
+    nnx = pytest.importorskip("flax.nnx", reason="flax is not installed: `pip install flax`")
+
+    def make(seed: int) -> Any:
+        model = nnx.Linear(3, 2, rngs=nnx.Rngs(seed))
+        return model, nnx.Optimizer(model, emo_optax.emo_sens(1e-2), wrt=nnx.Param)
+
+    model, optimizer = make(0)
+    optimizer.step[...] = 3
+    emo_optax.save_checkpoint(tmp_path / "run", nnx.state((model, optimizer)))
+    twin = make(1)
+    nnx.update(twin, emo_optax.load_checkpoint(tmp_path / "run", like=nnx.state(twin)))
+    assert_same(nnx.state(twin), nnx.state((model, optimizer)))
+
+
+# What is refused.
+
+
+@dataclasses.dataclass
+class Odd:
+    """A leaf that no file keeps."""
+
+
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        ("text", "'a/x' is of the type str"),
+        (Odd(), "'a/x' is of the type Odd"),
+        (np.asarray(["text"]), "'a/x' is of the type ndarray"),
+        (np.asarray(Odd()), "'a/x' is of the type ndarray"),
+        (np.zeros(2, [("x", np.float32)]), "'a/x' is of the type ndarray"),
+        (jax.ShapeDtypeStruct((2,), np.float32), "'a/x' is a shape without data"),
+    ],
+)
+def test_a_leaf_that_has_no_place_is_refused_before_anything_is_written(
+    leaf: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        emo_optax.save_checkpoint(tmp_path / "run", {"a": {"x": leaf}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_inside_of_jit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="'x' is traced"):
+        jax.jit(lambda x: emo_optax.save_checkpoint(tmp_path / "run", {"x": x}))(1.0)
+
+
+def test_names_that_read_the_same_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot tell 'a/b'"):
+        emo_optax.save_checkpoint(tmp_path / "run", {"a": {"b": 1}, "a/b": 2})
+
+
+SAVED = {"w": np.ones((2, 3), np.float32), "n": 1, "mu": np.zeros(2, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        ({**SAVED, "nu": np.zeros(2)}, "lacks 'nu', which `like` has"),
+        ({"w": SAVED["w"]}, "holds what `like` lacks: mu, n"),
+        ({**SAVED, "w": np.ones((3, 2), np.float32)}, r"'w' has the shape \(2, 3\) in .*, and \(3, 2\)"),
+        ({**SAVED, "w": np.ones((2, 3))}, "'w' is float32 in .*, and float64 in `like`"),
+        ({**SAVED, "w": jnp.ones((2, 3), jnp.bfloat16)}, "'w' is float32 in .*, and bfloat16 in `like`"),
+        ({**SAVED, "n": 1.0}, "'n' is Python's int in .*, and Python's float in `like`"),
+        ({**SAVED, "n": np.asarray(1)}, "'n' is Python's int in .*, and int64 in `like`"),
+        ({**SAVED, "w": jax.random.key(0)}, "'w' is float32 in .*, and key<fry> in `like`"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_and_says_what_to_do(
+    like: Any, message: str, tmp_path: Path
+) -> None:
+    emo_optax.save_checkpoint(tmp_path / "run", SAVED)
+    with pytest.raises(emo_optax.CheckpointError, match=message) as caught:
+        emo_optax.load_checkpoint(tmp_path / "run", like)
+    assert "Nothing was loaded. Make the run as it was" in str(caught.value)
+
+
+def test_the_state_of_another_optimizer_is_refused_by_its_leaf(tmp_path: Path) -> None:
+    params = make_params()
+    emo_optax.save_checkpoint(tmp_path / "run", emo_optax.emo_sens().init(params))
+    with pytest.raises(emo_optax.CheckpointError, match=r"holds what `like` lacks: .*/nu/w"):
+        emo_optax.load_checkpoint(tmp_path / "run", emo_optax.emo_cats().init(params))
+    with pytest.raises(emo_optax.CheckpointError, match=r"lacks '.*ratio', which `like` has"):
+        emo_optax.load_checkpoint(tmp_path / "run", emo_optax.emo_sens(use_shadow=True).init(params))
+
+
+def rewrite(path: Path, **changes: str | None) -> None:
+    """Changes what a file says of itself, with a digest that fits."""
+    metadata, arrays = read_file(path, "np")
+    told = {**metadata, **changes}
+    parts = [Part(name, str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items()]
+    write_file(path, {name: text for name, text in told.items() if text is not None}, parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"version": "0"},
+            r"has the layout 0, written by emo_optax 0\.1\.0; this release reads the layout 1",
+        ),
+        ({"version": "2"}, "has the layout 2.*Load it with that release, save_arrays of to_arrays"),
+        ({"version": None}, "has the layout None"),
+        ({"format": "emo_torch checkpoint"}, "no checkpoint of emo_optax, but emo_torch checkpoint"),
+        ({"format": None}, "no checkpoint of emo_optax, but a file of another origin"),
+    ],
+)
+def test_another_layout_is_refused_and_says_what_to_do(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    emo_optax.save_checkpoint(path, SAVED)
+    rewrite(path)
+    emo_optax.load_checkpoint(path, SAVED)
+    rewrite(path, **changes)
+    with pytest.raises(emo_optax.CheckpointError, match=message):
+        emo_optax.load_checkpoint(path, SAVED)
+
+
+def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+    emo_optax.save_arrays(tmp_path / "arrays", {"x": np.ones(2)})
+    with pytest.raises(emo_optax.CheckpointError, match="read it with load_arrays"):
+        emo_optax.load_checkpoint(tmp_path / "arrays", {"x": np.ones(2)})
+    save_file({"x": np.ones(2)}, tmp_path / "foreign")
+    with pytest.raises(emo_optax.CheckpointError, match="a file of another origin"):
+        emo_optax.load_checkpoint(tmp_path / "foreign", {"x": np.ones(2)})
+    with pytest.raises(FileNotFoundError):
+        emo_optax.load_checkpoint(tmp_path / "none", {"x": np.ones(2)})
+
+
+def test_a_checkpoint_that_was_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    run = {"w": jnp.ones((2, 3)), "n": 7}
+    emo_optax.save_checkpoint(path, run)
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(emo_optax.CheckpointError, match="cut off or altered"):
+            emo_optax.load_checkpoint(path, run)
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(emo_optax.CheckpointError, match="cut off or altered"):
+        emo_optax.load_checkpoint(path, run)
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    path, chance, refused = tmp_path / "run", random.Random(0), 0
+    optimizer = OPTIMIZERS["emo_cats"]
+    run = train(optimizer, begin(optimizer), 0, 2)
+    emo_optax.save_checkpoint(path, run)
+    whole = path.read_bytes()
+    flips = chance.sample(range(len(whole)), 400)
+    for index in flips:
+        damaged = bytearray(whole)
+        damaged[index] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            loaded = emo_optax.load_checkpoint(path, run)
+        except emo_optax.CheckpointError:
+            refused += 1
+        else:
+            assert_same(loaded, run)
+    assert refused > 390
+
+
+# No code.
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    path, trace = tmp_path / "run", tmp_path / "trace"
+    path.write_bytes(pickle.dumps({"x": Bomb(trace)}))
+    with pytest.raises(emo_optax.CheckpointError, match="cut off or altered"):
+        emo_optax.load_checkpoint(path, {"x": 1})
+    assert not trace.exists()
+
+
+def test_everything_that_is_saved_is_plain_arrays_and_json(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    for optimizer in OPTIMIZERS.values():
+        run = train(optimizer, begin(optimizer), 0, 2)
+        emo_optax.save_checkpoint(path, run)
+        arrays = load_file(path)
+        np.testing.assert_array_equal(arrays["params/w"], run["params"]["w"])
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata()
+        assert json.loads(metadata["dtypes"]).keys() == arrays.keys()
+        assert json.loads(metadata["dtypes"])["step"] == "Python's int"

@@ -1,0 +1,227 @@
+"""Checkpoints: a whole run in one file, written so that nothing can be lost, read without running code."""
+
+import json
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emo_torch._bridge import ARRAYS_FORMAT
+from emo_torch._errors import CheckpointError
+from emo_torch._files import CODES, Part, check_digest, read_file, write_file
+
+CHECKPOINT_VERSION = 1
+"""The version of a checkpoint's layout."""
+FORMAT = "emo_torch checkpoint"
+
+_KEYS = (bool, int, float, str, type(None))
+
+
+def save_checkpoint(path: str | Path, tree: Any) -> None:
+    """Writes the state of a run to a file: in full, or not at all.
+
+    The file is written beside and moved into its place when it is on the disk, with a SHA-256 of all
+    that is in it: a run that is killed at any moment leaves the checkpoint before or the new one, and
+    `load_checkpoint` refuses a file that was cut off or altered. It has the safetensors format: the
+    tensors under their names, and what holds them together as JSON beside them; no code.
+
+    Args:
+        path: where the file goes; usually one and the same path for the whole run.
+        tree: tensors of any shapes, devices and dtypes, numbers, strings and None, in dicts, lists
+            and tuples: what `state_dict()` of models, optimizers, schedulers and gradient scalers
+            returns, the state of a generator of random numbers, a count of steps. Tensors that are
+            one and the same are so again when they are loaded.
+
+    Raises:
+        TypeError: for anything else, by its name, before anything is written.
+        ValueError: for tensors that are not dense, or not whole on this machine.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import torch
+        >>> import emo_torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = emo_torch.EmoSens(model.parameters())
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.safetensors"
+        >>> run = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 7}
+        >>> emo_torch.save_checkpoint(path, run)
+        >>> loaded = emo_torch.load_checkpoint(path)
+        >>> _ = model.load_state_dict(loaded["model"])
+        >>> optimizer.load_state_dict(loaded["optimizer"])
+        >>> print(loaded["step"])
+        7
+    """
+    from emo_torch import __version__
+
+    tensors = _Tensors()
+    text = json.dumps(_to_json(tree, "", tensors))
+    metadata = {
+        "format": FORMAT,
+        "version": str(CHECKPOINT_VERSION),
+        "release": __version__,
+        "tree": text,
+    }
+    write_file(path, metadata, _parts(tensors.by_name))
+
+
+def load_checkpoint(path: str | Path) -> Any:
+    """Reads what `save_checkpoint` wrote; no code in the file is run, and a damaged one is refused.
+
+    Args:
+        path: where the file is.
+
+    Returns:
+        The tree as it was, to the last bit, with its tensors on the CPU: `load_state_dict` of models
+        and optimizers brings them to where the parameters are.
+
+    Raises:
+        CheckpointError: for a file that was cut off or altered, that is no checkpoint of this package,
+            or has another layout.
+        OSError: where there is no file, or none that may be read.
+    """
+    metadata, tensors = read_file(path, "pt")
+    check_layout(path, metadata)
+    # Of their own: what the file is mapped to could change after its digest was checked.
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    check_digest(path, metadata, _parts(tensors))
+    return _from_json(json.loads(metadata["tree"]), tensors)
+
+
+def check_layout(path: str | Path, metadata: Mapping[str, str]) -> None:
+    """Raises a `CheckpointError` for what is no checkpoint of this package and layout."""
+    kind, version = metadata.get("format"), metadata.get("version")
+    if kind == ARRAYS_FORMAT:
+        raise CheckpointError(f"{path} holds the arrays of an optimizer: read it with load_arrays")
+    if kind != FORMAT:
+        raise CheckpointError(
+            f"{path} is no checkpoint of emo_torch, but {kind or 'a file of another origin'}. A run moves "
+            "between the packages with to_arrays and from_arrays"
+        )
+    if version != str(CHECKPOINT_VERSION):
+        raise CheckpointError(
+            f"{path} has the layout {version}, written by emo_torch {metadata.get('release')}; this "
+            f"release reads the layout {CHECKPOINT_VERSION}. Load it with that release, save_arrays of "
+            "to_arrays(...) there, and from_arrays of load_arrays(...) here"
+        )
+
+
+class _Tensors:
+    """The tensors of a tree by their names, each of them once."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Tensor] = {}
+        self._names: dict[tuple[Any, ...], str] = {}
+        self._kept: list[Tensor] = []  # Lest another tensor comes to lie where one lay.
+
+    def add(self, tensor: Tensor, name: str) -> str:
+        """Takes a tensor in, and returns the name that it has now, or had already."""
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if hasattr(tensor, "full_tensor"):
+            raise ValueError(
+                f"{name!r} is a DTensor, of which this process holds a part: save its full_tensor(), or "
+                "all of the run with torch.distributed.checkpoint"
+            )
+        if tensor.layout is not torch.strided or tensor.device.type == "meta" or dtype not in CODES:
+            raise ValueError(
+                f"A checkpoint holds dense tensors with data, of the dtypes {', '.join(CODES)}; {name!r} "
+                f"has the dtype {dtype}, the layout {tensor.layout} and the device {tensor.device}"
+            )
+        self._kept.append(tensor)
+        flags = (tensor.is_conj(), tensor.is_neg(), tensor.device)
+        place = (tensor.data_ptr(), *tensor.shape, *tensor.stride(), dtype, *flags)
+        identity = place if tensor.numel() else (id(tensor),)
+        if identity not in self._names:
+            unique = name
+            while unique in self.by_name or unique == "__metadata__":  # "a/b" may be two ways to go.
+                unique += "'"
+            self._names[identity] = unique
+            # A copy, since the file has no room for tensors that overlap.
+            plain = tensor.detach().resolve_conj().resolve_neg().cpu()
+            self.by_name[unique] = plain.clone(memory_format=torch.contiguous_format)
+        return self._names[identity]
+
+
+def _to_json(tree: Any, name: str, tensors: _Tensors) -> Any:
+    """Returns what JSON can say of a tree, with its tensors by their names."""
+
+    def inner(key: Any, value: Any) -> Any:
+        return _to_json(value, f"{name}/{key}" if name else str(key), tensors)
+
+    kind = type(tree)
+    if tree is None or kind in (bool, int, str):
+        return tree
+    if isinstance(tree, float):  # NumPy's float64, too.
+        return float(tree) if math.isfinite(tree) else {"float": str(float(tree))}
+    if isinstance(tree, Tensor):
+        # In row-major order in the file; channels that come last in memory do so again.
+        order = sorted(range(tree.ndim), key=tree.stride().__getitem__, reverse=True)
+        is_moved = not tree.is_contiguous() and tree.permute(order).is_contiguous()
+        return {"tensor": tensors.add(tree, name), **({"order": order} if is_moved else {})}
+    if kind is torch.dtype:
+        return {"dtype": str(tree).removeprefix("torch.")}
+    if kind is list:
+        return [inner(index, value) for index, value in enumerate(tree)]
+    if kind in (tuple, torch.Size):
+        return {"tuple": [inner(index, value) for index, value in enumerate(tree)]}
+    if kind in (dict, OrderedDict, Counter):
+        odd = [key for key in tree if not (isinstance(key, float) or type(key) in _KEYS)]
+        if odd:
+            raise TypeError(
+                f"The keys of a checkpoint's dicts are numbers, strings and None; in {name!r} there is "
+                f"{odd[0]!r}, of the type {type(odd[0]).__name__}"
+            )
+        pairs = [[_to_json(key, "", tensors), inner(key, value)] for key, value in tree.items()]
+        if kind is dict:
+            return {"dict": pairs}
+        # A model's state knows the versions of its modules.
+        beside = inner("_metadata", getattr(tree, "_metadata", None))
+        return {"ordered_dict" if kind is OrderedDict else "counter": pairs, "metadata": beside}
+    raise TypeError(
+        "A checkpoint holds tensors, numbers, strings and None, in dicts, lists and tuples; "
+        f"{name!r} is of the type {kind.__name__}. Leave it out, or save what makes it up"
+    )
+
+
+def _from_json(told: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Returns the tree of which JSON told."""
+    if isinstance(told, list):
+        return [_from_json(value, tensors) for value in told]
+    if not isinstance(told, dict):
+        return told
+    kind = next(iter(told))
+    value = told[kind]
+    if kind == "float":
+        return float(value)
+    if kind == "tensor":
+        if value not in tensors:
+            raise CheckpointError(f"The checkpoint lacks the tensor {value!r}: it was not written here")
+        return _in_order(tensors[value], told["order"]) if "order" in told else tensors[value]
+    if kind == "dtype":
+        return getattr(torch, value)
+    if kind == "tuple":
+        return tuple(_from_json(each, tensors) for each in value)
+    pairs = [(_from_json(key, tensors), _from_json(each, tensors)) for key, each in value]
+    if kind == "dict":
+        return dict(pairs)
+    if kind == "counter":
+        return Counter(dict(pairs))
+    ordered = OrderedDict(pairs)
+    if told["metadata"] is not None:
+        ordered._metadata = _from_json(told["metadata"], tensors)  # type: ignore[attr-defined]
+    return ordered
+
+
+def _in_order(tensor: Tensor, order: list[int]) -> Tensor:
+    """Returns a tensor whose axes lie in memory in another order."""
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return tensor.permute(order).contiguous().permute(back)
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> Iterator[Part]:
+    for name, tensor in tensors.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        yield Part(name, dtype, tuple(tensor.shape), tensor.reshape(-1).view(torch.uint8).numpy().data)

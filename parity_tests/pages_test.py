@@ -1,0 +1,73 @@
+"""What the pages about checkpoints and metrics show works as pasted, and says what they say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import emo_optax
+import emo_torch
+from emo_torch._metrics_test import NAMES
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def run(page: str, index: int, folder: Path, steps: int = 100) -> str:
+    """Runs a piece of code of a page, as pasted but for its steps, and returns what it prints."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    assert steps == 100 or "< 100:" in blocks[index]
+    folder.mkdir(exist_ok=True)
+    seed = "import torch\n\ntorch.manual_seed(0)\n" if index == 0 else ""
+    (folder / "pasted.py").write_text(seed + blocks[index].replace("< 100:", f"< {steps}:"))
+    command = [sys.executable, "-W", "error", "pasted.py"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["torch", "jax"])
+def test_a_run_of_the_page_goes_on_from_its_checkpoint(index: int, tmp_path: Path) -> None:
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    assert run("checkpoints.md", index, broken, steps=50) == "saved at step 40\n"
+    for folder in (broken, whole):
+        assert run("checkpoints.md", index, folder) == "saved at step 100\n"
+    assert (broken / "run.safetensors").read_bytes() == (whole / "run.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["torch", "jax"])
+def test_the_metrics_of_the_page_are_those_that_it_lists(index: int, tmp_path: Path) -> None:
+    names = sorted(f"emotion/{name}" for name in NAMES)
+    assert run("metrics.md", index, tmp_path) == f"{names}\n"
+    page = (DOCS / "metrics.md").read_text()
+    assert all(f"`{name}`" in page for name in names)
+
+
+def test_each_package_says_whose_checkpoint_the_other_ones_is(tmp_path: Path) -> None:
+    emo_torch.save_checkpoint(tmp_path / "torch", {"x": 1})
+    emo_optax.save_checkpoint(tmp_path / "jax", {"x": 1})
+    with pytest.raises(emo_torch.CheckpointError, match=r"but emo_optax checkpoint.*to_arrays"):
+        emo_torch.load_checkpoint(tmp_path / "jax")
+    with pytest.raises(emo_optax.CheckpointError, match=r"but emo_torch checkpoint.*to_arrays"):
+        emo_optax.load_checkpoint(tmp_path / "torch", {"x": 1})
+
+
+def test_each_package_reads_the_others_arrays_and_finds_damage_in_them(tmp_path: Path) -> None:
+    path, arrays = tmp_path / "arrays", {"x": np.arange(3.0), "flag": np.asarray(True)}
+    for ours, theirs in ((emo_torch, emo_optax), (emo_optax, emo_torch)):
+        ours.save_arrays(path, arrays)
+        assert theirs.load_arrays(path).keys() == arrays.keys()
+        path.write_bytes(path.read_bytes()[:-1] + b"\7")
+        with pytest.raises(theirs.CheckpointError, match="does not hold what was written"):
+            theirs.load_arrays(path)
+
+
+def test_both_packages_write_files_in_one_way() -> None:
+    ours, theirs = (
+        (DOCS.parent / package / "_files.py").read_text().replace(package, "")
+        for package in ("emo_torch", "emo_optax")
+    )
+    assert ours == theirs
