@@ -4,6 +4,9 @@ Donate parameters and state to a jitted step, `jax.jit(step, donate_argnums=(0, 
 new ones over the old ones, where it would hold both at once.
 """
 
+from emo_optax._accumulation import AccumulateState as AccumulateState
+from emo_optax._accumulation import accumulate as accumulate
+from emo_optax._bind import bind_extra_args as bind_extra_args
 from emo_optax._bridge import ARRAYS_VERSION as ARRAYS_VERSION
 from emo_optax._bridge import from_arrays as from_arrays
 from emo_optax._bridge import load_arrays as load_arrays
