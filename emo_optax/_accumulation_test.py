@@ -1,5 +1,6 @@
 """Several micro-batches to a step: the optimizer sees what the full batch would have shown it."""
 
+import functools
 from typing import Any
 
 import jax
@@ -97,17 +98,15 @@ def test_microbatching_equals_the_full_batch_without_a_wrapper() -> None:
     results = []
     for gradient_of in (both, in_parts):
         optimizer = emo_optax.emo_sens(0.1)
-        params = start()
-        state = optimizer.init(params)
 
-        @jax.jit
-        def step(
-            params: Any, state: Any, x: Any, y: Any, of: Any = gradient_of, by: Any = optimizer
-        ) -> Any:
-            loss, grads = of(params, x, y)
+        def step(of: Any, by: Any, params: Any, state: Any, features: Any, targets: Any) -> Any:
+            loss, grads = of(params, features, targets)
             updates, state = by.update(grads, state, params, value=loss)
             return optax.apply_updates(params, updates), state
 
+        step = jax.jit(functools.partial(step, gradient_of, optimizer))
+        params = start()
+        state = optimizer.init(params)
         for features, targets in zip(FEATURES, TARGETS, strict=True):
             params, state = step(params, state, features, targets)
         results.append((params, emo_optax.get_emotion(state)))
@@ -191,11 +190,8 @@ def test_it_works_in_a_chain_under_scan_and_donates() -> None:
 def test_the_state_is_as_wide_as_the_parameters_and_keeps_its_dtypes() -> None:
     optimizer = emo_optax.accumulate(emo_optax.emo_sens(0.1), 2)
     with jax.enable_x64(True):
-        for dtype, wide in (
-            (jnp.float64, jnp.float64),
-            (jnp.float32, jnp.float32),
-            (jnp.bfloat16, jnp.float32),
-        ):
+        for dtype in (jnp.float64, jnp.float32, jnp.bfloat16):
+            wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
             params = jnp.ones(2, dtype)
             state = optimizer.init(params)
             after = jax.eval_shape(lambda s, p: optimizer.update(p, s, p, value=1.0)[1], state, params)
@@ -216,16 +212,17 @@ def test_a_missing_or_misshaped_loss_is_refused() -> None:
 
 
 def test_a_k_that_is_none_is_refused() -> None:
+    k: Any
     for k in (0, -3, np.int64(0)):
         with pytest.raises(ValueError, match="must be at least 1"):
             emo_optax.accumulate(emo_optax.emo_sens(0.1), k)
     for k in (2.0, True, None, "2"):
         with pytest.raises(TypeError, match="must be a whole number or a function"):
-            emo_optax.accumulate(emo_optax.emo_sens(0.1), k)  # type: ignore[arg-type]
+            emo_optax.accumulate(emo_optax.emo_sens(0.1), k)
 
 
 def test_the_state_holds_nothing_but_arrays() -> None:
-    state = emo_optax.accumulate(emo_optax.emo_sens(0.1), np.int64(2)).init(jnp.ones(2))
+    state = emo_optax.accumulate(emo_optax.emo_sens(0.1), int(np.int64(2))).init(jnp.ones(2))
     assert isinstance(state, emo_optax.AccumulateState)
     assert find_in_state(state, emo_optax.EmotionState) is not None
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))

@@ -91,6 +91,6 @@ def _known(update: Callable[..., Any], extra_args: dict[str, Any]) -> dict[str, 
 
 
 def _as_before(new: Any, old: Any) -> Any:
-    """Returns a leaf in the dtype that it had: where wrappers choose by arithmetic, a bool becomes an int."""
+    """Returns a leaf in its old dtype: where a wrapper chooses by arithmetic, a bool becomes an int."""
     dtype = getattr(old, "dtype", None)
     return new if dtype is None or new.dtype == dtype else new.astype(dtype)

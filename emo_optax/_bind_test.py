@@ -20,7 +20,8 @@ def start() -> dict[str, jax.Array]:
 
 
 def loss_of(params: Any) -> jax.Array:
-    return sum(jnp.mean(jnp.square(p - t)) for p, t in zip(*map(jax.tree.leaves, (params, TARGET))))  # type: ignore[return-value]
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(TARGET), strict=True)
+    return jnp.asarray(sum(jnp.mean(jnp.square(p - t)) for p, t in pairs))
 
 
 def member() -> Any:
@@ -225,8 +226,10 @@ def test_the_state_keeps_its_dtypes_and_the_optimizer_may_stand_in_a_chain(wrapp
 
     state = optimizer.init(params)
     # scan refuses a carry whose dtypes change.
-    after = jax.eval_shape(twice, params, state)
-    assert jax.tree.structure(after) == jax.tree.structure((params, state))
+    after: Any = jax.eval_shape(twice, params, state)
+    assert [leaf.dtype for leaf in jax.tree.leaves(after)] == [
+        leaf.dtype for leaf in jax.tree.leaves((params, state))
+    ]
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
@@ -239,11 +242,11 @@ def test_without_a_loss_the_error_names_the_adapter(wrapper: Any) -> None:
 
 def test_what_is_no_wrapper_is_refused() -> None:
     with pytest.raises(TypeError, match=r"needs a function that wraps"):
-        emo_optax.bind_extra_args(optax.sgd(0.1), member())  # type: ignore[arg-type]
+        emo_optax.bind_extra_args(optax.sgd(0.1), member())
     with pytest.raises(TypeError, match=r"must return a transformation of Optax, and returned None"):
-        emo_optax.bind_extra_args(lambda inner: None, member())
+        emo_optax.bind_extra_args(lambda _: None, member())
     with pytest.raises(TypeError, match=r"A transformation of Optax is needed"):
-        emo_optax.bind_extra_args(lookahead, None)  # type: ignore[arg-type]
+        emo_optax.bind_extra_args(lookahead, None)
 
 
 def test_what_the_wrapper_knows_is_handed_to_it_and_the_rest_is_not() -> None:
