@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._emotion import wide_dtype
+from emo_optax._replicas import AxisName, average_over_replicas, check_axis_name
 from emo_optax._validation import check_every_k_schedule, check_loss, takes_extra_args
 
 
@@ -27,6 +28,8 @@ def accumulate(
     inner: optax.GradientTransformation,
     every_k_schedule: int | Callable[[jax.Array], jax.typing.ArrayLike],
     should_skip_update_fn: Any | None = None,
+    *,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps once for every k micro-batches, by the means of their gradients and of their losses.
 
@@ -45,6 +48,9 @@ def accumulate(
             an int32 array of shape `[]`, to one.
         should_skip_update_fn: as in `optax.MultiSteps`, for example `optax.skip_not_finite`; a
             micro-batch that is skipped is left out with its loss.
+        axis_name: the mapped axes over which each loss is averaged, a name, a tuple of names or `None`;
+            for replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
+            `inner` needs none then.
 
     Returns:
         A transformation, also for `optax.chain`, whose `update` takes a micro-batch's loss as `value`.
@@ -64,6 +70,7 @@ def accumulate(
         >>> print(emo_optax.get_emotion(state).long)
         3.0
     """
+    check_axis_name(axis_name)
     multi_steps = optax.MultiSteps(
         takes_extra_args(inner),
         check_every_k_schedule(every_k_schedule),
@@ -81,7 +88,7 @@ def accumulate(
         value: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AccumulateState]:
-        loss = check_loss(value, state.loss.dtype)
+        loss = average_over_replicas(check_loss(value, state.loss.dtype), axis_name)
         before = state.multi_steps.mini_step
         # In this form k equal losses have themselves as their mean, to the last bit.
         mean = state.loss + (loss - state.loss) / (before + 1).astype(loss.dtype)

@@ -222,7 +222,7 @@ def test_a_k_that_is_none_is_refused() -> None:
 
 
 def test_the_state_holds_nothing_but_arrays() -> None:
-    state = emo_optax.accumulate(emo_optax.emo_sens(0.1), int(np.int64(2))).init(jnp.ones(2))
+    state = emo_optax.accumulate(emo_optax.emo_sens(0.1), 2).init(jnp.ones(2))
     assert isinstance(state, emo_optax.AccumulateState)
     assert find_in_state(state, emo_optax.EmotionState) is not None
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
