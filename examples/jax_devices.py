@@ -1,6 +1,7 @@
 """Many devices, by all three ways of JAX; with one, it runs too. `python -m examples.jax_devices`."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ def with_jit(steps: int = 30) -> tuple[float, float]:
     optimizer = emo_optax.emo_sens(1e-1)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state, features, targets):  # type: ignore[no-untyped-def]
+    def step(params: Any, state: Any, features: Any, targets: Any) -> Any:
         loss, grads = jax.value_and_grad(loss_of)(params, features, targets)
         updates, state = optimizer.update(grads, state, params, value=loss)
         return optax.apply_updates(params, updates), state, loss
@@ -51,7 +52,7 @@ def with_shard_map(steps: int = 30) -> tuple[float, float]:
 
     @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(), P("data"), P("data")), out_specs=P())
-    def step(params, state, features, targets):  # type: ignore[no-untyped-def]
+    def step(params: Any, state: Any, features: Any, targets: Any) -> Any:
         own = jax.lax.pcast(params, "data", to="varying")
         loss, grads = jax.value_and_grad(loss_of)(own, features, targets)
         grads = jax.lax.pmean(grads, "data")
@@ -72,7 +73,7 @@ def with_pmap(steps: int = 30) -> tuple[float, float]:
     optimizer = emo_optax.emo_sens(1e-1, axis_name="data")
 
     @functools.partial(jax.pmap, axis_name="data")
-    def step(params, state, features, targets):  # type: ignore[no-untyped-def]
+    def step(params: Any, state: Any, features: Any, targets: Any) -> Any:
         loss, grads = jax.value_and_grad(loss_of)(params, features, targets)
         grads = jax.lax.pmean(grads, "data")
         updates, state = optimizer.update(grads, state, params, value=loss)

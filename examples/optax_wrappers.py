@@ -1,5 +1,7 @@
 """Optax's wrappers that drop the loss, and what to write. `python -m examples.optax_wrappers`."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -23,7 +25,7 @@ def with_lookahead(steps: int = 30) -> tuple[float, float]:
     )
 
     @jax.jit
-    def step(params, state):  # type: ignore[no-untyped-def]
+    def step(params: Any, state: Any) -> Any:
         loss, grads = jax.value_and_grad(loss_of)(params.fast, FEATURES, TARGETS)
         updates, state = optimizer.update(grads, state, params, value=loss)
         return optax.apply_updates(params, updates), state, loss
@@ -42,7 +44,7 @@ def with_accumulation(steps: int = 30) -> tuple[float, float]:
     optimizer = emo_optax.accumulate(emo_optax.emo_sens(1e-1), 3)  # for optax.MultiSteps
 
     @jax.jit
-    def micro_step(params, state, features, targets):  # type: ignore[no-untyped-def]
+    def micro_step(params: Any, state: Any, features: Any, targets: Any) -> Any:
         loss, grads = jax.value_and_grad(loss_of)(params, features, targets)
         updates, state = optimizer.update(grads, state, params, value=loss)
         return optax.apply_updates(params, updates), state  # the updates are zeros but for each third
@@ -68,7 +70,7 @@ def with_microbatching(steps: int = 30) -> tuple[float, float]:
     optimizer = emo_optax.emo_sens(1e-1)
 
     @jax.jit
-    def step(params, state):  # type: ignore[no-untyped-def]
+    def step(params: Any, state: Any) -> Any:
         loss, grads = value_and_grad(params, FEATURES, TARGETS)
         updates, state = optimizer.update(grads, state, params, value=loss)
         return optax.apply_updates(params, updates), state, loss

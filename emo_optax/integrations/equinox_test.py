@@ -42,7 +42,6 @@ def test_a_model_trains_the_same_with_its_buffers_donated(name: str) -> None:
         results.append(jax.tree.leaves(eqx.filter((model, state), eqx.is_array)))
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert eqx.tree_equal(state, jax.tree.map(lambda leaf: leaf, state))
 
 
 def test_every_loss_is_felt() -> None:

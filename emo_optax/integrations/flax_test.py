@@ -120,7 +120,6 @@ class Model(nnx.Module):
 def test_nnx_optimizers_pass_the_loss_on_by_themselves() -> None:
     expected = by_hand(tx())[0]["w"]
 
-    @nnx.jit
     def step(model: Any, optimizer: Any, grads_alone: bool) -> None:
         loss, grads = nnx.value_and_grad(lambda m: jnp.mean(jnp.square(m.w[...] - TARGET)))(model)
         optimizer.update(*((grads,) if grads_alone else (model, grads)), value=loss)
@@ -142,7 +141,7 @@ def test_dynamic_scale_gives_the_loss_unscaled() -> None:
 
     @jax.jit
     def step(scale: Any, params: Any, state: Any) -> Any:
-        scale, is_finite, loss, grads = scale.value_and_grad(loss_of)(params)
+        scale, _, loss, grads = scale.value_and_grad(loss_of)(params)
         updates, state = optimizer.update(grads, state, params, value=loss)
         return scale, optax.apply_updates(params, updates), state
 

@@ -10,10 +10,9 @@ import pytest
 import emo_optax
 
 numpyro = pytest.importorskip("numpyro", reason="numpyro is not installed")
-
-import numpyro.distributions as dist
-from numpyro.infer import SVI, Trace_ELBO
-from numpyro.infer.autoguide import AutoNormal
+dist = pytest.importorskip("numpyro.distributions")
+infer = pytest.importorskip("numpyro.infer")
+autoguide = pytest.importorskip("numpyro.infer.autoguide")
 
 OBSERVED = jnp.asarray([2.0, 3.0, 4.0])
 
@@ -24,7 +23,8 @@ def model(observed: Any) -> None:
 
 
 def make(optimizer: Any) -> Any:
-    return SVI(model, AutoNormal(model), numpyro.optim.optax_to_numpyro(optimizer), Trace_ELBO())
+    wrapped = numpyro.optim.optax_to_numpyro(optimizer)
+    return infer.SVI(model, autoguide.AutoNormal(model), wrapped, infer.Trace_ELBO())
 
 
 @pytest.mark.parametrize("stable", [False, True])

@@ -14,11 +14,9 @@ import pytest
 
 import emo_optax
 
-flax = pytest.importorskip("flax", reason="Flax is not installed")
+serialization = pytest.importorskip("flax.serialization", reason="Flax is not installed")
 ocp = pytest.importorskip("orbax.checkpoint", reason="orbax-checkpoint is not installed")
 safetensors = pytest.importorskip("safetensors.flax", reason="safetensors is not installed")
-
-import flax.serialization
 
 MEMBERS = {
     **{name: {} for name in emo_optax.list_optimizers()},
@@ -68,13 +66,13 @@ def by_pickle(folder: Path, run: Any, target: Any) -> Any:
 
 
 def by_bytes(folder: Path, run: Any, target: Any) -> Any:
-    (folder / "run").write_bytes(flax.serialization.to_bytes(run))
-    return flax.serialization.from_bytes(target, (folder / "run").read_bytes())
+    (folder / "run").write_bytes(serialization.to_bytes(run))
+    return serialization.from_bytes(target, (folder / "run").read_bytes())
 
 
 def by_state_dict(folder: Path, run: Any, target: Any) -> Any:
     del folder
-    return flax.serialization.from_state_dict(target, flax.serialization.to_state_dict(run))
+    return serialization.from_state_dict(target, serialization.to_state_dict(run))
 
 
 def by_safetensors(folder: Path, run: Any, target: Any) -> Any:
@@ -147,9 +145,9 @@ def of_older_layout(state: Any) -> Any:
 
 def test_flax_names_what_an_older_layout_lacks() -> None:
     _, state = train("emo_sens", (start(), make("emo_sens")[0].init(start())), 3)
-    old = flax.serialization.to_state_dict(of_older_layout(state))
+    old = serialization.to_state_dict(of_older_layout(state))
     with pytest.raises(ValueError, match=r"(?s)field names.*should_stop"):
-        flax.serialization.from_state_dict(state, old)
+        serialization.from_state_dict(state, old)
 
 
 def test_orbax_names_what_an_older_layout_lacks(tmp_path: Path) -> None:
@@ -161,7 +159,7 @@ def test_orbax_names_what_an_older_layout_lacks(tmp_path: Path) -> None:
 def test_what_an_older_layout_lacks_may_be_taken_from_a_fresh_state() -> None:
     optimizer = make("emo_sens")[0]
     _, state = train("emo_sens", (start(), optimizer.init(start())), 3)
-    old = flax.serialization.to_state_dict(of_older_layout(state))
+    old = serialization.to_state_dict(of_older_layout(state))
 
     def fill(fresh: Any, old: Any) -> Any:
         if not isinstance(fresh, dict):
@@ -169,8 +167,8 @@ def test_what_an_older_layout_lacks_may_be_taken_from_a_fresh_state() -> None:
         return {name: fill(fresh[name], old[name]) if name in old else fresh[name] for name in fresh}
 
     fresh = optimizer.init(start())
-    filled = fill(flax.serialization.to_state_dict(fresh), old)
-    loaded = flax.serialization.from_state_dict(fresh, filled)
+    filled = fill(serialization.to_state_dict(fresh), old)
+    loaded = serialization.from_state_dict(fresh, filled)
     for one, other in zip(jax.tree.leaves(loaded), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(one, other)  # The signal was not set in either.
 
