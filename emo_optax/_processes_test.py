@@ -54,7 +54,7 @@ def work(address: str, index: int) -> None:
 
     batch = jax.make_array_from_process_local_data(NamedSharding(mesh, P("x")), features)
     results = {}
-    runs = {
+    runs: dict[str, tuple[dict[str, Any], Any]] = {
         "jit": ({}, lambda optimizer: lambda *each: whole_batch(optimizer, *each)),
         "shard_map with axis_name": ({"axis_name": "x"}, mapped),
         "shard_map without": ({}, mapped),

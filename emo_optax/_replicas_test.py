@@ -30,7 +30,7 @@ TAKERS: dict[str, Any] = {
     "filter_by_emotion": lambda **options: emo_optax.filter_by_emotion(optax.sgd(0.1), **options),
     "blend_with_shadow": emo_optax.blend_with_shadow,
     "switch_by_emotion": lambda **options: emo_optax.switch_by_emotion(
-        [optax.scale(0.1)], lambda _: 0, **options
+        [optax.scale(0.1)], lambda _: jnp.asarray(0), **options
     ),
     "accumulate": lambda **options: emo_optax.accumulate(emo_optax.emo_sens(0.1), 2, **options),
     "injected": lambda **options: optax.inject_hyperparams(emo_optax.emo_sens)(0.1, **options),

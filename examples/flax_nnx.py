@@ -16,7 +16,8 @@ class Network(nnx.Module):
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """Returns a number for each row."""
-        return self.out(nnx.tanh(self.hidden(features)))[:, 0]
+        out: jax.Array = self.out(nnx.tanh(self.hidden(features)))[:, 0]
+        return out
 
 
 @nnx.jit

@@ -39,17 +39,6 @@ def test_every_row_names_a_test_or_says_that_it_was_not_run() -> None:
         assert "::test_" in row or "not run" in row, row
 
 
-def test_the_versions_are_those_that_are_installed_for_the_tests() -> None:
-    pinned = dict(
-        re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
-    )
-    named = re.findall(r"(optax|flax|equinox|numpyro|orbax-checkpoint|safetensors) (\d[\d.]+\d)", TABLE)
-    assert len(named) == 6
-    for library, version in named:
-        assert pinned[library] == version, library
-    assert f"jax and jaxlib {pinned['jax']}" in TABLE
-
-
 @pytest.mark.parametrize("page", ["docs/jax.md", "docs/integrations_jax.md"])
 def test_what_a_page_links_to_exists(page: str) -> None:
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text()):

@@ -28,7 +28,7 @@ class TrainState(train_state.TrainState):
         1 2.0
     """
 
-    def apply_gradients(  # type: ignore[override]
+    def apply_gradients(
         self,
         *,
         grads: Any,
@@ -55,4 +55,4 @@ class TrainState(train_state.TrainState):
         )
         bound = self.replace(tx=optax.GradientTransformation(self.tx.init, update))
         moved = train_state.TrainState.apply_gradients(bound, grads=grads, **kwargs)
-        return moved.replace(tx=self.tx)  # type: ignore[return-value, no-any-return]
+        return moved.replace(tx=self.tx)  # type: ignore[no-any-return]

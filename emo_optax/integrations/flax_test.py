@@ -89,7 +89,8 @@ def test_fields_of_a_derived_train_state_are_replaced() -> None:
     class WithStatistics(TrainState):
         batch_stats: Any
 
-    state = WithStatistics.create(apply_fn=None, params=start(), tx=tx(), batch_stats=jnp.zeros(2))
+    kind: Any = WithStatistics
+    state = kind.create(apply_fn=None, params=start(), tx=tx(), batch_stats=jnp.zeros(2))
     state = state.apply_gradients(grads=start(), value=1.0, batch_stats=jnp.ones(2))
     assert isinstance(state, WithStatistics)
     np.testing.assert_array_equal(state.batch_stats, [1.0, 1.0])
