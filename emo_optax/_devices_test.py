@@ -40,7 +40,7 @@ def outcomes() -> dict[str, str]:
     }
     with tempfile.TemporaryDirectory() as folder:
         settings, report = Path(folder) / "pytest.ini", Path(folder) / "report.xml"
-        settings.write_text("[pytest]\n")
+        settings.write_text("[pytest]\nmarkers = xdist_group\n")
         options = ("-c", settings, f"--junitxml={report}", "-W", "error", "--import-mode=importlib")
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *options, __file__],
@@ -49,7 +49,7 @@ def outcomes() -> dict[str, str]:
             text=True,
             check=False,
         )
-        assert report.exists(), done.stdout + done.stderr
+        assert done.returncode in (0, 1), done.stdout + done.stderr
         cases = xml.etree.ElementTree.parse(report).iter("testcase")
         return {case.get("name", ""): "".join(part.text or "" for part in case) for case in cases}
 

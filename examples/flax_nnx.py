@@ -16,8 +16,7 @@ class Network(nnx.Module):
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """Returns a number for each row."""
-        out: jax.Array = self.out(nnx.tanh(self.hidden(features)))[:, 0]
-        return out
+        return self.out(nnx.tanh(self.hidden(features)))[:, 0]
 
 
 @nnx.jit
@@ -29,6 +28,7 @@ def train_step(
     def loss_of(model: Network) -> jax.Array:
         return jnp.mean(jnp.square(model(features) - targets))
 
+    loss: jax.Array
     loss, grads = nnx.value_and_grad(loss_of)(model)
     optimizer.update(model, grads, value=loss)  # the loss goes along
     return loss
