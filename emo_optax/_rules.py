@@ -437,7 +437,7 @@ def _scale_by_factors(
 
     def no_roots(gradients: optax.Updates, *old: optax.Updates) -> tuple[optax.Updates, ...]:
         return tuple(
-            jax.tree.map(lambda g, x: jnp.zeros(x.shape, g.dtype), gradients, each) for each in old
+            jax.tree.map(lambda g, x: jnp.zeros_like(x, dtype=g.dtype), gradients, each) for each in old
         )
 
     def init_fn(params: optax.Params) -> ScaleByFactorsState:

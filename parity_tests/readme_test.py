@@ -78,13 +78,9 @@ def test_both_packages_have_one_version() -> None:
     assert emo_optax.__version__ == emo_torch.__version__
 
 
-# A step there takes several losses by itself, and no wrapper of PyTorch's drops one.
-WITHOUT_TWIN = {"_accumulation.py", "_bind.py", "_replicas.py"}
-
-
 def test_both_packages_have_the_same_files() -> None:
     ours, theirs = (
         {path.name for path in (ROOT / package).glob("*.py") if not path.name.endswith("_test.py")}
         for package in ("emo_optax", "emo_torch")
     )
-    assert ours ^ theirs <= WITHOUT_TWIN
+    assert ours == theirs

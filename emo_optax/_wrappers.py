@@ -1,4 +1,4 @@
-"""For wrappers of Optax that drop the loss: what `update` is given is bound to what they wrap."""
+"""Getting through what wraps an optimizer: what `update` is given is bound to what would lose it."""
 
 import inspect
 from collections.abc import Callable
