@@ -4,6 +4,8 @@ Donate parameters and state to a jitted step, `jax.jit(step, donate_argnums=(0, 
 new ones over the old ones, where it would hold both at once.
 """
 
+from emo_optax._accumulation import AccumulateState as AccumulateState
+from emo_optax._accumulation import accumulate as accumulate
 from emo_optax._bridge import ARRAYS_VERSION as ARRAYS_VERSION
 from emo_optax._bridge import from_arrays as from_arrays
 from emo_optax._bridge import load_arrays as load_arrays
@@ -90,5 +92,6 @@ from emo_optax._switch import switch_by_emotion as switch_by_emotion
 from emo_optax._weight_decay import AddWeightDecayState as AddWeightDecayState
 from emo_optax._weight_decay import add_weight_decay as add_weight_decay
 from emo_optax._weight_decay import decay_mask as decay_mask
+from emo_optax._wrappers import bind_extra_args as bind_extra_args
 
 __version__ = "0.1.0"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from emo_optax._early_stop import went_quiet
 from emo_optax._emotion import EmotionState, feel, init_emotion
+from emo_optax._replicas import AxisName, average_over_replicas, check_axis_name
 from emo_optax._validation import check_factor, check_loss, check_not_negative
 
 
@@ -47,6 +48,7 @@ def early_stop(
     gain: jax.typing.ArrayLike = 5.0,
     mean_below: jax.typing.ArrayLike = 0.05,
     variance_below: jax.typing.ArrayLike = 0.005,
+    axis_name: AxisName = None,
 ) -> EarlyStop:
     r"""Makes a monitor that tells from the losses alone when a training has gone quiet.
 
@@ -66,6 +68,8 @@ def early_stop(
         gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
         mean_below: the bound on the mean of the last 32 |s|, in (0, 1].
         variance_below: the bound on their variance, in (0, 1].
+        axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
+            replicas under `jax.shard_map` or `jax.pmap`.
 
     Returns:
         The functions `init` and `update`; what they return has `should_stop` and `is_quiet`.
@@ -92,6 +96,7 @@ def early_stop(
     check_not_negative("gain", gain)
     check_factor("mean_below", mean_below)
     check_factor("variance_below", variance_below)
+    check_axis_name(axis_name)
 
     def init() -> EarlyStopState:
         return EarlyStopState(init_emotion(jnp.result_type(float)), jnp.zeros([], jnp.bool_))
@@ -99,7 +104,7 @@ def early_stop(
     def update(state: EarlyStopState, loss: Any) -> EarlyStopState:
         emotion = feel(
             state.emotion,
-            check_loss(loss, state.emotion.scalar.dtype),
+            average_over_replicas(check_loss(loss, state.emotion.scalar.dtype), axis_name),
             short_factor=short_factor,
             long_factor=long_factor,
             gain=gain,

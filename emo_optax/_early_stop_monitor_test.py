@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +47,8 @@ def test_it_runs_inside_a_loop_of_jax() -> None:
 
 def test_bounds_and_gain_are_options() -> None:
     quiet = []
-    for options in ({}, {"gain": 0.1}, {"mean_below": 1.0, "variance_below": 1.0}):
+    choices: tuple[dict[str, Any], ...] = ({}, {"gain": 0.1}, {"mean_below": 1.0, "variance_below": 1.0})
+    for options in choices:
         stop = emo_optax.early_stop(**options)
         state, update = stop.init(), jax.jit(stop.update)
         for step in range(60):
@@ -57,7 +60,7 @@ def test_bounds_and_gain_are_options() -> None:
 @pytest.mark.parametrize("name", ["short_factor", "long_factor", "mean_below", "variance_below", "gain"])
 def test_bad_options_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"Invalid {name}"):
-        emo_optax.early_stop(**{name: -1.0})
+        emo_optax.early_stop(**{name: -1.0})  # type: ignore[arg-type]
 
 
 def test_a_loss_that_is_none_or_no_scalar_is_refused() -> None:

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from emo_optax._emotional import emotional_rule
+from emo_optax._replicas import AxisName
 from emo_optax._rules import scale_by_factored_moments
 from emo_optax._shadow_effect import keep_rows_and_columns
 from emo_optax._shadow_system import ShadowRatio
@@ -30,6 +31,7 @@ def emo_airy(
     weight_decay_mode: str = "decoupled",
     moment_dtype: Any | None = None,
     rounding: str = "nearest",
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps by the gradient over its rows' and columns' size, as far as the emotion allows.
 
@@ -66,6 +68,8 @@ def emo_airy(
             least.
         rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
+        axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
+            replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
 
     Returns:
         A transformation whose `update(grads, state, params, value=loss)` takes the loss at `params`,
@@ -108,4 +112,5 @@ def emo_airy(
         gain=gain,
         weight_decay_mode=weight_decay_mode,
         rounding=rounding,
+        axis_name=axis_name,
     )

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from emo_optax._emotional import emotional_rule
+from emo_optax._replicas import AxisName
 from emo_optax._rules import scale_by_uncorrected_adam
 from emo_optax._shadow_system import ShadowRatio
 
@@ -28,6 +29,7 @@ def emo_navi(
     weight_decay_mode: str = "decoupled",
     moment_dtype: Any | None = None,
     rounding: str = "nearest",
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps by Adam's moments without bias correction, and lets emotion pull the weights back.
 
@@ -59,6 +61,8 @@ def emo_navi(
             least.
         rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
+        axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
+            replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
 
     Returns:
         A transformation whose `update(grads, state, params, value=loss)` takes the loss at `params`,
@@ -102,4 +106,5 @@ def emo_navi(
         gain=gain,
         weight_decay_mode=weight_decay_mode,
         rounding=rounding,
+        axis_name=axis_name,
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._emotional import emotional_rule
+from emo_optax._replicas import AxisName
 from emo_optax._rules import scale_by_cautious_sign, scale_by_softsign
 from emo_optax._shadow_system import ShadowRatio
 from emo_optax._switch import select_by_emotion
@@ -37,6 +38,7 @@ def emo_neco(
     weight_decay_mode: str = "decoupled",
     moment_dtype: Any | None = None,
     rounding: str = "nearest",
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps by the cautious sign of a momentum, and by its softened self where emotion is middling.
 
@@ -73,6 +75,8 @@ def emo_neco(
             least.
         rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
+        axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
+            replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
 
     Returns:
         A transformation whose `update(grads, state, params, value=loss)` takes the loss at `params`,
@@ -121,4 +125,5 @@ def emo_neco(
         gain=gain,
         weight_decay_mode=weight_decay_mode,
         rounding=rounding,
+        axis_name=axis_name,
     )

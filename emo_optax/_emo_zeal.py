@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._emotional import emotional_rule
+from emo_optax._replicas import AxisName
 from emo_optax._rules import (
     is_matrix,
     is_vector,
@@ -42,6 +43,7 @@ def emo_zeal(
     weight_decay_mode: str = "decoupled",
     moment_dtype: Any | None = None,
     rounding: str = "nearest",
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps by averages over rows and columns, and before that by sign or softsign as emotion demands.
 
@@ -81,6 +83,8 @@ def emo_zeal(
             least.
         rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
+        axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
+            replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
 
     Returns:
         A transformation whose `update(grads, state, params, value=loss)` takes the loss at `params`,
@@ -131,4 +135,5 @@ def emo_zeal(
         gain=gain,
         weight_decay_mode=weight_decay_mode,
         rounding=rounding,
+        axis_name=axis_name,
     )

@@ -8,6 +8,7 @@ import optax
 
 from emo_optax._early_stop import WINDOW, went_quiet
 from emo_optax._errors import EMOTION_MISSING, EmotionMissingError
+from emo_optax._replicas import AxisName, average_over_replicas, check_axis_name
 from emo_optax._validation import (
     check_factor,
     check_loss,
@@ -167,6 +168,7 @@ def share_emotion(
     short_factor: jax.typing.ArrayLike = 0.3,
     long_factor: jax.typing.ArrayLike = 0.01,
     gain: jax.typing.ArrayLike = 5.0,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Feels the loss once a step and hands the emotion to everything inside.
 
@@ -178,6 +180,8 @@ def share_emotion(
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
         gain: what the difference of the averages is multiplied by, >= 0.
+        axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
+            replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
 
     Returns:
         A transformation whose `update` takes the loss as `value`, a scalar of any float dtype.
@@ -203,6 +207,7 @@ def share_emotion(
     check_factor("short_factor", short_factor)
     check_factor("long_factor", long_factor)
     check_not_negative("gain", gain)
+    check_axis_name(axis_name)
     inner = takes_extra_args(inner)
 
     def init_fn(params: optax.Params) -> ShareEmotionState:
@@ -216,13 +221,16 @@ def share_emotion(
         value: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ShareEmotionState]:
+        loss = average_over_replicas(check_loss(value, state.emotion.scalar.dtype), axis_name)
         emotion = feel(
             state.emotion,
-            check_loss(value, state.emotion.scalar.dtype),
+            loss,
             short_factor=short_factor,
             long_factor=long_factor,
             gain=gain,
         )
+        if axis_name is not None:
+            value = loss  # What reads it in `inner` must not drift apart, either.
         extra_args = {**extra_args, "value": value, "emotion": emotion}
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         return updates, ShareEmotionState(emotion, inner_state)
@@ -235,6 +243,7 @@ def track_emotion(
     short_factor: jax.typing.ArrayLike = 0.3,
     long_factor: jax.typing.ArrayLike = 0.01,
     gain: jax.typing.ArrayLike = 5.0,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Feels the loss and lets the updates pass unchanged: emotion as a monitor.
 
@@ -242,6 +251,8 @@ def track_emotion(
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
         gain: what the difference of the averages is multiplied by, >= 0.
+        axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
+            replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
 
     Returns:
         A transformation for `optax.chain` whose emotion `get_emotion` finds.
@@ -262,7 +273,13 @@ def track_emotion(
 
     Source: EmoSens v2.0 by muooon.
     """
-    return share_emotion(optax.identity(), short_factor=short_factor, long_factor=long_factor, gain=gain)
+    return share_emotion(
+        optax.identity(),
+        short_factor=short_factor,
+        long_factor=long_factor,
+        gain=gain,
+        axis_name=axis_name,
+    )
 
 
 def shared_emotion(emotion: EmotionState | None) -> EmotionState:

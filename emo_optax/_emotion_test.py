@@ -197,7 +197,7 @@ def test_emotion_is_float64_where_a_parameter_is() -> None:
 @pytest.mark.parametrize("option", ["short_factor", "long_factor", "gain"])
 def test_a_numpy_double_as_an_option_does_not_widen_the_emotion(option: str) -> None:
     with jax.enable_x64(True):
-        optimizer = emo_optax.track_emotion(**{option: np.float64(0.5)})
+        optimizer = emo_optax.track_emotion(**{option: np.float64(0.5)})  # type: ignore[arg-type]
         params = jnp.ones(1, jnp.float32)
         before = optimizer.init(params)
         _, after = optimizer.update(params, before, params, value=1.0)

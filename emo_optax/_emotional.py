@@ -9,6 +9,7 @@ import optax
 
 from emo_optax._early_stop import went_quiet
 from emo_optax._emotion import Emotion, EmotionState, ShareEmotionState, share_emotion
+from emo_optax._replicas import AxisName
 from emo_optax._rounding import add_rounding
 from emo_optax._shadow_effect import Keep, filter_by_emotion, keep_elements, scale_by_emotion, step_scale
 from emo_optax._shadow_system import BlendWithShadowState, ShadowRatio, blend_with_shadow
@@ -37,6 +38,7 @@ def emotional(
     long_factor: jax.typing.ArrayLike = 0.01,
     gain: jax.typing.ArrayLike = 5.0,
     rounding: str = "nearest",
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Makes any Optax optimizer emotional.
 
@@ -62,6 +64,8 @@ def emotional(
         gain: what the difference of the averages is multiplied by, >= 0.
         rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
+        axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
+            replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
 
     Returns:
         A transformation whose `update` takes the loss as `value` and needs `params`; its updates
@@ -99,7 +103,9 @@ def emotional(
         )
     if use_shadow:
         piece = blend_with_shadow(piece, shadow_ratio, shadow_rate=shadow_rate, shared=True)
-    piece = share_emotion(piece, short_factor=short_factor, long_factor=long_factor, gain=gain)
+    piece = share_emotion(
+        piece, short_factor=short_factor, long_factor=long_factor, gain=gain, axis_name=axis_name
+    )
     return _keep_dtypes(piece, rounding)
 
 

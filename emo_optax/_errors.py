@@ -6,7 +6,10 @@ _DROPPED = (
     "optax.contrib.split_real_and_imaginary, optax.contrib.galore, "
     "optax.MultiSteps.gradient_transformation() inside a chain, a plain "
     "optax.GradientTransformation(opt.init, opt.update), and Flax's TrainState.apply_gradients are "
-    "known to. Put the emo_optax transformation outside of that wrapper, or call its `update` yourself."
+    "known to. Around any of these of Optax write `emo_optax.bind_extra_args(lambda inner: "
+    "optax.lookahead(inner, 5, 0.5), opt)`; in place of a nested MultiSteps, "
+    "`emo_optax.accumulate(opt, k)`; in place of Flax's TrainState, "
+    "`emo_optax.integrations.flax.TrainState`."
 )
 
 LOSS_MISSING = f"emo_optax reads the loss of every step, and none was given. {_DROPPED}"

@@ -10,6 +10,7 @@ import optax
 from emo_optax._divergence import DivergenceState, init_divergence, injection_strength, watch
 from emo_optax._emotion import wide_dtype
 from emo_optax._emotional import _find, _keep_dtypes
+from emo_optax._replicas import AxisName, average_over_replicas, check_axis_name
 from emo_optax._rules import _average, _widened, _zeros, stored
 from emo_optax._smoothed_norm import NO_NORM, learning_rate_from_norm, smooth_norm
 from emo_optax._validation import (
@@ -60,6 +61,7 @@ def ref_adamw_mini_schedule_free(
     weight_decay_mode: str = "decoupled",
     moment_dtype: Any | None = None,
     rounding: str = "nearest",
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps by Adam's moments at a learning rate of each tensor's own, and feeds them the parameters.
 
@@ -101,6 +103,8 @@ def ref_adamw_mini_schedule_free(
             coarse; `None` for the parameters', float32 at least.
         rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
+        axis_name: the mapped axes over which both losses are averaged, a name, a tuple of names or
+            `None`; for replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
 
     Returns:
         A transformation whose `update(grads, state, params, value=loss, val_value=val_loss)` takes both
@@ -139,6 +143,7 @@ def ref_adamw_mini_schedule_free(
     check_max_steps(ref_max_steps)
     if injection_bound is not None:
         check_not_negative("injection_bound", injection_bound)
+    check_axis_name(axis_name)
     dtype_of_moments = check_moment_dtype(moment_dtype)
     decay = place_weight_decay(weight_decay_mode, weight_decay, mask)
 
@@ -164,8 +169,13 @@ def ref_adamw_mini_schedule_free(
     ) -> tuple[optax.Updates, RefAdamWMiniScheduleFreeState]:
         del extra_args
         before, moments, decays = state.divergence, state.moments, dict(state.weight_decay)
-        loss = None if value is None else check_loss(value, before.previous.dtype)
-        val_loss = None if val_value is None else check_loss(val_value, before.previous.dtype, "val_value")
+
+        def taken_in(name: str, loss: Any) -> jax.Array | None:
+            if loss is None:
+                return None
+            return average_over_replicas(check_loss(loss, before.previous.dtype, name), axis_name)
+
+        loss, val_loss = taken_in("value", value), taken_in("val_value", val_value)
         divergence = watch(before, loss, val_loss, ref_max_steps=ref_max_steps)
         eta: Any = learning_rate(before.steps) if callable(learning_rate) else learning_rate
 

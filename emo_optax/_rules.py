@@ -437,17 +437,16 @@ def _scale_by_factors(
 
     def no_roots(gradients: optax.Updates, *old: optax.Updates) -> tuple[optax.Updates, ...]:
         return tuple(
-            jax.tree.map(lambda g, x: jnp.zeros(x.shape, g.dtype), gradients, each) for each in old
+            jax.tree.map(lambda g, x: jnp.zeros_like(x, dtype=g.dtype), gradients, each) for each in old
         )
 
     def init_fn(params: optax.Params) -> ScaleByFactorsState:
-        def row(p: Any) -> jax.Array:
-            return jnp.zeros((p.shape[0],) + (1,) * (len(p.shape) - 1), moment_dtype or wide_dtype(p))
-
-        def column(p: Any) -> jax.Array:
-            return jnp.zeros((1, *p.shape[1:]), moment_dtype or wide_dtype(p))
-
-        return ScaleByFactorsState(jax.tree.map(row, params), jax.tree.map(column, params))
+        # Sums of zeros, and not zeros: over many devices they lie as the means will, like the parameters.
+        zeros = _zeros(params, moment_dtype)
+        return ScaleByFactorsState(
+            jax.tree.map(lambda z: jnp.sum(z, axis=tuple(range(1, z.ndim)), keepdims=True), zeros),
+            jax.tree.map(lambda z: jnp.sum(z, axis=0, keepdims=True), zeros),
+        )
 
     def update_fn(
         updates: optax.Updates,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._emotion import EmotionState, share_emotion, shared_emotion, wide_dtype
+from emo_optax._replicas import AxisName
 from emo_optax._validation import (
     check_not_negative,
     is_number,
@@ -129,6 +130,7 @@ def filter_by_emotion(
     short_factor: jax.typing.ArrayLike = 0.3,
     long_factor: jax.typing.ArrayLike = 0.01,
     gain: jax.typing.ArrayLike = 5.0,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lets the update of `inner` through only where the gradient is not negligible.
 
@@ -145,6 +147,7 @@ def filter_by_emotion(
         short_factor: as in `share_emotion`; unused where the emotion is shared.
         long_factor: likewise.
         gain: likewise.
+        axis_name: likewise.
 
     Returns:
         A transformation whose `update` takes the loss as `value`.
@@ -204,7 +207,9 @@ def filter_by_emotion(
     piece = optax.GradientTransformationExtraArgs(inner.init, update_fn)
     if shared:
         return piece
-    return share_emotion(piece, short_factor=short_factor, long_factor=long_factor, gain=gain)
+    return share_emotion(
+        piece, short_factor=short_factor, long_factor=long_factor, gain=gain, axis_name=axis_name
+    )
 
 
 def scale_by_emotion(
@@ -213,6 +218,7 @@ def scale_by_emotion(
     short_factor: jax.typing.ArrayLike = 0.3,
     long_factor: jax.typing.ArrayLike = 0.01,
     gain: jax.typing.ArrayLike = 5.0,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales the updates by how calm the loss is.
 
@@ -223,6 +229,7 @@ def scale_by_emotion(
         short_factor: as in `share_emotion`; unused where the emotion is shared.
         long_factor: likewise.
         gain: likewise.
+        axis_name: likewise.
 
     Returns:
         A transformation for `optax.chain` whose `update` takes the loss as `value`.
@@ -268,7 +275,9 @@ def scale_by_emotion(
     piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)
     if shared:
         return piece
-    return share_emotion(piece, short_factor=short_factor, long_factor=long_factor, gain=gain)
+    return share_emotion(
+        piece, short_factor=short_factor, long_factor=long_factor, gain=gain, axis_name=axis_name
+    )
 
 
 def step_scale(scalar: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._emotion import EmotionState, share_emotion, shared_emotion, wide_dtype
+from emo_optax._replicas import AxisName
 from emo_optax._validation import (
     check_factor,
     check_params,
@@ -80,6 +81,7 @@ def blend_with_shadow(
     short_factor: jax.typing.ArrayLike = 0.3,
     long_factor: jax.typing.ArrayLike = 0.01,
     gain: jax.typing.ArrayLike = 5.0,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Pulls the parameters towards their shadow before `inner` moves them.
 
@@ -101,6 +103,7 @@ def blend_with_shadow(
         short_factor: as in `share_emotion`; unused where the emotion is shared.
         long_factor: likewise.
         gain: likewise.
+        axis_name: likewise.
 
     Returns:
         A transformation whose `update` takes the loss as `value` and needs `params`.
@@ -185,4 +188,6 @@ def blend_with_shadow(
     piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)
     if shared:
         return piece
-    return share_emotion(piece, short_factor=short_factor, long_factor=long_factor, gain=gain)
+    return share_emotion(
+        piece, short_factor=short_factor, long_factor=long_factor, gain=gain, axis_name=axis_name
+    )

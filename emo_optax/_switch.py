@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._emotion import EmotionState, share_emotion, shared_emotion, wide_dtype
+from emo_optax._replicas import AxisName
 from emo_optax._validation import (
     check_params,
     takes_extra_args,
@@ -32,6 +33,7 @@ def switch_by_emotion(
     short_factor: jax.typing.ArrayLike = 0.3,
     long_factor: jax.typing.ArrayLike = 0.01,
     gain: jax.typing.ArrayLike = 5.0,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Hands every step to the one of several rules that suits the emotion.
 
@@ -48,6 +50,7 @@ def switch_by_emotion(
         short_factor: as in `share_emotion`; unused where the emotion is shared.
         long_factor: likewise.
         gain: likewise.
+        axis_name: likewise.
 
     Returns:
         A transformation for `optax.chain` whose `update` takes the loss as `value`.
@@ -119,7 +122,9 @@ def switch_by_emotion(
     piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)
     if shared:
         return piece
-    return share_emotion(piece, short_factor=short_factor, long_factor=long_factor, gain=gain)
+    return share_emotion(
+        piece, short_factor=short_factor, long_factor=long_factor, gain=gain, axis_name=axis_name
+    )
 
 
 def select_by_emotion(

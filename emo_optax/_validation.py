@@ -82,6 +82,17 @@ def check_max_steps(value: object) -> None:
         raise ValueError(f"Invalid ref_max_steps: {value}; it must be a whole number >= 1, or None")
 
 
+def check_every_k_schedule(value: Any) -> Any:
+    """Returns how many micro-batches make a step, a whole number >= 1 or a function, or raises an error."""
+    if callable(value):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"Invalid every_k_schedule: {value!r}; it must be a whole number or a function")
+    if value < 1:
+        raise ValueError(f"Invalid every_k_schedule: {value}; it must be at least 1")
+    return int(value)
+
+
 def check_bounds(name: str, value: Any) -> None:
     """Raises a `ValueError` unless bounds are `None` or a smaller and a larger number."""
     if value is None:

@@ -66,6 +66,19 @@ TRANSPARENT: dict[str, Any] = {
     "conditionally_mask": lambda o: optax.conditionally_mask(o, lambda step: step >= 0),
     "with_extra_args_support": optax.with_extra_args_support,
     "reduce_on_plateau": lambda o: optax.chain(o, optax.contrib.reduce_on_plateau(patience=9)),
+    "mask_compatible_extra_args": lambda o: optax.masked(
+        o, {"w": True, "b": True}, mask_compatible_extra_args=True
+    ),
+    "MultiSteps(skip_not_finite)": lambda o: optax.MultiSteps(
+        o, 1, should_skip_update_fn=optax.skip_not_finite
+    ),
+    "freeze": lambda o: optax.chain(o, optax.freeze({"w": False, "b": False})),
+    "selective_transform": lambda o: optax.selective_transform(o, freeze_mask={"w": False, "b": False}),
+    "monitor": lambda o: optax.chain(optax.monitor({"norm": optax.tree.norm}), o),
+    "accumulate": lambda o: emo_optax.accumulate(o, 1),
+    "bind_extra_args": lambda o: emo_optax.bind_extra_args(
+        lambda inner: optax.GradientTransformation(inner.init, inner.update), o
+    ),
 }
 
 
@@ -77,6 +90,16 @@ def test_a_wrapper_that_passes_the_loss_on_changes_nothing(wrap: Any) -> None:
     assert_same(params, expected)
     assert_same(emo_optax.get_emotion(state), emo_optax.get_emotion(expected_state))
     assert int(emo_optax.get_emotion(state).felt) == 4
+
+
+@pytest.mark.filterwarnings("ignore:inject_stateful_hyperparams is deprecated")  # by Optax; it still works
+@pytest.mark.parametrize("inject", ["inject_hyperparams", "inject_stateful_hyperparams"])
+def test_injecting_hyperparameters_passes_the_loss_on(inject: str) -> None:
+    # Numbers become arrays in float32: 1 - b1 differs in the last places.
+    expected, expected_state = train(emo_optax.emo_airy(0.1, use_shadow=True))
+    params, state = train(getattr(optax, inject)(emo_optax.emo_airy)(0.1, use_shadow=True))
+    assert_same(params, expected, 1e-4)
+    assert_same(emo_optax.get_emotion(state), emo_optax.get_emotion(expected_state), 1e-4)
 
 
 @every_member
@@ -135,6 +158,80 @@ def test_a_gradient_that_is_not_finite_is_skipped_with_its_loss_under_apply_if_f
     updates, after = optimizer.update(bad, state, before, value=jnp.asarray(jnp.nan))
     assert not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(updates))
     assert_same(after.inner_state, state.inner_state, 0.0)
+
+
+def test_a_loss_that_is_not_finite_passes_apply_if_finite_and_is_held_inside() -> None:
+    optimizer = optax.apply_if_finite(emo_optax.emo_sens(0.1), 3)
+    before, state = train(optimizer)
+    updates, after = optimizer.update(GRADS, state, before, value=jnp.asarray(jnp.nan))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((updates, after)))
+    emotions = [emo_optax.get_emotion(each) for each in (state, after)]
+    assert [int(emotion.held) for emotion in emotions] == [0, 1]
+    assert_same(emotions[0][:3], emotions[1][:3], 0.0)
+    assert float(jnp.max(jnp.abs(updates["w"]))) > 0.0
+
+
+def test_a_micro_batch_that_multi_steps_skips_is_not_felt() -> None:
+    optimizer = optax.MultiSteps(emo_optax.emo_sens(0.1), 2, should_skip_update_fn=optax.skip_not_finite)
+    bad = jax.tree.map(lambda g: g * jnp.nan, GRADS)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for loss, grads in ((9.0, GRADS), (np.nan, bad), (0.3, GRADS)):
+        updates, state = optimizer.update(grads, state, params, value=jnp.asarray(loss))
+        params = optax.apply_updates(params, updates)
+    emotion = emo_optax.get_emotion(state)
+    assert (int(emotion.felt), int(emotion.held)) == (1, 0)
+    assert float(emotion.long) == pytest.approx(0.3)
+
+
+def test_parameters_kept_from_below_zero_stay_so() -> None:
+    optimizer = optax.chain(emo_optax.emo_sens(0.1), optax.keep_params_nonnegative())
+    start = jax.tree.map(jnp.abs, PARAMS)
+    state = optimizer.init(start)
+    grads = jax.tree.map(lambda p: jnp.full_like(p, 50.0), start)
+    params = start
+    for loss in LOSSES:
+        updates, state = optimizer.update(grads, state, params, value=loss)
+        params = optax.apply_updates(params, updates)
+    assert min(float(leaf.min()) for leaf in jax.tree.leaves(params)) == 0.0
+    assert int(emo_optax.get_emotion(state).felt) == 4
+
+
+# Two step sizes on one step: the loss arrives, and whether the product is of use is another question.
+BESIDE: dict[str, Any] = {
+    "momo": lambda o: optax.chain(o, optax.contrib.momo()),
+    "schedule_free": lambda o: optax.contrib.schedule_free(o, 0.1),
+    "mechanize": optax.contrib.mechanize,
+    "prodigy": lambda o: optax.chain(o, optax.contrib.prodigy()),
+}
+
+
+@pytest.mark.parametrize("wrap", BESIDE.values(), ids=BESIDE)
+def test_the_loss_arrives_beside_another_controller_of_the_step(wrap: Any) -> None:
+    optimizer = emo_optax.emo_sens(0.1)
+    _, expected = train(optimizer)
+    params, state = train(wrap(optimizer))
+    assert_same(emo_optax.get_emotion(state), emo_optax.get_emotion(expected))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def test_a_line_search_after_a_member_never_raises_the_loss() -> None:
+    optimizer = optax.chain(emo_optax.emo_sens(0.5), optax.scale_by_backtracking_linesearch(15))
+
+    def loss_of(params: Any) -> Any:
+        return sum(jnp.sum(jnp.square(p)) for p in params.values())
+
+    @jax.jit
+    def step(params: Any, state: Any) -> Any:
+        loss, grads = jax.value_and_grad(loss_of)(params)
+        updates, state = optimizer.update(grads, state, params, value=loss, grad=grads, value_fn=loss_of)
+        return optax.apply_updates(params, updates), state, loss
+
+    params, state, losses = PARAMS, optimizer.init(PARAMS), []
+    for _ in range(8):
+        params, state, loss = step(params, state)
+        losses.append(float(loss))
+    assert losses == sorted(losses, reverse=True)
+    assert int(emo_optax.get_emotion(state).felt) == 8
 
 
 def test_a_condition_on_the_loss_may_stand_around_a_member() -> None:
@@ -344,3 +441,50 @@ def test_flax_train_state_without_an_update_of_its_own_fails_loudly() -> None:
     state = train_state.TrainState.create(apply_fn=None, params=PARAMS, tx=emo_optax.emo_sens(0.1))
     with pytest.raises(emo_optax.LossMissingError):
         state.apply_gradients(grads=GRADS)
+
+
+# ---- What the loss may be
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [1.5, 2, jnp.float32(1.5), jnp.bfloat16(1.5), jnp.float16(1.5), np.float32(1.5), np.float64(1.5)],
+    ids=["float", "int", "float32", "bfloat16", "float16", "np.float32", "np.float64"],
+)
+def test_a_loss_of_any_kind_is_compiled_for_once_and_felt(loss: Any) -> None:
+    optimizer = optax.chain(emo_optax.emo_sens(0.1))
+    traces = []
+
+    @jax.jit
+    def step(params: Any, state: Any, loss: Any) -> Any:
+        traces.append(loss)
+        return optimizer.update(GRADS, state, params, value=loss)[1]
+
+    state = optimizer.init(PARAMS)
+    for factor in (1, 2, 3):
+        state = step(PARAMS, state, type(loss)(loss * factor) if not isinstance(loss, jax.Array) else loss)
+    assert len(traces) == 1
+    assert int(emo_optax.get_emotion(state).felt) == 3
+    first = optimizer.update(GRADS, optimizer.init(PARAMS), PARAMS, value=loss)[1]
+    assert float(emo_optax.get_emotion(first).long) == float(loss)
+
+
+def test_a_static_loss_is_compiled_for_anew_each_time() -> None:
+    # Why the loss should go into a jitted step as an argument, or be computed in it.
+    optimizer = emo_optax.emo_sens(0.1)
+    step: Any = jax.jit(
+        lambda state, loss: optimizer.update(GRADS, state, PARAMS, value=loss)[1], static_argnums=1
+    )
+    state = optimizer.init(PARAMS)
+    for loss in (1.0, 1.5, 1.2):
+        state = step(state, loss)
+    assert step._cache_size() == 3
+
+
+@pytest.mark.parametrize("wrap", TRANSPARENT.values(), ids=TRANSPARENT)
+def test_a_loss_of_one_element_is_refused_through_every_wrapper(wrap: Any) -> None:
+    optimizer = wrap(emo_optax.emo_airy(0.1, use_shadow=True))
+    state = optimizer.init(PARAMS)
+    # A condition on the loss meets it first: there it is JAX that refuses.
+    with pytest.raises((ValueError, TypeError), match="must be a scalar"):
+        optimizer.update(GRADS, state, PARAMS, value=jnp.ones(1))

@@ -132,7 +132,7 @@ def test_a_mask_is_a_split_into_groups(name: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(sequences.LOSSES))
 def test_both_monitors_say_the_same(kind: str) -> None:
-    options = {"gain": 0.5, "mean_below": 0.2, "variance_below": 0.1}
+    options: dict[str, Any] = {"gain": 0.5, "mean_below": 0.2, "variance_below": 0.1}
     theirs = emo_torch.EarlyStop(**options)
     with jax.enable_x64(True):
         theirs.emotion = emo_torch.init_emotion(torch.float64)

@@ -44,7 +44,16 @@ def test_alone(package: str, wheel: Path, folder: Path) -> None:
         if found.returncode == 0:
             raise SystemExit(f"{framework} is installed where {package} should be alone")
     print(f"testing {package}, installed without {', '.join(absent)}", flush=True)
-    options = ("-n", "2", "-W", "error", "--doctest-modules", "--import-mode=importlib")
+    options = (
+        "-n",
+        "2",
+        "--dist",
+        "loadgroup",
+        "-W",
+        "error",
+        "--doctest-modules",
+        "--import-mode=importlib",
+    )
     # What joins other libraries is tested where those are.
     files = (
         "-o",

@@ -37,6 +37,8 @@ NUMBERS: dict[str, Any] = {
     "decoupled_weight_decay": False,
     "moment_dtype": None,
     "rounding": "nearest",
+    "axis_name": None,
+    "process_group": None,
     "maximize": False,
     "foreach": None,
     "capturable": False,
@@ -76,6 +78,7 @@ def test_both_packages_name_their_options_alike() -> None:
         ours, theirs = member.optax, member.torch
         names = set(inspect.signature(ours).parameters)
         twins = set(inspect.signature(theirs).parameters)
-        assert names - twins == {"learning_rate", "b1", "b2", "mask"}
+        # Replicas are told apart by an axis here, by a group of processes there.
+        assert names - twins == {"learning_rate", "b1", "b2", "mask", "axis_name"}
         here = {"params", "lr", "betas", "maximize", "foreach", "capturable", "fused", "process_group"}
         assert twins - names == here

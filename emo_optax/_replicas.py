@@ -1,0 +1,45 @@
+"""Replicas that train on parts of one batch: they must feel one loss, or they drift apart."""
+
+from typing import Any
+
+import jax
+
+AxisName = str | tuple[str, ...] | None
+"""The name of a mapped axis, several, or `None` for none."""
+
+
+def check_axis_name(axis_name: object) -> None:
+    """Raises a `TypeError` unless axes are named by a word or several words, or there are none."""
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if axis_name is None or (names and all(isinstance(name, str) for name in names)):
+        return
+    raise TypeError(f"Invalid axis_name: {axis_name!r}; it must be a name, a tuple of names or None")
+
+
+def average_over_replicas(loss: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Returns the mean of the loss over named axes of `jax.shard_map`, `jax.pmap` or `jax.vmap`.
+
+    The gradients are the caller's to average. Where the loss of one replica is not finite, that of all
+    is not.
+
+    Args:
+        loss: the loss of this replica, shape `[]`.
+        axis_name: the axes' names; `None` leaves the loss as it is.
+
+    Returns:
+        The same loss on every replica, shape `[]`.
+
+    Raises:
+        ValueError: if there is no such axis here.
+    """
+    if axis_name is None:
+        return loss
+    try:
+        mean: Any = jax.lax.pmean(loss, axis_name)
+    except NameError as error:  # What JAX calls an axis that is not bound.
+        raise ValueError(
+            f"The loss is to be averaged over axis_name={axis_name!r}, and there is no such axis around "
+            "this `update`. Call it inside of jax.shard_map or jax.pmap with that axis name; under jax.jit "
+            "alone, with sharded arrays, the loss is that of the whole batch already: leave axis_name away."
+        ) from error
+    return mean  # type: ignore[no-any-return]
