@@ -15,7 +15,11 @@ ROOT = Path(__file__).parent.parent
 ALONE = {
     # Package: its extra, the frameworks that must be absent, what its tests need besides.
     "emo_optax": ("jax", ("torch", "flax"), ()),
-    "emo_torch": ("torch", ("jax", "optax", "flax"), ("expecttest", "hypothesis", "triton; sys_platform == 'linux'")),
+    "emo_torch": (
+        "torch",
+        ("jax", "optax", "flax"),
+        ("expecttest", "hypothesis", "triton; sys_platform == 'linux'"),
+    ),
 }
 
 
