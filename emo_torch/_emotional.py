@@ -26,6 +26,7 @@ from emo_torch._shadow_system import (
     multi_tensor_blend_with_shadow,
     shadow_ratio_function,
 )
+from emo_torch._sharded import mesh_of
 from emo_torch._validation import (
     check_capture,
     check_choice,
@@ -915,7 +916,7 @@ def multi_tensor(
     first: Callable[[list[Tensor]], list[Tensor]] | None = None,
 ) -> None:
     """Does what `single_tensor` does, for all tensors of one device and dtype at a time."""
-    for (device, _), indices in _by_device_and_dtype(params).items():
+    for (device, *_), indices in _by_device_and_dtype(params).items():
         narrow = [params[index] for index in indices]
         dtype = wide_dtype(narrow[0])
         signal = _signal(feeling, group, device, dtype)
@@ -1308,9 +1309,9 @@ def scale_change(
         torch._foreach_copy_(narrow, moved)
 
 
-def _by_device_and_dtype(tensors: list[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[int]]:
-    """Returns the places of the tensors of each device and dtype."""
-    buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+def _by_device_and_dtype(tensors: list[Tensor]) -> dict[tuple[torch.device, torch.dtype, Any], list[int]]:
+    """Returns the places of the tensors of each device and dtype, and of each device mesh."""
+    buckets: dict[tuple[torch.device, torch.dtype, Any], list[int]] = {}
     for index, tensor in enumerate(tensors):
-        buckets.setdefault((tensor.device, tensor.dtype), []).append(index)
+        buckets.setdefault((tensor.device, tensor.dtype, mesh_of(tensor)), []).append(index)
     return buckets
