@@ -75,6 +75,7 @@ def in_processes(size: int) -> Callable[[Callable[..., None]], Callable[..., Non
         names = [name for name in test.__annotations__ if name not in ("place", "return")]
 
         def run(processes: Callable[[int], "Processes"], tmp_path: Path, **given: Any) -> None:
+            __tracebackhide__ = True
             failures = processes(size).run(test.__name__, tmp_path, given)
             assert not failures, "\n".join(failures)
 
@@ -97,6 +98,7 @@ class Processes:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.agree = True
         context = multiprocessing.get_context("spawn")
         pairs = [context.Pipe() for _ in range(size)]
         self.pipes = [mine for mine, _ in pairs]
@@ -119,6 +121,7 @@ class Processes:
                 answer = "it ended"
             if answer is not None:
                 failures.append(f"in process {rank} of {self.size}: {answer}")
+        self.agree = not failures
         return failures
 
     def end(self) -> None:
@@ -131,8 +134,8 @@ class Processes:
 def _serve(rank: int, size: int, pipe: Any) -> None:
     """Runs the tests that come through a pipe, until it closes."""
     warnings.simplefilter("error")
-    # The words of torch.distributed.checkpoint about itself.
-    warnings.filterwarnings("ignore", ".*(TypedStorage|_get_pg_default_device|weights_only).*")
+    # A checkpoint that one process reads by itself, as it should.
+    warnings.filterwarnings("ignore", "torch.distributed is disabled")
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     if sys.platform == "linux":
@@ -167,7 +170,9 @@ def processes() -> Iterator[Callable[[int], Processes]]:
     made: dict[int, Processes] = {}
 
     def of(size: int) -> Processes:
-        # After a failure they may not be of one mind any more, and one may have ended.
+        # After a failure one may have ended, or wait for the other.
+        if size in made and not made[size].agree:
+            made.pop(size).end()
         if size not in made:
             made[size] = Processes(size)
         return made[size]

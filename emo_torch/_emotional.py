@@ -26,7 +26,7 @@ from emo_torch._shadow_system import (
     multi_tensor_blend_with_shadow,
     shadow_ratio_function,
 )
-from emo_torch._sharded import mesh_of
+from emo_torch._sharded import copy_all, mesh_of
 from emo_torch._validation import (
     check_capture,
     check_choice,
@@ -1148,7 +1148,7 @@ class Emotional(EmoOptimizer):
         befores = [param.clone() for param in params]
         states = {param: copy.deepcopy(self.state[param]) for param in params if self.state.get(param)}
         self.inner.step()
-        torch._foreach_copy_(params, befores)  # Some move by a learning rate of 0, too.
+        copy_all(params, befores)  # Some move by a learning rate of 0, too.
         for param, state in states.items():
             self.state[param] = state
 
@@ -1189,7 +1189,7 @@ class Emotional(EmoOptimizer):
                 for weight, shadow, exist in zip(weights, shadows, exists, strict=True):
                     blend_with_shadow(weight, shadow, exist, ratio, shadow_rate=rate)
             if weights[0] is not narrow[0]:
-                torch._foreach_copy_(narrow, weights)
+                copy_all(narrow, weights)
 
     def _kept(self, params: list[Tensor], group: Group, feeling: Feeling) -> list[Tensor]:
         """Returns which elements may move, before the inner optimizer can change a gradient."""
@@ -1306,7 +1306,7 @@ def scale_change(
                 torch.where(mask, there, start)
                 for mask, there, start in zip(masks, moved, starts, strict=True)
             ]
-        torch._foreach_copy_(narrow, moved)
+        copy_all(narrow, moved)
 
 
 def _by_device_and_dtype(tensors: list[Tensor]) -> dict[tuple[torch.device, torch.dtype, Any], list[int]]:

@@ -31,6 +31,11 @@ def own_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
 
 
+def copy_all(tensors: list[Tensor], news: list[Tensor]) -> None:
+    """Copies tensors into others that lie as they do, each process its own parts."""
+    torch._foreach_copy_(list(map(own_part, tensors)), list(map(own_part, news)))
+
+
 def laid_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Returns a tensor in parts that fit another's: an axis of length 1 is not split by what broadcasts."""
     if not is_sharded(tensor):
