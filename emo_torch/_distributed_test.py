@@ -704,3 +704,224 @@ def test_a_step_that_makes_state_alone_changes_nothing_and_waits_for_nobody(plac
     train(net, optimizer, range(4), place)
     train(twin, other, range(4), place)
     assert_close(everything(net, optimizer), everything(twin, other), 0.0)
+
+
+# ZeroRedundancyOptimizer: each process keeps the state of some parameters, and steps those.
+
+
+def zero(params: Any, cls: Any, **options: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.distributed.optim compiles in a way of the past.
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    return ZeroRedundancyOptimizer(params, optimizer_class=cls, **options)
+
+
+@pytest.mark.parametrize("as_buckets", [False, True], ids=["tensors", "buckets"])
+@pytest.mark.parametrize("name", MEMBERS)
+@in_processes(2)
+def test_shared_out_state_steps_as_whole_state(place: Place, name: str, as_buckets: bool) -> None:
+    options = options_of(name)
+    cls = type(emo_torch.create_optimizer(name, [torch.nn.Parameter(torch.ones(1))]))
+    net, twin = (DistributedDataParallel(Net()) for _ in range(2))
+    ours = zero(net.parameters(), cls, parameters_as_bucket_view=as_buckets, **options)
+    theirs = cls(twin.parameters(), **options)
+    for some, optimizer in ((net, ours), (twin, theirs)):
+        train(some, optimizer, range(6), place)
+        # A schedule writes into the groups that it is shown.
+        optimizer.param_groups[0]["lr"] = 5e-3
+        train(some, optimizer, range(6, 9), place)
+    assert_equal_params(net, twin)
+    assert_same_in_all({str(index): param.detach() for index, param in enumerate(net.parameters())}, place)
+    assert len(ours.optim.state) < len(theirs.state)
+
+    # One process collects the state, and all go on from it.
+    ours.consolidate_state_dict(to=0)
+    state = [copy.deepcopy(ours.state_dict()) if place.rank == 0 else None]
+    dist.broadcast_object_list(state, src=0)
+    if not as_buckets:
+        third = DistributedDataParallel(Net())
+        third.load_state_dict(net.state_dict())
+        resumed = zero(third.parameters(), cls, **options)
+        train(third, resumed, range(1), place)
+        third.load_state_dict(net.state_dict())
+        resumed.load_state_dict(state[0])
+        train(third, resumed, range(9, 12), place)
+        train(net, ours, range(9, 12), place)
+        assert_equal_params(third, net)
+        memory = resumed.optim.named_memory()
+        for key, tensor in ours.optim.named_memory().items():
+            assert torch.equal(tensor, memory[key]), key
+            assert not tensor.ndim == 0 or key not in resumed.param_groups[0] or (
+                resumed.param_groups[0][key] is memory[key]
+            )
+
+
+def assert_equal_params(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
+    for (name, param), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(param, other), name
+
+
+@in_processes(2)
+def test_shared_out_state_that_steps_within_a_backward_pass_is_refused(place: Place) -> None:
+    del place
+    net = DistributedDataParallel(Net())
+    with pytest.raises(ValueError, match="no supported functional optimizer"):
+        zero(net.parameters(), emo_torch.EmoSens, overlap_with_ddp=True, lr=1e-2)
+
+
+# Gradient release: an optimizer for each parameter steps within the backward pass.
+
+
+def release(
+    params: Iterable[torch.nn.Parameter], name: str, **options: Any
+) -> list[emo_torch.LossOptimizer]:
+    """Lets each parameter step, and lets go of its gradient, as soon as that is there."""
+    made = {param: emo_torch.create_optimizer(name, [param], **options) for param in params}
+
+    def step(param: Tensor) -> None:
+        made[param].step()
+        made[param].zero_grad()
+
+    for param in made:
+        param.register_post_accumulate_grad_hook(step)
+    return list(made.values())
+
+
+@pytest.mark.parametrize("name", [name for name in MEMBERS if not name.startswith("ref")])
+def test_steps_within_the_backward_pass_take_a_watched_loss(name: str) -> None:
+    net, twin = Net(), Net()
+    optimizers = release(net.parameters(), name, **options_of(name))
+    whole_optimizer = emo_torch.create_optimizer(name, twin.parameters(), **options_of(name))
+    for step in range(6):
+        inputs, targets = batch(step)
+        loss = (net(inputs) - targets).square().mean()
+        for optimizer in optimizers:
+            optimizer.watch(loss)
+        loss.backward()
+        whole_optimizer.zero_grad()
+        backward(twin, step, None)
+        whole_optimizer.step(loss=loss.detach())
+        assert all(param.grad is None for param in net.parameters())
+    assert_equal_params(net, twin)
+    for optimizer in optimizers:
+        for key, tensor in optimizer.named_memory().items():
+            assert torch.equal(tensor, whole_optimizer.named_memory()[key]), key
+
+
+def test_steps_within_the_backward_pass_cannot_wait_for_an_observed_loss() -> None:
+    net = Net()
+    optimizers = release(net.parameters(), "emo_sens")
+    inputs, targets = batch(0)
+    loss = (net(inputs) - targets).square().mean()
+    with pytest.raises(emo_torch.LossMissingError, match=r"`opt.watch\(loss\)` before the backward pass"):
+        loss.backward()
+    for optimizer in optimizers:
+        optimizer.observe(loss)
+    assert_equal_params(net, Net())
+
+
+def test_the_hooks_of_pytorch_step_within_the_backward_pass() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.distributed.optim compiles in a way of the past.
+        from torch.distributed.optim import (
+            _apply_optimizer_in_backward,
+            _get_in_backward_optimizers,
+        )
+
+    net, twin = Net(), Net()
+    _apply_optimizer_in_backward(emo_torch.EmoSens, net.parameters(), {"lr": 1e-2})
+    optimizers = _get_in_backward_optimizers(net)
+    whole_optimizer = emo_torch.EmoSens(twin.parameters(), lr=1e-2)
+    for step in range(6):
+        inputs, targets = batch(step)
+        loss = (net(inputs) - targets).square().mean()
+        for optimizer in optimizers:
+            optimizer.watch(loss)
+        loss.backward()
+        whole_optimizer.zero_grad()
+        backward(twin, step, None)
+        whole_optimizer.step(loss=loss.detach())
+    assert_equal_params(net, twin)
+
+
+@in_processes(2)
+def test_shards_step_within_the_backward_pass(place: Place) -> None:
+    net, twin = sharded(place), sharded(place)
+    optimizers = release(net.parameters(), "emo_airy", **options_of("emo_airy"))
+    whole_optimizer = emo_torch.EmoAiry(twin.parameters(), **options_of("emo_airy"))
+    for step in range(4):
+        inputs, targets = own_share(step, place)
+        loss = (net(inputs) - targets).square().mean()
+        for optimizer in optimizers:
+            optimizer.watch(loss)
+        loss.backward()
+        whole_optimizer.zero_grad()
+        backward(twin, step, place)
+        whole_optimizer.step(loss=loss.detach())
+    for param, other in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(whole(param.detach()), whole(other.detach()))
+
+
+# torch.compile.
+
+
+@contextlib.contextmanager
+def no_recompiling() -> Iterator[None]:
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+    torch._dynamo.reset()
+
+
+def first_gradients(net: Net) -> None:
+    backward(net, 0, None)
+
+
+@pytest.mark.parametrize("how", ["given", "observed", "watched"])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_step_compiles_once_for_all_losses_and_learning_rates(name: str, how: str) -> None:
+    pair = []
+    for compiled in (False, True):
+        net = Net()
+        options = {**options_of(name), "lr": torch.tensor(1e-2), "capturable": True}
+        optimizer = emo_torch.create_optimizer(name, net.parameters(), foreach=True, **options)
+        backward(net, 0, None)
+        optimizer.step(loss=2.0)  # Makes the state.
+        step = torch.compile(optimizer.step, backend="eager", fullgraph=True) if compiled else None
+        take = optimizer.step if step is None else step
+        with no_recompiling():
+            for number in range(6):
+                optimizer.zero_grad(set_to_none=False)
+                inputs, targets = batch(number)
+                loss = (net(inputs) - targets).square().mean()
+                if how == "watched":
+                    optimizer.watch(loss)
+                loss.backward()
+                if how == "observed":
+                    optimizer.observe(loss)
+                optimizer.param_groups[0]["lr"].fill_(1e-2 / (number + 1))
+                take(loss=loss.detach()) if how == "given" else take()
+        pair.append(everything(net, optimizer))
+    assert_close(*pair, 1e-6)
+
+
+@in_processes(2)
+def test_a_step_of_replicas_compiles_to_one_graph_with_the_mean_in_it(place: Place) -> None:
+    pair = []
+    for compiled in (False, True):
+        net = DistributedDataParallel(Net())
+        optimizer = emo_torch.EmoSens(net.parameters(), lr=torch.tensor(1e-2), foreach=True)
+        train(net, optimizer, range(1), place)
+        step = torch.compile(optimizer.step, backend="eager", fullgraph=True) if compiled else None
+        take = optimizer.step if step is None else step
+        with no_recompiling():
+            for number in range(1, 6):
+                optimizer.zero_grad(set_to_none=False)
+                backward(net, number, place)
+                optimizer.param_groups[0]["lr"].fill_(1e-2 / number)
+                take(loss=torch.tensor(own_loss(number, place)))
+        found = everything(net, optimizer)
+        assert_same_in_all(found, place)
+        pair.append(found)
+    assert_close(*pair, 1e-6)

@@ -94,6 +94,8 @@ class LossOptimizer(Optimizer):
     """What messages call what is remembered of the losses."""
 
     _memory: tuple[Tensor, ...]
+    _held: State
+    """The same as it stands in the groups, by name."""
     _replicas: Replicas
 
     def __init__(self, params: ParamsT, defaults: Group, *, process_group: LossGroup = None) -> None:
@@ -467,7 +469,10 @@ class LossOptimizer(Optimizer):
 
     def _bring_memory(self, device: torch.device) -> None:
         """Moves what is remembered to where the parameters are now."""
-        if self._memory[0].device != device:
+        name, tensor = next(iter(self._held.items()))
+        if self.param_groups[0].get(name) is not tensor:  # Some write into groups what they loaded.
+            self._share_memory(self.memory_of(self.param_groups[0]), device)
+        elif tensor.device != device:
             self._share_memory(self._memory, device)
 
     def _share_memory(self, memory: tuple[Tensor, ...], device: torch.device | None = None) -> None:
@@ -480,9 +485,9 @@ class LossOptimizer(Optimizer):
             return tensor.detach().to(device=device, dtype=target, copy=True)
 
         self._memory = tuple(own(tensor) for tensor in memory)
-        flat = self.hold_memory(self._memory)
+        self._held = self.hold_memory(self._memory)
         for group in self.param_groups:
-            group.update(flat)
+            group.update(self._held)
 
     # Groups and state.
 
