@@ -6,14 +6,14 @@ The processes start once and are kept; each test has process groups of its own.
 
 import contextlib
 import copy
+import inspect
 import itertools
-import json
 import multiprocessing
 import os
 import pickle
 import re
+import socket
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -43,6 +43,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 MEMBERS = tuple(emo_torch.list_optimizers())
@@ -88,8 +89,6 @@ def in_processes(size: int) -> Callable[[Callable[..., None]], Callable[..., Non
 
 
 def _signature(names: list[str]) -> Any:
-    import inspect
-
     return inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names])
 
 
@@ -498,9 +497,7 @@ def train_on_given_gradients(
     name: str, lay: Callable[[int, Tensor], Tensor], dtype: torch.dtype, **options: Any
 ) -> list[tuple[Tensor, dict[str, Tensor]]]:
     """Steps on gradients that are the same in all processes, laid out in some way; returns all, whole."""
-    params = [
-        torch.nn.Parameter(lay(index, param)) for index, param in enumerate(tensors(dtype, seed=1))
-    ]
+    params = [torch.nn.Parameter(lay(index, param)) for index, param in enumerate(tensors(dtype, seed=1))]
     optimizer = emo_torch.create_optimizer(name, params, **options)
     for step, loss in enumerate(LOSSES):
         grads = tensors(dtype, seed=10 + step)
@@ -682,6 +679,30 @@ def test_a_run_goes_on_from_a_distributed_checkpoint(place: Place, name: str, la
 
 
 @in_processes(2)
+def test_narrow_shards_keep_their_wide_moments_in_a_checkpoint(place: Place) -> None:
+    options = {"lr": 1e-3, "rounding": "kahan", "use_shadow": True}
+    net, resumed = sharded(place, torch.bfloat16), sharded(place, torch.bfloat16)
+    ours, theirs = (emo_torch.EmoSens(some.parameters(), **options) for some in (net, resumed))
+
+    def go_on(some: Net, optimizer: emo_torch.EmoSens, steps: Iterable[int]) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            inputs, targets = own_share(step, place)
+            (some(inputs.bfloat16()) - targets).square().mean().backward()
+            optimizer.step(loss=own_loss(step, place))
+
+    go_on(net, ours, range(6))
+    write(net, ours, place.folder, LAYOUTS["nested"])
+    read(resumed, theirs, place.folder, LAYOUTS["nested"])
+    assert theirs.state[resumed.one]["exp_avg"].dtype == torch.float32
+    assert theirs.state[resumed.one]["compensation"].dtype == torch.bfloat16
+    assert_close(everything(resumed, theirs), everything(net, ours), 0.0)
+    go_on(net, ours, range(6, 9))
+    go_on(resumed, theirs, range(6, 9))
+    assert_close(everything(resumed, theirs), everything(net, ours), 0.0)
+
+
+@in_processes(2)
 def test_a_step_that_makes_state_alone_changes_nothing_and_waits_for_nobody(place: Place) -> None:
     net = sharded(place)
     optimizer = emo_torch.EmoAiry(net.parameters(), lr=0.0, use_shadow=True)
@@ -752,8 +773,10 @@ def test_shared_out_state_steps_as_whole_state(place: Place, name: str, as_bucke
         memory = resumed.optim.named_memory()
         for key, tensor in ours.optim.named_memory().items():
             assert torch.equal(tensor, memory[key]), key
-            assert not tensor.ndim == 0 or key not in resumed.param_groups[0] or (
-                resumed.param_groups[0][key] is memory[key]
+            assert (
+                not tensor.ndim == 0
+                or key not in resumed.param_groups[0]
+                or (resumed.param_groups[0][key] is memory[key])
             )
 
 
@@ -788,7 +811,7 @@ def release(
     return list(made.values())
 
 
-@pytest.mark.parametrize("name", [name for name in MEMBERS if not name.startswith("ref")])
+@pytest.mark.parametrize("name", MEMBERS)
 def test_steps_within_the_backward_pass_take_a_watched_loss(name: str) -> None:
     net, twin = Net(), Net()
     optimizers = release(net.parameters(), name, **options_of(name))
@@ -925,3 +948,104 @@ def test_a_step_of_replicas_compiles_to_one_graph_with_the_mean_in_it(place: Pla
         assert_same_in_all(found, place)
         pair.append(found)
     assert_close(*pair, 1e-6)
+
+
+def split_over_both_axes(place: Place) -> Net:
+    """Makes a net for tensor parallelism on one axis of a mesh, and shards it over the other one."""
+    del place
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "parts"))
+    net = Net()
+    parallelize_module(net, mesh["parts"], {"first": ColwiseParallel(), "second": RowwiseParallel()})
+    for part in (net.first, net.second):
+        fully_shard(part, mesh=mesh["data"])
+    return net
+
+
+@pytest.mark.parametrize(
+    ("name", "rounding"),
+    [
+        ("emo_airy", "nearest"),
+        ("emo_neco", "nearest"),
+        ("ref_adamw_mini_schedule_free", "nearest"),
+        ("emo_sens", "stochastic"),
+    ],
+)
+@in_processes(4)
+def test_parameters_split_over_both_axes_of_a_mesh_step_as_whole_ones(
+    place: Place, name: str, rounding: str
+) -> None:
+    laid = [param.detach() for param in split_over_both_axes(place).parameters()]
+    dtype = torch.float32 if rounding == "nearest" else torch.bfloat16
+    generator = torch.Generator().manual_seed(5)
+    whole_ones = [torch.randn(param.shape, generator=generator).to(dtype) for param in laid]
+
+    def lay(tensor: Tensor, like: Tensor) -> Tensor:
+        if not isinstance(like, DTensor):
+            return tensor
+        everywhere = [Replicate()] * like.device_mesh.ndim
+        return distribute_tensor(tensor, like.device_mesh, everywhere).redistribute(
+            placements=like.placements
+        )
+
+    options = {**options_of(name), "rounding": rounding, "process_group": False}
+    for foreach in (False, True):
+        ours = [torch.nn.Parameter(lay(*pair)) for pair in zip(whole_ones, laid, strict=True)]
+        theirs = [torch.nn.Parameter(param.clone()) for param in whole_ones]
+        pair = [
+            emo_torch.create_optimizer(name, params, foreach=foreach, **options)
+            for params in (ours, theirs)
+        ]
+        for loss in LOSSES:
+            for param, other in zip(ours, theirs, strict=True):
+                other.grad = torch.randn(other.shape, generator=generator).to(dtype)
+                param.grad = lay(other.grad, param)
+            for optimizer in pair:
+                optimizer.step(loss=loss)
+        bound = 1e-5 if rounding == "nearest" else 0.0
+        for param, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(whole(param.detach()), other.detach(), rtol=bound, atol=bound)
+
+
+# The pages.
+
+DOCS = Path(__file__).parent.parent / "docs"
+needs_pages = pytest.mark.skipif(
+    not (DOCS / "trainers" / "distributed.md").exists(), reason="THE PAGES LIE IN THE REPOSITORY ALONE"
+)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@needs_pages
+@in_processes(2)
+def test_all_code_of_the_page_runs(place: Place) -> None:
+    port = torch.tensor(free_port())
+    dist.broadcast(port, src=0)
+    dist.destroy_process_group()
+    place_in_words = {"RANK": place.rank, "WORLD_SIZE": place.size, "MASTER_PORT": port.item()}
+    os.environ.update({name: str(value) for name, value in place_in_words.items()})
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    os.chdir(place.folder)
+    page = (DOCS / "trainers" / "distributed.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 8
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "distributed.md", "exec"), names)
+        if isinstance(names.get("model"), DistributedDataParallel):
+            assert_same_in_all(dict(names["model"].named_parameters()), place)
+    assert not names["optimizer"].emotion.short.isnan()
+
+
+@needs_pages
+def test_the_results_name_tests_that_exist() -> None:
+    rows = (DOCS / "integrations_torch_distributed.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", rows)
+    assert len(named) > 20
+    for file, test in named:
+        text = (DOCS.parent / file).read_text()
+        assert f"def {test}(" in text, f"{file}::{test}"

@@ -81,7 +81,7 @@ def places(tensor: Tensor) -> Tensor:
     """Returns each element's place in the whole tensor, in the shape of this process's part of it."""
     if not is_sharded(tensor):
         return torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor import DTensor, Replicate
 
     mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
     own = own_part(tensor)
@@ -89,8 +89,10 @@ def places(tensor: Tensor) -> Tensor:
     stride = tensor.numel()
     for axis, length in enumerate(tensor.shape):
         stride //= max(length, 1)
-        along = [Shard(0) if one == Shard(axis) else Replicate() for one in placements]
-        indices = torch.arange(length, device=mesh.device_type)
-        here = distribute_tensor(indices, mesh, along, src_data_rank=None).to_local().to(own.device)
-        found = found + (here * stride).view([-1 if at == axis else 1 for at in range(tensor.ndim)])
+        steps = torch.arange(length, device=mesh.device_type) * stride
+        steps = steps.view([-1 if at == axis else 1 for at in range(tensor.ndim)])
+        everywhere = DTensor.from_local(steps, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        along = [one if getattr(one, "dim", None) == axis else Replicate() for one in placements]
+        here: Any = everywhere.redistribute(placements=along)
+        found = found + here.to_local().to(own.device)
     return found.expand(own.shape)
