@@ -32,7 +32,6 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
     pytest.skip("THIS PYTORCH WAS BUILT WITHOUT gloo", allow_module_level=True)
 
 import torch.distributed as dist
-from torch.distributed.checkpoint import load, save
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -40,6 +39,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -231,18 +232,11 @@ def backward(net: torch.nn.Module, step: int, place: Place | None) -> Tensor:
     return loss.detach()
 
 
-def train(
-    net: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    steps: Iterable[int],
-    place: Place | None,
-    *,
-    loss_of: Callable[[int, Place | None], float] = own_loss,
-) -> None:
+def train(net: torch.nn.Module, optimizer: Any, steps: Iterable[int], place: Place | None) -> None:
     for step in steps:
         optimizer.zero_grad()
         backward(net, step, place)
-        optimizer.step(loss=loss_of(step, place))  # type: ignore[call-arg]
+        optimizer.step(loss=own_loss(step, place))
 
 
 def options_of(name: str, mode: str = "decoupled", **more: Any) -> dict[str, Any]:
@@ -301,7 +295,7 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], bound: floa
             rtol=bound,
             atol=bound,
             equal_nan=True,
-            msg=lambda text, name=name: f"{name}: {text}",
+            msg=(name + ": {}").format,
         )
 
 
@@ -524,6 +518,7 @@ def assert_equal(ours: Any, theirs: Any, bound: float = 0.0) -> None:
 def test_sharded_parameters_are_rounded_as_whole_ones_to_the_last_bit(
     place: Place, placement: str, rounding: str
 ) -> None:
+    del place
     mesh = init_device_mesh("cpu", (2,))
     at = PLACEMENTS[placement]
     for foreach in (False, True):
@@ -541,6 +536,7 @@ def test_sharded_parameters_are_rounded_as_whole_ones_to_the_last_bit(
 def test_a_group_may_mix_whole_parameters_and_ones_sharded_in_many_ways(
     place: Place, name: str, foreach: bool
 ) -> None:
+    del place
     mesh, other = init_device_mesh("cpu", (2,)), init_device_mesh("cpu", (1, 2))
     ways = itertools.cycle(PLACEMENTS.values())
     chosen = [next(ways) if index % 4 else None for index in range(len(SHAPES))]
@@ -591,13 +587,14 @@ def test_any_optimizer_made_emotional_steps_sharded_parameters_as_whole_ones(
         optimizer = emo_torch.Emotional(inner, keep=keep, theta=0.3, use_shadow=True, process_group=group)
         train(net, optimizer, range(len(LOSSES)), at)
         pair.append(everything(net, optimizer))
-    assert_close(*pair, 1e-5)
+    assert_close(pair[0], pair[1], 1e-5)
 
 
 @in_processes(2)
 def test_a_loss_may_be_sharded_itself(place: Place) -> None:
+    del place
     mesh = init_device_mesh("cpu", (2,))
-    errors = distribute_tensor(torch.tensor([1.0, 2.0, 6.0]), mesh, [Shard(0)])
+    errors: Any = distribute_tensor(torch.tensor([1.0, 2.0, 6.0]), mesh, [Shard(0)])
     for loss in (errors.sum(), errors.mean()):
         optimizer = emo_torch.EmoSens([torch.nn.Parameter(torch.ones(2))])
         optimizer.step(loss=loss)
@@ -680,7 +677,7 @@ def test_a_run_goes_on_from_a_distributed_checkpoint(place: Place, name: str, la
 
 @in_processes(2)
 def test_narrow_shards_keep_their_wide_moments_in_a_checkpoint(place: Place) -> None:
-    options = {"lr": 1e-3, "rounding": "kahan", "use_shadow": True}
+    options: dict[str, Any] = {"lr": 1e-3, "rounding": "kahan", "use_shadow": True}
     net, resumed = sharded(place, torch.bfloat16), sharded(place, torch.bfloat16)
     ours, theirs = (emo_torch.EmoSens(some.parameters(), **options) for some in (net, resumed))
 
@@ -773,11 +770,6 @@ def test_shared_out_state_steps_as_whole_state(place: Place, name: str, as_bucke
         memory = resumed.optim.named_memory()
         for key, tensor in ours.optim.named_memory().items():
             assert torch.equal(tensor, memory[key]), key
-            assert (
-                not tensor.ndim == 0
-                or key not in resumed.param_groups[0]
-                or (resumed.param_groups[0][key] is memory[key])
-            )
 
 
 def assert_equal_params(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
@@ -802,7 +794,7 @@ def release(
     """Lets each parameter step, and lets go of its gradient, as soon as that is there."""
     made = {param: emo_torch.create_optimizer(name, [param], **options) for param in params}
 
-    def step(param: Tensor) -> None:
+    def step(param: Any) -> None:
         made[param].step()
         made[param].zero_grad()
 
@@ -847,14 +839,14 @@ def test_steps_within_the_backward_pass_cannot_wait_for_an_observed_loss() -> No
 def test_the_hooks_of_pytorch_step_within_the_backward_pass() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.distributed.optim compiles in a way of the past.
-        from torch.distributed.optim import (
+        from torch.distributed.optim.apply_optimizer_in_backward import (
             _apply_optimizer_in_backward,
             _get_in_backward_optimizers,
         )
 
     net, twin = Net(), Net()
     _apply_optimizer_in_backward(emo_torch.EmoSens, net.parameters(), {"lr": 1e-2})
-    optimizers = _get_in_backward_optimizers(net)
+    optimizers: list[Any] = _get_in_backward_optimizers(net)
     whole_optimizer = emo_torch.EmoSens(twin.parameters(), lr=1e-2)
     for step in range(6):
         inputs, targets = batch(step)
@@ -926,7 +918,7 @@ def test_a_step_compiles_once_for_all_losses_and_learning_rates(name: str, how: 
                 optimizer.param_groups[0]["lr"].fill_(1e-2 / (number + 1))
                 take(loss=loss.detach()) if how == "given" else take()
         pair.append(everything(net, optimizer))
-    assert_close(*pair, 1e-6)
+    assert_close(pair[0], pair[1], 1e-6)
 
 
 @in_processes(2)
@@ -947,7 +939,7 @@ def test_a_step_of_replicas_compiles_to_one_graph_with_the_mean_in_it(place: Pla
         found = everything(net, optimizer)
         assert_same_in_all(found, place)
         pair.append(found)
-    assert_close(*pair, 1e-6)
+    assert_close(pair[0], pair[1], 1e-6)
 
 
 def split_over_both_axes(place: Place) -> Net:

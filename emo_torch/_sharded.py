@@ -23,12 +23,12 @@ def mesh_of(tensor: Tensor) -> Any:
 
 def whole(tensor: Tensor) -> Tensor:
     """Returns a tensor as it is over all processes, plain and the same in each; no sync with the device."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def own_part(tensor: Tensor) -> Tensor:
     """Returns what lies in this process, in the very same memory: for what goes element by element."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def copy_all(tensors: list[Tensor], news: list[Tensor]) -> None:
