@@ -76,9 +76,9 @@ def in_processes(size: int) -> Callable[[Callable[..., None]], Callable[..., Non
         CASES[test.__name__] = test
         names = [name for name in test.__annotations__ if name not in ("place", "return")]
 
-        def run(processes: Callable[[int], "Processes"], tmp_path: Path, **given: Any) -> None:
+        def run(processes: Processes, tmp_path: Path, **given: Any) -> None:
             __tracebackhide__ = True
-            failures = processes(size).run(test.__name__, tmp_path, given)
+            failures = processes.run(test.__name__, size, tmp_path, given)
             assert not failures, "\n".join(failures)
 
         run.__name__ = test.__name__
@@ -94,34 +94,32 @@ def _signature(names: list[str]) -> Any:
 
 
 class Processes:
-    """Some processes that wait for tests."""
+    """Processes that wait for tests; as many are started as the largest test so far needed."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.agree = True
+    def __init__(self) -> None:
+        self.pipes: list[Any] = []
+        self.alive: list[Any] = []
+
+    def run(self, name: str, size: int, folder: Path, given: dict[str, Any]) -> list[str]:
+        """Runs a test in so many of them; returns what went wrong, by process."""
         context = multiprocessing.get_context("spawn")
-        pairs = [context.Pipe() for _ in range(size)]
-        self.pipes = [mine for mine, _ in pairs]
-        self.alive = [
-            context.Process(target=_serve, args=(rank, size, theirs), daemon=True)
-            for rank, (_, theirs) in enumerate(pairs)
-        ]
-        for process in self.alive:
-            process.start()
-
-    def run(self, name: str, folder: Path, given: dict[str, Any]) -> list[str]:
-        """Runs a test in all of them; returns what went wrong, by process."""
-        for pipe in self.pipes:
-            pipe.send((name, folder, given))
+        while len(self.alive) < size:
+            mine, theirs = context.Pipe()
+            self.alive.append(context.Process(target=_serve, args=(theirs,), daemon=True))
+            self.alive[-1].start()
+            self.pipes.append(mine)
+        for rank, pipe in enumerate(self.pipes[:size]):
+            pipe.send((name, Place(rank, size, folder), given))
         failures = []
-        for rank, pipe in enumerate(self.pipes):
+        for rank, pipe in enumerate(self.pipes[:size]):
             try:
                 answer = pipe.recv() if pipe.poll(2 * PATIENCE) else "no answer"
             except EOFError:
                 answer = "it ended"
             if answer is not None:
-                failures.append(f"in process {rank} of {self.size}: {answer}")
-        self.agree = not failures
+                failures.append(f"in process {rank} of {size}: {answer}")
+        if failures:  # One may have ended, or wait for the other.
+            self.end()
         return failures
 
     def end(self) -> None:
@@ -129,30 +127,29 @@ class Processes:
         for process in self.alive:
             process.kill()
             process.join()
+        self.pipes, self.alive = [], []
 
 
-def _serve(rank: int, size: int, pipe: Any) -> None:
+def _serve(pipe: Any) -> None:
     """Runs the tests that come through a pipe, until it closes."""
     warnings.simplefilter("error")
     # A checkpoint that one process reads by itself, as it should.
     warnings.filterwarnings("ignore", "torch.distributed is disabled")
-    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     if sys.platform == "linux":
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     while True:
         try:
-            name, folder, given = pipe.recv()
+            name, place, given = pipe.recv()
         except EOFError:
             return
-        place = Place(rank, size, folder)
         answer = None
         try:
             dist.init_process_group(
                 "gloo",
-                init_method=f"file://{folder}/store_of_{name}",
-                rank=rank,
-                world_size=size,
+                init_method=f"file://{place.folder}/store_of_{name}",
+                rank=place.rank,
+                world_size=place.size,
                 timeout=timedelta(seconds=PATIENCE),
             )
             CASES[name](place, **given)
@@ -166,20 +163,10 @@ def _serve(rank: int, size: int, pipe: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[Callable[[int], Processes]]:
-    made: dict[int, Processes] = {}
-
-    def of(size: int) -> Processes:
-        # After a failure one may have ended, or wait for the other.
-        if size in made and not made[size].agree:
-            made.pop(size).end()
-        if size not in made:
-            made[size] = Processes(size)
-        return made[size]
-
-    yield of
-    for some in made.values():
-        some.end()
+def processes() -> Iterator[Processes]:
+    made = Processes()
+    yield made
+    made.end()
 
 
 # What is trained.
@@ -438,18 +425,16 @@ def sharded(place: Place, dtype: torch.dtype = torch.float32) -> Net:
     return net
 
 
-WAYS: dict[str, dict[str, Any]] = {
-    "single": {"foreach": False, "weight_decay_mode": "l2", "maximize": False},
-    "multi": {"foreach": True, "weight_decay_mode": "decoupled", "maximize": True},
-    "none named": {"weight_decay_mode": "absolute"},
-}
+WAYS: dict[str, dict[str, Any]] = {"single": {"foreach": False}, "multi": {"foreach": True}}
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", MEMBERS)
 @in_processes(2)
 def test_sharded_parameters_step_as_whole_ones(place: Place, name: str, way: str) -> None:
-    options = {**options_of(name), **WAYS[way]}
+    # Each mode with each way, and with each kind of rule, at one member at least.
+    mode = ("decoupled", "l2", "absolute")[(MEMBERS.index(name) + list(WAYS).index(way)) % 3]
+    options = {**options_of(name, mode), **WAYS[way], "maximize": way == "multi"}
     net = sharded(place)
     optimizer = emo_torch.create_optimizer(name, net.parameters(), **options)
     train(net, optimizer, range(len(LOSSES)), place)
@@ -530,12 +515,9 @@ def test_sharded_parameters_are_rounded_as_whole_ones_to_the_last_bit(
         assert_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("foreach", [False, True], ids=["single", "multi"])
 @pytest.mark.parametrize("name", MEMBERS)
 @in_processes(2)
-def test_a_group_may_mix_whole_parameters_and_ones_sharded_in_many_ways(
-    place: Place, name: str, foreach: bool
-) -> None:
+def test_a_group_may_mix_whole_parameters_and_ones_sharded_in_many_ways(place: Place, name: str) -> None:
     del place
     mesh, other = init_device_mesh("cpu", (2,)), init_device_mesh("cpu", (1, 2))
     ways = itertools.cycle(PLACEMENTS.values())
@@ -548,7 +530,7 @@ def test_a_group_may_mix_whole_parameters_and_ones_sharded_in_many_ways(
             return distribute_tensor(tensor, other, [Replicate(), Shard(0)])
         return laid_out(tensor, mesh, chosen[index])
 
-    options = {**options_of(name), "foreach": foreach}
+    options = {**options_of(name), "foreach": True}
     ours = train_on_given_gradients(name, lay, torch.float32, **options)
     theirs = train_on_given_gradients(name, lambda _, tensor: tensor, torch.float32, **options)
     assert_equal(ours, theirs, 1e-5)
@@ -641,8 +623,10 @@ def read(net: Any, optimizer: Any, folder: Path, options: StateDictOptions, **ho
     set_optimizer_state_dict(net, optimizer, state["optimizer"], options=options)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [*((name, "nested") for name in MEMBERS), ("emo_sens", "flat"), ("emo_airy", "flat")],
+)
 @in_processes(2)
 def test_a_run_goes_on_from_a_distributed_checkpoint(place: Place, name: str, layout: str) -> None:
     options = options_of(name)
@@ -735,8 +719,7 @@ def zero(params: Any, cls: Any, **options: Any) -> Any:
     return ZeroRedundancyOptimizer(params, optimizer_class=cls, **options)
 
 
-@pytest.mark.parametrize("as_buckets", [False, True], ids=["tensors", "buckets"])
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize(("name", "as_buckets"), [*((name, False) for name in MEMBERS), ("emo_sens", True)])
 @in_processes(2)
 def test_shared_out_state_steps_as_whole_state(place: Place, name: str, as_buckets: bool) -> None:
     options = options_of(name)
@@ -893,8 +876,10 @@ def first_gradients(net: Net) -> None:
     backward(net, 0, None)
 
 
-@pytest.mark.parametrize("how", ["given", "observed", "watched"])
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [*((name, "given") for name in MEMBERS), ("emo_sens", "observed"), ("emo_sens", "watched")],
+)
 def test_a_step_compiles_once_for_all_losses_and_learning_rates(name: str, how: str) -> None:
     pair = []
     for compiled in (False, True):
