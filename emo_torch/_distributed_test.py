@@ -48,6 +48,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 MEMBERS = tuple(emo_torch.list_optimizers())
+KINDS = ("emo_sens", "emo_airy", "emo_cats", "emo_clan", "ref_adamw_mini_schedule_free")
+"""Those that all kinds of state and rules are among: the others keep and do what one of these does."""
 NAN = float("nan")
 LOSSES = (2.0, 2.1, 2.3, 1.9, 2.05, NAN, 2.0, 9.0, 2.0, 1.2, 1.95, 2.2)
 """Losses that lead through every band of the scalar, and one that is not finite."""
@@ -369,7 +371,7 @@ def test_any_optimizer_made_emotional_averages_its_loss(place: Place) -> None:
 @pytest.mark.parametrize("name", MEMBERS)
 @in_processes(2)
 def test_replicas_with_losses_of_their_own_stay_equal(place: Place, name: str) -> None:
-    steps = 60 if name in ("emo_sens", "emo_airy", "emo_cats") else 20
+    steps = 40 if name in ("emo_sens", "emo_airy", "emo_cats") else 20
     net = DistributedDataParallel(Net())
     optimizer = emo_torch.create_optimizer(name, net.parameters(), **options_of(name))
     train(net, optimizer, range(steps), place)
@@ -583,7 +585,7 @@ def test_a_loss_may_be_sharded_itself(place: Place) -> None:
         assert optimizer.emotion.long == loss.full_tensor()
 
 
-@pytest.mark.parametrize("name", ["emo_sens", "emo_airy", "emo_neco", "ref_adamw_mini_schedule_free"])
+@pytest.mark.parametrize("name", ["emo_airy", "ref_adamw_mini_schedule_free"])
 @in_processes(4)
 def test_shards_with_replicas_step_as_one_process(place: Place, name: str) -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
@@ -624,8 +626,7 @@ def read(net: Any, optimizer: Any, folder: Path, options: StateDictOptions, **ho
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"),
-    [*((name, "nested") for name in MEMBERS), ("emo_sens", "flat"), ("emo_airy", "flat")],
+    ("name", "layout"), [*((name, "nested") for name in KINDS), ("emo_sens", "flat"), ("emo_clan", "flat")]
 )
 @in_processes(2)
 def test_a_run_goes_on_from_a_distributed_checkpoint(place: Place, name: str, layout: str) -> None:
@@ -878,7 +879,7 @@ def first_gradients(net: Net) -> None:
 
 @pytest.mark.parametrize(
     ("name", "how"),
-    [*((name, "given") for name in MEMBERS), ("emo_sens", "observed"), ("emo_sens", "watched")],
+    [*((name, "given") for name in KINDS), ("emo_sens", "observed"), ("emo_sens", "watched")],
 )
 def test_a_step_compiles_once_for_all_losses_and_learning_rates(name: str, how: str) -> None:
     pair = []
