@@ -27,6 +27,7 @@ from emo_torch._shadow_system import (
     multi_tensor_blend_with_shadow,
     shadow_ratio_function,
 )
+from emo_torch._sharded import copy_all, mesh_of
 from emo_torch._validation import (
     check_capture,
     check_choice,
@@ -96,6 +97,8 @@ class LossOptimizer(Optimizer):
     """What messages call what is remembered of the losses."""
 
     _memory: tuple[Tensor, ...]
+    _held: State
+    """The same as it stands in the groups, by name."""
     _replicas: Replicas
 
     def __init__(self, params: ParamsT, defaults: Group, *, process_group: LossGroup = None) -> None:
@@ -469,7 +472,10 @@ class LossOptimizer(Optimizer):
 
     def _bring_memory(self, device: torch.device) -> None:
         """Moves what is remembered to where the parameters are now."""
-        if self._memory[0].device != device:
+        name, tensor = next(iter(self._held.items()))
+        if self.param_groups[0].get(name) is not tensor:  # Some write into groups what they loaded.
+            self._share_memory(self.memory_of(self.param_groups[0]), device)
+        elif tensor.device != device:
             self._share_memory(self._memory, device)
 
     def _share_memory(self, memory: tuple[Tensor, ...], device: torch.device | None = None) -> None:
@@ -482,9 +488,9 @@ class LossOptimizer(Optimizer):
             return tensor.detach().to(device=device, dtype=target, copy=True)
 
         self._memory = tuple(own(tensor) for tensor in memory)
-        flat = self.hold_memory(self._memory)
+        self._held = self.hold_memory(self._memory)
         for group in self.param_groups:
-            group.update(flat)
+            group.update(self._held)
 
     # Groups and state.
 
@@ -930,7 +936,7 @@ def multi_tensor(
     first: Callable[[list[Tensor]], list[Tensor]] | None = None,
 ) -> None:
     """Does what `single_tensor` does, for all tensors of one device and dtype at a time."""
-    for (device, _), indices in _by_device_and_dtype(params).items():
+    for (device, *_), indices in _by_device_and_dtype(params).items():
         narrow = [params[index] for index in indices]
         dtype = wide_dtype(narrow[0])
         signal = _signal(feeling, group, device, dtype)
@@ -1173,7 +1179,7 @@ class Emotional(EmoOptimizer):
         befores = [param.clone() for param in params]
         states = {param: copy.deepcopy(self.state[param]) for param in params if self.state.get(param)}
         self.inner.step()
-        torch._foreach_copy_(params, befores)  # Some move by a learning rate of 0, too.
+        copy_all(params, befores)  # Some move by a learning rate of 0, too.
         for param, state in states.items():
             self.state[param] = state
 
@@ -1214,7 +1220,7 @@ class Emotional(EmoOptimizer):
                 for weight, shadow, exist in zip(weights, shadows, exists, strict=True):
                     blend_with_shadow(weight, shadow, exist, ratio, shadow_rate=rate)
             if weights[0] is not narrow[0]:
-                torch._foreach_copy_(narrow, weights)
+                copy_all(narrow, weights)
 
     def _kept(self, params: list[Tensor], group: Group, feeling: Feeling) -> list[Tensor]:
         """Returns which elements may move, before the inner optimizer can change a gradient."""
@@ -1331,12 +1337,12 @@ def scale_change(
                 torch.where(mask, there, start)
                 for mask, there, start in zip(masks, moved, starts, strict=True)
             ]
-        torch._foreach_copy_(narrow, moved)
+        copy_all(narrow, moved)
 
 
-def _by_device_and_dtype(tensors: list[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[int]]:
-    """Returns the places of the tensors of each device and dtype."""
-    buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+def _by_device_and_dtype(tensors: list[Tensor]) -> dict[tuple[torch.device, torch.dtype, Any], list[int]]:
+    """Returns the places of the tensors of each device and dtype, and of each device mesh."""
+    buckets: dict[tuple[torch.device, torch.dtype, Any], list[int]] = {}
     for index, tensor in enumerate(tensors):
-        buckets.setdefault((tensor.device, tensor.dtype), []).append(index)
+        buckets.setdefault((tensor.device, tensor.dtype, mesh_of(tensor)), []).append(index)
     return buckets

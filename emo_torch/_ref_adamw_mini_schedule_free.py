@@ -17,6 +17,7 @@ from emo_torch._fused import step as step_fused
 from emo_torch._replicas import LossGroup
 from emo_torch._rounding import check_rounding
 from emo_torch._rules import _average, _multi_tensor_average, store
+from emo_torch._sharded import whole
 from emo_torch._smoothed_norm import NO_NORM, learning_rate_from_norm, smooth_norm
 from emo_torch._validation import (
     check_at_most_one,
@@ -294,7 +295,7 @@ def _single_tensor_ref(
         if mode == "l2":
             grad = grad.clone()
             add_weight_decay(grad, weight, weight_decay)
-        norm = torch.linalg.vector_norm(grad)
+        norm = whole(torch.linalg.vector_norm(grad))
         exp_avg = state["exp_avg"].to(dtype, copy=True)
         exp_avg_sq = state["exp_avg_sq"].to(dtype, copy=True)
         smoothed = smooth_norm(state["exp_avg_norm"].to(dtype), norm, group["schedulefree_alpha"])
@@ -335,7 +336,7 @@ def _multi_tensor_ref(
 ) -> None:
     b1, b2 = group["betas"]
     mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
-    for (device, _), indices in _by_device_and_dtype(params).items():
+    for (device, *_), indices in _by_device_and_dtype(params).items():
         narrow, saved = [params[index] for index in indices], [states[index] for index in indices]
         dtype = wide_dtype(narrow[0])
         weights = [param.to(dtype) for param in narrow]
@@ -345,7 +346,7 @@ def _multi_tensor_ref(
         if mode == "l2":
             gradients = [grad.clone() for grad in gradients]
             multi_tensor_add_weight_decay(gradients, weights, weight_decay)
-        norms = torch.stack(torch._foreach_norm(gradients))
+        norms = torch.stack([whole(norm) for norm in torch._foreach_norm(gradients)])
         exp_avgs = [state["exp_avg"].to(dtype, copy=True) for state in saved]
         exp_avg_sqs = [state["exp_avg_sq"].to(dtype, copy=True) for state in saved]
         before = torch.stack([state["exp_avg_norm"].to(dtype) for state in saved])

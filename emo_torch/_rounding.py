@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emo_torch._sharded import own_part, places
 from emo_torch._validation import check_choice, check_seed
 
 ROUNDINGS = ("nearest", "kahan", "stochastic")
@@ -89,8 +90,8 @@ def rounding_keys(step: Tensor, count: int, seed: int = 0) -> Tensor:
 
 
 def _counters(key: Tensor, like: Tensor) -> Tensor:
-    """Returns a number for every element, which `scramble` makes random; flat."""
-    return (torch.arange(like.numel(), device=like.device) + key) & _LOW
+    """Returns a number for every element that lies here, which `scramble` makes random; in its shape."""
+    return (places(like) + key) & _LOW
 
 
 def round_with_kahan(update: Tensor, param: Tensor, compensation: Tensor) -> Tensor:
@@ -187,15 +188,21 @@ def round_stochastically(update: Tensor, param: Tensor, key: Tensor) -> Tensor:
     Source: Gupta et al., "Deep Learning with Limited Numerical Precision", 2015; Zamirai et al.,
     "Revisiting BFloat16 Training", 2020.
     """
-    return _stochastically(update, param, _counters(key, param).view(param.shape))
+    return _stochastically(update, param, _counters(key, param))
 
 
 def multi_tensor_round_stochastically(
     updates: list[Tensor], params: list[Tensor], keys: list[Tensor]
 ) -> list[Tensor]:
     """Does what `round_stochastically` does for many tensors of one device and dtype."""
-    counters = torch.cat([_counters(key, param) for key, param in zip(keys, params, strict=True)])
-    return _part(_stochastically(_join(updates), _join(params), counters), params)
+    counters = [_counters(key, param) for key, param in zip(keys, params, strict=True)]
+    return _multi_tensor_stochastically(updates, params, counters)
+
+
+def _multi_tensor_stochastically(
+    updates: list[Tensor], params: list[Tensor], counters: list[Tensor]
+) -> list[Tensor]:
+    return _part(_stochastically(_join(updates), _join(params), _join(counters)), params)
 
 
 def _stochastically(update: Tensor, param: Tensor, counters: Tensor) -> Tensor:
@@ -221,11 +228,15 @@ def add_rounded(
         rounding: which of the two.
         foreach: whether to move all of them at once.
     """
+    if rounding == "stochastic":
+        beside = [_counters(key, param) for key, param in zip(beside, params, strict=True)]
+    # Each element goes for itself, wherever the others lie.
+    params, updates, beside = (list(map(own_part, tensors)) for tensors in (params, updates, beside))
     if foreach:
-        multi = multi_tensor_round_with_kahan if rounding == "kahan" else multi_tensor_round_stochastically
+        multi = multi_tensor_round_with_kahan if rounding == "kahan" else _multi_tensor_stochastically
         torch._foreach_add_(params, multi(updates, params, beside))
         return
-    single = round_with_kahan if rounding == "kahan" else round_stochastically
+    single = round_with_kahan if rounding == "kahan" else _stochastically
     for param, update, extra in zip(params, updates, beside, strict=True):
         param.add_(single(update, param, extra))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from emo_torch._shadow_effect import row_and_column_means
+from emo_torch._sharded import laid_like, whole, zeros_for_mean
 
 
 def store(name: str, moment: Tensor, kept: Tensor) -> None:
@@ -210,7 +211,7 @@ def scale_by_softsign(
     Source: EmoNeco v2.0 by muooon.
     """
     mixed = _interpolate(grad, exp_avg, b1, b2)
-    length = torch.linalg.vector_norm(grad) + eps
+    length = whole(torch.linalg.vector_norm(grad)) + eps
     return mixed.div_(1.0 + mixed.abs()).mul_(length)
 
 
@@ -227,7 +228,7 @@ def multi_tensor_scale_by_softsign(
     denominators = torch._foreach_abs(updates)
     torch._foreach_add_(denominators, 1.0)
     torch._foreach_div_(updates, denominators)
-    lengths = list(torch._foreach_norm(grads))
+    lengths = [whole(norm) for norm in torch._foreach_norm(grads)]
     torch._foreach_add_(lengths, eps)
     torch._foreach_mul_(updates, lengths)
     return updates
@@ -293,7 +294,7 @@ def scale_by_factors(
     row_mean, column_mean = row_and_column_means(grad.square())
     _average(row, (row_mean + eps).sqrt_(), b1)
     _average(column, (column_mean + eps).sqrt_(), b1)
-    return grad / (row * column).sqrt_().add_(eps)
+    return grad / laid_like(row * column, grad).sqrt_().add_(eps)
 
 
 def multi_tensor_scale_by_factors(
@@ -313,7 +314,9 @@ def multi_tensor_scale_by_factors(
         torch._foreach_add_(roots, eps)
         torch._foreach_sqrt_(roots)
         _multi_tensor_average([factors[index] for index in filled], roots, b1)
-    denominators = [row * column for row, column in zip(rows, columns, strict=True)]
+    denominators = [
+        laid_like(row * column, grad) for row, column, grad in zip(rows, columns, grads, strict=True)
+    ]
     torch._foreach_sqrt_(denominators)
     torch._foreach_add_(denominators, eps)
     return list(torch._foreach_div(grads, denominators))
@@ -323,9 +326,8 @@ def init_factored_moments(param: Tensor, dtype: torch.dtype) -> dict[str, Tensor
     """Returns the moments of `scale_by_factored_moments` for a parameter that has seen no gradient."""
     if param.ndim < 2:
         return {name: torch.zeros_like(param, dtype=dtype) for name in ("exp_avg", "exp_avg_sq")}
-    row = param.new_zeros((param.shape[0], *(1 for _ in param.shape[1:])), dtype=dtype)
-    column = param.new_zeros((1, *param.shape[1:]), dtype=dtype)
-    return {"row": row, "column": column}
+    row = zeros_for_mean(param, tuple(range(1, param.ndim)), dtype)
+    return {"row": row, "column": zeros_for_mean(param, (0,), dtype)}
 
 
 def scale_by_factored_moments(

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from emo_torch._emotion import wide_dtype
 from emo_torch._emotional import scale_change, use_foreach
+from emo_torch._sharded import whole
 from emo_torch._validation import check_bounds, check_inner, check_not_negative
 
 Bounds = tuple[float, float]
@@ -64,7 +65,7 @@ def gradient_moments(gradient: Iterable[Tensor]) -> Tensor:
         values = leaf.to(dtype)
         squares = values * values
         powers = (values, squares, squares * values, squares * squares)
-        sums = sums + torch.stack([power.sum() for power in powers]).to(sums.device)
+        sums = sums + whole(torch.stack([power.sum() for power in powers])).to(sums.device)
     return sums / max(sum(leaf.numel() for leaf in leaves), 1)
 
 

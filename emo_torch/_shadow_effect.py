@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from emo_torch._sharded import laid_like, mean
+
 Keep = Callable[[Tensor, Tensor], Tensor]
 """A gradient and the tolerance theta (1 + |s|), a scalar of its dtype, to the elements that move."""
 
@@ -77,7 +79,7 @@ class _KeepRowsAndColumns:
             return torch.zeros_like(gradient, dtype=torch.bool)
         rows, columns = row_and_column_means(gradient.square())
         bound = tolerance * tolerance * tolerance
-        return (rows + self.eps > bound) & (columns + self.eps > bound)
+        return laid_like((rows + self.eps > bound) & (columns + self.eps > bound), gradient)
 
     def keeps_all(self, gradient: Tensor, theta: float) -> bool:
         """Returns whether all elements move whatever the gradient and the emotion are.
@@ -94,9 +96,7 @@ def keeps_all(keep: Keep, gradient: Tensor, theta: float) -> bool:
 
 def row_and_column_means(squares: Tensor) -> tuple[Tensor, Tensor]:
     """Returns means over all axes but the first, and over the first, with dimensions kept."""
-    rows = squares.mean(dim=tuple(range(1, squares.ndim)), keepdim=True)
-    columns = squares.mean(dim=0, keepdim=True)
-    return rows, columns
+    return mean(squares, tuple(range(1, squares.ndim))), mean(squares, (0,))
 
 
 def filter_by_emotion(update: Tensor, gradient: Tensor, tolerance: Tensor, keep: Keep) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from emo_torch._errors import LOSS_MISSING, LossMissingError
+from emo_torch._sharded import whole
 
 
 def check_learning_rate(lr: float | Tensor) -> None:
@@ -121,7 +122,7 @@ def check_loss(loss: Any, dtype: torch.dtype, device: torch.device, name: str = 
             )
         if loss.is_complex() or loss.dtype == torch.bool:
             raise TypeError(f"The {name} must be a real number, and has the dtype {loss.dtype}")
-        return loss.detach().to(device=device, dtype=dtype).reshape(())
+        return whole(loss.detach()).to(device=device, dtype=dtype).reshape(())
     # NumPy's truths ("b") and complex numbers ("c"), too, can be made a float.
     kind = getattr(getattr(loss, "dtype", None), "kind", "f")
     can_be_float = isinstance(loss, Real) or hasattr(type(loss), "__float__")

@@ -1,0 +1,98 @@
+"""Parameters that lie in parts on several processes (DTensors): what is of the whole, and what of a part.
+
+Elementwise steps need nothing of this. A norm or a mean over a DTensor, though, is at first one of each
+process's part alone, and has to be made one of the whole before it meets anything else.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Returns whether a tensor is a DTensor, whose own module costs too much to import for asking."""
+    return hasattr(tensor, "full_tensor")
+
+
+def mesh_of(tensor: Tensor) -> Any:
+    """Returns the device mesh that a tensor lies on, `None` for one that lies here alone."""
+    return getattr(tensor, "device_mesh", None)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Returns a tensor as it is over all processes, plain and the same in each; no sync with the device."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Returns what lies in this process, in the very same memory: for what goes element by element."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def copy_all(tensors: list[Tensor], news: list[Tensor]) -> None:
+    """Copies tensors into others that lie as they do, each process its own parts."""
+    torch._foreach_copy_(list(map(own_part, tensors)), list(map(own_part, news)))
+
+
+def laid_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Returns a tensor in parts that fit another's: an axis of length 1 is not split by what broadcasts."""
+    if not is_sharded(tensor):
+        return tensor
+    return tensor.redistribute(placements=like.placements)  # type: ignore[attr-defined, no-any-return]
+
+
+def _without(placements: Sequence[Any], axes: Sequence[int]) -> list[Any]:
+    """Returns placements in which no process has another part than the others along some axes."""
+    from torch.distributed.tensor import Replicate
+
+    return [Replicate() if getattr(one, "dim", None) in axes else one for one in placements]
+
+
+def mean(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Returns the mean over some axes, kept with a length of 1, of the whole tensor."""
+    if not is_sharded(tensor):
+        return tensor.mean(dim=axes, keepdim=True)
+    from torch.distributed.tensor import Partial, Replicate
+
+    # Not a mean of means: parts may differ in size, and be empty.
+    sums: Any = tensor.sum(dim=axes, keepdim=True)
+    settled = [Replicate() if isinstance(one, Partial) else one for one in sums.placements]
+    count = 1
+    for axis in axes:
+        count *= tensor.shape[axis]
+    return sums.redistribute(placements=_without(settled, axes)) / count  # type: ignore[no-any-return]
+
+
+def zeros_for_mean(param: Tensor, axes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Returns zeros that lie as `mean` of a tensor over some axes does."""
+    shape = [1 if axis in axes else length for axis, length in enumerate(param.shape)]
+    if not is_sharded(param):
+        return param.new_zeros(shape, dtype=dtype)
+    import torch.distributed.tensor as sharded
+
+    mesh, placements = param.device_mesh, _without(param.placements, axes)  # type: ignore[attr-defined]
+    made = sharded.zeros(shape, dtype=dtype, device_mesh=mesh, placements=placements)
+    return made.to(param.device)  # Parameters may lie elsewhere than where they are computed with.
+
+
+def places(tensor: Tensor) -> Tensor:
+    """Returns each element's place in the whole tensor, in the shape of this process's part of it."""
+    if not is_sharded(tensor):
+        return torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    own = own_part(tensor)
+    found = torch.zeros((), dtype=torch.int64, device=own.device)
+    stride = tensor.numel()
+    for axis, length in enumerate(tensor.shape):
+        stride //= max(length, 1)
+        steps = torch.arange(length, device=mesh.device_type) * stride
+        steps = steps.view([-1 if at == axis else 1 for at in range(tensor.ndim)])
+        everywhere = DTensor.from_local(steps, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        along = [one if getattr(one, "dim", None) == axis else Replicate() for one in placements]
+        here: Any = everywhere.redistribute(placements=along)
+        found = found + here.to_local().to(own.device)
+    return found.expand(own.shape)
