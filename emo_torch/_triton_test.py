@@ -140,6 +140,10 @@ def _run(task: str, environment: dict[str, str]) -> str:
     return run.stdout
 
 
+# Interpreting takes its time: one process does it for all.
+pytestmark = pytest.mark.xdist_group("triton")
+
+
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, list[str]]:
     found: dict[str, list[str]] = json.loads(_run("interpret", {"TRITON_INTERPRET": "1"}))
