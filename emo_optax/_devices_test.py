@@ -62,6 +62,7 @@ def on_eight_devices(test: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(test)
     def look_up(*_: Any, **__: Any) -> None:
         name = os.environ["PYTEST_CURRENT_TEST"].split("::", 1)[1].removesuffix(" (call)")
+        name = name.removesuffix("@eight devices")  # As pytest-xdist names the tests of a group.
         outcome = outcomes()[name]
         if outcome:
             pytest.fail(outcome, pytrace=False)
