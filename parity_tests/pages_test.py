@@ -71,3 +71,25 @@ def test_both_packages_write_files_in_one_way() -> None:
         for package in ("emo_torch", "emo_optax")
     )
     assert ours == theirs
+
+
+TABLES = sorted(path.name for path in DOCS.glob("integrations*.md"))
+
+
+@pytest.mark.parametrize("page", TABLES)
+def test_every_row_of_a_table_names_a_test_that_exists(page: str) -> None:
+    text = (DOCS / page).read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not set(line) <= set("|- ")]
+    heads = {"what", "thing"}
+    rows = [row for row in rows if row.split("|")[1].strip() not in heads]
+    assert len(rows) > 20
+    for row in rows:
+        assert "::test_" in row or "not run" in row or "not tried" in row, row
+    for file, test in re.findall(r"`([\w/.]+)::(\w+)`", text):
+        assert f"def {test}(" in (DOCS.parent / file).read_text(), f"{file}::{test}"
+
+
+@pytest.mark.parametrize("page", sorted(str(path.relative_to(DOCS)) for path in DOCS.glob("**/*.md")))
+def test_what_a_page_links_to_exists(page: str) -> None:
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", (DOCS / page).read_text()):
+        assert (DOCS / page).parent.joinpath(link).exists(), link
