@@ -403,7 +403,11 @@ CHANGED_PARAMS = [
                     {"params": _with(x=jnp.ones(1)), "grads": _with(x=jnp.ones(1))},
                     STATE,
                 ),
-                ("and gradients that shrank", {"params": _without("bias"), "grads": _without("bias")}, STATE),
+                (
+                    "and gradients that shrank",
+                    {"params": _without("bias"), "grads": _without("bias")},
+                    STATE,
+                ),
                 ("and gradients of another size", {"params": _resized, "grads": _resized}, STATE),
                 (
                     "and gradients of one number",
@@ -430,7 +434,11 @@ CHANGED_PARAMS = [
                     {"params": _with(bias=jnp.arange(3))},
                     Refused(TypeError, "must be of floating-point numbers"),
                 ),
-                ("that became words", {"params": _with(bias="abc")}, Refused(TypeError, "must be an array")),
+                (
+                    "that became words",
+                    {"params": _with(bias="abc")},
+                    Refused(TypeError, "must be an array"),
+                ),
                 ("that are NaN", {"params": _with(bias=jnp.full(3, NAN))}, "takes a step"),
                 ("in float16", {"params": _with(bias=jnp.ones(3, jnp.float16))}, "takes a step"),
             ]
@@ -540,7 +548,12 @@ ARRAYS = [
             ("of no version", _arrays_without("version"), "'version' or 'rule' is missing", EVERY),
             ("of a version in words", _arrays_with(version=np.asarray("1")), "Unknown version", BASIC),
             ("without a rule", _arrays_without("rule"), "'version' or 'rule' is missing", EVERY),
-            ("with a rule in text", _arrays_with(rule=np.asarray("lion")), "not the bytes of a name", BASIC),
+            (
+                "with a rule in text",
+                _arrays_with(rule=np.asarray("lion")),
+                "not the bytes of a name",
+                BASIC,
+            ),
             (
                 "of another rule",
                 _arrays_with(rule=np.frombuffer(b"sgd", np.uint8)),
@@ -549,11 +562,21 @@ ARRAYS = [
             ),
             ("of nothing", lambda _: {}, "'version' or 'rule' is missing", EVERY),
             ("without a moment", _arrays_without("exp_avg/bias"), "'exp_avg/bias' is missing", ADAPTED),
-            ("without an average", _arrays_without("emotion/short"), "'emotion/short' is missing", EMOTIONAL),
+            (
+                "without an average",
+                _arrays_without("emotion/short"),
+                "'emotion/short' is missing",
+                EMOTIONAL,
+            ),
             ("without a history", _arrays_without("emotion/history"), "history' is missing", EMOTIONAL),
             ("with a moment too much", _arrays_with(exp_avg__x=np.ones(1)), "exp_avg/x", EVERY),
             ("with an emotion too much", _arrays_with(emotion__joy=np.ones(())), "emotion/joy", EVERY),
-            ("with a moment of one number", _arrays_with(exp_avg__bias=np.ones(())), "the shape ()", ADAPTED),
+            (
+                "with a moment of one number",
+                _arrays_with(exp_avg__bias=np.ones(())),
+                "the shape ()",
+                ADAPTED,
+            ),
             ("with a moment too long", _arrays_with(exp_avg__bias=np.ones(4)), "the shape (4,)", ADAPTED),
             ("with a history too short", _arrays_with(emotion__history=np.ones(31)), "(31,)", EMOTIONAL),
             ("with whole moments", _arrays_with(exp_avg__bias=np.ones(3, int)), "holds int64", ADAPTED),
@@ -620,11 +643,17 @@ FACTORIES: dict[str, Callable[..., Any]] = {
 
 
 def _params() -> Tree:
-    return {"weight": jnp.asarray([[1.0, -2.0, 3.0], [0.5, 0.0, -1.0]]), "bias": jnp.asarray([0.1, 0.2, 0.3])}
+    return {
+        "weight": jnp.asarray([[1.0, -2.0, 3.0], [0.5, 0.0, -1.0]]),
+        "bias": jnp.asarray([0.1, 0.2, 0.3]),
+    }
 
 
 def _gradients() -> Tree:
-    return {"weight": jnp.asarray([[0.1, 0.2, 0.3], [-0.4, 0.5, 0.6]]), "bias": jnp.asarray([1.0, -1.0, 0.5])}
+    return {
+        "weight": jnp.asarray([[0.1, 0.2, 0.3], [-0.4, 0.5, 0.6]]),
+        "bias": jnp.asarray([1.0, -1.0, 0.5]),
+    }
 
 
 class Run(NamedTuple):
@@ -709,9 +738,7 @@ def _sits_the_loss_out(ended: Ended) -> bool:
 
 
 def _spoils_its_own_leaf_alone(ended: Ended) -> bool:
-    updates, state = ended.run.optimizer.update(
-        _gradients(), ended.run.state, ended.run.params, value=1.4
-    )
+    updates, state = ended.run.optimizer.update(_gradients(), ended.run.state, ended.run.params, value=1.4)
     return (
         _equal(ended.updates["weight"], updates["weight"])
         and _equal(emo_optax.get_emotion(ended.state), emo_optax.get_emotion(state))
@@ -732,7 +759,9 @@ def _skips_the_step(ended: Ended) -> bool:
 
 
 def _takes_a_step(ended: Ended) -> bool:
-    shapes = jax.tree.map(lambda update, param: update.shape == jnp.shape(param), ended.updates, ended.params)
+    shapes = jax.tree.map(
+        lambda update, param: update.shape == jnp.shape(param), ended.updates, ended.params
+    )
     counted = {True}
     if emo_optax.to_arrays(ended.state).get("emotion/felt") is not None:
         emotion = emo_optax.get_emotion(ended.state)
@@ -818,7 +847,11 @@ RUNNERS: dict[str, Callable[[Case, str], Any]] = {
 
 @pytest.mark.parametrize(
     ("kind", "case"),
-    [pytest.param(kind, case, id=f"{kind}: {case.name}") for kind, cases in KINDS.items() for case in cases],
+    [
+        pytest.param(kind, case, id=f"{kind}: {case.name}")
+        for kind, cases in KINDS.items()
+        for case in cases
+    ],
 )
 def test_every_fault_ends_in_the_error_or_behaviour_that_it_names(kind: str, case: Case) -> None:
     execute = RUNNERS.get(kind, _step)

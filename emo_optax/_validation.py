@@ -39,7 +39,9 @@ def _known(name: str, value: Any, *, may_be_schedule: bool = False) -> Any:
         if value.shape != ():
             raise ValueError(f"Invalid {name}: an array of the shape {value.shape}; it must be one number")
         if not _is_real(value.dtype):
-            raise TypeError(f"Invalid {name}: an array of the dtype {value.dtype}; it must be a real number")
+            raise TypeError(
+                f"Invalid {name}: an array of the dtype {value.dtype}; it must be a real number"
+            )
         is_here = isinstance(value, np.ndarray) or (
             not isinstance(value, jax.core.Tracer) and value.is_fully_addressable
         )
