@@ -67,9 +67,14 @@ def _option(
 ) -> list[Case]:
     end = Refused(error, f"Invalid {title or name}: ")
     return [
-        Case(f"{name}={getattr(value, '__name__', repr(value))}", {name: value}, end, members)
-        for value in values
+        Case(f"{name}={getattr(value, '__name__', repr(value))}", {name: value}, end, _two(members, index))
+        for index, value in enumerate(values)
     ]
+
+
+def _two(members: tuple[str, ...], turn: int) -> tuple[str, ...]:
+    """Returns two of some members, or the one that there is: other ones at every turn."""
+    return tuple(dict.fromkeys(members[(turn + more) % len(members)] for more in range(2)))
 
 
 def _number(
@@ -185,8 +190,8 @@ PARAMS = [
         ]
     ],
     Case("no leaves at all", {"params": {}}, "trains", EVERY),
-    Case("an array for a tree", {"params": jnp.ones(3)}, "trains", EVERY),
-    Case("a tuple for a tree", {"params": (jnp.ones(3), (jnp.ones(1),))}, "trains", EVERY),
+    Case("an array for a tree", {"params": jnp.ones(3)}, "trains", (*BASIC[:1], *REF)),
+    Case("a tuple for a tree", {"params": (jnp.ones(3), (jnp.ones(1),))}, "trains", ("emo_airy",)),
     *[
         Case(f"a mask {title}", {"mask": mask, "params": {"weight": jnp.ones(2)}}, end, EVERY[::3])
         for title, mask, end in [
@@ -267,7 +272,7 @@ LOSSES = [
             ),
             (
                 "holds the loss",
-                EMOTIONAL,
+                EMOTIONAL[::4],
                 {
                     "NaN": NAN,
                     "NaN of JAX": jnp.asarray(NAN),

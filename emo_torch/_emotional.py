@@ -636,7 +636,7 @@ class LossOptimizer(Optimizer):
                 is_right = saved[name].is_floating_point() or name == "shadow_exists"
                 if not is_right or (name == "shadow_exists" and saved[name].dtype != torch.bool):
                     raise ValueError(f"The state is damaged: {name!r} is of {saved[name].dtype}")
-        names = self.memory_names()
+        names, groups = self.memory_names(), self.param_groups
         has_memory = any(name in saved for saved in loaded["param_groups"] for name in names)
         for saved in loaded["param_groups"]:
             missing = [name for name in names if name not in saved]
@@ -647,7 +647,8 @@ class LossOptimizer(Optimizer):
                 is_one = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, int | float)
                 if not is_one:
                     raise ValueError(f"The state is damaged: {name!r} must be one number, and is {value!r}")
-                if not math.isfinite(value):
+                is_count = not groups[0][name].is_floating_point()
+                if not math.isfinite(value) or (is_count and not (value >= 0 and value == int(value))):
                     raise ValueError(f"The state is damaged: {name!r} is {value!r}, which no loss makes it")
         pairs = zip(self.param_groups, loaded["param_groups"], strict=False)
         together = [{**group, **saved} for group, saved in pairs]

@@ -29,7 +29,7 @@ def _known(name: str, value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def check_learning_rate(lr: float | Tensor) -> None:
@@ -180,10 +180,10 @@ def check_loss(loss: Any, dtype: torch.dtype, device: torch.device, name: str = 
         return whole(loss.detach()).to(device=device, dtype=dtype).reshape(())
     if getattr(loss, "ndim", 0) and getattr(loss, "size", 0) == 1 and hasattr(loss, "item"):
         loss = loss.item()  # As a tensor, an array of one element is one number.
-    # NumPy's truths ("b") and complex numbers ("c"), too, can be made a float.
+    # NumPy's truths ("b") and complex numbers ("c"), too, can be made a float; times and words look so.
     kind = getattr(getattr(loss, "dtype", None), "kind", "f")
     can_be_float = isinstance(loss, Real) or hasattr(type(loss), "__float__")
-    if isinstance(loss, bool) or not can_be_float or kind in "bc":
+    if isinstance(loss, bool) or not can_be_float or kind in "bcmMOSU":
         raise TypeError(f"The {name} must be a tensor or a real number, and is {loss!r}")
     try:
         number = float(loss)
