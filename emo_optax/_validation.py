@@ -257,8 +257,8 @@ def checked_gradients(updates: Any, params: Any) -> Any:
     """
     if jax.tree.structure(updates) != jax.tree.structure(params):
         raise ValueError(
-            f"The gradients are another tree than the parameters: {_how_trees_differ(updates, params)}. Pass "
-            "what jax.grad returns for these parameters; where only some of them are trained, filter "
+            f"The gradients are another tree than the parameters: {_how_trees_differ(updates, params)}. "
+            "Pass what jax.grad returns for these parameters; where only some of them are trained, filter "
             "gradients and parameters alike."
         )
 

@@ -368,18 +368,23 @@ class LossOptimizer(Optimizer):
         del seen[len(self.param_groups) :]
         for index, group in enumerate(self.param_groups):
             values = list(group.values())
-            # By identity, which is quick: schedules change a learning rate, and hardly anything else.
+            # By identity, which is quick. A schedule changes the learning rate, and hardly anything else.
             if index < len(seen) and len(values) == len(seen[index]) and all(map(is_, values, seen[index])):
                 continue
-            names = ("params", *self.defaults, *self.memory_names())
-            missing = [name for name in names if name not in group and name != "differentiable"]
-            if missing:
-                raise ValueError(f"The parameter group {index} lacks {', '.join(map(repr, missing))}")
             if "lr" in group:
                 check_scheduled_rate(group["lr"])
-            # What a schedule does to the rate, even a rounding under 0, is its own matter.
-            self.check_options({**group, "lr": 0.0})
-            self._check_shared_options(group, self.param_groups[0])
+            changed = group.keys()
+            if index < len(seen) and len(values) == len(seen[index]):
+                pairs = zip(group, values, seen[index], strict=True)
+                changed = {name for name, value, old in pairs if value is not old}
+            if not changed <= {"lr"}:
+                names = ("params", *self.defaults, *self.memory_names())
+                missing = [name for name in names if name not in group and name != "differentiable"]
+                if missing:
+                    raise ValueError(f"The parameter group {index} lacks {', '.join(map(repr, missing))}")
+                # What a schedule does to the rate, even a rounding under 0, is its own matter.
+                self.check_options({**group, "lr": 0.0})
+                self._check_shared_options(group, self.param_groups[0])
             seen[index:] = [values]
 
     def _is_zero(self, lr: float | Tensor) -> bool:

@@ -226,7 +226,11 @@ PARAMS = [
             ("that are a dict", {"params": []}, Refused(TypeError, "optimizer can only optimize Tensors")),
             ("that are empty", [], Refused(ValueError, "empty parameter list")),
             ("in a set", [{"params": {TWICE}}], Refused(TypeError, "ordered")),
-            ("in a group without any", [{"lr": 0.1}], Refused(ValueError, "A parameter group needs 'params'")),
+            (
+                "in a group without any",
+                [{"lr": 0.1}],
+                Refused(ValueError, "A parameter group needs 'params'"),
+            ),
             ("that are no leaf", [TWICE * 2], Refused(ValueError, "can't optimize a non-leaf Tensor")),
             ("twice in a group", [TWICE, TWICE], Refused(UserWarning, "duplicate parameters")),
             (
@@ -379,7 +383,11 @@ LOSSES = [
                     "a number of one's own": Measured(),
                 },
             ),
-            ("feels 3", BASIC, {"whole": 3, "whole in a tensor": torch.tensor(3), "whole of NumPy": np.int8(3)}),
+            (
+                "feels 3",
+                BASIC,
+                {"whole": 3, "whole in a tensor": torch.tensor(3), "whole of NumPy": np.int8(3)},
+            ),
             ("sits the loss out", REF, {"NaN, without an emotion": NAN, "infinite, without one": INF}),
         ]
         for title, loss in losses.items()
@@ -429,13 +437,21 @@ COLLECTED = [
                 ("with an infinite weight", (WITH_GRAPH, INF), Refused(ValueError, "Invalid weight: inf")),
                 ("with a word for a weight", (WITH_GRAPH, "1"), Refused(TypeError, "Invalid weight: '1'")),
                 ("with a weight of None", (WITH_GRAPH, None), Refused(TypeError, "Invalid weight: None")),
-                ("with a truth for a weight", (WITH_GRAPH, True), Refused(TypeError, "Invalid weight: True")),
+                (
+                    "with a truth for a weight",
+                    (WITH_GRAPH, True),
+                    Refused(TypeError, "Invalid weight: True"),
+                ),
                 (
                     "with a tensor for a weight",
                     (WITH_GRAPH, torch.ones(())),
                     Refused(TypeError, "Invalid weight"),
                 ),
-                ("with another reduction", (WITH_GRAPH, 1.0, "max"), Refused(ValueError, "Invalid reduction")),
+                (
+                    "with another reduction",
+                    (WITH_GRAPH, 1.0, "max"),
+                    Refused(ValueError, "Invalid reduction"),
+                ),
                 ("without a reduction", (WITH_GRAPH, 1.0, None), Refused(ValueError, "Invalid reduction")),
             ]
         )
@@ -484,7 +500,11 @@ GRADIENTS = [
                 ("on the device meta", _grads(bias=torch.ones(3, device="meta")), ASSIGNED),
                 ("that are a float", _grads(bias=lambda: 0.1), Refused(TypeError, "assigned grad")),
                 ("that are sparse", _grads(weight=torch.ones(2, 3).to_sparse()), SPARSE),
-                ("that are sparse, beside none", _grads(weight=torch.ones(2, 3).to_sparse(), bias=None), SPARSE),
+                (
+                    "that are sparse, beside none",
+                    _grads(weight=torch.ones(2, 3).to_sparse(), bias=None),
+                    SPARSE,
+                ),
                 ("that are sparse vectors", _grads(bias=torch.ones(3).to_sparse()), SPARSE),
                 ("None", _grads(weight=None, bias=None), "takes a step"),
                 ("with None for a leaf", _grads(bias=None), "takes a step"),
@@ -542,7 +562,11 @@ GROUPS = [
                 ("is a tensor", lambda _: _fresh(), Refused(TypeError, "A parameter group must be a dict")),
                 ("is empty", lambda _: {}, Refused(ValueError, "A parameter group needs 'params'")),
                 ("has no params", lambda _: {"lr": 0.1}, Refused(ValueError, "needs 'params'")),
-                ("has a word for params", lambda _: {"params": "w"}, Refused(TypeError, "only optimize Tensors")),
+                (
+                    "has a word for params",
+                    lambda _: {"params": "w"},
+                    Refused(TypeError, "only optimize Tensors"),
+                ),
                 ("has None for params", lambda _: {"params": None}, Refused(TypeError, "NoneType")),
                 ("has numbers", lambda _: {"params": [1.0]}, Refused(TypeError, "only optimize Tensors")),
                 ("has a set", lambda _: {"params": {_fresh()}}, Refused(TypeError, "ordered")),
@@ -599,12 +623,24 @@ GROUPS = [
                 ("a truth for lr", _set("lr", True), Refused(TypeError, "Invalid learning rate: True")),
                 ("NaN for lr", _set("lr", NAN), Refused(ValueError, "Invalid learning rate: nan")),
                 ("infinity for lr", _set("lr", INF), Refused(ValueError, "Invalid learning rate: inf")),
-                ("two rates for lr", _set("lr", torch.ones(2)), Refused(TypeError, "Invalid learning rate")),
-                ("betas below 0", _set("betas", (-1.0, 0.9)), Refused(ValueError, "Invalid beta parameter")),
+                (
+                    "two rates for lr",
+                    _set("lr", torch.ones(2)),
+                    Refused(TypeError, "Invalid learning rate"),
+                ),
+                (
+                    "betas below 0",
+                    _set("betas", (-1.0, 0.9)),
+                    Refused(ValueError, "Invalid beta parameter"),
+                ),
                 ("one beta", _set("betas", 0.9), Refused(TypeError, "Invalid betas")),
                 ("a word for eps", _set("eps", "1e-8"), Refused(TypeError, "Invalid epsilon")),
                 ("eps below 0", _set("eps", -1.0), Refused(ValueError, "Invalid epsilon value")),
-                ("NaN for weight_decay", _set("weight_decay", NAN), Refused(ValueError, "weight_decay value")),
+                (
+                    "NaN for weight_decay",
+                    _set("weight_decay", NAN),
+                    Refused(ValueError, "weight_decay value"),
+                ),
                 ("None for weight_decay", _set("weight_decay", None), Refused(TypeError, "weight_decay")),
                 (
                     "another weight_decay_mode",
@@ -613,7 +649,11 @@ GROUPS = [
                 ),
                 (
                     "both foreach and fused",
-                    {"groups": lambda optimizer: optimizer.param_groups[0].update(foreach=True, fused=True)},
+                    {
+                        "groups": lambda optimizer: optimizer.param_groups[0].update(
+                            foreach=True, fused=True
+                        )
+                    },
                     Refused(ValueError, "choose one, or neither"),
                 ),
                 (
@@ -848,7 +888,12 @@ ARRAYS = [
             ("of no version", _arrays_without("version"), "'version' or 'rule' is missing", EVERY),
             ("of a version in words", _arrays_with(version=np.asarray("1")), "Unknown version", BASIC),
             ("without a rule", _arrays_without("rule"), "'version' or 'rule' is missing", EVERY),
-            ("with a rule in text", _arrays_with(rule=np.asarray("lion")), "not the bytes of a name", BASIC),
+            (
+                "with a rule in text",
+                _arrays_with(rule=np.asarray("lion")),
+                "not the bytes of a name",
+                BASIC,
+            ),
             ("of another rule", _arrays_with(rule=np.frombuffer(b"sgd", np.uint8)), "'sgd', not", EVERY),
             ("of nothing", lambda _: {}, "'version' or 'rule' is missing", EVERY),
             ("without a moment", _arrays_without("exp_avg/bias"), "'exp_avg/bias' is missing", ADAPTED),
@@ -927,7 +972,9 @@ FACTORIES: dict[str, Callable[..., Any]] = {
     **{name: functools.partial(emo_torch.create_optimizer, name) for name in EVERY},
     "emotional": lambda params, **options: emo_torch.Emotional(torch.optim.SGD(params, 0.1), **options),
     "early_stop": lambda _, **options: emo_torch.EarlyStop(**options),
-    "runaway": lambda params, **options: emo_torch.scale_by_runaway(torch.optim.SGD(params, 0.1), **options),
+    "runaway": lambda params, **options: emo_torch.scale_by_runaway(
+        torch.optim.SGD(params, 0.1), **options
+    ),
 }
 
 
@@ -1001,7 +1048,7 @@ def _holds_the_loss(ended: Ended) -> bool:
 
 def _feels(loss: float) -> Callable[[Ended], bool]:
     def looks_so(ended: Ended) -> bool:
-        twin = pickle.loads(pickle.dumps(ended.before))  # noqa: S301
+        twin = pickle.loads(pickle.dumps(ended.before))
         params = twin.param_groups[0]["params"]
         for param, other in zip(params, _params(), strict=True):
             param.grad = other.grad
@@ -1101,7 +1148,7 @@ def _begin(case: Case, member: str, optimizer: Any, params: list[Parameter]) -> 
 def _step(case: Case, member: str, optimizer: Any, params: list[Parameter]) -> Ended:
     """Takes one step with what the case gives in the place of what is good."""
     given = dict(case.given)
-    before = pickle.loads(pickle.dumps(optimizer))  # noqa: S301
+    before = pickle.loads(pickle.dumps(optimizer))
     twin, twins = _stepped(member)
     twin.step(loss=1.4)
     given.pop("grads", lambda _: None)(params)

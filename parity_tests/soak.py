@@ -2,9 +2,10 @@
 
 Run with `python -m parity_tests.soak --steps 100000`. Both sides are given the same gradients and losses in
 one process on the CPU. Now and then, as a seeded draw says, a loss is not finite or has a spike, is missing
-or is no number (the error is caught), a gradient is NaN (the step is left out, as a user would), the learning
-rate jumps, both sides go on from a file in a new optimizer, or change their places over the bridge.
-It ends with 1 where the two are further apart than the bounds, or hold more memory than after the warm-up.
+or is no number (the error is caught), a gradient is NaN (the step is left out, as a user would), the
+learning rate jumps, both sides go on from a file in a new optimizer, or change their places over the
+bridge. It ends with 1 where the two are further apart than the bounds, or hold more memory than after the
+warm-up.
 """
 
 import argparse
@@ -308,7 +309,9 @@ def run(soak: Soak, steps: int, *, seed: int = 0, advance: Callable[[], None] = 
                 del ends, params, arrays
             if fault in ("missing loss", "no number"):
                 bad = None if fault == "missing loss" else "loss"
-                if not all(_refused(side, pool[index], bad, lr) for side, pool in zip(sides, pools, strict=True)):
+                if not all(
+                    _refused(side, pool[index], bad, lr) for side, pool in zip(sides, pools, strict=True)
+                ):
                     raise AssertionError(f"a step took {bad!r} for a loss")
             elif fault != "NaN gradient":  # That step is left out, as by a user who looks at the norm.
                 for side, pool in zip(sides, pools, strict=True):
@@ -355,7 +358,15 @@ def _compare(sides: list[Any], soak: Soak, steps: int) -> tuple[dict[str, Differ
 
 
 COLUMNS = ("optimizer", "dtype", "leaf", "absolute", "of bound", "until 1%", "until 10%", "until the end")
-MEMORY_COLUMNS = ("optimizer", "dtype", "tensors", "arrays", "MiB after the warm-up", "MiB at the end", "faults")
+MEMORY_COLUMNS = (
+    "optimizer",
+    "dtype",
+    "tensors",
+    "arrays",
+    "MiB after the warm-up",
+    "MiB at the end",
+    "faults",
+)
 
 
 def rows(results: list[Result]) -> list[tuple[str, ...]]:
@@ -395,7 +406,9 @@ def print_tables(console: Console, results: list[Result]) -> None:
     ):
         table = Table(title=title, box=None, padding=(0, 1, 0, 0))
         for column in columns:
-            table.add_column(column, justify="left" if column in ("optimizer", "dtype", "leaf") else "right")
+            table.add_column(
+                column, justify="left" if column in ("optimizer", "dtype", "leaf") else "right"
+            )
         for row in cells:
             table.add_row(*row)
         console.print(table)
@@ -419,10 +432,11 @@ def write(path: Path, results: list[Result]) -> None:
         "# Soak of emo_optax and emo_torch",
         "",
         f"{len(results)} runs of {steps} steps; {len(failures)} beyond a bound.",
-        "Written by `python -m parity_tests.soak --report`, which says what is done. Both sides are given the",
-        "same gradients and losses; the bounds stand in `parity_tests/tolerances.py`. In float64 they are those",
-        f"of {LOCKSTEP_STEPS} steps. In float32 so are those of averages, but a parameter and its shadow add up",
-        f"the roundings of all steps: after n steps their bound is n / {LOCKSTEP_STEPS} times as wide.",
+        "Written by `python -m parity_tests.soak --report`, which says what is done. Both sides are given",
+        "the same gradients and losses; the bounds stand in `parity_tests/tolerances.py`. In float64 they",
+        f"are those of {LOCKSTEP_STEPS} steps. In float32 so are those of averages, but a parameter and its",
+        "shadow add up the roundings of all steps: after n steps their bound is",
+        f"n / {LOCKSTEP_STEPS} times as wide.",
         "",
         f"Faults on the way: {counts}.",
         "",
