@@ -237,7 +237,7 @@ def checked_params(params: Any) -> Any:
 
     def check(path: Any, leaf: Any) -> jax.Array:
         title = f"params{jax.tree_util.keystr(path)}"
-        array = _checked_leaf(title, leaf)
+        array: jax.Array = _checked_leaf(title, leaf)
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(
                 f"{title} has the dtype {array.dtype}, and a parameter must be of floating-point numbers. "
@@ -255,7 +255,7 @@ def checked_gradients(updates: Any, params: Any) -> Any:
         TypeError: for a leaf that is no array of real numbers.
         ValueError: for another tree than that of the parameters, another shape, or a complex gradient.
     """
-    if jax.tree.structure(updates) != jax.tree.structure(params):
+    if not _are_alike(updates, params):
         raise ValueError(
             f"The gradients are another tree than the parameters: {_how_trees_differ(updates, params)}. "
             "Pass what jax.grad returns for these parameters; where only some of them are trained, filter "
@@ -266,7 +266,7 @@ def checked_gradients(updates: Any, params: Any) -> Any:
         place = jax.tree_util.keystr(path)
         if getattr(leaf, "dtype", None) == jax.dtypes.float0:
             raise TypeError(f"The gradient of params{place} is that of whole numbers: leave it out")
-        array = _checked_leaf(f"the gradient of params{place}", leaf)
+        array: jax.Array = _checked_leaf(f"the gradient of params{place}", leaf)
         if array.dtype == jnp.bool_:
             raise TypeError(f"The gradient of params{place} must be of real numbers, and holds booleans")
         if array.shape != param.shape:
@@ -277,6 +277,12 @@ def checked_gradients(updates: Any, params: Any) -> Any:
         return array
 
     return jax.tree_util.tree_map_with_path(check, updates, params)
+
+
+def _are_alike(tree: Any, other: Any) -> bool:
+    """Returns whether two trees have the same nodes."""
+    structure: Any = jax.tree.structure(tree)
+    return bool(structure == jax.tree.structure(other))
 
 
 def _how_trees_differ(tree: Any, expected: Any) -> str:
@@ -307,7 +313,7 @@ def check_state(state: Any, init: Callable[[Any], Any], params: Any) -> None:
     except Exception:  # What is wrong is not the state.
         return
     problem = ""
-    if jax.tree.structure(state) != jax.tree.structure(expected):
+    if not _are_alike(state, expected):
         problem = _how_trees_differ(state, expected)
     else:
         pairs = zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True)

@@ -29,7 +29,7 @@ def _known(name: str, value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.inf if value > 0 else -math.inf
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
 
 
 def check_learning_rate(lr: float | Tensor) -> None:
