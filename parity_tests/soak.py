@@ -434,7 +434,7 @@ def write(path: Path, results: list[Result]) -> None:
         f"{len(results)} runs of {steps} steps; {len(failures)} beyond a bound.",
         "Written by `python -m parity_tests.soak --report`, which says what is done. Both sides are given",
         "the same gradients and losses; the bounds stand in `parity_tests/tolerances.py`. In float64 they",
-        f"are those of {LOCKSTEP_STEPS} steps. In float32 so are those of averages, but a parameter and its",
+        f"are those of {LOCKSTEP_STEPS} steps. In float32 so are those of averages; a parameter and its",
         "shadow add up the roundings of all steps: after n steps their bound is",
         f"n / {LOCKSTEP_STEPS} times as wide.",
         "",
