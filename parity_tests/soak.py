@@ -9,6 +9,7 @@ warm-up.
 """
 
 import argparse
+import functools
 import gc
 import os
 import platform
@@ -277,7 +278,7 @@ def run(soak: Soak, steps: int, *, seed: int = 0, advance: Callable[[], None] = 
     lr = 1e-3
     names, chances = list(FAULTS), np.cumsum(list(FAULTS.values()))
     with jax.enable_x64(soak.dtype == "float64"), tempfile.TemporaryDirectory() as folder:
-        sides = [OptaxSide(soak, start), TorchSide(soak, start)]
+        sides: list[Any] = [OptaxSide(soak, start), TorchSide(soak, start)]
         drawn = [draw_gradients(soak.dtype, random) for _ in range(POOL)]
         pools = [[side.gradients(grads) for grads in drawn] for side in sides]
         every = max(1, steps // 500)
@@ -477,9 +478,8 @@ def main(arguments: list[str] | None = None) -> int:
     with Progress(transient=True, console=console) as progress:
         for soak in chosen:
             bar = progress.add_task(f"{soak.optimizer}, {soak.dtype}", total=options.steps)
-            results.append(
-                run(soak, options.steps, seed=options.seed, advance=lambda bar=bar: progress.advance(bar))
-            )
+            advance = functools.partial(progress.advance, bar)
+            results.append(run(soak, options.steps, seed=options.seed, advance=advance))
     print_tables(console, results)
     if options.report is not None:
         write(options.report, results)
