@@ -43,14 +43,14 @@ class Case(NamedTuple):
 
     Attributes:
         name: of the fault, one of its kind.
-        given: what is given wrongly, by the name of the place.
-        end: the error, or the name of a behaviour (see `BEHAVIOURS`).
+        given: what is given wrongly, in a dictionary by the name of the place.
+        end: `Refused`, or the name of a behaviour (see `BEHAVIOURS`).
         members: on whom it is tried.
     """
 
     name: str
-    given: dict[str, Any]
-    end: Refused | str
+    given: Any
+    end: Any
     members: tuple[str, ...] = BASIC
 
 
@@ -301,7 +301,7 @@ LOSSES = [
             ("feels 3", BASIC, {"whole": 3, "whole of JAX": jnp.asarray(3), "whole of NumPy": np.int8(3)}),
             ("sits the loss out", REF, {"NaN, without an emotion": NAN, "infinite, without one": INF}),
         ]
-        for title, loss in losses.items()
+        for title, loss in losses.items()  # type: ignore[attr-defined]
     ],
     *[
         Case(f"a validation loss that is {title}", {"val_value": loss}, end, REF)
@@ -688,7 +688,8 @@ def _run(member: str, guarded: bool = False) -> Run:
 
 def _equal(tree: Tree, other: Tree) -> bool:
     """Returns whether two trees are equal to the last bit."""
-    if jax.tree.structure(tree) != jax.tree.structure(other):
+    structure: Any = jax.tree.structure(tree)
+    if structure != jax.tree.structure(other):
         return False
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
     return all(
@@ -721,7 +722,7 @@ def _holds_the_loss(ended: Ended) -> bool:
     return (
         int(after.held) == int(before.held) + 1
         and (after.short, after.long, after.felt) == (before.short, before.long, before.felt)
-        and after.scalar == before.scalar
+        and bool(after.scalar == before.scalar)
         and _is_finite((ended.updates, ended.state))
     )
 
@@ -859,7 +860,7 @@ RUNNERS: dict[str, Callable[[Case, str], Any]] = {
     ],
 )
 def test_every_fault_ends_in_the_error_or_behaviour_that_it_names(kind: str, case: Case) -> None:
-    execute = RUNNERS.get(kind, _step)
+    execute: Callable[..., Any] = RUNNERS.get(kind, _step)
     for member in case.members or BASIC[:1]:
         if isinstance(case.end, str):
             assert BEHAVIOURS[case.end](execute(case, member)), member

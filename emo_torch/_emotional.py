@@ -364,7 +364,7 @@ class LossOptimizer(Optimizer):
             return
         if not self.param_groups:
             raise ValueError("The optimizer has no parameter group left: add one with `add_param_group`")
-        seen: list[list[Any]] = self.__dict__.setdefault("_seen", [])
+        seen: list[list[Any]] = self.__dict__.setdefault("_looked_at", [])
         del seen[len(self.param_groups) :]
         for index, group in enumerate(self.param_groups):
             values = list(group.values())
@@ -373,7 +373,7 @@ class LossOptimizer(Optimizer):
                 continue
             if "lr" in group:
                 check_scheduled_rate(group["lr"])
-            changed = group.keys()
+            changed = set(group)
             if index < len(seen) and len(values) == len(seen[index]):
                 pairs = zip(group, values, seen[index], strict=True)
                 changed = {name for name, value, old in pairs if value is not old}

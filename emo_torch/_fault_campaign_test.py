@@ -44,14 +44,14 @@ class Case(NamedTuple):
 
     Attributes:
         name: of the fault, one of its kind.
-        given: what is given wrongly, by the name of the place.
-        end: the error, or the name of a behaviour (see `BEHAVIOURS`).
+        given: what is given wrongly, in a dictionary by the name of the place.
+        end: `Refused`, or the name of a behaviour (see `BEHAVIOURS`).
         members: on whom it is tried.
     """
 
     name: str
-    given: dict[str, Any]
-    end: Refused | str
+    given: Any
+    end: Any
     members: tuple[str, ...] = BASIC
 
 
@@ -214,10 +214,14 @@ def _param(value: Tensor, grad: float | None = 0.1, *, requires_grad: bool = Tru
     return param
 
 
+def _same(value: Any) -> Any:
+    return value
+
+
 TWICE = Parameter(torch.ones(2))
 PARAMS = [
-    *[
-        Case(f"parameters {title}", {"params": lambda params=params: params}, end, EVERY[::3])
+    *[  # type: ignore[var-annotated]
+        Case(f"parameters {title}", {"params": functools.partial(_same, params)}, end, EVERY[::3])
         for title, params, end in [
             ("None", None, Refused(TypeError, "NoneType")),
             ("that are one tensor", torch.ones(2), Refused(TypeError, "params argument given")),
@@ -390,7 +394,7 @@ LOSSES = [
             ),
             ("sits the loss out", REF, {"NaN, without an emotion": NAN, "infinite, without one": INF}),
         ]
-        for title, loss in losses.items()
+        for title, loss in losses.items()  # type: ignore[attr-defined]
     ],
     *[
         Case(f"a closure that {title}", given, end)
@@ -548,12 +552,16 @@ def _fresh() -> Parameter:
     return _param(torch.ones(2))
 
 
+def _with_option(name: str, value: Any, _: Any) -> dict[str, Any]:
+    return {"params": [_fresh()], name: value}
+
+
 def _set(name: str, value: Any) -> dict[str, Any]:
     return {"groups": lambda optimizer: optimizer.param_groups[0].update({name: value})}
 
 
 GROUPS = [
-    *[
+    *[  # type: ignore[var-annotated]
         Case(f"a group added that {title}", _added(make), end, EVERY[index % 3 :: 3])
         for index, (title, make, end) in enumerate(
             [
@@ -603,7 +611,7 @@ GROUPS = [
     *[
         Case(
             f"a group added with {name} of its own",
-            _added(lambda _, name=name, value=value: {"params": [_fresh()], name: value}),
+            _added(functools.partial(_with_option, name, value)),
             Refused(ValueError, f"{name} belongs to the one emotion"),
             EMOTIONAL,
         )
@@ -1122,7 +1130,7 @@ BEHAVIOURS: dict[str, Callable[[Ended], bool]] = {
 def _make(case: Case, member: str, optimizer: Any, params: list[Parameter]) -> None:
     """Makes an optimizer; what a group may have, a group is added with, too."""
     if optimizer is not None and not case.name.startswith(ONES_OWN) and member in EVERY:
-        with pytest.raises(case.end.error, match=case.end.message.split(":")[0]):  # type: ignore[union-attr]
+        with pytest.raises(case.end.error, match=case.end.message.split(":")[0]):
             optimizer.add_param_group({"params": [_fresh()], **case.given})
     FACTORIES[member](params, **case.given)
 
@@ -1194,7 +1202,7 @@ RUNNERS: dict[str, Callable[..., Any]] = {
     ],
 )
 def test_every_fault_ends_in_the_error_or_behaviour_that_it_names(kind: str, case: Case) -> None:
-    execute = RUNNERS.get(kind, _step)
+    execute: Callable[..., Any] = RUNNERS.get(kind, _step)
     for member in case.members or BASIC[:1]:
         optimizer, params = _stepped(member)
         if isinstance(case.end, str):
