@@ -565,9 +565,9 @@ GROUPS = [
         Case(f"a group added that {title}", _added(make), end, EVERY[index % 3 :: 3])
         for index, (title, make, end) in enumerate(
             [
-                ("is None", lambda _: None, Refused(TypeError, "A parameter group must be a dict")),
-                ("is a list", lambda _: [_fresh()], Refused(TypeError, "A parameter group must be a dict")),
-                ("is a tensor", lambda _: _fresh(), Refused(TypeError, "A parameter group must be a dict")),
+                ("is None", lambda _: None, Refused(TypeError, "param_group must be a dict")),
+                ("is a list", lambda _: [_fresh()], Refused(TypeError, "param_group must be a dict")),
+                ("is a tensor", lambda _: _fresh(), Refused(TypeError, "param_group must be a dict")),
                 ("is empty", lambda _: {}, Refused(ValueError, "A parameter group needs 'params'")),
                 ("has no params", lambda _: {"lr": 0.1}, Refused(ValueError, "needs 'params'")),
                 (

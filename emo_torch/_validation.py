@@ -345,7 +345,7 @@ def check_group(group: Mapping[str, Any], modes: tuple[str, ...]) -> None:
 def check_group_form(group: Any) -> None:
     """Raises an error unless a parameter group is a dictionary with parameters."""
     if not isinstance(group, dict):
-        raise TypeError(f"A parameter group must be a dict with 'params', and this is {group!r}")
+        raise TypeError(f"param_group must be a dict with 'params' in it, and is {group!r}")
     if "params" not in group:
         raise ValueError(f"A parameter group needs 'params', and has {', '.join(map(repr, group))}")
 
