@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._validation import check_max_steps, hyperparameter
+from emo_optax._validation import check_kind, check_max_steps, hyperparameter
 
 OVERFITTING_RISES = 3
 """So many rises of the validation loss in a row are overfitting."""
@@ -54,6 +54,14 @@ def init_divergence(dtype: Any) -> DivergenceState:
     )
 
 
+def check_divergence(state: DivergenceState) -> None:
+    """Raises a `ValueError` unless every field has its shape and its kind of numbers."""
+    kinds = {"previous": jnp.floating, "val_previous": jnp.floating}
+    kinds |= {"suppressed": jnp.bool_, "injects": jnp.bool_}
+    for name, field in state._asdict().items():
+        check_kind(f"divergence.{name}", field, kinds.get(name, jnp.integer), ())
+
+
 def watch(
     state: DivergenceState,
     loss: jax.Array | None = None,
@@ -97,6 +105,7 @@ def watch(
     Source: RefAdamWMiniScheduleFree by muooon.
     """
     check_max_steps(ref_max_steps)
+    check_divergence(state)
     steps = optax.safe_increment(state.steps)
     state = state._replace(steps=steps)
     if val_loss is not None:

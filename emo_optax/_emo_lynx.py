@@ -10,7 +10,7 @@ from emo_optax._emotional import emotional_rule
 from emo_optax._replicas import AxisName
 from emo_optax._rules import scale_by_lion
 from emo_optax._shadow_system import ShadowRatio
-from emo_optax._validation import check_not_negative
+from emo_optax._validation import check_flag, check_not_negative
 
 
 def emo_lynx(
@@ -97,6 +97,7 @@ def emo_lynx(
     Source: EmoLynx v2.0 by muooon.
     """
     check_not_negative("eps", eps)
+    check_flag("decoupled_weight_decay", decoupled_weight_decay)
     return emotional_rule(
         scale_by_lion(b1, b2, moment_dtype=moment_dtype),
         learning_rate,

@@ -12,6 +12,7 @@ from emo_optax._replicas import AxisName
 from emo_optax._rules import scale_by_cautious_sign, scale_by_softsign
 from emo_optax._shadow_system import ShadowRatio
 from emo_optax._switch import select_by_emotion
+from emo_optax._validation import check_flag
 
 
 def choose_rule(scalar: jax.Array) -> jax.Array:
@@ -106,6 +107,7 @@ def emo_neco(
 
     Source: EmoNeco v2.0 by muooon.
     """
+    check_flag("decoupled_weight_decay", decoupled_weight_decay)
     rules = (
         scale_by_cautious_sign(b1, b2, moment_dtype=moment_dtype),
         scale_by_softsign(b1, b2, eps, moment_dtype=moment_dtype),

@@ -11,6 +11,7 @@ from emo_optax._errors import EMOTION_MISSING, EmotionMissingError
 from emo_optax._replicas import AxisName, average_over_replicas, check_axis_name
 from emo_optax._validation import (
     check_factor,
+    check_kind,
     check_loss,
     check_not_negative,
     hyperparameter,
@@ -129,6 +130,7 @@ def feel(
 
     Source: EmoSens and EmoNavi v2.0 by muooon.
     """
+    check_emotion(state)
     dtype = state.scalar.dtype
     is_first = state.felt == 0
     is_finite = jnp.isfinite(loss)
@@ -153,6 +155,14 @@ def feel(
     is_quiet = went_quiet(history, felt, mean_below=mean_below, variance_below=variance_below)
     should_stop = state.should_stop | (is_felt & is_quiet)
     return EmotionState(felt, held, short, long, scalar, history, should_stop)
+
+
+def check_emotion(state: EmotionState) -> None:
+    """Raises a `ValueError` unless every field has its shape and its kind of numbers."""
+    kinds = {"felt": jnp.integer, "held": jnp.integer, "should_stop": jnp.bool_}
+    for name, field in state._asdict().items():
+        shape = (WINDOW,) if name == "history" else ()
+        check_kind(f"emotion.{name}", field, kinds.get(name, jnp.floating), shape)
 
 
 class ShareEmotionState(NamedTuple):

@@ -16,10 +16,15 @@ from emo_optax._shadow_system import BlendWithShadowState, ShadowRatio, blend_wi
 from emo_optax._switch import step_first
 from emo_optax._validation import (
     check_factor,
+    check_flag,
+    check_function,
     check_learning_rate,
     check_not_negative,
     check_params,
     check_shadow_ratio,
+    check_state,
+    checked_gradients,
+    checked_params,
     takes_extra_args,
 )
 from emo_optax._weight_decay import place_weight_decay
@@ -93,7 +98,10 @@ def emotional(
 
     Source: EmoSens v2.0 by muooon.
     """
+    check_flag("shadow_effect", shadow_effect)
     check_not_negative("theta", theta)
+    check_function("keep", keep)
+    check_flag("use_shadow", use_shadow)
     check_shadow_ratio(shadow_ratio)
     check_factor("shadow_rate", shadow_rate)
     piece: optax.GradientTransformation = takes_extra_args(inner)
@@ -116,13 +124,7 @@ def _keep_dtypes(
     inner = add_rounding(inner, rounding)
 
     def init_fn(params: optax.Params) -> optax.OptState:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-                name = f"params{jax.tree_util.keystr(path)}"
-                raise ValueError(
-                    f"emo_optax does not support complex parameters, and {name} is complex. Store its "
-                    "real and imaginary parts as two real parameters."
-                )
+        checked_params(params)
         state = inner.init(params)
         if len(_nodes(state, EmotionState)) > 1:
             raise TypeError("The optimizer inside is emotional already: use it as it is")
@@ -135,11 +137,23 @@ def _keep_dtypes(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         check_params(params)
-        params = jax.tree.map(jnp.asarray, params)  # Python's floats are parameters, too.
-        updates, state = inner.update(updates, state, params, **extra_args)
-        return jax.tree.map(lambda u, p: u.astype(jnp.result_type(p)), updates, params), state
+        params = checked_params(params)
+        updates = checked_gradients(updates, params)
+        try:
+            updates, new_state = inner.update(updates, state, params, **extra_args)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            check_state(state, inner.init, params)
+            raise
+        # Where a state of other shapes was stretched to fit, something has grown.
+        if _shapes(updates) != _shapes(params) or _shapes(new_state) != _shapes(state):
+            check_state(state, inner.init, params)
+        return jax.tree.map(lambda u, p: u.astype(jnp.result_type(p)), updates, params), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def emotional_rule(

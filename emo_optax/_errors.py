@@ -25,6 +25,11 @@ EMOTION_MISSING = (
     "`shared=True` away to let the piece keep an emotion of its own."
 )
 
+STATE_OF_ANOTHER = (
+    "The state is not one of this optimizer for these parameters: {problem}. Pass the one that its `init` "
+    "made, or the last `update` returned; make a new one with `init` where the parameters have changed."
+)
+
 
 class LossMissingError(ValueError):
     """A step was asked for without the loss that steers it.

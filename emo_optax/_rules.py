@@ -16,6 +16,7 @@ from emo_optax._emotion import wide_dtype
 from emo_optax._shadow_effect import row_and_column_means
 from emo_optax._validation import (
     check_decay_rate,
+    check_kind,
     check_moment_dtype,
     check_not_negative,
     hyperparameter,
@@ -104,6 +105,7 @@ def stored(moments: optax.Updates, before: optax.Updates, *, is_square: bool = F
     """
 
     def store(new: jax.Array, old: jax.Array) -> jax.Array:
+        check_kind("moment", old, jnp.floating, jnp.shape(old))
         if old.dtype == jnp.float16:
             most, least = 65504.0, 2.0**-24
             new = jnp.clip(new, -most, most)

@@ -11,6 +11,7 @@ from emo_optax._emotion import EmotionState, share_emotion, shared_emotion, wide
 from emo_optax._replicas import AxisName
 from emo_optax._validation import (
     check_factor,
+    check_kind,
     check_params,
     check_shadow_ratio,
     takes_extra_args,
@@ -160,7 +161,11 @@ def blend_with_shadow(
             r = r.astype(shadow.dtype)
             return (1.0 - r) * param.astype(shadow.dtype) + r * shadow
 
+        check_kind("exists", state.exists, jnp.bool_, ())
+        check_kind("ratio", state.ratio, jnp.floating, ())
+
         def follow(param: jax.Array, shadow: jax.Array) -> jax.Array:
+            check_kind("shadow", shadow, jnp.floating, param.shape)
             rate = jnp.asarray(shadow_rate, shadow.dtype)
             blended = blend(param, shadow, applied)
             moved = jnp.where(state.exists, shadow + rate * (blended - shadow), blended)

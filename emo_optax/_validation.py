@@ -1,7 +1,7 @@
 """Checks of what a user passes in, made before anything is computed.
 
-Only Python and NumPy numbers are checked: `optax.inject_hyperparams` passes traced arrays, whose
-values nobody knows while a step is traced.
+Numbers are checked where they are known: `optax.inject_hyperparams` passes traced arrays, whose values
+nobody knows while a step is traced.
 """
 
 import math
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from emo_optax._errors import LOSS_MISSING, PARAMS_MISSING, LossMissingError
+from emo_optax._errors import LOSS_MISSING, PARAMS_MISSING, STATE_OF_ANOTHER, LossMissingError
 
 
 def is_number(value: object) -> bool:
-    """Returns whether a value is known while a step is traced."""
-    return isinstance(value, int | float | np.number)
+    """Returns whether a value is a number that is known while a step is traced."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def hyperparameter(value: Any, dtype: Any) -> Any:
@@ -28,57 +28,79 @@ def hyperparameter(value: Any, dtype: Any) -> Any:
     return float(value) if is_number(value) else jnp.asarray(value, dtype)
 
 
-def _is_known(name: str, value: object, *, may_be_schedule: bool = False) -> bool:
-    """Returns whether a number is known already, or raises a `TypeError` if it is none at all."""
-    if is_number(value):
-        return True
-    if isinstance(value, jax.Array | np.ndarray) or (may_be_schedule and callable(value)):
-        return False
+def _known(name: str, value: Any, *, may_be_schedule: bool = False) -> Any:
+    """Returns a number where it is known already, else `None`, or raises an error if it is none at all."""
     kinds = "a number, an array or a schedule" if may_be_schedule else "a number or an array"
+    if is_number(value):
+        if isinstance(value, complex | np.complexfloating):
+            raise TypeError(f"Invalid {name}: {value!r}; it must be a real number")
+        return value
+    if isinstance(value, jax.Array | np.ndarray):
+        if value.shape != ():
+            raise ValueError(f"Invalid {name}: an array of the shape {value.shape}; it must be one number")
+        if not _is_real(value.dtype):
+            raise TypeError(
+                f"Invalid {name}: an array of the dtype {value.dtype}; it must be a real number"
+            )
+        is_here = isinstance(value, np.ndarray) or (
+            not isinstance(value, jax.core.Tracer) and value.is_fully_addressable
+        )
+        return value.item() if is_here else None
+    if may_be_schedule and callable(value):
+        return None
     raise TypeError(f"Invalid {name}: {value!r}; it must be {kinds}")
 
 
+def _is_real(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer))
+
+
 def check_learning_rate(learning_rate: object) -> None:
-    """Raises an error unless the learning rate is a schedule, an array or finite and >= 0."""
-    is_known = _is_known("learning_rate", learning_rate, may_be_schedule=True)
-    if is_known and not 0.0 <= learning_rate < math.inf:  # type: ignore[operator]
+    """Raises an error unless the learning rate is a schedule or finite and >= 0."""
+    known = _known("learning_rate", learning_rate, may_be_schedule=True)
+    if known is not None and not 0.0 <= known < math.inf:
         raise ValueError(f"Invalid learning rate: {learning_rate}; it must be finite and at least 0")
 
 
 def check_decay_rate(name: str, value: object) -> None:
     """Raises an error unless a decay rate of an average is in [0, 1)."""
-    if _is_known(name, value) and not 0.0 <= value < 1.0:  # type: ignore[operator]
+    known = _known(name, value)
+    if known is not None and not 0.0 <= known < 1.0:
         raise ValueError(f"Invalid {name}: {value}; it must be in [0, 1)")
 
 
 def check_factor(name: str, value: object) -> None:
     """Raises an error unless the weight of a new value in an average is in (0, 1]."""
-    if _is_known(name, value) and not 0.0 < value <= 1.0:  # type: ignore[operator]
+    known = _known(name, value)
+    if known is not None and not 0.0 < known <= 1.0:
         raise ValueError(f"Invalid {name}: {value}; it must be in (0, 1]")
 
 
 def check_not_negative(name: str, value: object, *, may_be_schedule: bool = False) -> None:
     """Raises an error unless a number is finite and at least 0."""
-    is_known = _is_known(name, value, may_be_schedule=may_be_schedule)
-    if is_known and not 0.0 <= value < math.inf:  # type: ignore[operator]
+    known = _known(name, value, may_be_schedule=may_be_schedule)
+    if known is not None and not 0.0 <= known < math.inf:
         raise ValueError(f"Invalid {name}: {value}; it must be finite and at least 0")
 
 
 def check_at_most_one(name: str, value: object) -> None:
     """Raises an error unless a share is in [0, 1]."""
-    if _is_known(name, value) and not 0.0 <= value <= 1.0:  # type: ignore[operator]
+    known = _known(name, value)
+    if known is not None and not 0.0 <= known <= 1.0:
         raise ValueError(f"Invalid {name}: {value}; it must be in [0, 1]")
 
 
 def check_order(low_name: str, low: object, high_name: str, high: object) -> None:
     """Raises a `ValueError` if the first of two numbers is above the second."""
-    if is_number(low) and is_number(high) and low > high:  # type: ignore[operator]
+    known_low, known_high = _known(low_name, low), _known(high_name, high)
+    if known_low is not None and known_high is not None and known_low > known_high:
         raise ValueError(f"Invalid {low_name}: {low}; it must not be above {high_name}, {high}")
 
 
 def check_max_steps(value: object) -> None:
-    """Raises a `ValueError` unless the length of a run is a whole number >= 1, or not known."""
-    if is_number(value) and not (1 <= value < 2**31 and value == int(value)):  # type: ignore[operator, call-overload]
+    """Raises an error unless the length of a run is a whole number >= 1, or not known."""
+    known = None if value is None else _known("ref_max_steps", value)
+    if known is not None and not (1 <= known < 2**31 and known == int(known)):
         raise ValueError(f"Invalid ref_max_steps: {value}; it must be a whole number >= 1, or None")
 
 
@@ -93,14 +115,22 @@ def check_every_k_schedule(value: Any) -> Any:
     return int(value)
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raises a `TypeError` unless a switch is on or off."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"Invalid {name}: {value!r}; it must be True or False")
+
+
 def check_bounds(name: str, value: Any) -> None:
     """Raises a `ValueError` unless bounds are `None` or a smaller and a larger number."""
     if value is None:
         return
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise ValueError(f"Invalid {name}: {value!r}; it must be a pair, the least and the largest value")
-    are_known = [_is_known(name, bound) for bound in value]
-    if all(are_known) and not value[0] <= value[1]:
+    known = [_known(name, bound) for bound in value]
+    if any(bound is not None and math.isnan(bound) for bound in known) or (
+        None not in known and not known[0] <= known[1]
+    ):
         raise ValueError(f"Invalid {name}: {value!r}; the first must not be above the second")
 
 
@@ -113,7 +143,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def check_seed(value: object) -> None:
     """Raises a `ValueError` unless a seed is a whole number of 32 bits."""
-    if not isinstance(value, int) or not 0 <= value < 2**32:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
         raise ValueError(f"Invalid seed: {value!r}; it must be a whole number in [0, 2^32)")
 
 
@@ -135,6 +165,32 @@ def check_shadow_ratio(value: object) -> None:
         )
 
 
+def checked_mask(mask: Any) -> Callable[[Any], Any]:
+    """Returns a function from the parameters to a mask that was found to fit them."""
+    check_not_injected("mask", mask)
+
+    def check(tree: Any) -> Any:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not isinstance(leaf, bool | np.bool_) and getattr(leaf, "dtype", None) != jnp.bool_:
+                place = jax.tree_util.keystr(path)
+                raise TypeError(f"Invalid mask: mask{place} must be True or False, and is {leaf!r}")
+        return tree
+
+    if not callable(mask):
+        check(mask)
+
+    def mask_of(params: Any) -> Any:
+        tree = check(mask(params) if callable(mask) else mask)
+        try:
+            jax.tree.map(lambda *_: None, tree, params)
+        except (TypeError, ValueError) as error:
+            problem = _how_trees_differ(tree, params)
+            raise ValueError(f"Invalid mask: it is another tree than the parameters: {problem}") from error
+        return tree
+
+    return mask_of
+
+
 def takes_extra_args(inner: Any) -> optax.GradientTransformationExtraArgs:
     """Returns an Optax transformation such that it takes a loss, or says that it is none."""
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
@@ -144,10 +200,137 @@ def takes_extra_args(inner: Any) -> optax.GradientTransformationExtraArgs:
     return optax.with_extra_args_support(inner)
 
 
+def check_function(name: str, value: object) -> None:
+    """Raises a `TypeError` unless a value can be called."""
+    if not callable(value):
+        raise TypeError(f"Invalid {name}: {value!r}; it must be a function")
+
+
 def check_params(params: Any) -> None:
     """Raises a `ValueError` if the parameters were not passed to `update`."""
     if params is None:
         raise ValueError(PARAMS_MISSING)
+
+
+def _checked_leaf(title: str, leaf: Any) -> Any:
+    """Returns a leaf of a tree as an array, or raises an error if it is none of real numbers."""
+    try:
+        # `init` needs no more than shapes.
+        array = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{title} must be an array of real numbers, and is {leaf!r}") from error
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"emo_optax does not support complex parameters, and {title} is complex. Store its real and "
+            "imaginary parts as two real parameters."
+        )
+    return array
+
+
+def checked_params(params: Any) -> Any:
+    """Returns the parameters as arrays; Python's floats are parameters, too.
+
+    Raises:
+        TypeError: for a leaf that is no array of floating-point numbers.
+        ValueError: for a complex one.
+    """
+
+    def check(path: Any, leaf: Any) -> jax.Array:
+        title = f"params{jax.tree_util.keystr(path)}"
+        array: jax.Array = _checked_leaf(title, leaf)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(
+                f"{title} has the dtype {array.dtype}, and a parameter must be of floating-point numbers. "
+                "Keep it out of what is optimized, or make it a float."
+            )
+        return array
+
+    return jax.tree_util.tree_map_with_path(check, params)
+
+
+def checked_gradients(updates: Any, params: Any) -> Any:
+    """Returns the gradients as arrays, each of which fits its parameter.
+
+    Raises:
+        TypeError: for a leaf that is no array of real numbers.
+        ValueError: for another tree than that of the parameters, another shape, or a complex gradient.
+    """
+    if not _are_alike(updates, params):
+        raise ValueError(
+            f"The gradients are another tree than the parameters: {_how_trees_differ(updates, params)}. "
+            "Pass what jax.grad returns for these parameters; where only some of them are trained, filter "
+            "gradients and parameters alike."
+        )
+
+    def check(path: Any, leaf: Any, param: jax.Array) -> jax.Array:
+        place = jax.tree_util.keystr(path)
+        if getattr(leaf, "dtype", None) == jax.dtypes.float0:
+            raise TypeError(f"The gradient of params{place} is that of whole numbers: leave it out")
+        array: jax.Array = _checked_leaf(f"the gradient of params{place}", leaf)
+        if array.dtype == jnp.bool_:
+            raise TypeError(f"The gradient of params{place} must be of real numbers, and holds booleans")
+        if array.shape != param.shape:
+            raise ValueError(
+                f"The gradient of params{place} has the shape {array.shape}, and the parameter "
+                f"{param.shape}: they must be the same"
+            )
+        return array
+
+    return jax.tree_util.tree_map_with_path(check, updates, params)
+
+
+def _are_alike(tree: Any, other: Any) -> bool:
+    """Returns whether two trees have the same nodes."""
+    structure: Any = jax.tree.structure(tree)
+    return bool(structure == jax.tree.structure(other))
+
+
+def _how_trees_differ(tree: Any, expected: Any) -> str:
+    """Returns what one tree lacks of another, or has too much."""
+    has, needs = (
+        [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(each)]
+        for each in (tree, expected)
+    )
+    missing = [place for place in needs if place not in set(has)]
+    extra = [place for place in has if place not in set(needs)]
+    if missing or extra:
+        parts = [("missing: ", missing), ("too much: ", extra)]
+        return "; ".join(title + ", ".join(places[:3]) for title, places in parts if places)
+    return f"{_brief(jax.tree.structure(tree))}, not {_brief(jax.tree.structure(expected))}"
+
+
+def _brief(text: object) -> str:
+    return str(text) if len(str(text)) < 200 else f"{str(text)[:200]}..."
+
+
+def check_state(state: Any, init: Callable[[Any], Any], params: Any) -> None:
+    """Raises a `ValueError` if a state is not one that `init` makes for these parameters.
+
+    For when a step has failed: it takes as long as an `init`.
+    """
+    try:
+        expected = jax.eval_shape(init, params)
+    except Exception:  # What is wrong is not the state.
+        return
+    problem = ""
+    if not _are_alike(state, expected):
+        problem = _how_trees_differ(state, expected)
+    else:
+        pairs = zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True)
+        for (path, leaf), wanted in pairs:
+            if jnp.shape(leaf) != wanted.shape:
+                place = jax.tree_util.keystr(path)
+                problem = f"{place} has the shape {jnp.shape(leaf)}, not {wanted.shape}"
+                break
+    if problem:
+        raise ValueError(STATE_OF_ANOTHER.format(problem=problem))
+
+
+def check_kind(name: str, leaf: Any, kind: Any, shape: tuple[int, ...]) -> None:
+    """Raises a `ValueError` unless a part of a state has its kind of dtype and its shape."""
+    if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, kind) or leaf.shape != shape:
+        has = f"{leaf.dtype} of the shape {leaf.shape}" if hasattr(leaf, "dtype") else repr(leaf)
+        raise ValueError(STATE_OF_ANOTHER.format(problem=f"{name!r} is {has}"))
 
 
 def check_loss(value: Any, dtype: Any, name: str = "value") -> jax.Array:
@@ -188,9 +371,14 @@ def check_moment_dtype(moment_dtype: Any) -> Any:
     """Returns the dtype as JAX knows it here, or `None` for the default."""
     if moment_dtype is None:
         return None
-    dtype = jax.dtypes.canonicalize_dtype(moment_dtype)
+    problem = f"Invalid moment_dtype: {moment_dtype!r}; it must be a floating-point dtype"
+    check_not_injected("moment_dtype", moment_dtype)
+    try:
+        dtype = jax.dtypes.canonicalize_dtype(moment_dtype)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(problem) from error
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"Invalid moment_dtype: {moment_dtype!r}; it must be a floating-point dtype")
+        raise ValueError(problem)
     return dtype
 
 

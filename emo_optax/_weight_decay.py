@@ -13,6 +13,7 @@ from emo_optax._validation import (
     check_divisor,
     check_not_negative,
     check_params,
+    checked_mask,
     hyperparameter,
     initial_value,
 )
@@ -109,7 +110,7 @@ def add_weight_decay(
         return jax.tree.map(decay, updates, params), state
 
     piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)
-    return piece if mask is None else optax.masked(piece, mask)
+    return piece if mask is None else optax.masked(piece, checked_mask(mask))
 
 
 def decay_mask(params: optax.Params) -> Any:

@@ -91,9 +91,10 @@ def from_arrays(
         named_params: the names of its parameters, such as `model.named_parameters()`.
 
     Raises:
+        TypeError: for what is no dictionary of arrays.
         ValueError: for an unknown version, another rule, and arrays that are missing, too many,
-            of another shape, or of another kind (such as whole numbers for floats), each by its name;
-            for what `to_arrays` refuses; all before anything is changed.
+            of another shape, of another kind (such as whole numbers for floats), or damaged, each by its
+            name; for what `to_arrays` refuses; all before anything is changed.
 
     Example:
         >>> import torch
@@ -128,7 +129,9 @@ def from_arrays(
 def check_arrays(
     arrays: Mapping[str, np.ndarray[Any, Any]], expected: Mapping[str, np.ndarray[Any, Any]]
 ) -> None:
-    """Raises a `ValueError` that names the first thing wrong with arrays, before any is used."""
+    """Raises an error that names the first thing wrong with arrays, before any is used."""
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"Named arrays are needed, as `load_arrays` returns them, and this is {arrays!r}")
     if "version" not in arrays or "rule" not in arrays:
         raise ValueError("These are not the arrays of an Emo optimizer: 'version' or 'rule' is missing")
     version = np.asarray(arrays["version"]).reshape(-1).tolist()
@@ -152,9 +155,19 @@ def check_arrays(
         dtype = np.asarray(arrays[name]).dtype
         if _kind(dtype) != _kind(array.dtype):
             raise ValueError(f"The array {name!r} holds {dtype}, not {_kind(array.dtype)}")
+        if name.startswith(("emotion/", "divergence/")):
+            _check_memory(name, np.asarray(arrays[name]))
     extra = sorted(arrays.keys() - expected.keys())
     if extra:
         raise ValueError(f"The arrays hold what this optimizer has no place for: {', '.join(extra)}")
+
+
+def _check_memory(name: str, array: np.ndarray[Any, Any]) -> None:
+    """Raises a `ValueError` for what no losses can have left."""
+    if not np.all(np.isfinite(array.astype(np.float64))):
+        raise ValueError(f"The array {name!r} is damaged: not finite, which a loss never makes it")
+    if array.dtype.kind in "iu" and np.any(array < 0):
+        raise ValueError(f"The array {name!r} is damaged: a count below 0")
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:

@@ -20,7 +20,7 @@ from emo_torch._fused import FusedRule, FusedStep
 from emo_torch._replicas import LossGroup
 from emo_torch._rules import multi_tensor_scale_by_lion, scale_by_lion
 from emo_torch._shadow_system import ShadowRatio
-from emo_torch._validation import check_divisor, check_learning_rate
+from emo_torch._validation import check_divisor, check_flag, check_learning_rate
 
 
 class EmoCats(EmoOptimizer):
@@ -112,6 +112,7 @@ class EmoCats(EmoOptimizer):
         process_group: LossGroup = None,
     ) -> None:
         check_learning_rate(lr)
+        check_flag("decoupled_weight_decay", decoupled_weight_decay)
         if decoupled_weight_decay:
             check_divisor(lr, weight_decay_mode)
         defaults = {

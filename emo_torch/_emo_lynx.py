@@ -10,7 +10,7 @@ from emo_torch._emo_cats import EmoCats
 from emo_torch._emotional import EmoOptimizer
 from emo_torch._replicas import LossGroup
 from emo_torch._shadow_system import ShadowRatio
-from emo_torch._validation import check_divisor, check_learning_rate
+from emo_torch._validation import check_divisor, check_flag, check_learning_rate
 
 
 class EmoLynx(EmoCats):
@@ -102,6 +102,7 @@ class EmoLynx(EmoCats):
         process_group: LossGroup = None,
     ) -> None:
         check_learning_rate(lr)
+        check_flag("decoupled_weight_decay", decoupled_weight_decay)
         if decoupled_weight_decay:
             check_divisor(lr, weight_decay_mode)
         defaults = {

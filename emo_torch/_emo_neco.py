@@ -26,7 +26,7 @@ from emo_torch._rules import (
 )
 from emo_torch._shadow_system import ShadowRatio
 from emo_torch._switch import multi_tensor_switch_by_emotion, switch_by_emotion
-from emo_torch._validation import check_divisor, check_learning_rate
+from emo_torch._validation import check_divisor, check_flag, check_learning_rate
 
 
 def choose_rule(scalar: Tensor) -> Tensor:
@@ -128,6 +128,7 @@ class EmoNeco(EmoOptimizer):
         process_group: LossGroup = None,
     ) -> None:
         check_learning_rate(lr)
+        check_flag("decoupled_weight_decay", decoupled_weight_decay)
         if decoupled_weight_decay:
             check_divisor(lr, weight_decay_mode)
         defaults = {

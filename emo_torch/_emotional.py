@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -33,14 +35,19 @@ from emo_torch._validation import (
     check_choice,
     check_closure_under_scaler,
     check_factor,
+    check_flag,
+    check_function,
     check_fused,
     check_gradients,
     check_group,
+    check_group_form,
     check_has_graph,
     check_inner,
     check_loss,
     check_not_negative,
+    check_scheduled_rate,
     check_shadow_ratio,
+    check_state_form,
 )
 from emo_torch._weight_decay import MODES, add_weight_decay, multi_tensor_add_weight_decay
 
@@ -325,6 +332,7 @@ class LossOptimizer(Optimizer):
             with torch.enable_grad():
                 result = closure()
             check_closure_under_scaler(marks, list(self._params()))
+        self._check_groups()
         given = loss
         if loss is None:
             given = result if self._collected.loss is None else self._collected.loss
@@ -349,6 +357,35 @@ class LossOptimizer(Optimizer):
         self._collected.discard()
         self._move(feeling, seen)
         return given if closure is None else result
+
+    def _check_groups(self) -> None:
+        """Raises an error for groups that somebody has changed so that they cannot be stepped."""
+        if torch.compiler.is_compiling():
+            return
+        if not self.param_groups:
+            raise ValueError("The optimizer has no parameter group left: add one with `add_param_group`")
+        seen: list[list[Any]] = self.__dict__.setdefault("_looked_at", [])
+        del seen[len(self.param_groups) :]
+        for index, group in enumerate(self.param_groups):
+            values = list(group.values())
+            # By identity, which is quick. A schedule changes the learning rate, and hardly anything else.
+            if index < len(seen) and len(values) == len(seen[index]) and all(map(is_, values, seen[index])):
+                continue
+            if "lr" in group:
+                check_scheduled_rate(group["lr"])
+            changed = set(group)
+            if index < len(seen) and len(values) == len(seen[index]):
+                pairs = zip(group, values, seen[index], strict=True)
+                changed = {name for name, value, old in pairs if value is not old}
+            if not changed <= {"lr"}:
+                names = ("params", *self.defaults, *self.memory_names())
+                missing = [name for name in names if name not in group and name != "differentiable"]
+                if missing:
+                    raise ValueError(f"The parameter group {index} lacks {', '.join(map(repr, missing))}")
+                # What a schedule does to the rate, even a rounding under 0, is its own matter.
+                self.check_options({**group, "lr": 0.0})
+                self._check_shared_options(group, self.param_groups[0])
+            seen[index:] = [values]
 
     def _is_zero(self, lr: float | Tensor) -> bool:
         # Where a step without a loss is an everyday one, it must not wait for the device.
@@ -505,6 +542,7 @@ class LossOptimizer(Optimizer):
                 differs from the other groups'.
             RuntimeError: for `fused=True` where it cannot be.
         """
+        check_group_form(param_group)
         if isinstance(param_group, dict):
             # What a loaded state brought goes before what the optimizer was made with.
             first = self.param_groups[0] if self.param_groups else self.defaults
@@ -550,6 +588,7 @@ class LossOptimizer(Optimizer):
             ValueError: before anything is changed, if the state is another kind of optimizer's, has
                 other shapes, or lacks a part of the emotion.
         """
+        check_state_form(type(self).__name__, state_dict)
         final: dict[str, Any] = {}
 
         def check(_: Optimizer, loaded: dict[str, Any]) -> None:
@@ -577,6 +616,7 @@ class LossOptimizer(Optimizer):
 
     def _check_state_dict(self, loaded: dict[str, Any]) -> None:
         owner = type(self).__name__
+        check_state_form(owner, loaded)
         for param, saved in self._saved_params(loaded):
             blank = self.init_moments(torch.empty_like(param, device="meta"), torch.float32)
             if "shadow" in saved or "shadow_exists" in saved:
@@ -598,7 +638,10 @@ class LossOptimizer(Optimizer):
                         f"The state has other shapes: {name!r} is {tuple(saved[name].shape)} for a "
                         f"parameter of the shape {tuple(param.shape)}; {owner} needs {tuple(moment.shape)}"
                     )
-        names = self.memory_names()
+                is_right = saved[name].is_floating_point() or name == "shadow_exists"
+                if not is_right or (name == "shadow_exists" and saved[name].dtype != torch.bool):
+                    raise ValueError(f"The state is damaged: {name!r} is of {saved[name].dtype}")
+        names, groups = self.memory_names(), self.param_groups
         has_memory = any(name in saved for saved in loaded["param_groups"] for name in names)
         for saved in loaded["param_groups"]:
             missing = [name for name in names if name not in saved]
@@ -609,6 +652,9 @@ class LossOptimizer(Optimizer):
                 is_one = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, int | float)
                 if not is_one:
                     raise ValueError(f"The state is damaged: {name!r} must be one number, and is {value!r}")
+                is_count = not groups[0][name].is_floating_point()
+                if not math.isfinite(value) or (is_count and not (value >= 0 and value == int(value))):
+                    raise ValueError(f"The state is damaged: {name!r} is {value!r}, which no loss makes it")
         pairs = zip(self.param_groups, loaded["param_groups"], strict=False)
         together = [{**group, **saved} for group, saved in pairs]
         for options in together:
@@ -1094,6 +1140,7 @@ class Emotional(EmoOptimizer):
         if isinstance(inner, EmoOptimizer):
             raise TypeError(f"{type(inner).__name__} is emotional already: use it as it is")
         check_shadow_ratio(shadow_ratio)
+        check_function("keep", keep)
         options = {
             "shadow_effect": shadow_effect,
             "theta": theta,
@@ -1249,6 +1296,8 @@ class Emotional(EmoOptimizer):
 
     def check_options(self, options: Group) -> None:
         """Raises a `ValueError` for an option of a group that is out of its range."""
+        check_flag("shadow_effect", options["shadow_effect"])
+        check_flag("use_shadow", options["use_shadow"])
         check_not_negative("theta", options["theta"])
         check_factor("shadow_rate", options["shadow_rate"])
         check_factor("short_factor", options["short_factor"])
@@ -1265,7 +1314,8 @@ class Emotional(EmoOptimizer):
             ValueError: for an option out of its range, or one that belongs to the one emotion and
                 differs from the other groups'.
         """
-        first = self.param_groups[0]
+        check_group_form(param_group)
+        first = self.param_groups[0] if self.param_groups else self._options
         shared = {name: first[name] for name in SHARED_OPTIONS if name in self._options}
         if isinstance(param_group, dict):
             self.check_options({**self.defaults, **shared, **param_group})

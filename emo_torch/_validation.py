@@ -14,40 +14,70 @@ from emo_torch._errors import LOSS_MISSING, LossMissingError
 from emo_torch._sharded import whole
 
 
+def _known(name: str, value: Any) -> float:
+    """Returns what an option is as a number, or raises an error if it is none."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"Invalid {name}: a tensor of the shape {tuple(value.shape)}; it must be one number"
+            )
+        if value.is_complex() or value.dtype == torch.bool or value.is_meta:
+            raise TypeError(f"Invalid {name}: {value!r}; it must be a real number")
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"Invalid {name}: {value!r}; it must be a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+
+
 def check_learning_rate(lr: float | Tensor) -> None:
-    """Raises a `ValueError` unless the learning rate is finite and >= 0, or a tensor of one element."""
+    """Raises an error unless the learning rate is finite and >= 0, a tensor of one element or a number."""
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
+    number = _known("learning rate", lr)
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"Invalid learning rate: {number if isinstance(lr, Tensor) else lr}")
+
+
+def check_scheduled_rate(lr: Any) -> None:
+    """Raises an error unless what a schedule left is a finite number, or a tensor of one; no sync."""
     if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
-        lr = float(lr)
-    if not 0.0 <= lr < math.inf:
-        raise ValueError(f"Invalid learning rate: {lr}")
+        if lr.numel() != 1 or lr.is_complex() or lr.dtype == torch.bool:
+            raise TypeError(
+                f"Invalid learning rate: a tensor of the shape {tuple(lr.shape)} and {lr.dtype}"
+            )
+    elif not math.isfinite(_known("learning rate", lr)):
+        raise ValueError(f"Invalid learning rate: {lr}; it must be finite")
 
 
 def check_decay_rates(betas: tuple[float, float]) -> None:
-    """Raises a `ValueError` unless the decay rates of the averages are in [0, 1)."""
+    """Raises an error unless the decay rates of the averages are two, in [0, 1)."""
+    if not isinstance(betas, tuple | list):
+        raise TypeError(f"Invalid betas: {betas!r}; it must be a pair of numbers")
     if len(betas) != 2:
         raise ValueError(f"Invalid betas: {betas}; there must be two of them")
     for index, beta in enumerate(betas):
-        if not 0.0 <= beta < 1.0:
+        if not 0.0 <= _known(f"beta parameter at index {index}", beta) < 1.0:
             raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
 
 
 def check_factor(name: str, value: float) -> None:
-    """Raises a `ValueError` unless the weight of a new value in an average is in (0, 1]."""
-    if not 0.0 < value <= 1.0:
+    """Raises an error unless the weight of a new value in an average is in (0, 1]."""
+    if not 0.0 < _known(name, value) <= 1.0:
         raise ValueError(f"Invalid {name} value: {value}; it must be in (0, 1]")
 
 
 def check_not_negative(name: str, value: float) -> None:
-    """Raises a `ValueError` unless a number is finite and at least 0."""
-    if not 0.0 <= value < math.inf:
+    """Raises an error unless a number is finite and at least 0."""
+    if not 0.0 <= _known(name, value) < math.inf:
         raise ValueError(f"Invalid {name} value: {value}")
 
 
 def check_at_most_one(name: str, value: float) -> None:
-    """Raises a `ValueError` unless a share is in [0, 1]."""
-    if not 0.0 <= value <= 1.0:
+    """Raises an error unless a share is in [0, 1]."""
+    if not 0.0 <= _known(name, value) <= 1.0:
         raise ValueError(f"Invalid {name} value: {value}; it must be in [0, 1]")
 
 
@@ -58,18 +88,33 @@ def check_order(low_name: str, low: float, high_name: str, high: float) -> None:
 
 
 def check_max_steps(value: int | None) -> None:
-    """Raises a `ValueError` unless the length of a run is a whole number >= 1, or not known."""
-    if value is not None and not (1 <= value < 2**31 and value == int(value)):
+    """Raises an error unless the length of a run is a whole number >= 1, or not known."""
+    number = None if value is None else _known("ref_max_steps", value)
+    if number is not None and not (1 <= number < 2**31 and number == int(number)):
         raise ValueError(f"Invalid ref_max_steps: {value}; it must be a whole number >= 1, or None")
 
 
+def check_flag(name: str, value: object, *, may_be_none: bool = False) -> None:
+    """Raises a `TypeError` unless a switch is on or off, or left open where that may be."""
+    if not isinstance(value, bool) and not (may_be_none and value is None):
+        choices = "True, False or None" if may_be_none else "True or False"
+        raise TypeError(f"Invalid {name}: {value!r}; it must be {choices}")
+
+
+def check_function(name: str, value: object) -> None:
+    """Raises a `TypeError` unless a value can be called."""
+    if not callable(value):
+        raise TypeError(f"Invalid {name}: {value!r}; it must be a function")
+
+
 def check_bounds(name: str, value: Any) -> None:
-    """Raises a `ValueError` unless bounds are `None` or a smaller and a larger number."""
+    """Raises an error unless bounds are `None` or a smaller and a larger number."""
     if value is None:
         return
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise ValueError(f"Invalid {name}: {value!r}; it must be a pair, the least and the largest value")
-    if not value[0] <= value[1]:
+    least, largest = (_known(name, bound) for bound in value)
+    if not least <= largest:
         raise ValueError(f"Invalid {name}: {value!r}; the first must not be above the second")
 
 
@@ -82,7 +127,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 def check_seed(value: object) -> None:
     """Raises a `ValueError` unless a seed is a whole number of 32 bits."""
-    if not isinstance(value, int) or not 0 <= value < 2**32:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
         raise ValueError(f"Invalid seed: {value!r}; it must be a whole number in [0, 2^32)")
 
 
@@ -97,11 +142,18 @@ def check_shadow_ratio(value: object) -> None:
 def check_gradients(owner: str, params: list[Tensor]) -> None:
     """Raises a `RuntimeError` for a gradient that the optimizer `owner` cannot use."""
     grads = [param.grad for param in params]
-    strange = [g for g in grads if g is not None and (g.layout != torch.strided or g.is_complex())]
+    strange = [
+        g for g in grads if g is not None and (g.layout != torch.strided or not g.is_floating_point())
+    ]
     if any(grad.layout != torch.strided for grad in strange):
         raise RuntimeError(f"{owner} does not support sparse gradients")
-    if strange:
+    if any(grad.is_complex() for grad in strange):
         raise RuntimeError(f"{owner} does not support complex parameters")
+    if strange:
+        raise RuntimeError(
+            f"{owner} steps floating-point parameters alone, and one has a gradient of {strange[0].dtype}: "
+            "take its gradient away, or make it a float"
+        )
 
 
 def check_loss(loss: Any, dtype: torch.dtype, device: torch.device, name: str = "loss") -> Tensor:
@@ -122,11 +174,16 @@ def check_loss(loss: Any, dtype: torch.dtype, device: torch.device, name: str = 
             )
         if loss.is_complex() or loss.dtype == torch.bool:
             raise TypeError(f"The {name} must be a real number, and has the dtype {loss.dtype}")
+        if loss.is_meta or loss.layout != torch.strided:
+            kind = "on the device 'meta', without a value" if loss.is_meta else f"of {loss.layout}"
+            raise TypeError(f"The {name} must be a dense tensor with a value, and is {kind}")
         return whole(loss.detach()).to(device=device, dtype=dtype).reshape(())
-    # NumPy's truths ("b") and complex numbers ("c"), too, can be made a float.
+    if getattr(loss, "ndim", 0) and getattr(loss, "size", 0) == 1 and hasattr(loss, "item"):
+        loss = loss.item()  # As a tensor, an array of one element is one number.
+    # NumPy's truths ("b") and complex numbers ("c"), too, can be made a float; times and words look so.
     kind = getattr(getattr(loss, "dtype", None), "kind", "f")
     can_be_float = isinstance(loss, Real) or hasattr(type(loss), "__float__")
-    if isinstance(loss, bool) or not can_be_float or kind in "bc":
+    if isinstance(loss, bool) or not can_be_float or kind in "bcmMOSU":
         raise TypeError(f"The {name} must be a tensor or a real number, and is {loss!r}")
     try:
         number = float(loss)
@@ -275,6 +332,7 @@ def check_group(group: Mapping[str, Any], modes: tuple[str, ...]) -> None:
     check_decay_rates(group["betas"])
     check_not_negative("weight_decay", group["weight_decay"])
     check_not_negative("theta", group.get("theta", 0.0))  # Only a filter has one.
+    check_flag("use_shadow", group["use_shadow"])
     check_factor("shadow_rate", group["shadow_rate"])
     check_factor("short_factor", group["short_factor"])
     check_factor("long_factor", group["long_factor"])
@@ -284,7 +342,35 @@ def check_group(group: Mapping[str, Any], modes: tuple[str, ...]) -> None:
     check_ways(group)
 
 
+def check_group_form(group: Any) -> None:
+    """Raises an error unless a parameter group is a dictionary with parameters."""
+    if not isinstance(group, dict):
+        raise TypeError(f"param_group must be a dict with 'params' in it, and is {group!r}")
+    if "params" not in group:
+        raise ValueError(f"A parameter group needs 'params', and has {', '.join(map(repr, group))}")
+
+
+def check_state_form(owner: str, state: Any) -> None:
+    """Raises an error unless something has the form of what `state_dict` returns."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"What {owner} loads is what its `state_dict()` returned, and this is {state!r}")
+    missing = [name for name in ("state", "param_groups") if name not in state]
+    if missing:
+        raise ValueError(f"This is not the state of an optimizer: {missing[0]!r} is missing")
+    groups, states = state["param_groups"], state["state"]
+    if not isinstance(groups, list | tuple) or not all(
+        isinstance(group, dict) and isinstance(group.get("params"), list | tuple) for group in groups
+    ):
+        raise ValueError("The state is damaged: 'param_groups' must be a list of dicts with 'params'")
+    if not isinstance(states, Mapping) or not all(isinstance(each, Mapping) for each in states.values()):
+        raise ValueError("The state is damaged: 'state' must hold a dict for each parameter")
+
+
 def check_ways(group: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` for two ways to take one step."""
+    """Raises an error for two ways to take one step, and for one that is neither on nor off."""
+    check_flag("maximize", group["maximize"])
+    check_flag("foreach", group["foreach"], may_be_none=True)
+    check_flag("capturable", group["capturable"])
+    check_flag("fused", group["fused"], may_be_none=True)
     if group["foreach"] and group["fused"]:
         raise ValueError("foreach=True and fused=True are two ways of one step: choose one, or neither")
