@@ -67,6 +67,7 @@ def test_the_defaults_are_those_of_the_spec(name: str, function: Callable[..., A
         **NUMBERS,
         **(LION if short in OF_LION else {}),
         **(SHADOW if short in OF_SHADOW else {}),
+        **({"learning_rate": None} if short == "get_metrics" else {}),  # Not one to step by.
     }
     for parameter in inspect.signature(function).parameters.values():
         if parameter.default is not inspect.Parameter.empty and parameter.name in expected:
