@@ -171,7 +171,12 @@ NAMES = [
         for name in ("adam", "", "emo sens", "emo_senses", "EmoSens2")
     ],
     *[
-        Case(f"the name {name!r}", {"name": name}, Refused(TypeError, "name of an optimizer is needed"), ())
+        Case(
+            f"the name {getattr(name, '__name__', name)!r}",
+            {"name": name},
+            Refused(TypeError, "name of an optimizer is needed"),
+            (),
+        )
         for name in (None, 5, ["emo_sens"], emo_torch.EmoSens)
     ],
 ]
