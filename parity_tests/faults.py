@@ -207,8 +207,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "emo_torch",
         "rules",
-        "vector_norm(grad) + eps",
-        "vector_norm(grad, 1) + eps",
+        "vector_norm(grad)) + eps",
+        "vector_norm(grad, 1)) + eps",
         "another norm",
         "EmoNeco",
     ),

@@ -83,4 +83,5 @@ def test_both_packages_have_the_same_files() -> None:
         {path.name for path in (ROOT / package).glob("*.py") if not path.name.endswith("_test.py")}
         for package in ("emo_optax", "emo_torch")
     )
-    assert ours == theirs
+    # JAX's own arrays know how they are sharded.
+    assert ours == theirs - {"_sharded.py"}
