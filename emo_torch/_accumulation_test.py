@@ -170,6 +170,17 @@ def test_what_was_observed_goes_before_what_a_closure_returns() -> None:
     assert felt(optimizer) == 5.0
 
 
+def test_a_hook_before_the_step_may_bring_the_loss() -> None:
+    optimizer = emo_torch.EmoSens([weight()])
+
+    def bring(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "loss": 4.0}
+
+    optimizer.register_step_pre_hook(bring)
+    optimizer.step()
+    assert felt(optimizer) == 4.0
+
+
 def test_a_step_returns_the_loss_that_it_was_steered_by() -> None:
     optimizer = emo_torch.EmoSens([weight()])
     optimizer.observe(2.0)
