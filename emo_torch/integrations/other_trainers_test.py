@@ -70,6 +70,7 @@ def test_ai_toolkit_puts_0_for_a_bad_loss_which_is_held_where_it_is_watched_befo
     accelerator = accelerate.Accelerator(cpu=True)
     optimizer = accelerator.prepare(emo_torch.EmoSens([param], lr=1e-3))
     inside = emo_torch.unwrap(optimizer)
+    assert isinstance(inside, emo_torch.EmoSens)
     for number, loss in enumerate(losses_of(param)):
         if number == 2:
             loss = loss * math.nan
