@@ -380,3 +380,19 @@ def test_watching_and_observing_wait_for_no_device_and_compile_to_one_graph() ->
         plain.step(loss=number)
     assert optimizer.emotion == plain.emotion
     assert torch.equal(param, plain.param_groups[0]["params"][0])
+
+
+def test_a_step_with_a_closure_compiles_to_one_graph() -> None:
+    param = weight()
+    optimizer = emo_torch.EmoSens([param])
+    param.grad = torch.ones(3)
+    optimizer.step(loss=1.0)
+    torch._dynamo.reset()
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def step(loss: Tensor) -> None:
+        optimizer.step(lambda: loss)
+
+    step(torch.tensor(2.0))
+    assert int(optimizer.emotion.felt) == 2
+    assert float(optimizer.emotion.short) == pytest.approx(1.3)

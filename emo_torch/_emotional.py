@@ -311,9 +311,9 @@ class LossOptimizer(Optimizer):
         self._collected.discard()
         super().zero_grad(set_to_none)
 
-    def _checked_loss(self, loss: Any) -> Tensor:
+    def _checked_loss(self, loss: Any, name: str = "loss") -> Tensor:
         kind = next(tensor for tensor in self._memory if tensor.is_floating_point())
-        return check_loss(loss, kind.dtype, kind.device)
+        return check_loss(loss, kind.dtype, kind.device, name)
 
     def step_with(
         self,
@@ -326,12 +326,12 @@ class LossOptimizer(Optimizer):
         if closure is not None:
             if not callable(closure):
                 raise TypeError(NOT_A_CLOSURE.format(kind=f"of the type {type(closure).__name__}"))
-            marks = [
-                (param.grad, param.grad._version) for param in self._params() if param.grad is not None
-            ]
+            # No scaler calls what is compiled.
+            params = [] if torch.compiler.is_compiling() else list(self._params())
+            before = [(param.grad, param.grad._version) for param in params if param.grad is not None]
             with torch.enable_grad():
                 result = closure()
-            check_closure_under_scaler(marks, list(self._params()))
+            check_closure_under_scaler(before, params)
         self._check_groups()
         given = loss
         if loss is None:
@@ -342,11 +342,9 @@ class LossOptimizer(Optimizer):
             self._make_missing_state()
             return None
         self._bring_memory(self._device())
-        kind = next(tensor for tensor in self._memory if tensor.is_floating_point())
-        dtype, device = kind.dtype, kind.device
-        value = None if given is None and self.loss_is_optional else check_loss(given, dtype, device)
+        value = None if given is None and self.loss_is_optional else self._checked_loss(given)
         others = {
-            name: None if extra is None else check_loss(extra, dtype, device, name)
+            name: None if extra is None else self._checked_loss(extra, name)
             for name, extra in beside.items()
         }
         # Behind all checks: a process that failed one would let the others wait.
