@@ -121,7 +121,8 @@ def one_life(folder: Path, log: int, kill: tuple[int, float] | None) -> int:
 
 def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint_to_the_last_bit(tmp_path: Path) -> None:
     server = [sys.executable, "-W", "error", "-m", "emo_optax._checkpoint_kill_test", str(tmp_path)]
-    done = subprocess.run(server, capture_output=True, text=True, check=False, timeout=500)
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # NumPy's would start threads at once.
+    done = subprocess.run(server, capture_output=True, text=True, check=False, timeout=500, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     whole: dict[str, str] = {}

@@ -1,7 +1,9 @@
 """Emotion: from the loss to one scalar, once a step for a whole optimizer."""
 
+import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,3 +144,60 @@ def feel(
     is_quiet = went_quiet(history, felt, mean_below=mean_below, variance_below=variance_below)
     should_stop = state.should_stop | (is_felt & is_quiet)
     return EmotionState(felt, held, short, long, scalar, history, should_stop)
+
+
+def feel_in_place(state: EmotionState, loss: Tensor, **options: float) -> None:
+    """Does what `feel` does, to the last bit, with the state's own tensors.
+
+    On the CPU a call of PyTorch costs ten times as much as the one number that it computes: there all
+    but the hyperbolic tangent, of which libraries have each their own, goes through NumPy.
+
+    Args:
+        state: the emotion before this step, and after it.
+        loss: the loss, as for `feel`.
+        **options: as for `feel`.
+    """
+    if not torch.compiler.is_compiling() and is_near(loss) and is_near(state.short):
+        _feel_on_cpu(state, loss.item(), **options)
+        return
+    for tensor, new in zip(state, feel(state, loss, **options), strict=True):
+        tensor.copy_(new)
+
+
+def is_near(tensor: Tensor) -> bool:
+    """Returns whether the numbers of a tensor can be had at once."""
+    return type(tensor) is Tensor and tensor.device.type == "cpu"
+
+
+def _feel_on_cpu(
+    state: EmotionState,
+    loss: float,
+    *,
+    short_factor: float,
+    long_factor: float,
+    gain: float,
+    **bounds: float,
+) -> None:
+    short, long, scalar = state.short.numpy(), state.long.numpy(), state.scalar.numpy()
+    real = short.dtype.type  # Every operation is rounded to it, as PyTorch's are.
+    value = real(loss) if math.isfinite(loss) else real(0.0)
+    with np.errstate(all="ignore"):
+        averages = [value, value]
+        if state.felt.item() != 0:
+            averages = [
+                short + real(short_factor) * (value - short),
+                long + real(long_factor) * (value - long),
+            ]
+        is_felt = math.isfinite(loss) and all(map(math.isfinite, averages))
+        if is_felt:
+            short[...], long[...] = averages
+        scalar[...] = real(gain) * (short - long)
+    state.scalar.tanh_()
+    count = (state.felt if is_felt else state.held).numpy()
+    count += 1
+    if is_felt:
+        history = state.history.numpy()
+        history[:-1] = history[1:]
+        history[-1] = scalar
+        if not state.should_stop.item():
+            state.should_stop.copy_(went_quiet(state.history, state.felt, **bounds))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import emo_torch
+from emo_torch._emotion import feel_in_place
 
 WIDE = torch.float64
 
@@ -180,6 +181,21 @@ def test_a_loss_that_overflows_the_emotion_s_dtype_is_held() -> None:
         optimizer.step(loss=loss)
     assert (int(optimizer.emotion.felt), int(optimizer.emotion.held)) == (1, 4)
     assert bool(torch.isfinite(weight).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [0.01, 0.3, 3.0, 1e38])
+def test_in_place_it_is_the_same_to_the_last_bit(dtype: torch.dtype, spread: float) -> None:
+    generator = np.random.default_rng(3)
+    losses = 2.0 + spread * generator.standard_normal(200)
+    losses[generator.integers(0, 200, 12)] = [math.nan, math.inf, -math.inf] * 4
+    ours, theirs = emo_torch.init_emotion(dtype), emo_torch.init_emotion(dtype)
+    for loss in losses:
+        value = torch.tensor(loss, dtype=dtype)
+        theirs = emo_torch.feel(theirs, value, gain=1.7)
+        feel_in_place(ours, value, short_factor=0.3, long_factor=0.01, gain=1.7)
+        for name, one, other in zip(ours._fields, ours, theirs, strict=True):
+            assert one.equal(other), name
 
 
 def test_a_look_at_the_emotion_is_a_copy() -> None:

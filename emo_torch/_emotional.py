@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_forea
 
 from emo_torch._accumulation import CollectedLosses
 from emo_torch._early_stop import WINDOW, went_quiet
-from emo_torch._emotion import Emotion, EmotionState, feel, init_emotion, wide_dtype
+from emo_torch._emotion import Emotion, EmotionState, feel_in_place, init_emotion, wide_dtype
 from emo_torch._errors import NOT_A_CLOSURE
 from emo_torch._fused import FusedStep, Signal, cuda, library
 from emo_torch._fused import step as step_fused
@@ -502,8 +502,9 @@ class LossOptimizer(Optimizer):
 
     def _device(self) -> torch.device:
         """Returns the device of the first parameter that has a gradient, or of the first one."""
-        first = next(self._params(), torch.empty(0))
-        return next((param for param in self._params() if param.grad is not None), first).device
+        with_gradient = next((param for param in self._params() if param.grad is not None), None)
+        first = next(self._params(), None) if with_gradient is None else with_gradient
+        return torch.device("cpu") if first is None else first.device
 
     def _bring_memory(self, device: torch.device) -> None:
         """Moves what is remembered to where the parameters are now."""
@@ -726,15 +727,14 @@ class EmoOptimizer(LossOptimizer):
         del beside
         assert loss is not None
         group = self.param_groups[0]
-        felt = feel(
+        # In place: the groups, and captured graphs, hold these tensors.
+        feel_in_place(
             self._emotion,
             -loss if group.get("maximize") else loss,
             short_factor=group["short_factor"],
             long_factor=group["long_factor"],
             gain=group["gain"],
         )
-        for tensor, new in zip(self._emotion, felt, strict=True):
-            tensor.copy_(new)  # In place: the groups, and captured graphs, hold these tensors.
         scalar = self._emotion.scalar
         if not any(group["use_shadow"] for group in self.param_groups):
             return Feeling(scalar, self._shadow_ratio)

@@ -1,7 +1,8 @@
 """What a step takes, returns and leaves alone."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
+from unittest import mock
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import emo_torch
+from emo_torch import _emotion
 
 FAMILY: list[Any] = [emo_torch.EmoSens, emo_torch.EmoAiry, emo_torch.EmoCats]
 
@@ -362,10 +364,20 @@ def test_a_float64_group_that_comes_late_widens_the_emotion() -> None:
 
 
 class NoSync(TorchDispatchMode):
-    """Raises where a number would be read out of a tensor."""
+    """Raises where a number would be read out of a tensor, as if none were near."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.far = mock.patch.object(_emotion, "is_near", return_value=False)
+
+    def __enter__(self) -> Self:
+        self.far.start()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.far.stop()
 
     READS = frozenset(
         {

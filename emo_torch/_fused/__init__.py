@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from emo_torch._fused.compiler import compile_library
-from emo_torch._fused.find import PLAIN, Find, Numbers, finder
+from emo_torch._fused.find import PLAIN, Finder, Numbers, finder
 from emo_torch._fused.plan import (
     EXISTS,
     GRAD,
@@ -172,7 +172,7 @@ class Library(NamedTuple):
 
     handle: ctypes.CDLL
     process: int
-    find: Find | None = None
+    finder: Finder | None = None
 
 
 @functools.cache
@@ -252,7 +252,7 @@ def step(
     if look is not None:
         is_done = _run(params, look, what, signal_of(params[0].dtype), group, found)
         if is_done and isinstance(params, Params):
-            params.look, params.find = look, found.find
+            params.look, params.finder = look, found.finder
         return [] if is_done else list(range(len(params)))
     by_dtype: dict[torch.dtype, list[int]] = {}
     rest: list[int] = []

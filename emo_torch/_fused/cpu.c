@@ -85,7 +85,7 @@ enum { MOST_FEW = 16, ROWS = 64, LANES = 64 };
 enum { CACHED = 16384, LINE = 64 };
 
 /* How many tensors ahead is looked. */
-enum { AHEAD = 4 };
+enum { AHEAD = 8 };
 
 INLINE int64_t choice(const int64_t *chosen, int64_t most) {
     if (chosen == NULL || *chosen < 0) return 0;
@@ -124,14 +124,98 @@ typedef struct {
 /* DLPack's function that describes one of Python's tensors; not 0 and an error in Python where it fails. */
 typedef int (*Describe)(void *tensor, Described *described);
 
+/* Those of Python's own functions that are called: this is compiled without its headers. */
+typedef struct {
+    void *(*list_item)(void *list, intptr_t index);
+    int (*set_list_item)(void *list, intptr_t index, void *item); /* which takes the item over */
+    void *(*dict_item)(void *dictionary, void *key);
+    int (*dict_next)(void *dictionary, intptr_t *place, void **key, void **value);
+    void *(*attribute)(void *object, void *name);
+    void *(*type_of)(void *object);
+    void (*release)(void *object);
+    void *none, *grad; /* None, and the name of the attribute */
+    void *plain[2];    /* the types of which it is known what they are */
+} Python;
+
+/* Asks ahead for what torch is likely to read of a tensor, which would else be waited for piece by piece:
+ * its description lies at `hint`. Nothing happens where a place is no longer what it was. */
+INLINE void ask_for(const char *hint, int lines) {
+    for (int line = 0; line < lines; line++) __builtin_prefetch(hint + line * LINE);
+}
+
+/* Fills a list, which has room for `filled`, with the gradients of those parameters that had one before.
+ * Returns whether the parameters are the known ones, and just the same have a gradient. `hints` are as for
+ * emo_find: of what had a gradient, of its moments, and of the gradients at the end. */
+int emo_gradients(const Python *python, void *params, void **known, const uint8_t *had, int64_t count,
+                  void *grads, int64_t filled, const char **hints, int64_t hinted) {
+    const int64_t room = filled;
+    filled = 0;
+    for (int64_t index = 0; index < count; index++) {
+        if (index + 2 * AHEAD < count) __builtin_prefetch(known[index + 2 * AHEAD]);
+        if (filled + 2 * AHEAD < room) {
+            ask_for(hints[filled + 2 * AHEAD], 4);
+            ask_for(hints[hinted - room + filled + 2 * AHEAD], 4);
+        }
+        void *param = python->list_item(params, (intptr_t)index);
+        if (param != known[index]) return 0;
+        void *grad = python->attribute(param, python->grad);
+        if (grad == NULL) return 0;
+        const int has = grad != python->none;
+        if (has != had[index]) {
+            python->release(grad);
+            return 0;
+        }
+        if (has) python->set_list_item(grads, (intptr_t)filled++, grad);
+        else python->release(grad);
+    }
+    return 1;
+}
+
+/* Whether a dictionary holds just those keys and values, in this order. */
+int emo_is_dict(const Python *python, void *dictionary, void **keys, void **values, int64_t count) {
+    void *key, *value;
+    intptr_t place = 0;
+    int64_t index = 0;
+    while (index < count && python->dict_next(dictionary, &place, &key, &value) &&
+           key == keys[index] && value == values[index])
+        index++;
+    return index == count;
+}
+
+/* Puts side by side: parameters, what stands in their states by each of the names, and gradients. Returns
+ * whether it was all there. `names` has a row of `count` for each. */
+int emo_gather(const Python *python, void *params, void *states, void *grads, int64_t count, void **names,
+               int64_t names_each, void **tensors) {
+    for (int64_t index = 0; index < count; index++) {
+        void *state = python->list_item(states, (intptr_t)index);
+        tensors[index] = python->list_item(params, (intptr_t)index);
+        for (int64_t name = 0; name < names_each; name++) {
+            void *kept = python->dict_item(state, names[name * count + index]);
+            if (kept == NULL) return 0;
+            tensors[(name + 1) * count + index] = kept;
+        }
+        tensors[(names_each + 1) * count + index] = python->list_item(grads, (intptr_t)index);
+    }
+    return 1;
+}
+
+static int is_plain(const Python *python, void *object) {
+    void *type = python->type_of(object);
+    python->release(type);
+    return type == python->plain[0] || type == python->plain[1];
+}
+
 /* Finds tensors of Python's, which are held: where each lies, its size as a matrix as in a Job, and its
  * kind: the bits of a number and DLPack's code for what that is, or -1 for what is not contiguous or lies
- * elsewhere than in the CPU's memory. `found` has four rows of `count`. Returns whether all were found.
+ * elsewhere than in the CPU's memory. `found` has four rows of `count`. Returns 0 where one was not found,
+ * 2 where it is all as in `known`, which may be NULL, and 1 otherwise.
  *
  * `hints` are two rows of places that torch is likely to read, its tensors' and their storages': asked for
  * ahead, they are on their way together, which would else be waited for one after the other. Nothing
  * happens where a place is no longer what it was. */
-int emo_find(Describe describe, void **tensors, int64_t count, int64_t *found, const char **hints) {
+int emo_find(const Python *python, Describe describe, void **tensors, int64_t count, int64_t *found,
+             const char **hints, const int64_t *known) {
+    int is_known = known != NULL;
     for (int64_t tensor = 0; tensor < count; tensor++) {
         if (hints != NULL && tensor + 2 * AHEAD < count) {
             __builtin_prefetch(tensors[tensor + 2 * AHEAD]);
@@ -141,7 +225,7 @@ int emo_find(Describe describe, void **tensors, int64_t count, int64_t *found, c
                 __builtin_prefetch(hints[count + tensor + AHEAD] + line * LINE);
         }
         Described seen;
-        if (describe(tensors[tensor], &seen)) return 0;
+        if (!is_plain(python, tensors[tensor]) || describe(tensors[tensor], &seen)) return 0;
         int64_t size = 1;
         int fits = seen.device == 1 && seen.lanes == 1;
         for (int64_t dimension = seen.dimensions - 1; dimension >= 0; dimension--) {
@@ -155,6 +239,8 @@ int emo_find(Describe describe, void **tensors, int64_t count, int64_t *found, c
         found[count + tensor] = rows;
         found[2 * count + tensor] = seen.dimensions < 2 ? 0 : rows ? size / rows : 0;
         found[3 * count + tensor] = fits ? 256 * seen.bits + seen.kind : -1;
+        for (int row = 0; is_known && row < 4; row++)
+            is_known = found[row * count + tensor] == known[row * count + tensor];
     }
-    return 1;
+    return 1 + is_known;
 }

@@ -1,7 +1,8 @@
 """Finds where tensors lie and what they are, many at once, by the standard for that: DLPack."""
 
 import ctypes
-from collections.abc import Callable
+import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,13 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Numbers = NDArray[np.int64]
-Find = Callable[[list[Tensor], Numbers | None], Numbers | None]
-"""Finds tensors by their hints, or without."""
 PLAIN = {Tensor, torch.nn.Parameter}
 """The types of which it is known what they are; a tensor of another may be anything."""
 
 # What can be understood of DLPack.
 _MAJOR_VERSION = 1
+
+# What the compiled code answers where all is as it was, and the attribute that it asks for.
+_KNOWN, _GRAD = 2, "grad"
+
+_place, _count = ctypes.c_void_p, ctypes.c_int64
+_object = ctypes.py_object
 
 
 class _Exchange(ctypes.Structure):
@@ -33,45 +38,187 @@ class _Exchange(ctypes.Structure):
     )
 
 
-def finder(handle: ctypes.CDLL) -> Find | None:
-    """Returns what finds tensors; `None` where torch has no such function.
+class _Python(ctypes.Structure):
+    """Those of Python's functions that the compiled code calls, all of the stable interface."""
+
+    _fields_ = (
+        ("list_item", ctypes.c_void_p),
+        ("set_list_item", ctypes.c_void_p),
+        ("dict_item", ctypes.c_void_p),
+        ("dict_next", ctypes.c_void_p),
+        ("attribute", ctypes.c_void_p),
+        ("type_of", ctypes.c_void_p),
+        ("release", ctypes.c_void_p),
+        ("none", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        ("plain", ctypes.c_void_p * len(PLAIN)),
+    )
+
+
+class Owners:
+    """Whose state is whose, in the order of an optimizer's state: by identity, to keep none alive.
+
+    Args:
+        state: an optimizer's state.
+    """
+
+    def __init__(self, state: dict[Any, Any]) -> None:
+        self.params, self.states = identities(state), identities(state.values())
+        self.places = places_of(self.params, self.states)
+
+
+class Trail:
+    """What was found of a group's tensors, and what it takes to find them again.
+
+    Args:
+        group: all of the group's parameters.
+        params: those of them that have a gradient.
+        names: for each name a list of what it is in each of their states; it must live as long as this.
+        hints: the `hints` of what was found.
+        found: what was found: of `params`, of what stands in their states by `names`, and of gradients.
+
+    Attributes:
+        found: what was found the last time.
+        many: how many parameters have a gradient.
+    """
+
+    def __init__(
+        self,
+        group: list[Tensor],
+        params: list[Tensor],
+        names: list[list[str]],
+        hints: Numbers,
+        found: Numbers,
+    ) -> None:
+        self.found, self.many, self.rows = found, len(params), len(names)
+        self.group = identities(group)
+        self.found_now = np.empty_like(found)
+        self._kept = (
+            self.group,
+            np.array([param.grad is not None for param in group]),
+            np.array([identities(own) for own in names], np.int64).reshape(len(names), len(params)),
+            hints,
+            np.empty(found.shape[1], np.int64),
+            found,
+            self.found_now,
+        )
+        # Asked for once: that takes longer than many a tensor.
+        self.places = places_of(*self._kept)
+
+
+def identities(objects: Any) -> Numbers:
+    """Returns what tells objects that live from each other."""
+    return np.fromiter(map(id, objects), np.int64, len(objects))
+
+
+def places_of(*arrays: NDArray[Any]) -> tuple[int, ...]:
+    """Returns where arrays lie, which must live as long as that is used."""
+    return tuple(int(array.ctypes.data) for array in arrays)
+
+
+class Finder:
+    """Finds tensors with compiled code, which looks at Python's objects for itself.
+
+    What it returns has a column for each tensor, and as rows: where it lies; how many rows and columns it
+    has as a matrix, or its elements and 0 where it is none; and a number for its dtype, -1 for what is
+    not contiguous or not in the CPU's memory. It returns `None` if that cannot be said of all.
 
     Args:
         handle: the compiled code.
-
-    Returns:
-        A function of tensors, and of their `hints` or `None`. What it returns has a column for each, and
-        as rows: where it lies; how many rows and columns it has as a matrix, or its elements and 0 where
-        it is none; and a number for its dtype, -1 for what is not contiguous or not in the CPU's memory.
-        It returns `None` if that cannot be said.
+        describe: DLPack's function for that, of torch.
     """
+
+    def __init__(self, handle: ctypes.CDLL, describe: int) -> None:
+        self._describe = describe
+        api = ctypes.pythonapi
+        functions = (
+            *(api.PyList_GetItem, api.PyList_SetItem, api.PyDict_GetItem, api.PyDict_Next),
+            *(api.PyObject_GetAttr, api.PyObject_Type, api.Py_DecRef),
+        )
+        at = [ctypes.cast(function, ctypes.c_void_p).value for function in functions]
+        plain = (ctypes.c_void_p * len(PLAIN))(*map(id, PLAIN))
+        self._python = _Python(*at, id(None), id(_GRAD), plain)
+        self._at_python = ctypes.addressof(self._python)
+        # None of it must run beside other threads of Python.
+        library = ctypes.PyDLL(handle._name, handle=handle._handle)
+        self._find, self._gather = library.emo_find, library.emo_gather
+        self._gradients, self._is_dict = library.emo_gradients, library.emo_is_dict
+        self._find.argtypes = (_place, _place, _place, _count, _place, _place, _place)
+        self._gather.argtypes = (_place, _object, _object, _object, _count, _place, _count, _place)
+        self._gradients.argtypes = (
+            _place,
+            _object,
+            _place,
+            _place,
+            _count,
+            _object,
+            _count,
+            _place,
+            _count,
+        )
+        self._is_dict.argtypes = (_place, _object, _place, _place, _count)
+
+    def find(self, tensors: list[Tensor]) -> Numbers | None:
+        """Finds any tensors."""
+        held = np.fromiter(tensors, object, len(tensors))
+        found = np.empty((4, len(tensors)), np.int64)
+        at_held, at_found = places_of(held, found)
+        return found if self._answer(at_held, len(tensors), at_found, None, None) else None
+
+    def gradients(self, trail: Trail, params: list[Tensor]) -> list[Tensor] | None:
+        """Returns the gradients of a group's parameters; `None` where others are in it, or have one."""
+        if len(params) != len(trail.group):
+            return None
+        grads: list[Any] = [None] * trail.many
+        group, had, _, hints, *_ = trail.places
+        given = (group, had, len(params), grads, trail.many, hints, trail.found.shape[1])
+        return grads if self._gradients(self._at_python, params, *given) else None
+
+    def find_again(
+        self, trail: Trail, params: list[Tensor], states: list[dict[str, Tensor]], grads: list[Tensor]
+    ) -> Numbers | None:
+        """Finds what was found before, or stands in its place.
+
+        Args:
+            trail: what was found before.
+            params: as many parameters as had a gradient then.
+            states: their states.
+            grads: their gradients.
+
+        Returns:
+            `trail.found` where nothing has changed; else what the next search will write over.
+        """
+        _, _, names, hints, held, found, found_now = trail.places
+        if not self._gather(self._at_python, params, states, grads, trail.many, names, trail.rows, held):
+            return None
+        answer = self._answer(held, trail.found.shape[1], found_now, hints, found)
+        return trail.found if answer == _KNOWN else trail.found_now if answer else None
+
+    def are_owners(self, state: dict[Any, Any], known: Owners) -> bool:
+        """Returns whether a state belongs to just those parameters, and is what it was."""
+        count = len(state)
+        return count == len(known.params) and bool(
+            self._is_dict(self._at_python, state, *known.places, count)
+        )
+
+    def _answer(self, held: int, count: int, found: int, hints: int | None, known: int | None) -> int:
+        try:
+            return int(self._find(self._at_python, self._describe, held, count, found, hints, known))
+        except (RuntimeError, BufferError):
+            return 0  # There is no memory that it could name.
+
+
+def finder(handle: ctypes.CDLL) -> Finder | None:
+    """Returns what finds tensors; `None` where torch has no function for that, or Python no lock."""
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    if capsule is None:
+    if capsule is None or not getattr(sys, "_is_gil_enabled", lambda: True)():
         return None
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
     pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     exchange = _Exchange.from_address(pointer_of(capsule, b"dlpack_exchange_api"))
     if exchange.major != _MAJOR_VERSION or not exchange.describe:
         return None
-    # It must not run beside other threads of Python.
-    code = ctypes.PyDLL(handle._name, handle=handle._handle).emo_find
-    code.restype = ctypes.c_int
-    place = ctypes.c_void_p
-    code.argtypes = (place, place, ctypes.c_int64, place, place)
-
-    def find(tensors: list[Tensor], hints: Numbers | None) -> Numbers | None:
-        if not set(map(type, tensors)) <= PLAIN:
-            return None
-        held = np.fromiter(tensors, object, len(tensors))
-        found = np.empty((4, len(tensors)), np.int64)
-        near = None if hints is None else hints.ctypes.data
-        try:
-            done = code(exchange.describe, held.ctypes.data, len(tensors), found.ctypes.data, near)
-        except (RuntimeError, BufferError):
-            return None  # There is no memory that it could name.
-        return found if done else None
-
-    return find
+    return Finder(handle, exchange.describe)
 
 
 def hints(tensors: list[Tensor]) -> Numbers:

@@ -5,15 +5,14 @@ behind an optimizer's back, but that nothing has is seen of all tensors at once,
 difference, and everything is looked at anew.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, compress
-from operator import itemgetter
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from emo_torch._fused.find import Find, Numbers, hints
+from emo_torch._fused.find import Finder, Numbers, Owners, Trail, hints
 
 State = dict[str, Tensor]
 # By what it is for: a tensor for each parameter, or where that lies and how many elements it has.
@@ -54,12 +53,12 @@ class Params(list[Tensor]):
     Attributes:
         look: what was seen; `None` before any look, and where something does not fit.
         is_steady: whether parameters and states lay where they did at the step before.
-        find: what finds tensors quickly, where that is possible.
+        finder: what finds tensors quickly, where that is possible.
     """
 
     look: Look | None = None
     is_steady: bool = False
-    find: Find | None = None
+    finder: Finder | None = None
 
 
 class Seen(NamedTuple):
@@ -77,25 +76,14 @@ class Written(NamedTuple):
     ends: Numbers
 
 
-class _Owners(NamedTuple):
-    """Whose state is whose, in the order of the optimizer's state: by identity, to keep none alive."""
-
-    params: list[int]
-    states: list[int]
-
-
 class _Plan(NamedTuple):
     """What was seen of a group, and what it takes to see whether it is still so."""
 
-    params: list[int]  # By identity.
-    has_grad: list[bool]
     states: list[State]  # Kept, so that no other ever has their identity.
-    owners: _Owners
+    owners: Owners
     use_shadow: bool
-    names: list[str | list[str]]
-    find: Find
-    hints: Numbers
-    found: Numbers
+    finder: Finder
+    trail: Trail
     written: Written
     width: int
     look: Look
@@ -106,12 +94,12 @@ class Plans:
 
     def __init__(self) -> None:
         self._plans: dict[int, _Plan] = {}
-        self._owners = _Owners([], [])
+        self._owners = Owners({})
         # How many steps were alike, and how many must be: more, where plans have been in vain.
         self._alike: dict[int, int] = {}
         self._patience: dict[int, int] = {}
 
-    def look(self, groups: list[dict[str, Any]], state: Mapping[Any, State]) -> list[Seen | None]:
+    def look(self, groups: list[dict[str, Any]], state: dict[Any, State]) -> list[Seen | None]:
         """Returns what has a gradient in each group that is as it was; `None` for the others.
 
         Args:
@@ -122,9 +110,10 @@ class Plans:
         if not self._plans:
             return seen
         # Compared once for all groups.
-        owners = self._owners if _owners(state) == self._owners else None
+        finder = next(iter(self._plans.values())).finder
+        known = self._owners if finder.are_owners(state, self._owners) else None
         for index, plan in list(self._plans.items()):
-            if index < len(groups) and plan.owners is owners:
+            if index < len(groups) and plan.owners is known:
                 seen[index] = _look_again(plan, groups[index])
             if index >= len(groups) or seen[index] is None:
                 self._forget(index)
@@ -132,7 +121,7 @@ class Plans:
                 self._patience[index] = 1
         return seen
 
-    def remember(self, index: int, group: dict[str, Any], state: Mapping[Any, State], seen: Seen) -> None:
+    def remember(self, index: int, group: dict[str, Any], state: dict[Any, State], seen: Seen) -> None:
         """Keeps what a step saw of a group, once it has seen the same before.
 
         Args:
@@ -147,13 +136,13 @@ class Plans:
             if self._plans[index].look is look:
                 return
             self._forget(index)
-        if not isinstance(params, Params) or look is None or params.find is None:
+        if not isinstance(params, Params) or look is None or params.finder is None:
             return
         self._alike[index] = self._alike.get(index, 0) + 1 if params.is_steady else 0
         if self._alike[index] >= self._patience.get(index, 1):
-            owners = _owners(state)
-            self._owners = self._owners if owners == self._owners else owners
-            plan = _plan(look, params.find, group, seen, self._owners)
+            if not params.finder.are_owners(state, self._owners):
+                self._owners = Owners(state)
+            plan = _plan(look, params.finder, group, seen, self._owners)
             if plan is not None:
                 self._plans[index] = plan
 
@@ -163,15 +152,12 @@ class Plans:
         self._patience[index] = min(2 * self._patience.get(index, 1), MOST_PATIENCE)
 
 
-def _owners(state: Mapping[Any, State]) -> _Owners:
-    return _Owners(list(map(id, state)), list(map(id, state.values())))
-
-
-def _plan(look: Look, find: Find, group: dict[str, Any], seen: Seen, owners: _Owners) -> _Plan | None:
+def _plan(look: Look, finder: Finder, group: dict[str, Any], seen: Seen, owners: Owners) -> _Plan | None:
     params, grads, states = seen
-    names = list(_names_of_each(params, look.names))
-    tensors = [*params, *_kept(states, names), *grads]
-    found = find(tensors, None)
+    names = [[own[param.ndim] for param in params] for own in look.names.values()]
+    pairs = [zip(states, own, strict=True) for own in names]
+    tensors = [*params, *(state[name] for each in pairs for state, name in each), *grads]
+    found = finder.find(tensors)
     order = (PARAM, *look.names, GRAD)
     width = params[0].element_size()
     if found is None or not np.array_equal(found[0], np.concatenate([look.begins[key] for key in order])):
@@ -183,15 +169,11 @@ def _plan(look: Look, find: Find, group: dict[str, Any], seen: Seen, owners: _Ow
     if written is None:
         return None
     return _Plan(
-        params=list(map(id, group["params"])),
-        has_grad=[param.grad is not None for param in group["params"]],
         states=states,
         owners=owners,
         use_shadow=bool(group.get("use_shadow")),
-        names=names,
-        find=find,
-        hints=hints(tensors),
-        found=found,
+        finder=finder,
+        trail=Trail(group["params"], params, names, hints(tensors), found),
         written=written,
         width=width,
         look=look,
@@ -201,48 +183,28 @@ def _plan(look: Look, find: Find, group: dict[str, Any], seen: Seen, owners: _Ow
 def _look_again(plan: _Plan, group: dict[str, Any]) -> Seen | None:
     """Returns what of a group has a gradient if all is as it was, but for where gradients lie."""
     params: list[Tensor] = group["params"]
-    if list(map(id, params)) != plan.params or bool(group.get("use_shadow")) != plan.use_shadow:
+    grads = plan.finder.gradients(plan.trail, params)
+    if grads is None or bool(group.get("use_shadow")) != plan.use_shadow:
         return None
-    every = [param.grad for param in params]
-    if [grad is not None for grad in every] != plan.has_grad:
-        return None
-    known = Params(compress(params, plan.has_grad))
-    grads = [grad for grad in every if grad is not None]
-    try:
-        tensors = [*known, *_kept(plan.states, plan.names), *grads]
-    except KeyError:
-        return None
-    found = plan.find(tensors, plan.hints)
+    known = Params(params)
+    if len(grads) < len(params):
+        known = Params(param for param in params if param.grad is not None)
+    before = plan.trail.found
+    found = plan.finder.find_again(plan.trail, known, plan.states, grads)
     if found is None or any(map(Tensor.is_neg, grads)):
         return None
-    if not np.array_equal(found, plan.found):
-        fixed = len(tensors) - len(grads)
+    if found is not before:
+        fixed = len(before[0]) - len(grads)
         begins = found[0, fixed:]
-        if not np.array_equal(found[1:], plan.found[1:]):
+        if not np.array_equal(found[1:], before[1:]):
             return None
-        if not np.array_equal(found[0, :fixed], plan.found[0, :fixed]):
+        if not np.array_equal(found[0, :fixed], before[0, :fixed]):
             return None
         if not are_apart(plan.written, begins, begins + plan.width * plan.look.sizes[GRAD]):
             return None
-        plan.found[0, fixed:] = begins
+        before[0, fixed:] = begins
     known.look = plan.look
     return Seen(known, grads, plan.states)
-
-
-def _names_of_each(params: list[Tensor], names: Names) -> Iterator[str | list[str]]:
-    """Yields what is called the same in all states, or what it is called in each."""
-    for own in names.values():
-        each = [own[param.ndim] for param in params]
-        yield each[0] if len(set(each)) == 1 else each
-
-
-def _kept(states: list[State], names: list[str | list[str]]) -> Iterator[Tensor]:
-    """Yields what stands in states by names."""
-    for name in names:
-        if isinstance(name, str):
-            yield from map(itemgetter(name), states)
-        else:
-            yield from [state[own] for state, own in zip(states, name, strict=True)]
 
 
 def sort_written(look: Look, width: int) -> Written | None:

@@ -12,7 +12,6 @@ from torch import Tensor
 import emo_torch
 from emo_torch import _fused
 from emo_torch._fused import plan
-from emo_torch._fused.find import hints
 from emo_torch._fused.plan import MOST_PATIENCE
 
 BEFORE, AFTER = 5, 3
@@ -281,18 +280,18 @@ def test_plans_are_made_seldom_where_they_are_in_vain(monkeypatch: pytest.Monkey
 def test_a_tensor_of_another_type_or_place_is_not_found() -> None:
     found = _fused.library()
     assert found is not None
-    assert found.find is not None
+    assert found.finder is not None
     plain = torch.zeros(3, 4)
-    assert found.find([plain], hints([plain])) is not None
+    assert found.finder.find([plain]) is not None
     for strange in (plain.as_subclass(Another), plain.to("meta"), plain.to_sparse()):
-        assert found.find([plain, strange], None) is None
+        assert found.finder.find([plain, strange]) is None
 
 
 @needs_compiler
 def test_tensors_are_found_where_and_what_they_are() -> None:
     found = _fused.library()
     assert found is not None
-    assert found.find is not None
+    assert found.finder is not None
     tensors = [
         *(torch.zeros(3, 4, 5), torch.zeros(7), torch.zeros(()), torch.zeros(0, 3)),
         *(
@@ -303,7 +302,7 @@ def test_tensors_are_found_where_and_what_they_are() -> None:
         ),
         *(torch.zeros(2).double(), torch.zeros(2, dtype=torch.bool), torch.zeros(9)[4:]),
     ]
-    places = found.find(tensors, hints(tensors))
+    places = found.finder.find(tensors)
     assert places is not None
     begins, rows, columns, kinds = places
     assert begins.tolist() == [tensor.data_ptr() for tensor in tensors]
