@@ -138,7 +138,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
         rounds=3 if given.quick else given.rounds,
         slow_rounds=1 if given.quick else given.slow_rounds,
         leaves=(2,) if given.problem == ("tiny",) else leaves,
-        compilations=1 if given.quick else min(3, given.rounds),
+        compilations=1 if given.quick else min(5, given.rounds),
         traced=COMPILED if given.quick else TRACED,
         graphs=given.compile,
         full=given.full,

@@ -154,5 +154,5 @@ def test_a_quick_run_is_quick() -> None:
     assert settings.traced == COMPILED
     settings = settings_of(parse(["--threads", "1"]))
     assert settings.traced == TRACED
-    assert (settings.rounds, settings.leaves, settings.compilations) == (15, (100, 500, 1000), 3)
+    assert (settings.rounds, settings.leaves, settings.compilations) == (15, (100, 500, 1000), 5)
     assert settings.problems == ("gpt2", "lora")

@@ -1,5 +1,6 @@
 """The optimizers of Optax and of `emo_optax`, ready to be stepped."""
 
+import gc
 import inspect
 import random
 import time
@@ -11,14 +12,15 @@ import jax.numpy as jnp
 import optax
 
 import emo_optax
-from benchmarks.step_time.plan import COMPILED, LEARNING_RATE, MEMBERS, Variant
+from benchmarks.step_time.plan import COMPILED, LEARNING_RATE, MEMBERS, STANDSTILL, Variant
 from benchmarks.step_time.problems import Arrays, Problem, gradients, lora_shapes, parameters
 from benchmarks.step_time.rounds import FIRST_LOSS, check_emotion, loss_for
 
 
 def make(name: str, **options: Any) -> optax.GradientTransformationExtraArgs:
     """Makes an optimizer of the family or of Optax; all take the loss as `value`."""
-    return optax.with_extra_args_support(_maker(name)(LEARNING_RATE, **options))
+    like = "lion" if name == STANDSTILL else name
+    return optax.with_extra_args_support(_maker(like)(LEARNING_RATE, **options))
 
 
 def _maker(name: str) -> Callable[..., optax.GradientTransformation]:
@@ -34,13 +36,18 @@ class Step:
     Args:
         optimizer: the optimizer.
         donate: whether its parameters and its state are donated.
+        moves: whether it does anything, and not just return them.
     """
 
-    def __init__(self, optimizer: optax.GradientTransformationExtraArgs, *, donate: bool = True) -> None:
+    def __init__(
+        self, optimizer: optax.GradientTransformationExtraArgs, *, donate: bool = True, moves: bool = True
+    ) -> None:
         self.traces = 0
 
         def step(params: Any, state: Any, grads: Any, loss: jax.Array) -> tuple[Any, Any]:
             self.traces += 1
+            if not moves:
+                return params, state
             updates, state = optimizer.update(grads, state, params, value=loss)
             return optax.apply_updates(params, updates), state
 
@@ -78,7 +85,7 @@ class JaxSide:
         params = _copies(self.parameter_arrays)
         state = optimizer.init(params)
         if variant.name not in self._steps:
-            step = Step(optimizer, donate=variant.donate)
+            step = Step(optimizer, donate=variant.donate, moves=variant.make != STANDSTILL)
             seconds, compiled = step.compile(params, state, self._grads, jnp.float32(FIRST_LOSS))
             memory = compiled.memory_analysis()
             beyond = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -173,6 +180,7 @@ def _compile_anew(name: str, leaves: int) -> float:
     optimizer = make(name)
     params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in lora_shapes(leaves)]
     state = jax.eval_shape(optimizer.init, params)
+    gc.collect()  # Nobody shall clear away what others left.
     seconds, _ = Step(optimizer).compile(params, state, params, jax.ShapeDtypeStruct((), jnp.float32))
     return seconds
 

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from benchmarks.step_time.problems import PROBLEMS
 
+STANDSTILL = "standstill"
+"""Who makes a step that returns parameters, and a state like `optax.lion`'s, as they were given (JAX)."""
+
 LEARNING_RATE = 1e-6
 """So small that nothing moves far."""
 
@@ -59,7 +62,8 @@ class Variant(NamedTuple):
 
     Attributes:
         name: what tables call it.
-        make: the name of a member, the name of an optimizer in `torch.optim` or `optax`, or "floor".
+        make: the name of a member, the name of an optimizer in `torch.optim` or `optax`, "floor" or
+            `STANDSTILL`.
         options: what it is made with, beside parameters and learning rate.
         sizes: the sizes of the emotion scalar to measure at; `None` for who has no emotion.
         shadow: whether it has a shadow, so that it must blend where |s| > 0.1.
@@ -121,7 +125,7 @@ _WRITTEN = {make: written for written, makes in _MAKES.items() for make in makes
 
 def floor_of(variant: Variant, size: float | None) -> str:
     """Returns the name of the floor under a variant: that of the streams that its rule reads and writes."""
-    if variant.written:
+    if variant.written or variant.make == STANDSTILL:
         return variant.name
     by_size = {MIDDLING: 1, STRONG: 2} if variant.make == "emo_clan" else {}
     written = by_size.get(size, _WRITTEN[variant.make]) if size is not None else _WRITTEN[variant.make]
@@ -176,7 +180,10 @@ GROUPS: dict[str, dict[str, Group]] = {
     "jax": {
         "second generation": Group(
             # optax.sgd without a momentum is the least that a step under XLA can do: one loop a leaf.
-            (_ADAMW, _LION, _SGD, *_members("jax", "emo_sens", "emo_cats"), _floor(3), _floor(2))
+            (
+                *(_ADAMW, _LION, _SGD, Variant("a step that does nothing", STANDSTILL)),
+                *(*_members("jax", "emo_sens", "emo_cats"), _floor(3), _floor(2)),
+            )
         ),
         "factors": Group((_ADAMW, _ADAFACTOR, *_members("jax", "emo_airy"), _floor(1))),
         "shadow": Group(

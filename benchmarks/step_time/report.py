@@ -213,12 +213,13 @@ def bounds(done: Sequence[Cell], store: Store) -> str:
     """Returns the table of what a full step is held to, and whether it holds."""
     results = Results(done, store)
     threads = results.threads() or [1]
-    head = ("full step", "against", "on", "tensors", "at least", "aim", *map(_threads, threads))
+    head = ("full step", "against", "on", "tensors", "at least", "aim", *map(_threads, threads), "of floor")
     rows = [
         (
             *(bound.title, bound.against, f"{FRAMEWORKS[bound.framework]}, {bound.device}"),
             *(PROBLEMS[bound.problem].title, f"{bound.at_least:g}", f"{bound.aim:g}"),
             *(_verdict(results, bound, count) for count in threads),
+            ", ".join(_of_floor(results, bound, count) for count in threads),
         )
         for bound in BOUNDS
     ]
@@ -226,7 +227,7 @@ def bounds(done: Sequence[Cell], store: Store) -> str:
     for problem in ("gpt2", "lora"):
         found = [_most_temporaries(results, problem, count) for count in threads]
         place = ("PyTorch, cpu", PROBLEMS[problem].title, f"{MOST_TEMPORARIES:g}", "0")
-        rows.append(("the family's largest temporaries", "the parameters", *place, *found))
+        rows.append(("the family's largest temporaries", "the parameters", *place, *found, NOTHING))
     return _table(head, rows, left=4)
 
 
@@ -236,6 +237,14 @@ def _verdict(results: Results, bound: Bound, threads: int) -> str:
     if found is None:
         return NO_GPU if bound.device == "cuda" else NOT_MEASURED
     return f"{found} {_holds(found.median, bound.at_least, quiet=found.is_quiet)}"
+
+
+def _of_floor(results: Results, bound: Bound, threads: int) -> str:
+    """Returns the floor's time over the step's."""
+    where = (bound.framework, bound.device, bound.problem, threads)
+    line = next(line for line in lines(bound.framework) if line.key == bound.row)
+    own, floor = results.ratio(*where, line.key), results.ratio(*where, floor_of(line.variant, line.size))
+    return f"{floor.median / own.median:.2f}" if own and floor else NOTHING
 
 
 def _holds(value: float, bound: float, *, quiet: bool = True) -> str:
