@@ -79,14 +79,14 @@ FAULTS: tuple[Fault, ...] = (
     *_defaults("emo_torch", "emo_airy"),
     # Emotion.
     Fault("emo_optax", "emotion", "* (short - long))", "* (long - short))", "sign of the scalar"),
-    Fault("emo_torch", "emotion", "torch.where(is_first, loss, moved)", "moved", "averages start at 0"),
+    Fault("emo_torch", "emotion", "if state.felt.item() != 0:", "if True:", "averages start at 0"),
     Fault(
-        "emo_torch", "emotion", "state.history[1:], scalar", "state.history[:-1], scalar", "wrong window"
+        "emo_torch", "emotion", "history[:-1] = history[1:]", "history[1:] = history[:-1]", "wrong window"
     ),
     Fault("emo_optax", "emotion", "is_finite & jnp", "jnp", "a non-finite loss enters as 0"),
-    Fault("emo_torch", "emotion", "held = state.held + ~is_felt", "held = state.held", "held not counted"),
+    Fault("emo_torch", "emotion", "    count += 1", "    count += is_felt", "held not counted"),
     Fault("emo_optax", "early_stop", "jnp.abs(history)", "history", "stop without absolute value"),
-    Fault("emo_torch", "emotion", "mean_below: float = 0.05", "mean_below: float = 0.02", "stop bound"),
+    Fault("emo_torch", "early_stop", "mean_below: float = 0.05", "mean_below: float = 0.02", "stop bound"),
     Fault("emo_torch", "early_stop", "(felt >= WINDOW)", "(felt > WINDOW)", "stop one step late"),
     # Shadow-effect.
     Fault("emo_optax", "shadow_effect", "1.0 - jnp.abs(scalar)", "1.0 - scalar", "scale without absolute"),

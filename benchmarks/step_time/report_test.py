@@ -57,7 +57,7 @@ def test_bounds_say_what_holds(tmp_path: Path) -> None:
     assert "1.1 [1.1, 1.1] pass" in row_of(table, "EmoSens", "PyTorch, cpu", "GPT-2")
     assert "0.81 [0.81, 0.81] **fail**" in row_of(table, "EmoCats", "PyTorch, cpu", "GPT-2")
     assert row_of(table, "EmoCats", "PyTorch, cpu", "GPT-2")[4:6] == ["0.8", "0.71"]
-    assert row_of(table, "EmoSens", "PyTorch, cpu", "LoRA")[-2:] == ["not measured", "–"]
+    assert row_of(table, "EmoSens", "PyTorch, cpu", "LoRA")[-2:] == ["not measured", report.NOTHING]
     assert row_of(table, "EmoSens", "PyTorch, cuda")[-2] == "open: no GPU was seen"
     temporaries = row_of(table, "the family's largest temporaries", "GPT-2")
     assert temporaries[-2] == "0.010 (EmoSens) pass"

@@ -17,6 +17,8 @@ BUSY = 0.15
 WINDOW = 0.4
 """Seconds over which that is measured at least; the system counts in hundredths."""
 FIRST_LOSS = 3.0
+PLACEMENT = 3
+"""After how many rounds what is stepped is put elsewhere in memory."""
 
 
 class Runner(Protocol):
@@ -30,6 +32,9 @@ class Runner(Protocol):
 
     def check(self, size: float | None) -> None:
         """Raises a `RuntimeError` if the step was not of the kind that was asked for."""
+
+    def move(self) -> None:
+        """Puts what it steps elsewhere in memory, if where that lies decides how long a step takes."""
 
 
 class Row(NamedTuple):
@@ -159,6 +164,9 @@ def measure(
     try:
         watch, pending, count = Watch(), 0, 0
         while count < 2 * rounds and sum(map(is_quiet, timing["external"])) + pending < rounds:
+            if count and count % PLACEMENT == 0:
+                for runner in {id(row.runner): row.runner for row in rows}.values():
+                    runner.move()
             source.shuffle(order)
             for row in order:
                 row.runner.prepare(row.size)

@@ -83,6 +83,9 @@ class TorchRunner:
             scalar, ratio = float(emotion.scalar), float(emotion.shadow_ratio)
             check_emotion(self._variant.name, scalar, ratio, size, shadow=self._variant.shadow)
 
+    def move(self) -> None:
+        """Does nothing: a step takes as long wherever its tensors lie."""
+
     def costs(self) -> dict[str, Any]:
         """Returns the bytes that a step takes beyond the state, or `None` where that cannot be known."""
         found = [self._temporaries(size) for size in self._variant.sizes]

@@ -143,6 +143,9 @@ class FloorRunner:
     def check(self, size: float | None) -> None:
         """Does nothing."""
 
+    def move(self) -> None:
+        """Does nothing."""
+
 
 def _advance() -> None:
     print("round", flush=True)

@@ -1,0 +1,159 @@
+"""Where the time of a PyTorch step goes on the CPU: part by part, in the readable way and by default.
+
+    python -m benchmarks.step_profile --output docs/step_time
+
+writes `profile.md`. One thread; each way steps alone, on parameters of its own.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import track
+
+import emo_torch
+from benchmarks.step_time.plan import LEARNING_RATE, MEMBERS
+from benchmarks.step_time.problems import PROBLEMS, Problem, gradients, parameters
+from benchmarks.step_time.store import environment
+from emo_torch import _fused
+
+WAYS = {"one by one": False, "the default": None}
+"""The ways to step, by what `foreach` is then: the readable reference, and compiled code."""
+PARTS = ("look", "feel", "move", "in C")
+HEAD = (
+    *("optimizer", "tensors", "way", "a step, ms", "look at tensors", "feel the loss", "move the tensors"),
+    *("of that in compiled C", "the rest"),
+)
+MEASURED = ("emo_sens", "emo_cats", "emo_airy")
+WARM = 4
+"""How many steps come first: plans are made at the third."""
+
+
+class Row(NamedTuple):
+    """What a step takes, in seconds: all of it, and each of `PARTS`."""
+
+    make: str
+    problem: str
+    way: str
+    whole: float
+    parts: dict[str, float]
+
+    def cells(self) -> tuple[str, ...]:
+        """Returns the row of the table."""
+        parts = {name: self.parts[name] for name in PARTS}
+        rest = self.whole - parts["look"] - parts["feel"] - parts["move"]
+        shares = (f"{1e3 * part:.3g} ({part / self.whole:.0%})" for part in (*parts.values(), rest))
+        return (
+            *(MEMBERS[self.make].title, PROBLEMS[self.problem].title, self.way),
+            *(f"{1e3 * self.whole:.3g}", *shares),
+        )
+
+
+@contextmanager
+def watched(optimizer: Any, spent: dict[str, float]) -> Iterator[None]:
+    """Adds what the parts of an optimizer's steps take to `spent`, in seconds."""
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                spent[part] += time.perf_counter() - start
+
+        return call
+
+    methods = {"_look": "look", "_collect": "look", "take_in": "feel", "step_tensors": "move"}
+    watches = [
+        mock.patch.object(optimizer, name, timed(part, getattr(optimizer, name)))
+        for name, part in methods.items()
+    ]
+    library = _fused.library()
+    if library is not None:
+        name = _fused.DTYPES[torch.float32]
+        compiled = timed("in C", getattr(library.handle, name))
+        watches.append(mock.patch.object(library.handle, name, compiled))
+    for watch in watches:
+        watch.start()
+    try:
+        yield
+    finally:
+        for watch in reversed(watches):
+            watch.stop()
+
+
+def measure(make: str, name: str, problem: Problem, way: str, rounds: int) -> Row:
+    """Measures the steps of one optimizer in one way: medians over rounds."""
+    params = []
+    for values, gradient in zip(parameters(problem), gradients(problem), strict=True):
+        param = torch.nn.Parameter(torch.tensor(values))
+        param.grad = torch.tensor(gradient)
+        params.append(param)
+    optimizer = emo_torch.create_optimizer(make, params, lr=LEARNING_RATE, foreach=WAYS[way])
+    loss = torch.tensor(2.0)
+    for _ in range(WARM):
+        optimizer.step(loss=loss)
+    wholes: list[float] = []
+    parts: dict[str, list[float]] = {part: [] for part in PARTS}
+    for _ in range(rounds):
+        spent = dict.fromkeys(PARTS, 0.0)
+        with watched(optimizer, spent):
+            start = time.perf_counter()
+            optimizer.step(loss=loss)
+            wholes.append(time.perf_counter() - start)
+        for part, seconds in spent.items():
+            parts[part].append(seconds)
+    medians = {part: statistics.median(seconds) for part, seconds in parts.items()}
+    return Row(make, name, way, statistics.median(wholes), medians)
+
+
+def report(rows: list[Row], rounds: int) -> str:
+    """Returns the page."""
+    machine = "; ".join(f"{name} {value}" for name, value in environment().items() if "jax" not in name)
+    table = [HEAD, ["---"] * 3 + ["---:"] * (len(HEAD) - 3), *(row.cells() for row in rows)]
+    return "\n\n".join(
+        [
+            "# Where a step's time goes",
+            "Written by `python -m benchmarks.step_profile`.",
+            f"PyTorch on the CPU, one thread. Milliseconds, medians of {rounds} steps, and their share of "
+            "the step. One by one is the readable reference, which calls PyTorch for every operation on "
+            f"every tensor; the default is compiled C. Machine and versions: {machine}.",
+            "\n".join("| " + " | ".join(cells) + " |" for cells in table),
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_profile", description=__doc__)
+    parser.add_argument("--problem", choices=PROBLEMS, action="append", help="default: gpt2 and lora")
+    parser.add_argument("--rounds", type=int, default=9, help="how many steps to measure (default: 9)")
+    parser.add_argument("--output", type=Path, help="the folder to write profile.md to")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    problems = given.problem or ["gpt2", "lora"]
+    jobs = [(make, name, way) for name in problems for make in MEASURED for way in WAYS]
+    console = Console()
+    rows = [
+        measure(make, name, PROBLEMS[name], way, given.rounds)
+        for make, name, way in track(jobs, "profiling", console=console, transient=True)
+    ]
+    page = report(rows, given.rounds)
+    console.print(Markdown(page))
+    if given.output is not None:
+        given.output.mkdir(parents=True, exist_ok=True)
+        (given.output / "profile.md").write_text(page + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
