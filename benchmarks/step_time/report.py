@@ -22,7 +22,7 @@ from benchmarks.step_time.plan import (
     floor_of,
 )
 from benchmarks.step_time.problems import PROBLEMS
-from benchmarks.step_time.rounds import BUSY, PLACEMENT, is_quiet
+from benchmarks.step_time.rounds import BUSY, is_quiet
 from benchmarks.step_time.store import Found, Store
 
 FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX"}
@@ -195,12 +195,12 @@ def _introduction(results: Results, environment: dict[str, str]) -> str:
                 "a group run in one process, in another order each round, each on parameters and state of "
                 "its own and on the same gradients. Every framework and number of threads has its own "
                 "process. The family is made with its defaults; JAX's steps are jitted, with parameters "
-                f"and state donated, and copied elsewhere every {PLACEMENT} rounds: where XLA's arrays lie "
-                "decides up to a fifth of a step's time. `emotion` is the size of the scalar, for which "
-                "the loss is chosen; at 0.4 and 0.8 shadows blend. `of floor` is the time of a kernel that "
-                "only touches the streams that the rule reads and writes, over the step's: 1 is as good "
-                "as it gets. `temporaries` is what a step takes of memory beyond parameters, gradients "
-                "and state, as a share of the parameters."
+                "and state donated, and copied elsewhere between rounds: where XLA's arrays lie decides up "
+                "to a fifth of a step's time. `emotion` is the size of the scalar, for which the loss is "
+                "chosen; at 0.4 and 0.8 shadows blend. `of floor` is the time of a kernel that only "
+                "touches the streams that the rule reads and writes, over the step's: 1 is as good as it "
+                "gets. `temporaries` is what a step takes of memory beyond parameters, gradients and "
+                "state, as a share of the parameters."
             ),
             _wrap(
                 f"{load}{busy}: others used at most {BUSY} cores. Others count only where quiet ones were "

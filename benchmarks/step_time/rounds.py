@@ -17,7 +17,7 @@ BUSY = 0.15
 WINDOW = 0.4
 """Seconds over which that is measured at least; the system counts in hundredths."""
 FIRST_LOSS = 3.0
-PLACEMENT = 3
+PLACEMENT = 1
 """After how many rounds what is stepped is put elsewhere in memory."""
 
 
