@@ -167,7 +167,8 @@ class Finder:
 
     def gradients(self, trail: Trail, params: list[Tensor]) -> list[Tensor] | None:
         """Returns the gradients of a group's parameters; `None` where others are in it, or have one."""
-        if len(params) != len(trail.group):
+        # A group may hold a tuple by now, which no function for lists may see.
+        if not isinstance(params, list) or len(params) != len(trail.group):
             return None
         grads: list[Any] = [None] * trail.many
         group, had, _, hints, *_ = trail.places

@@ -134,6 +134,11 @@ def _give_states_away(optimizer: emo_torch.LossOptimizer) -> None:
         optimizer.state[torch.zeros(1)] = state
 
 
+def _make_it_a_tuple(optimizer: emo_torch.LossOptimizer) -> None:
+    group = optimizer.param_groups[0]
+    group["params"] = tuple(group["params"])
+
+
 def _load(optimizer: emo_torch.LossOptimizer) -> None:
     saved = copy.deepcopy(optimizer.state_dict())
     for state in saved["state"].values():
@@ -144,7 +149,7 @@ def _load(optimizer: emo_torch.LossOptimizer) -> None:
 CHANGES = (
     *(_another_over_the_same_memory, _wake_the_shadow, _another_way, _another_option),
     *(_lose_a_moment, _replace_a_moment, _move_a_moment, _turn_a_moment, _move_a_param, _turn_a_param),
-    *(_replace_a_state, _exchange_states, _give_states_away, _load),
+    *(_replace_a_state, _exchange_states, _give_states_away, _load, _make_it_a_tuple),
 )
 
 
