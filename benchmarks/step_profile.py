@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -20,10 +21,11 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
 
-import emo_torch
-from benchmarks.step_time.plan import LEARNING_RATE, MEMBERS
-from benchmarks.step_time.problems import PROBLEMS, Problem, gradients, parameters
+from benchmarks.step_time.plan import MEMBERS, Variant
+from benchmarks.step_time.problems import PROBLEMS, Problem
+from benchmarks.step_time.report import table
 from benchmarks.step_time.store import environment
+from benchmarks.step_time.torch_side import TorchSide
 from emo_torch import _fused
 
 WAYS = {"one by one": False, "the default": None}
@@ -49,7 +51,7 @@ class Row(NamedTuple):
 
     def cells(self) -> tuple[str, ...]:
         """Returns the row of the table."""
-        parts = {name: self.parts[name] for name in PARTS}
+        parts = self.parts
         rest = self.whole - parts["look"] - parts["feel"] - parts["move"]
         shares = (f"{1e3 * part:.3g} ({part / self.whole:.0%})" for part in (*parts.values(), rest))
         return (
@@ -93,12 +95,8 @@ def watched(optimizer: Any, spent: dict[str, float]) -> Iterator[None]:
 
 def measure(make: str, name: str, problem: Problem, way: str, rounds: int) -> Row:
     """Measures the steps of one optimizer in one way: medians over rounds."""
-    params = []
-    for values, gradient in zip(parameters(problem), gradients(problem), strict=True):
-        param = torch.nn.Parameter(torch.tensor(values))
-        param.grad = torch.tensor(gradient)
-        params.append(param)
-    optimizer = emo_torch.create_optimizer(make, params, lr=LEARNING_RATE, foreach=WAYS[way])
+    variant = Variant(way, make, MappingProxyType({"foreach": WAYS[way]}))
+    optimizer: Any = TorchSide(problem, "cpu", threads=1).runner(variant).optimizer
     loss = torch.tensor(2.0)
     for _ in range(WARM):
         optimizer.step(loss=loss)
@@ -119,7 +117,6 @@ def measure(make: str, name: str, problem: Problem, way: str, rounds: int) -> Ro
 def report(rows: list[Row], rounds: int) -> str:
     """Returns the page."""
     machine = "; ".join(f"{name} {value}" for name, value in environment().items() if "jax" not in name)
-    table = [HEAD, ["---"] * 3 + ["---:"] * (len(HEAD) - 3), *(row.cells() for row in rows)]
     return "\n\n".join(
         [
             "# Where a step's time goes",
@@ -127,7 +124,7 @@ def report(rows: list[Row], rounds: int) -> str:
             f"PyTorch on the CPU, one thread. Milliseconds, medians of {rounds} steps, and their share of "
             "the step. One by one is the readable reference, which calls PyTorch for every operation on "
             f"every tensor; the default is compiled C. Machine and versions: {machine}.",
-            "\n".join("| " + " | ".join(cells) + " |" for cells in table),
+            table(HEAD, (row.cells() for row in rows), left=3),
         ]
     )
 
@@ -139,7 +136,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9, help="how many steps to measure (default: 9)")
     parser.add_argument("--output", type=Path, help="the folder to write profile.md to")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
     problems = given.problem or ["gpt2", "lora"]
     jobs = [(make, name, way) for name in problems for make in MEASURED for way in WAYS]
     console = Console()

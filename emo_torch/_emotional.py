@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator
+from itertools import chain
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -502,8 +503,8 @@ class LossOptimizer(Optimizer):
 
     def _device(self) -> torch.device:
         """Returns the device of the first parameter that has a gradient, or of the first one."""
-        with_gradient = next((param for param in self._params() if param.grad is not None), None)
-        first = next(self._params(), None) if with_gradient is None else with_gradient
+        with_gradient = (param for param in self._params() if param.grad is not None)
+        first = next(chain(with_gradient, self._params()), None)
         return torch.device("cpu") if first is None else first.device
 
     def _bring_memory(self, device: torch.device) -> None:

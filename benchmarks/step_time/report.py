@@ -25,6 +25,8 @@ from benchmarks.step_time.problems import PROBLEMS
 from benchmarks.step_time.rounds import BUSY, is_quiet
 from benchmarks.step_time.store import Found, Store
 
+Place = tuple[str, str, str, int]
+"""A framework, a device, a problem and a number of threads."""
 FRAMEWORKS = {"torch": "PyTorch", "jax": "JAX"}
 NOT_MEASURED = "not measured"
 NO_GPU = "open: no GPU was seen"
@@ -220,7 +222,7 @@ def bounds(done: Sequence[Cell], store: Store) -> str:
             *(bound.title, bound.against, f"{FRAMEWORKS[bound.framework]}, {bound.device}"),
             *(PROBLEMS[bound.problem].title, f"{bound.at_least:g}", f"{bound.aim:g}"),
             *(_verdict(results, bound, count) for count in threads),
-            ", ".join(_of_floor(results, bound, count) for count in threads),
+            ", ".join(_of_floor(results, _place(bound, count), _line(bound)) for count in threads),
         )
         for bound in BOUNDS
     ]
@@ -229,22 +231,27 @@ def bounds(done: Sequence[Cell], store: Store) -> str:
         found = [_most_temporaries(results, problem, count) for count in threads]
         place = ("PyTorch, cpu", PROBLEMS[problem].title, f"{MOST_TEMPORARIES:g}", "0")
         rows.append(("the family's largest temporaries", "the parameters", *place, *found, NOTHING))
-    return _table(head, rows, left=4)
+    return table(head, rows, left=4)
 
 
 def _verdict(results: Results, bound: Bound, threads: int) -> str:
-    where = (bound.framework, bound.device, bound.problem, threads)
-    found = results.ratio(*where, bound.row, bound.against)
+    found = results.ratio(*_place(bound, threads), bound.row, bound.against)
     if found is None:
         return NO_GPU if bound.device == "cuda" else NOT_MEASURED
     return f"{found} {_holds(found.median, bound.at_least, quiet=found.is_quiet)}"
 
 
-def _of_floor(results: Results, bound: Bound, threads: int) -> str:
+def _place(bound: Bound, threads: int) -> Place:
+    return bound.framework, bound.device, bound.problem, threads
+
+
+def _line(bound: Bound) -> Line:
+    return next(line for line in lines(bound.framework) if line.key == bound.row)
+
+
+def _of_floor(results: Results, place: Place, line: Line) -> str:
     """Returns the floor's time over the step's."""
-    where = (bound.framework, bound.device, bound.problem, threads)
-    line = next(line for line in lines(bound.framework) if line.key == bound.row)
-    own, floor = results.ratio(*where, line.key), results.ratio(*where, floor_of(line.variant, line.size))
+    own, floor = results.ratio(*place, line.key), results.ratio(*place, floor_of(line.variant, line.size))
     return f"{floor.median / own.median:.2f}" if own and floor else NOTHING
 
 
@@ -294,7 +301,7 @@ def _family(results: Results) -> Iterator[str]:
         "rule in peace is EmoSens', EmoNeco steps by signs of a momentum like EmoCats, EmoZeal by factors "
         "like EmoAiry, RefAdamWMiniScheduleFree has Adam's moments like EmoSens."
     )
-    yield _table(("member", "cousin", "on", "tensors", *map(_threads, threads)), rows, left=4)
+    yield table(("member", "cousin", "on", "tensors", *map(_threads, threads)), rows, left=4)
 
 
 def _of_cousin(results: Results, framework: str, device: str, problem: str, threads: int, make: str) -> str:
@@ -354,14 +361,12 @@ def steps_table(results: Results, framework: str, device: str, problem: str) -> 
         for count, cell, found in zip(threads, cells, founds, strict=True):
             where = (framework, device, problem, count)
             own = results.ratio(*where, line.key)
-            floor = results.ratio(*where, floor_of(line.variant, line.size))
             if cell is None or found is None or own is None:
                 row += [NOT_MEASURED, NOTHING, NOTHING]
                 continue
             rounds = chosen_rounds(found, cell.rounds)
             middle = statistics.median(found["seconds"][line.key][index] for index in rounds)
-            of_floor = f"{floor.median / own.median:.2f}" if floor else NOTHING
-            row += [str(own), f"{1e3 * middle:.3g}", of_floor]
+            row += [str(own), f"{1e3 * middle:.3g}", _of_floor(results, where, line)]
             counted.append(str(len(rounds)))
         last = next(found for found in reversed(founds) if found)
         share = _temporaries(last, line.variant, problem)
@@ -370,7 +375,7 @@ def steps_table(results: Results, framework: str, device: str, problem: str) -> 
             costs = last["costs"].get(line.variant.name)
             row += [f"{costs['compilation']:.2g}", str(costs["programs"])] if costs else [NOTHING, NOTHING]
         rows.append(row)
-    return _table(head, rows, left=1)
+    return table(head, rows, left=1)
 
 
 def _compilation(results: Results) -> Iterator[str]:
@@ -397,7 +402,7 @@ def _compilation(results: Results) -> Iterator[str]:
         f"Trace, lower and compile of a jitted step over LoRA's leaves, {_threads(cells[0].threads)}, "
         "interleaved; medians, and medians of the ratios to `optax.adamw` of the same round."
     )
-    yield _table(head, rows, left=0)
+    yield table(head, rows, left=0)
 
 
 def _traces(results: Results) -> Iterator[str]:
@@ -412,7 +417,7 @@ def _traces(results: Results) -> Iterator[str]:
         f"each: {', '.join(retraced) or 'none'}."
     )
     rows = [(name, str(each["traces"]), str(each["programs"])) for name, each in counts.items()]
-    yield _table(("optimizer", "traces", "programs"), rows, left=1)
+    yield table(("optimizer", "traces", "programs"), rows, left=1)
 
 
 def _donation(results: Results) -> Iterator[str]:
@@ -434,7 +439,7 @@ def _donation(results: Results) -> Iterator[str]:
             "step, which then writes in place. Without it every step makes new ones: memory beyond the "
             "arguments, as a share of the parameters, and the time to fill it."
         )
-        yield _table(("optimizer", "tensors", "threads", "ratio", "new memory"), rows, left=2)
+        yield table(("optimizer", "tensors", "threads", "ratio", "new memory"), rows, left=2)
 
 
 def _graphs(results: Results) -> Iterator[str]:
@@ -449,7 +454,7 @@ def _graphs(results: Results) -> Iterator[str]:
             (_name("torch", name), f"{each['seconds']:.3g}", str(each["first"]), str(each["last"]))
             for name, each in counts.items()
         ]
-        yield _table(("optimizer", "s", "graphs", "at the end"), rows, left=1)
+        yield table(("optimizer", "s", "graphs", "at the end"), rows, left=1)
 
 
 def _threads(count: int) -> str:
@@ -460,7 +465,7 @@ def _wrap(text: str) -> str:
     return "\n".join(textwrap.wrap(text, 110, break_long_words=False, break_on_hyphens=False))
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]], left: int) -> str:
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], left: int) -> str:
     """Returns a table of which the first columns are aligned to the left."""
     head = list(head)
     rule = ["---"] * left + ["---:"] * (len(head) - left)

@@ -17,8 +17,6 @@ BUSY = 0.15
 WINDOW = 0.4
 """Seconds over which that is measured at least; the system counts in hundredths."""
 FIRST_LOSS = 3.0
-PLACEMENT = 1
-"""After how many rounds what is stepped is put elsewhere in memory."""
 
 
 class Runner(Protocol):
@@ -164,7 +162,7 @@ def measure(
     try:
         watch, pending, count = Watch(), 0, 0
         while count < 2 * rounds and sum(map(is_quiet, timing["external"])) + pending < rounds:
-            if count and count % PLACEMENT == 0:
+            if count:
                 for runner in {id(row.runner): row.runner for row in rows}.values():
                     runner.move()
             source.shuffle(order)

@@ -219,10 +219,8 @@ int emo_find(const Python *python, Describe describe, void **tensors, int64_t co
     for (int64_t tensor = 0; tensor < count; tensor++) {
         if (hints != NULL && tensor + 2 * AHEAD < count) {
             __builtin_prefetch(tensors[tensor + 2 * AHEAD]);
-            for (int line = 0; line < 4; line++)
-                __builtin_prefetch(hints[tensor + AHEAD] + line * LINE);
-            for (int line = 0; line < 2; line++)
-                __builtin_prefetch(hints[count + tensor + AHEAD] + line * LINE);
+            ask_for(hints[tensor + AHEAD], 4);
+            ask_for(hints[count + tensor + AHEAD], 2);
         }
         Described seen;
         if (!is_plain(python, tensors[tensor]) || describe(tensors[tensor], &seen)) return 0;
