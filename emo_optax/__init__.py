@@ -44,6 +44,7 @@ from emo_optax._emotional import emotional as emotional
 from emo_optax._emotional import get_emotion as get_emotion
 from emo_optax._errors import CheckpointError as CheckpointError
 from emo_optax._errors import EmotionMissingError as EmotionMissingError
+from emo_optax._errors import EmoWarning as EmoWarning
 from emo_optax._errors import LossMissingError as LossMissingError
 from emo_optax._metrics import get_metrics as get_metrics
 from emo_optax._ref_adamw_mini_schedule_free import (

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._emotional import emotional_rule
+from emo_optax._hints import with_hints
 from emo_optax._replicas import AxisName
 from emo_optax._rules import scale_by_factored_moments, scale_by_lion, scale_by_uncorrected_adam
 from emo_optax._shadow_system import ShadowRatio
@@ -23,6 +24,7 @@ def choose_rule(scalar: jax.Array) -> jax.Array:
     return (size > 0.3).astype(jnp.int32) + (size > 0.6).astype(jnp.int32)
 
 
+@with_hints
 def emo_clan(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: jax.typing.ArrayLike = 0.9,

@@ -7,11 +7,13 @@ import jax
 import optax
 
 from emo_optax._emotional import emotional_rule
+from emo_optax._hints import with_hints
 from emo_optax._replicas import AxisName
 from emo_optax._rules import scale_by_uncorrected_adam
 from emo_optax._shadow_system import ShadowRatio
 
 
+@with_hints
 def emo_navi(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: jax.typing.ArrayLike = 0.9,

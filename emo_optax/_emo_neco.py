@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._emotional import emotional_rule
+from emo_optax._hints import with_hints
 from emo_optax._replicas import AxisName
 from emo_optax._rules import scale_by_cautious_sign, scale_by_softsign
 from emo_optax._shadow_system import ShadowRatio
@@ -21,6 +22,7 @@ def choose_rule(scalar: jax.Array) -> jax.Array:
     return ((size > 0.2) & (size <= 0.5)).astype(jnp.int32)
 
 
+@with_hints
 def emo_neco(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: jax.typing.ArrayLike = 0.9,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._emotional import emotional_rule
+from emo_optax._hints import with_hints
 from emo_optax._replicas import AxisName
 from emo_optax._rules import (
     is_matrix,
@@ -26,6 +27,7 @@ def choose_first_step(scalar: jax.Array) -> jax.Array:
     return (size > 0.1).astype(jnp.int32) + (size > 0.6).astype(jnp.int32)
 
 
+@with_hints
 def emo_zeal(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: jax.typing.ArrayLike = 0.9,

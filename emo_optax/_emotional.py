@@ -9,6 +9,7 @@ import optax
 
 from emo_optax._early_stop import went_quiet
 from emo_optax._emotion import Emotion, EmotionState, ShareEmotionState, share_emotion
+from emo_optax._hints import with_hints
 from emo_optax._replicas import AxisName
 from emo_optax._rounding import add_rounding
 from emo_optax._shadow_effect import Keep, filter_by_emotion, keep_elements, scale_by_emotion, step_scale
@@ -30,6 +31,7 @@ from emo_optax._validation import (
 from emo_optax._weight_decay import place_weight_decay
 
 
+@with_hints
 def emotional(
     inner: optax.GradientTransformation,
     *,

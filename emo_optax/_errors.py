@@ -1,15 +1,15 @@
 """Errors that say what to do next."""
 
 _DROPPED = (
-    "Call `update(grads, state, params, value=loss)`. If you did, a wrapper around the optimizer dropped "
-    "what it was given: optax.lookahead, optax.contrib.sam, "
+    "Call `update(grads, state, params, value=loss)`. If you do so already, a wrapper around the optimizer "
+    "drops these arguments. These wrappers do: optax.lookahead, optax.contrib.sam, "
     "optax.contrib.split_real_and_imaginary, optax.contrib.galore, "
     "optax.MultiSteps.gradient_transformation() inside a chain, a plain "
-    "optax.GradientTransformation(opt.init, opt.update), and Flax's TrainState.apply_gradients are "
-    "known to. Around any of these of Optax write `emo_optax.bind_extra_args(lambda inner: "
-    "optax.lookahead(inner, 5, 0.5), opt)`; in place of a nested MultiSteps, "
-    "`emo_optax.accumulate(opt, k)`; in place of Flax's TrainState, "
-    "`emo_optax.integrations.flax.TrainState`."
+    "optax.GradientTransformation(opt.init, opt.update), and Flax's TrainState.apply_gradients. "
+    "For a wrapper of Optax, write `emo_optax.bind_extra_args(lambda inner: "
+    "optax.lookahead(inner, 5, 0.5), opt)`, with your wrapper in place of optax.lookahead. "
+    "Replace a nested MultiSteps by "
+    "`emo_optax.accumulate(opt, k)`, and Flax's TrainState by `emo_optax.integrations.flax.TrainState`."
 )
 
 LOSS_MISSING = f"emo_optax reads the loss of every step, and none was given. {_DROPPED}"
@@ -20,14 +20,14 @@ PARAMS_MISSING = (
 )
 
 EMOTION_MISSING = (
-    "A piece made with `shared=True` takes the emotion of an enclosing `emo_optax.emotional(...)` or "
-    "`emo_optax.share_emotion(...)`, and there is none around it. Wrap it in one of them, or leave "
-    "`shared=True` away to let the piece keep an emotion of its own."
+    "A piece made with `shared=True` takes the emotion of the `emo_optax.emotional(...)` or "
+    "`emo_optax.share_emotion(...)` around it, and there is none. Wrap the piece in one of them, or leave "
+    "out `shared=True`: then the piece keeps an emotion of its own."
 )
 
 STATE_OF_ANOTHER = (
-    "The state is not one of this optimizer for these parameters: {problem}. Pass the one that its `init` "
-    "made, or the last `update` returned; make a new one with `init` where the parameters have changed."
+    "The state is not one of this optimizer for these parameters: {problem}. Pass the state that `init` "
+    "made or that the last `update` returned. If the parameters have changed, make a new state with `init`."
 )
 
 
@@ -44,6 +44,16 @@ class LossMissingError(ValueError):
         ... except emo_optax.LossMissingError as error:
         ...     print(str(error)[:55])
         emo_optax reads the loss of every step, and none was gi
+    """
+
+
+class EmoWarning(UserWarning):
+    """A setting is allowed, and is probably meant for another optimizer.
+
+    Example:
+        >>> import warnings
+        >>> import emo_optax
+        >>> warnings.filterwarnings("ignore", category=emo_optax.EmoWarning)  # Where it is meant so.
     """
 
 

@@ -10,6 +10,7 @@ import optax
 from emo_optax._divergence import DivergenceState, init_divergence, injection_strength, watch
 from emo_optax._emotion import wide_dtype
 from emo_optax._emotional import _find, _keep_dtypes
+from emo_optax._hints import with_hints
 from emo_optax._replicas import AxisName, average_over_replicas, check_axis_name
 from emo_optax._rules import _average, _widened, _zeros, stored
 from emo_optax._smoothed_norm import NO_NORM, learning_rate_from_norm, smooth_norm
@@ -44,6 +45,7 @@ class RefAdamWMiniScheduleFreeState(NamedTuple):
     weight_decay: dict[str, optax.OptState]
 
 
+@with_hints
 def ref_adamw_mini_schedule_free(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: jax.typing.ArrayLike = 0.9,

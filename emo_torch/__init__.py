@@ -33,6 +33,7 @@ from emo_torch._emotional import EmoOptimizer as EmoOptimizer
 from emo_torch._emotional import Emotional as Emotional
 from emo_torch._emotional import LossOptimizer as LossOptimizer
 from emo_torch._errors import CheckpointError as CheckpointError
+from emo_torch._errors import EmoWarning as EmoWarning
 from emo_torch._errors import LossMissingError as LossMissingError
 from emo_torch._metrics import get_metrics as get_metrics
 from emo_torch._ref_adamw_mini_schedule_free import (

@@ -1,6 +1,7 @@
 """The losses of a step that has several, or one that comes at another time than the step."""
 
 import math
+import weakref
 from numbers import Real
 from typing import Any
 
@@ -8,6 +9,21 @@ import torch
 from torch import Tensor
 
 REDUCTIONS = ("mean", "sum")
+
+
+class Watched:
+    """A watched loss: it counts as soon as a backward pass reaches it.
+
+    Attributes:
+        loss: its value, shape `[]`.
+        weight: its weight among the losses of one step, above 0.
+        reduction: what becomes of several losses, "mean" or "sum".
+        watched_at: when it was watched, in the order of events of its optimizer.
+    """
+
+    def __init__(self, loss: Tensor, weight: float, reduction: str, watched_at: int) -> None:
+        self.loss, self.weight, self.reduction = loss, weight, reduction
+        self.watched_at = watched_at
 
 
 class CollectedLosses:
@@ -23,6 +39,12 @@ class CollectedLosses:
         self.loss: Tensor | None = None
         self._reduction = "mean"
         self._weight = 0.0
+        self._clock = 0
+        self._alive: weakref.WeakSet[Watched] = weakref.WeakSet()
+        # The backward passes that count for the next step, and those that `reset` took back, each with
+        # its time. Only passes during which another watched loss was still alive are recorded.
+        self._passes: list[tuple[int, Watched]] = []
+        self._taken_back: list[tuple[int, Watched]] = []
 
     def check(self, weight: Any, reduction: Any) -> None:
         """Raises an error for a loss that cannot be added like this."""
@@ -54,6 +76,38 @@ class CollectedLosses:
         self._weight += weight
         self._reduction = reduction
 
+    def watch(self, loss: Tensor, weight: float, reduction: str) -> Watched:
+        """Returns a loss to give to `add_watched` when a backward pass reaches it."""
+        self._clock += 1
+        watched = Watched(loss, weight, reduction, self._clock)
+        self._alive.add(watched)
+        return watched
+
+    def add_watched(self, watched: Watched) -> None:
+        """Adds a watched loss, which a backward pass has reached.
+
+        A loss that was watched before an earlier backward pass belongs to the same step as the loss of
+        that pass: if `reset` took that pass back in between, the pass counts again.
+        """
+        back, self._taken_back = self._taken_back, []
+        for time, other in back:
+            is_same_step = watched.watched_at < time and other.reduction == watched.reduction
+            if is_same_step and other is not watched:
+                self._count(time, other)
+        self._clock += 1
+        self._count(self._clock, watched)
+
+    def _count(self, time: int, watched: Watched) -> None:
+        self.check(watched.weight, watched.reduction)
+        self.add(watched.loss, watched.weight, watched.reduction)
+        if any(other is not watched for other in self._alive):
+            self._passes.append((time, watched))
+
+    def reset(self) -> None:
+        """Forgets the losses, as the gradients are reset; `add_watched` can count passes again."""
+        self._taken_back.extend(self._passes)
+        self.loss, self._passes = None, []
+
     def discard(self) -> None:
         """Forgets them."""
-        self.loss = None
+        self.loss, self._passes, self._taken_back = None, [], []

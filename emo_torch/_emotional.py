@@ -20,6 +20,7 @@ from emo_torch._fused import FusedStep, Signal, cuda, library
 from emo_torch._fused import step as step_fused
 from emo_torch._fused.blocked import step as step_blocked
 from emo_torch._fused.plan import Params, Plans, Seen
+from emo_torch._hints import warn_of_large_rate, with_hints
 from emo_torch._replicas import LossGroup, Replicas
 from emo_torch._rounding import add_rounded, check_rounding, is_narrow, rounding_keys
 from emo_torch._rules import store
@@ -109,6 +110,11 @@ class LossOptimizer(Optimizer):
     """The same as it stands in the groups, by name."""
     _replicas: Replicas
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = with_hints(cls.__init__)  # type: ignore[assignment, method-assign]
+
     def __init__(self, params: ParamsT, defaults: Group, *, process_group: LossGroup = None) -> None:
         self.check_options(defaults)
         self._replicas = Replicas(process_group)
@@ -193,8 +199,9 @@ class LossOptimizer(Optimizer):
             What the closure returned, or else the loss.
 
         Raises:
-            LossMissingError: without a loss, unless the lr of every group is 0: such a step makes
-                missing state and changes nothing.
+            LossMissingError: without a loss, unless the lr of every group is 0 (such a step makes
+                missing state and changes nothing), or the closure returned `None` and no parameter has
+                a gradient (such a batch is skipped: nothing changes).
             TypeError: for a loss that is not a real number, or a closure that is no function.
             ValueError: for a loss that is not a scalar.
             RuntimeError: for sparse gradients and complex parameters, and for a closure that computes
@@ -210,6 +217,12 @@ class LossOptimizer(Optimizer):
         Call it where the loss is computed, before anything divides or scales that: gradient accumulation
         and gradient scalers then don't matter. A loss without a backward pass does not count, one with
         two counts twice.
+
+        `zero_grad` forgets the losses whose backward passes came before it, with one exception: losses
+        that were all watched before the first of their backward passes belong to one step, and a
+        `zero_grad` between those passes forgets none of them. Methods that take the gradients of several
+        losses apart (such as PCGrad) call `zero_grad` there. If such a method computes a loss only after
+        the backward pass of another one, observe the sum before the step: `observe(sum(losses))`.
 
         Args:
             loss: the loss, a tensor of one element with a graph behind it. While gradients are off, as
@@ -244,10 +257,11 @@ class LossOptimizer(Optimizer):
         value = self._checked_loss(loss)
         if torch.is_grad_enabled():
             check_has_graph(loss)
+            watched = collected.watch(value, weight, reduction)
 
             def count(gradient: Tensor) -> None:
                 del gradient
-                collected.add(value, weight, reduction)
+                collected.add_watched(watched)
 
             loss.register_hook(count)
         return loss
@@ -309,7 +323,7 @@ class LossOptimizer(Optimizer):
         Args:
             set_to_none: whether gradients become `None`, and not 0.
         """
-        self._collected.discard()
+        self._collected.reset()
         super().zero_grad(set_to_none)
 
     def _checked_loss(self, loss: Any, name: str = "loss") -> Tensor:
@@ -337,6 +351,8 @@ class LossOptimizer(Optimizer):
         given = loss
         if loss is None:
             given = result if self._collected.loss is None else self._collected.loss
+        if given is None and closure is not None and self._is_skipped():
+            return None
         check_capture(type(self).__name__, self.param_groups, given)
         seen = self._look()
         if given is None and all(self._is_zero(group.get("lr", 1.0)) for group in self.param_groups):
@@ -356,6 +372,10 @@ class LossOptimizer(Optimizer):
         self._collected.discard()
         self._move(feeling, seen)
         return given if closure is None else result
+
+    def _is_skipped(self) -> bool:
+        """Returns whether a closure without a loss has skipped its batch: no parameter has a gradient."""
+        return not self.loss_is_optional and all(param.grad is None for param in self._params())
 
     def _check_groups(self) -> None:
         """Raises an error for groups that somebody has changed so that they cannot be stepped."""
@@ -565,6 +585,7 @@ class LossOptimizer(Optimizer):
             self._share_memory(self.first_memory(), self._device())
         else:
             self._share_memory(self._memory, self._memory[0].device)
+        warn_of_large_rate(self, self.param_groups[-1].get("lr", 0.0))
 
     def _check_shared_options(self, options: Group, shared: Group) -> None:
         """Raises a `ValueError` if options of a group differ that can only be one for all."""

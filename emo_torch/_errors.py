@@ -1,13 +1,14 @@
 """Errors that say what to do next."""
 
 LOSS_MISSING = (
-    "emo_torch reads the loss of every step, and none was given. Pass it with `opt.step(loss=loss)` "
-    "(also `scaler.step(opt, loss=loss)`); or call `opt.watch(loss)` before the backward pass or "
-    "`opt.observe(loss)` after it, and no `zero_grad` from there to the step; or give a closure that "
-    "returns it: `opt.step(closure)`, and `opt.step(lambda: loss.detach())` where a wrapper hands on "
-    "nothing but a closure. `emo_torch.integrations` does it for Accelerate, Hugging Face's Trainer and "
-    "Lightning. Nothing was changed. (A step in which every group's lr is 0 needs no loss and changes "
-    "nothing.)"
+    "emo_torch reads the loss of every step, and none was given. Give it in one of these ways: "
+    "`opt.step(loss=loss)`, with a gradient scaler `scaler.step(opt, loss=loss)`; `opt.watch(loss)` before "
+    "the backward pass, or `opt.observe(loss)` after it, without a `zero_grad` between that and the step; "
+    "`opt.step(closure)` with a closure that returns the loss. If a trainer or a wrapper calls `step`, it "
+    "may drop the loss and what a closure returns: call `emo_torch.unwrap(opt).watch(loss)` before the "
+    "backward pass. `emo_torch.integrations` has ready-made code for Accelerate, Hugging Face's Trainer "
+    "and Lightning. Nothing was changed. (A step needs no loss if the lr of every group is 0, or if its "
+    "closure returns None and no parameter has a gradient: such a step changes nothing.)"
 )
 
 NOT_A_CLOSURE = (
@@ -30,6 +31,16 @@ class LossMissingError(ValueError):
         ... except emo_torch.LossMissingError as error:
         ...     print(str(error)[:55])
         emo_torch reads the loss of every step, and none was gi
+    """
+
+
+class EmoWarning(UserWarning):
+    """A setting is allowed, and is probably meant for another optimizer.
+
+    Example:
+        >>> import warnings
+        >>> import emo_torch
+        >>> warnings.filterwarnings("ignore", category=emo_torch.EmoWarning)  # Where it is meant so.
     """
 
 

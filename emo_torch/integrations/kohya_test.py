@@ -159,3 +159,21 @@ def test_groups_that_step_inside_backward_hear_the_loss(accumulation: int) -> No
     for inside in insides:
         assert inside.heard == pytest.approx(steps.mean(dim=1).tolist(), rel=1e-6)
     assert not any(map(torch.equal, before, model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("stopcoef=0.07", "EmoSens3"),
+        ("notify=False", "EmoSens3"),
+        ("fftmode=True", "a tenth of `lr`"),
+        ("shadow_weight=0.1", "`shadow_rate`"),
+        ("weight_decouple=True", "`weight_decay_mode`"),
+        ("boost=10.0", "EmoPulse"),
+        ("weight_deacy=0.01", "Did you mean 'weight_decay'"),
+    ],
+)
+def test_an_argument_of_another_version_is_explained(argument: str, hint: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        made_as_there("emo_torch.EmoSens", small_model().parameters(), 1e-4, [argument])
+    assert hint in str(caught.value)

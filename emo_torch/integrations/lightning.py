@@ -17,11 +17,27 @@ class LossAwareCallback(pl.Callback):
     In manual optimization an optimizer whose parameters are all off (`toggle_optimizer` of another
     one) is left out, and what is given to `step(loss=loss)` goes first.
 
+    A batch for which `training_step` returns `None` is skipped. In automatic optimization a step all of
+    whose batches were skipped changes nothing.
+
     Example:
         >>> import lightning.pytorch as pl
         >>> from emo_torch.integrations.lightning import LossAwareCallback
         >>> callbacks = [LossAwareCallback()]  # pl.Trainer(..., callbacks=callbacks)
     """
+
+    def __init__(self) -> None:
+        self._has_loss = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forgets what an interrupted training left.
+
+        Args:
+            trainer: the trainer.
+            pl_module: the module in training.
+        """
+        del trainer, pl_module
+        self._has_loss = False
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Hands the loss on.
@@ -31,6 +47,7 @@ class LossAwareCallback(pl.Callback):
             pl_module: the module in training.
             loss: the loss as it goes into the backward pass, shape `[]`.
         """
+        self._has_loss = True
         value = loss.detach()
         scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
@@ -41,3 +58,22 @@ class LossAwareCallback(pl.Callback):
         for optimizer in loss_optimizers(trainer.optimizers):
             if any(param.requires_grad for group in optimizer.param_groups for param in group["params"]):
                 optimizer.observe(value)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Takes the gradients away before a step all of whose batches were skipped: it changes nothing.
+
+        Without a backward pass since the last step, the only gradients are those that `zero_grad` has
+        set to 0.
+
+        Args:
+            trainer: the trainer.
+            pl_module: the module in training.
+            optimizer: the optimizer that is about to step.
+        """
+        del trainer
+        if pl_module.automatic_optimization and not self._has_loss:
+            for inside in loss_optimizers([optimizer]):
+                inside.zero_grad(set_to_none=True)
+        self._has_loss = False

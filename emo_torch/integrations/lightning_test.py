@@ -237,3 +237,125 @@ def test_training_goes_on_from_a_checkpoint_to_the_last_bit(precision: str, tmp_
     assert resumed.inside.heard == whole.inside.heard[BATCHES:]
     assert same_state(resumed.inside.state_dict(), whole.inside.state_dict())
     assert same_state(resumed.state_dict(), whole.state_dict())
+
+
+# Batches that are skipped.
+
+
+class Skipping(Module):
+    """The same, without a loss for some batches."""
+
+    def __init__(self, skipped: tuple[int, ...], set_to_none: bool = True) -> None:
+        super().__init__()
+        self.skipped, self.set_to_none = skipped, set_to_none
+        self.moved: list[bool] = []
+        self.before: list[Tensor] = []
+
+    def training_step(self, given: tuple[Tensor, Tensor], index: int) -> Tensor | None:
+        return None if index in self.skipped else super().training_step(given, index)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        del epoch, batch_idx
+        optimizer.zero_grad(set_to_none=self.set_to_none)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        del batch, batch_idx
+        self.before = [param.detach().clone() for param in self.net.parameters()]
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        del outputs, batch, batch_idx
+        self.moved.append(not all(map(torch.equal, self.before, self.net.parameters())))
+
+
+# Lightning says that a batch was skipped, and steps the schedule, too, when the first one was.
+skipping = pytest.mark.filterwarnings(
+    "ignore:`training_step` returned `None`", "ignore:Detected call of `lr_scheduler.step"
+)
+
+
+@skipping
+@pytest.mark.parametrize("skipped", [(0,), (1,), (BATCHES - 1,), (1, 2), tuple(range(BATCHES))])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("has_callback", [False, True])
+def test_a_batch_without_a_loss_is_skipped(
+    has_callback: bool, precision: str, skipped: tuple[int, ...]
+) -> None:
+    if precision == "16-mixed" and not has_callback and len(skipped) < BATCHES:
+        with pytest.raises(emo_torch.LossMissingError):  # No loss reaches a scaled step.
+            trainer_of([], precision).fit(Skipping(skipped), data())
+        return
+    module = Skipping(skipped)
+    trainer_of([LossAwareCallback()] if has_callback else [], precision).fit(module, data())
+    assert module.moved == [index not in skipped for index in range(BATCHES)]
+    assert module.inside.heard == pytest.approx(module.losses, rel=1e-6)
+
+
+@skipping
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_a_skipped_batch_leaves_no_step_of_gradients_that_are_0(precision: str) -> None:
+    module = Skipping((1, 2), set_to_none=False)
+    trainer_of([LossAwareCallback()], precision).fit(module, data())
+    assert module.moved == [True, False, False, True]
+    assert module.inside.heard == pytest.approx(module.losses, rel=1e-6)
+
+
+@skipping
+@pytest.mark.parametrize("set_to_none", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_of_accumulated_batches_those_with_a_loss_count(precision: str, set_to_none: bool) -> None:
+    # Steps of (0, 1), (2, 3), (4, 5), (6, 7): whole, without its first, without any, whole.
+    module = Skipping((2, 4, 5), set_to_none)
+    trainer_of([LossAwareCallback()], precision, accumulate_grad_batches=2).fit(module, data(8))
+    of_steps = [sum(module.losses[:2]) / 2, module.losses[2], sum(module.losses[3:]) / 2]
+    assert module.inside.heard == pytest.approx(of_steps, rel=1e-6)
+    assert module.moved == [False, True, False, True, False, False, False, True]
+
+
+@skipping
+def test_a_step_whose_last_batch_is_skipped_feels_the_losses_of_the_others() -> None:
+    module = Skipping((1,))
+    trainer_of([LossAwareCallback()], accumulate_grad_batches=2).fit(module, data())
+    assert module.inside.heard == pytest.approx([module.losses[0], sum(module.losses[1:]) / 2], rel=1e-6)
+
+
+@skipping
+def test_gradients_whose_loss_did_not_arrive_are_no_skipped_batch() -> None:
+    with pytest.raises(emo_torch.LossMissingError, match=r"emo_torch\.integrations"):
+        trainer_of([], accumulate_grad_batches=2).fit(Skipping((1,)), data())
+
+
+@skipping
+def test_the_same_callback_serves_another_training_after_one_that_failed() -> None:
+    class Failing(Module):
+        def on_after_backward(self) -> None:
+            raise RuntimeError("on purpose")
+
+    callback = LossAwareCallback()
+    with pytest.raises(RuntimeError, match="on purpose"):
+        trainer_of([callback]).fit(Failing(), data())
+    module = Skipping((0,), set_to_none=False)
+    trainer_of([callback]).fit(module, data())
+    assert module.moved == [False, True, True, True]
+
+
+@pytest.mark.parametrize("has_callback", [False, True])
+def test_in_manual_optimization_a_batch_may_be_left_out_and_a_loss_may_not(has_callback: bool) -> None:
+    class Choosing(TwoOptimizers):
+        def training_step(self, given: tuple[Tensor, Tensor], index: int) -> None:
+            if index != 1:
+                super().training_step(given, index)
+
+    class Forgetting(Manual):
+        def training_step(self, given: tuple[Tensor, Tensor], index: int) -> None:
+            del index
+            self.loss_of(given).backward()  # Lightning's own hook does not see it.
+            self.optimizers().step()  # type: ignore[union-attr]
+
+    callbacks = [LossAwareCallback()] if has_callback else []
+    if has_callback:
+        module = Choosing()
+        trainer_of(callbacks).fit(module, data())
+        assert [inside.heard for inside in module.insides] == module.own
+        assert [len(own) for own in module.own] == [BATCHES - 1] * 2
+    with pytest.raises(emo_torch.LossMissingError):
+        trainer_of(callbacks).fit(Forgetting("none"), data())
