@@ -42,6 +42,7 @@ def outcomes() -> dict[str, str]:
         settings, report = Path(folder) / "pytest.ini", Path(folder) / "report.xml"
         settings.write_text("[pytest]\nmarkers = xdist_group\n")
         options = ("-c", settings, f"--junitxml={report}", "-W", "error", "--import-mode=importlib")
+        options += ("-W", "ignore:A learning rate of")
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *options, __file__],
             env=environment,

@@ -79,7 +79,7 @@ def emo_sens(
         >>> import jax.numpy as jnp
         >>> import optax
         >>> import emo_optax
-        >>> optimizer = optax.chain(optax.clip_by_global_norm(1.0), emo_optax.emo_sens(1e-1))
+        >>> optimizer = optax.chain(optax.clip_by_global_norm(1.0), emo_optax.emo_sens(5e-2))
         >>> params = jnp.asarray([[1.0, -2.0], [3.0, 0.5]])
         >>> state = optimizer.init(params)
         >>> for _ in range(30):

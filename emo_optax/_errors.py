@@ -56,6 +56,9 @@ class EmoWarning(UserWarning):
         >>> warnings.filterwarnings("ignore", category=emo_optax.EmoWarning)  # Where it is meant so.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
 
 class EmotionMissingError(ValueError):
     """A piece that shares an emotion stands outside of any transformation that has one.

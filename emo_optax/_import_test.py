@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 params = jnp.ones((2, 2))
 for member in (emo_optax.emo_sens, emo_optax.emo_airy, emo_optax.emo_cats):
-    optimizer = member(0.1, use_shadow=True)
+    optimizer = member(0.01, use_shadow=True)
     updates, state = optimizer.update(params, optimizer.init(params), params, value=1.0)
     assert float(jnp.max(updates)) < 0
     assert int(emo_optax.get_emotion(state).felt) == 1

@@ -40,7 +40,7 @@ def bind_extra_args(
         >>> import optax
         >>> import emo_optax
         >>> optimizer = emo_optax.bind_extra_args(
-        ...     lambda inner: optax.lookahead(inner, 5, 0.5), emo_optax.emo_sens(0.1)
+        ...     lambda inner: optax.lookahead(inner, 5, 0.5), emo_optax.emo_sens(0.05)
         ... )
         >>> params = optax.LookaheadParams.init_synced(jnp.ones(2))
         >>> state = optimizer.init(params)

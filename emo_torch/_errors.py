@@ -1,14 +1,15 @@
 """Errors that say what to do next."""
 
 LOSS_MISSING = (
-    "emo_torch reads the loss of every step, and none was given. Give it in one of these ways: "
-    "`opt.step(loss=loss)`, with a gradient scaler `scaler.step(opt, loss=loss)`; `opt.watch(loss)` before "
-    "the backward pass, or `opt.observe(loss)` after it, without a `zero_grad` between that and the step; "
-    "`opt.step(closure)` with a closure that returns the loss. If a trainer or a wrapper calls `step`, it "
-    "may drop the loss and what a closure returns: call `emo_torch.unwrap(opt).watch(loss)` before the "
-    "backward pass. `emo_torch.integrations` has ready-made code for Accelerate, Hugging Face's Trainer "
-    "and Lightning. Nothing was changed. (A step needs no loss if the lr of every group is 0, or if its "
-    "closure returns None and no parameter has a gradient: such a step changes nothing.)"
+    "emo_torch reads the loss of every step, and none was given. Pass it with `opt.step(loss=loss)` "
+    "(with a gradient scaler: `scaler.step(opt, loss=loss)`); or call `opt.watch(loss)` before the "
+    "backward pass or `opt.observe(loss)` after it, without a `zero_grad` between that and the step; or "
+    "give a closure that returns the loss: `opt.step(closure)`, for example "
+    "`opt.step(lambda: loss.detach())`. A trainer or a wrapper that calls `step` may drop the loss, and "
+    "may drop the value of a closure: call `emo_torch.unwrap(opt).watch(loss)` before the backward pass. "
+    "`emo_torch.integrations` has ready-made code for Accelerate, Hugging Face's Trainer and Lightning. "
+    "Nothing was changed. (A step needs no loss if the lr of every group is 0, or if its closure returns "
+    "None and no parameter has a gradient: such a step changes nothing.)"
 )
 
 NOT_A_CLOSURE = (
@@ -42,6 +43,9 @@ class EmoWarning(UserWarning):
         >>> import emo_torch
         >>> warnings.filterwarnings("ignore", category=emo_torch.EmoWarning)  # Where it is meant so.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
 
 
 class CheckpointError(ValueError):

@@ -157,6 +157,7 @@ def test_without_a_loss_the_error_names_the_ways_and_nothing_is_changed(
             "opt.step(loss=loss)",
             "scaler.step(opt, loss=loss)",
             "opt.step(closure)",
+            "opt.step(lambda: loss.detach())",
             "emo_torch.unwrap(opt).watch(loss)",
         ):
             assert way in str(caught.value)

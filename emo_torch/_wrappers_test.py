@@ -163,7 +163,6 @@ def test_the_advice_of_a_missing_loss_works_where_a_wrapper_drops_what_a_closure
     with pytest.raises(emo_torch.LossMissingError) as caught:
         wrapper.step(lambda: loss.detach())
     assert "emo_torch.unwrap(opt).watch(loss)" in str(caught.value)
-    assert "lambda" not in str(caught.value)
     emo_torch.unwrap(wrapper).watch(param.square().sum()).backward()
     wrapper.step()
     assert float(inside.emotion.long) == 2.0

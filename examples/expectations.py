@@ -6,6 +6,7 @@ stops. A perceptron with one hidden layer (4,810 parameters), batches of 64, PyT
 """
 
 import argparse
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -156,7 +157,9 @@ def first_steps_table() -> Table:
         table.add_column(f"step {step}", justify="right")
     for name, shape in (("EmoSens", (1, 1)), ("EmoAiry", (1, 1)), ("EmoCats", (1, 1))):
         weight = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
-        optimizer = OPTIMIZERS[name]([weight], lr=1.0, weight_decay=0.0)
+        with warnings.catch_warnings():  # A learning rate of 1 makes the lengths easy to read.
+            warnings.simplefilter("ignore", emo_torch.EmoWarning)
+            optimizer = OPTIMIZERS[name]([weight], lr=1.0, weight_decay=0.0)
         cells = []
         for step in range(1, shown[-1] + 1):
             before = weight.detach().clone()

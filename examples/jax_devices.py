@@ -25,7 +25,7 @@ def data() -> tuple[jax.Array, jax.Array]:
 
 def with_jit(steps: int = 30) -> tuple[float, float]:
     """Trains one program over sharded arrays: the loss is that of the whole batch already."""
-    optimizer = emo_optax.emo_sens(1e-1)
+    optimizer = emo_optax.emo_sens(5e-2)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Any, state: Any, features: Any, targets: Any) -> Any:
@@ -47,7 +47,7 @@ def with_jit(steps: int = 30) -> tuple[float, float]:
 
 def with_shard_map(steps: int = 30) -> tuple[float, float]:
     """Trains a program for each device: gradients are averaged by you, the loss by the optimizer."""
-    optimizer = emo_optax.emo_sens(1e-1, axis_name="data")
+    optimizer = emo_optax.emo_sens(5e-2, axis_name="data")
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
     @jax.jit
@@ -70,7 +70,7 @@ def with_shard_map(steps: int = 30) -> tuple[float, float]:
 
 def with_pmap(steps: int = 30) -> tuple[float, float]:
     """Trains replicas under `jax.pmap`."""
-    optimizer = emo_optax.emo_sens(1e-1, axis_name="data")
+    optimizer = emo_optax.emo_sens(5e-2, axis_name="data")
 
     @functools.partial(jax.pmap, axis_name="data")
     def step(params: Any, state: Any, features: Any, targets: Any) -> Any:

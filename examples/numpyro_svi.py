@@ -20,7 +20,7 @@ def main(steps: int = 300) -> tuple[float, float]:
     """Finds the mean of some numbers, prints and returns the first and the last loss."""
     observed = 3.0 + jax.random.normal(jax.random.key(1), (50,))
     # An ELBO is large and noisy: a small gain keeps the emotion from saying "never mind" to each step.
-    optimizer = numpyro.optim.optax_to_numpyro(emo_optax.emo_sens(1e-1, gain=0.005))
+    optimizer = numpyro.optim.optax_to_numpyro(emo_optax.emo_sens(5e-2, gain=0.005))
     svi = SVI(model, AutoNormal(model), optimizer, Trace_ELBO())
     result = svi.run(jax.random.key(0), steps, observed, progress_bar=False)
     _, (_, state) = result.state.optim_state

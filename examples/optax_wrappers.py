@@ -21,7 +21,7 @@ def with_lookahead(steps: int = 30) -> tuple[float, float]:
     """Trains under a wrapper that drops the loss."""
     optimizer = emo_optax.bind_extra_args(
         lambda inner: optax.lookahead(inner, sync_period=5, slow_step_size=0.5),
-        emo_optax.emo_sens(1e-1),
+        emo_optax.emo_sens(5e-2),
     )
 
     @jax.jit
@@ -41,7 +41,7 @@ def with_lookahead(steps: int = 30) -> tuple[float, float]:
 
 def with_accumulation(steps: int = 30) -> tuple[float, float]:
     """Trains on three micro-batches to a step."""
-    optimizer = emo_optax.accumulate(emo_optax.emo_sens(1e-1), 3)  # for optax.MultiSteps
+    optimizer = emo_optax.accumulate(emo_optax.emo_sens(5e-2), 3)  # for optax.MultiSteps
 
     @jax.jit
     def micro_step(params: Any, state: Any, features: Any, targets: Any) -> Any:
@@ -67,7 +67,7 @@ def with_microbatching(steps: int = 30) -> tuple[float, float]:
         microbatch_size=4,
         accumulator=optax.microbatching.AccumulationType.MEAN,
     )
-    optimizer = emo_optax.emo_sens(1e-1)
+    optimizer = emo_optax.emo_sens(5e-2)
 
     @jax.jit
     def step(params: Any, state: Any) -> Any:

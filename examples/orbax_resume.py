@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 
 import emo_optax
 
-optimizer = emo_optax.emo_sens(1e-1, use_shadow=True)
+optimizer = emo_optax.emo_sens(5e-2, use_shadow=True)
 
 
 def train(params: jax.Array, state: optax.OptState, steps: int) -> tuple[jax.Array, optax.OptState]:

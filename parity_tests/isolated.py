@@ -55,6 +55,9 @@ def test_alone(package: str, wheel: Path, folder: Path) -> None:
         "loadgroup",
         "-W",
         "error",
+        # As pyproject.toml has it, which is not there.
+        "-W",
+        "ignore:A learning rate of",
         "--doctest-modules",
         "--import-mode=importlib",
     )

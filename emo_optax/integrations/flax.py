@@ -20,7 +20,7 @@ class TrainState(train_state.TrainState):
         >>> import emo_optax
         >>> from emo_optax.integrations.flax import TrainState
         >>> state = TrainState.create(
-        ...     apply_fn=None, params={"w": jnp.ones(2)}, tx=emo_optax.emo_sens(0.1)
+        ...     apply_fn=None, params={"w": jnp.ones(2)}, tx=emo_optax.emo_sens(0.05)
         ... )
         >>> loss, grads = jax.value_and_grad(lambda p: jnp.sum(p["w"] ** 2))(state.params)
         >>> state = state.apply_gradients(grads=grads, value=loss)
