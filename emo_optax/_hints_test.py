@@ -206,7 +206,7 @@ def test_an_array_is_not_waited_for_and_nothing_is_traced_anew() -> None:
     traces = []
 
     @jax.jit
-    def step(params: jax.Array, rate: jax.Array) -> jax.Array:
+    def step(params: jax.Array, rate: jax.Array) -> Any:
         traces.append(1)
         optimizer = emo_optax.emo_sens(rate)
         updates, _ = optimizer.update(params, optimizer.init(params), params, value=1.0)

@@ -113,7 +113,7 @@ class LossOptimizer(Optimizer):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__init__" in vars(cls):
-            cls.__init__ = with_hints(cls.__init__)  # type: ignore[assignment, method-assign]
+            cls.__init__ = with_hints(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, params: ParamsT, defaults: Group, *, process_group: LossGroup = None) -> None:
         self.check_options(defaults)

@@ -78,8 +78,9 @@ def test_a_foreign_keyword_is_explained(cls: Any, keyword: str) -> None:
     ],
 )
 def test_the_text_names_the_version_and_what_it_is_here(keyword: str, words: tuple[str, ...]) -> None:
+    options: dict[str, Any] = {keyword: 1}
     with pytest.raises(TypeError) as caught:
-        emo_torch.EmoSens([weight()], **{keyword: 1})
+        emo_torch.EmoSens([weight()], **options)
     assert all(word in str(caught.value) for word in words)
 
 
@@ -95,8 +96,9 @@ def test_every_foreign_keyword_is_named_at_once() -> None:
     [("weight_deacy", "weight_decay"), ("beta", "betas"), ("Theta", "theta"), ("use-shadow", "use_shadow")],
 )
 def test_a_misspelt_option_is_asked_back(keyword: str, meant: str) -> None:
+    options: dict[str, Any] = {keyword: 1}
     with pytest.raises(TypeError, match=f"{keyword!r}. Did you mean {meant!r}\\?"):
-        emo_torch.EmoSens([weight()], **{keyword: 1})
+        emo_torch.EmoSens([weight()], **options)
 
 
 def test_a_keyword_like_nothing_here_gets_the_list() -> None:

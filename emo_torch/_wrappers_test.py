@@ -153,7 +153,7 @@ def test_the_advice_of_a_missing_loss_works_where_a_wrapper_drops_what_a_closure
         def step(self, closure: Any = None) -> None:  # type: ignore[override]
             if closure is not None:
                 closure()
-            self.inside.step()
+            inside.step()
 
     inside = optimizer_of()
     (param,) = inside.param_groups[0]["params"]
