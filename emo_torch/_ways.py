@@ -26,6 +26,8 @@ from emo_torch._sharded import mesh_of
 from emo_torch._switch import multi_tensor_switch_by_emotion, switch_by_emotion
 from emo_torch._weight_decay import add_weight_decay, multi_tensor_add_weight_decay
 
+_CPU = torch.device("cpu")
+
 
 class Feeling(NamedTuple):
     """What the emotion asks of one step, as tensors of shape `[]`.
@@ -92,23 +94,35 @@ class Ways(NamedTuple):
 # What the ways read.
 
 
-class _Signal(NamedTuple):
-    """The feeling as one group needs it, in one dtype on one device."""
+def signal_of(
+    feeling: Feeling,
+    group: Group,
+    dtype: torch.dtype,
+    device: torch.device = _CPU,
+    *,
+    needs_tensors: bool = False,
+) -> Signal:
+    """Returns the feeling as one group needs it, in one dtype on one device.
 
-    tolerance: Tensor
-    scale: Tensor
-    shadow_ratio: Tensor
-    lr: float | Tensor
-
-
-def _signal(feeling: Feeling, group: Group, device: torch.device, dtype: torch.dtype) -> _Signal:
+    Args:
+        feeling: the feeling.
+        group: the options.
+        dtype: a floating-point dtype.
+        device: where the tensors go.
+        needs_tensors: whether the learning rate must be a tensor, too, as compiled code reads it.
+    """
     scalar = feeling.scalar.to(device=device)
     lr = group["lr"]
-    return _Signal(
+    if isinstance(lr, Tensor):
+        lr = lr.reshape(()).to(dtype)
+    if needs_tensors and not (isinstance(lr, Tensor) and lr.device == device):
+        # Filled, not copied: a copy would wait for the device.
+        lr = torch.full((), float(lr), dtype=dtype, device=device)
+    return Signal(
         tolerance=(group.get("theta", 0.0) * (1.0 + scalar.abs())).to(dtype),
         scale=step_scale(scalar).to(dtype),
         shadow_ratio=feeling.shadow_ratio.to(device=device, dtype=dtype),
-        lr=lr.reshape(()).to(dtype) if isinstance(lr, Tensor) else lr,
+        lr=lr,
     )
 
 
@@ -208,12 +222,12 @@ def single_tensor(
     rule = _rule(recipe, feeling, group)
     first = None if recipe.first is None else _first(recipe.first, feeling, group)
     keep = recipe.keep(group)
-    signals: dict[tuple[torch.device, torch.dtype], _Signal] = {}
+    signals: dict[tuple[torch.device, torch.dtype], Signal] = {}
     for param, grad, state in zip(params, grads, states, strict=True):
         # Low precision is computed wide: weight decay alone would be rounded away.
         dtype = wide_dtype(param)
         if (param.device, dtype) not in signals:
-            signals[param.device, dtype] = _signal(feeling, group, param.device, dtype)
+            signals[param.device, dtype] = signal_of(feeling, group, dtype, param.device)
         signal = signals[param.device, dtype]
         weight = param.to(dtype)
         grad = grad.to(dtype)
@@ -270,7 +284,7 @@ def multi_tensor(
     for (device, *_), indices in by_device_and_dtype(params).items():
         narrow = [params[index] for index in indices]
         dtype = wide_dtype(narrow[0])
-        signal = _signal(feeling, group, device, dtype)
+        signal = signal_of(feeling, group, dtype, device)
         weights = [param.to(dtype) for param in narrow]
         gradients = [grads[index].to(dtype) for index in indices]
         saved = [states[index] for index in indices]
@@ -337,30 +351,16 @@ def fused(
     what = describe(recipe, float(b1), float(b2), float(group["eps"]), float(group.get("theta", 0.0)))
     if what is None:
         return list(range(len(params)))
-    device = params[0].device if params[0].device.type in cuda.DEVICES else torch.device("cpu")
+    device = params[0].device if params[0].device.type in cuda.DEVICES else _CPU
     if recipe.choose is not None:
         what = what._replace(chosen=recipe.choose(feeling.scalar).to(device))
     if recipe.first is not None:
         what = what._replace(chosen_first=recipe.first.choose(feeling.scalar).to(device))
-    signal_of = functools.partial(_fused_signal, feeling, group)
+    signal = functools.partial(signal_of, feeling, group, needs_tensors=True)
     if device.type in cuda.DEVICES:
-        return cuda.step(params, grads, states, what, signal_of=signal_of, group=group)
+        return cuda.step(params, grads, states, what, signal_of=signal, group=group)
     take = step_blocked if library() is None else step_fused
-    return take(params, grads, states, what, signal_of=signal_of, group=group)
-
-
-_CPU = torch.device("cpu")
-
-
-def _fused_signal(
-    feeling: Feeling, group: Group, dtype: torch.dtype, device: torch.device = _CPU
-) -> Signal:
-    signal = _signal(feeling, group, device, dtype)
-    lr = signal.lr
-    if not isinstance(lr, Tensor) or lr.device != device:
-        # Filled, not copied: a copy would wait for the device.
-        lr = torch.full((), float(lr), dtype=dtype, device=device)
-    return Signal(signal.tolerance, signal.scale, signal.shadow_ratio, lr)
+    return take(params, grads, states, what, signal_of=signal, group=group)
 
 
 WAYS = Ways(single_tensor, multi_tensor, fused)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,19 +81,19 @@ class FusedStep(NamedTuple):
 
 
 class Signal(NamedTuple):
-    """The emotion as numbers of the parameters' dtype, each of shape `[]` on the CPU.
+    """The emotion as numbers of the dtype that a step is computed in, each of shape `[]`.
 
     Attributes:
         tolerance: theta (1 + |s|).
         scale: 1 - |s|.
         shadow_ratio: r(s).
-        lr: the learning rate.
+        lr: the learning rate, a tensor; the ways without compiled code take a number, too.
     """
 
     tolerance: Tensor
     scale: Tensor
     shadow_ratio: Tensor
-    lr: Tensor
+    lr: Any
 
 
 MOST_RULES = 3
@@ -114,6 +114,10 @@ def describe(recipe: Recipe, b1: float, b2: float, eps: float, theta: float) -> 
     first = recipe.first
     first_steps = () if first is None else tuple(rule.name for rule in first.rules)
     is_known = all(rule.kernel is not None for rule in recipe.rules) and len(recipe.rules) <= MOST_RULES
+    if recipe.filter is not None:
+        # Compiled code looks at rows and columns with the factors of a matrix, and at elements without.
+        factored = {rule.moments(1) != rule.moments(2) for rule in recipe.rules}
+        is_known &= factored == {recipe.filter == "rows_and_columns"}
     if first is not None:
         is_known &= first.least_ndim == 2 and set(first_steps) <= set(FIRST_STEPS)
         is_known &= len(first_steps) <= MOST_RULES
