@@ -39,7 +39,7 @@ class EmoZeal(EmoOptimizer):
         p &\leftarrow p - \eta\,\frac{g}{\sqrt{r c} + \epsilon}
 
     See `scale_by_factored_moments` for R, C and vectors, which have no first step. Where weight decay
-    is "l2", the first step takes the gradient without it. The first step's momentum is one that
+    is "l2", both steps take the gradient with it. The first step's momentum is one that
     never moves from 0, as published, and so none is kept.
 
     Args:

@@ -113,18 +113,21 @@ def describe(recipe: Recipe, b1: float, b2: float, eps: float, theta: float) -> 
     """
     first = recipe.first
     first_steps = () if first is None else tuple(rule.name for rule in first.rules)
-    is_known = all(rule.kernel is not None for rule in recipe.rules) and len(recipe.rules) <= MOST_RULES
+    kinds = {rule.kernel: rule.name for rule in KERNELS}
+    is_known = all(rule.kernel in kinds for rule in recipe.rules) and len(recipe.rules) <= MOST_RULES
+    factored = {rule.moments(1) != rule.moments(2) for rule in recipe.rules}
     if recipe.filter is not None:
         # Compiled code looks at rows and columns with the factors of a matrix, and at elements without.
-        factored = {rule.moments(1) != rule.moments(2) for rule in recipe.rules}
         is_known &= factored == {recipe.filter == "rows_and_columns"}
     if first is not None:
-        is_known &= first.least_ndim == 2 and set(first_steps) <= set(FIRST_STEPS)
-        is_known &= len(first_steps) <= MOST_RULES
+        is_known &= first.least_ndim == 2 and factored == {True}
+        is_known &= set(first_steps) <= set(FIRST_STEPS) and len(first_steps) <= MOST_RULES
     if not is_known:
         return None
     rules = tuple(
-        FusedRule(rule.name, rule.betas or (b1, b2), eps if "eps" in rule.reads else 0.0, rule.prefix)
+        FusedRule(
+            kinds[rule.kernel], rule.betas or (b1, b2), eps if "eps" in rule.reads else 0.0, rule.prefix
+        )
         for rule in recipe.rules
     )
     kept: str = recipe.filter or "all"
