@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
 
-from benchmarks.step_time.plan import MEMBERS, Variant
+from benchmarks.step_time.members import MEMBERS
+from benchmarks.step_time.plan import Variant
 from benchmarks.step_time.problems import PROBLEMS, Problem
 from benchmarks.step_time.report import table
 from benchmarks.step_time.store import environment

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 
@@ -17,18 +17,37 @@ from emo_optax._emo_sens import emo_sens
 from emo_optax._emo_zeal import emo_zeal
 from emo_optax._ref_adamw_mini_schedule_free import ref_adamw_mini_schedule_free
 
-_OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
-    "emo_airy": emo_airy,
-    "emo_cats": emo_cats,
-    "emo_clan": emo_clan,
-    "emo_fact": emo_fact,
-    "emo_lynx": emo_lynx,
-    "emo_navi": emo_navi,
-    "emo_neco": emo_neco,
-    "emo_sens": emo_sens,
-    "emo_zeal": emo_zeal,
-    "ref_adamw_mini_schedule_free": ref_adamw_mini_schedule_free,
+
+class Member(NamedTuple):
+    """One member of the family.
+
+    Attributes:
+        name: the name for `create_optimizer`, the same in both packages.
+        make: the function that makes the optimizer.
+        generation: 1 or 2, the generation of the published code; `None` for a member outside of both.
+    """
+
+    name: str
+    make: Callable[..., optax.GradientTransformationExtraArgs]
+    generation: int | None = None
+
+
+MEMBERS = {
+    member.name: member
+    for member in (
+        Member("emo_sens", emo_sens, generation=2),
+        Member("emo_airy", emo_airy, generation=2),
+        Member("emo_cats", emo_cats, generation=2),
+        Member("emo_navi", emo_navi, generation=1),
+        Member("emo_fact", emo_fact, generation=1),
+        Member("emo_lynx", emo_lynx, generation=1),
+        Member("emo_clan", emo_clan, generation=1),
+        Member("emo_neco", emo_neco, generation=1),
+        Member("emo_zeal", emo_zeal, generation=1),
+        Member("ref_adamw_mini_schedule_free", ref_adamw_mini_schedule_free),
+    )
 }
+"""The registry of the family by name. A new member is one more line (see docs/add_a_member.md)."""
 
 
 def list_optimizers() -> list[str]:
@@ -39,7 +58,7 @@ def list_optimizers() -> list[str]:
         >>> "emo_sens" in emo_optax.list_optimizers()
         True
     """
-    return sorted(_OPTIMIZERS)
+    return sorted(MEMBERS)
 
 
 def create_optimizer(name: str, /, *args: Any, **options: Any) -> optax.GradientTransformationExtraArgs:
@@ -64,7 +83,7 @@ def create_optimizer(name: str, /, *args: Any, **options: Any) -> optax.Gradient
     """
     if not isinstance(name, str):
         raise TypeError(f"The name of an optimizer is needed, and this is {name!r}")
-    known = {name.replace("_", ""): name for name in _OPTIMIZERS}
+    known = {name.replace("_", ""): name for name in MEMBERS}
     plain = name.replace("_", "").lower()
     if plain not in known:
         near = [known[match] for match in difflib.get_close_matches(plain, known, n=1)]
@@ -72,4 +91,4 @@ def create_optimizer(name: str, /, *args: Any, **options: Any) -> optax.Gradient
         raise ValueError(
             f"There is no optimizer named {name!r}{hint} Known are {', '.join(list_optimizers())}."
         )
-    return _OPTIMIZERS[known[plain]](*args, **options)
+    return MEMBERS[known[plain]].make(*args, **options)

@@ -8,10 +8,13 @@ import optax
 
 from emo_optax._emotional import emotional_rule
 from emo_optax._hints import with_hints
+from emo_optax._options import options_of
 from emo_optax._replicas import AxisName
+from emo_optax._rounding import Rounding
 from emo_optax._rules import scale_by_lion
 from emo_optax._shadow_system import ShadowRatio
-from emo_optax._validation import check_flag, check_not_negative
+from emo_optax._validation import check_not_negative
+from emo_optax._weight_decay import WeightDecayMode
 
 
 @with_hints
@@ -31,9 +34,9 @@ def emo_cats(
     short_factor: jax.typing.ArrayLike = 0.3,
     long_factor: jax.typing.ArrayLike = 0.01,
     gain: jax.typing.ArrayLike = 5.0,
-    weight_decay_mode: str = "decoupled",
+    weight_decay_mode: WeightDecayMode = "decoupled",
     moment_dtype: Any | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps by the sign of an interpolated momentum, as far as the emotion allows.
@@ -95,22 +98,9 @@ def emo_cats(
 
     Source: EmoCats v2.0 by muooon.
     """
+    options = options_of(locals())
     check_not_negative("eps", eps)
-    check_flag("decoupled_weight_decay", decoupled_weight_decay)
     return emotional_rule(
         scale_by_lion(b1, b2, moment_dtype=moment_dtype),
-        learning_rate,
-        weight_decay,
-        mask,
-        weight_decay_divisor=learning_rate if decoupled_weight_decay else None,
-        use_shadow=use_shadow,
-        shadow_ratio=shadow_ratio,
-        shadow_rate=shadow_rate,
-        theta=theta,
-        short_factor=short_factor,
-        long_factor=long_factor,
-        gain=gain,
-        weight_decay_mode=weight_decay_mode,
-        rounding=rounding,
-        axis_name=axis_name,
+        **options,
     )

@@ -9,10 +9,13 @@ import optax
 
 from emo_optax._emotional import emotional_rule
 from emo_optax._hints import with_hints
+from emo_optax._options import options_of
 from emo_optax._replicas import AxisName
+from emo_optax._rounding import Rounding
 from emo_optax._rules import scale_by_factored_moments, scale_by_lion, scale_by_uncorrected_adam
 from emo_optax._shadow_system import ShadowRatio
 from emo_optax._switch import select_by_emotion
+from emo_optax._weight_decay import WeightDecayMode
 
 LION_BETAS = (0.9, 0.99)
 """The decay rates of Lion's rule here, whatever those of the others are."""
@@ -39,9 +42,9 @@ def emo_clan(
     short_factor: jax.typing.ArrayLike = 0.3,
     long_factor: jax.typing.ArrayLike = 0.01,
     gain: jax.typing.ArrayLike = 5.0,
-    weight_decay_mode: str = "decoupled",
+    weight_decay_mode: WeightDecayMode = "decoupled",
     moment_dtype: Any | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps by one of three rules, chosen by how strong the emotion is.
@@ -109,6 +112,7 @@ def emo_clan(
 
     Source: EmoClan v2.0 by muooon.
     """
+    options = options_of(locals())
     rules = (
         scale_by_uncorrected_adam(b1, b2, eps, moment_dtype=moment_dtype),
         scale_by_factored_moments(b1, b2, eps, moment_dtype=moment_dtype),
@@ -116,17 +120,6 @@ def emo_clan(
     )
     return emotional_rule(
         select_by_emotion(rules, choose_rule),
-        learning_rate,
-        weight_decay,
-        mask,
         shadow_effect=False,
-        use_shadow=use_shadow,
-        shadow_ratio=shadow_ratio,
-        shadow_rate=shadow_rate,
-        short_factor=short_factor,
-        long_factor=long_factor,
-        gain=gain,
-        weight_decay_mode=weight_decay_mode,
-        rounding=rounding,
-        axis_name=axis_name,
+        **options,
     )

@@ -9,11 +9,13 @@ import optax
 
 from emo_optax._emotional import emotional_rule
 from emo_optax._hints import with_hints
+from emo_optax._options import options_of
 from emo_optax._replicas import AxisName
+from emo_optax._rounding import Rounding
 from emo_optax._rules import scale_by_cautious_sign, scale_by_softsign
 from emo_optax._shadow_system import ShadowRatio
 from emo_optax._switch import select_by_emotion
-from emo_optax._validation import check_flag
+from emo_optax._weight_decay import WeightDecayMode
 
 
 def choose_rule(scalar: jax.Array) -> jax.Array:
@@ -38,9 +40,9 @@ def emo_neco(
     short_factor: jax.typing.ArrayLike = 0.3,
     long_factor: jax.typing.ArrayLike = 0.01,
     gain: jax.typing.ArrayLike = 5.0,
-    weight_decay_mode: str = "decoupled",
+    weight_decay_mode: WeightDecayMode = "decoupled",
     moment_dtype: Any | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps by the cautious sign of a momentum, and by its softened self where emotion is middling.
@@ -109,25 +111,13 @@ def emo_neco(
 
     Source: EmoNeco v2.0 by muooon.
     """
-    check_flag("decoupled_weight_decay", decoupled_weight_decay)
+    options = options_of(locals())
     rules = (
         scale_by_cautious_sign(b1, b2, moment_dtype=moment_dtype),
         scale_by_softsign(b1, b2, eps, moment_dtype=moment_dtype),
     )
     return emotional_rule(
         select_by_emotion(rules, choose_rule, one_state=True),
-        learning_rate,
-        weight_decay,
-        mask,
         shadow_effect=False,
-        weight_decay_divisor=learning_rate if decoupled_weight_decay else None,
-        use_shadow=use_shadow,
-        shadow_ratio=shadow_ratio,
-        shadow_rate=shadow_rate,
-        short_factor=short_factor,
-        long_factor=long_factor,
-        gain=gain,
-        weight_decay_mode=weight_decay_mode,
-        rounding=rounding,
-        axis_name=axis_name,
+        **options,
     )

@@ -9,7 +9,9 @@ import optax
 
 from emo_optax._emotional import emotional_rule
 from emo_optax._hints import with_hints
+from emo_optax._options import options_of
 from emo_optax._replicas import AxisName
+from emo_optax._rounding import Rounding
 from emo_optax._rules import (
     is_matrix,
     is_vector,
@@ -19,6 +21,7 @@ from emo_optax._rules import (
 )
 from emo_optax._shadow_system import ShadowRatio
 from emo_optax._switch import select_by_emotion
+from emo_optax._weight_decay import WeightDecayMode
 
 
 def choose_first_step(scalar: jax.Array) -> jax.Array:
@@ -42,9 +45,9 @@ def emo_zeal(
     short_factor: jax.typing.ArrayLike = 0.3,
     long_factor: jax.typing.ArrayLike = 0.01,
     gain: jax.typing.ArrayLike = 5.0,
-    weight_decay_mode: str = "decoupled",
+    weight_decay_mode: WeightDecayMode = "decoupled",
     moment_dtype: Any | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps by averages over rows and columns, and before that by sign or softsign as emotion demands.
@@ -63,7 +66,7 @@ def emo_zeal(
         p &\leftarrow p - \eta\,\frac{g}{\sqrt{r c} + \epsilon}
 
     See `scale_by_factored_moments` for R, C and vectors, which have no first step. Where weight decay
-    is "l2", the first step takes the gradient without it. The first step's momentum is one that
+    is "l2", both steps take the gradient with it. The first step's momentum is one that
     never moves from 0, as published, and so none is kept.
 
 
@@ -116,6 +119,7 @@ def emo_zeal(
 
     Source: EmoZeal v2.0 by muooon.
     """
+    options = options_of(locals())
     rules = (
         optax.set_to_zero(),
         scale_by_softsign(b1, None, eps),
@@ -124,18 +128,7 @@ def emo_zeal(
     first = select_by_emotion(rules, choose_first_step)
     return emotional_rule(
         scale_by_factored_moments(b1, b2, eps, moment_dtype=moment_dtype),
-        learning_rate,
-        weight_decay,
-        mask,
         shadow_effect=False,
         first=optax.chain(optax.masked(first, is_matrix), optax.masked(optax.set_to_zero(), is_vector)),
-        use_shadow=use_shadow,
-        shadow_ratio=shadow_ratio,
-        shadow_rate=shadow_rate,
-        short_factor=short_factor,
-        long_factor=long_factor,
-        gain=gain,
-        weight_decay_mode=weight_decay_mode,
-        rounding=rounding,
-        axis_name=axis_name,
+        **options,
     )

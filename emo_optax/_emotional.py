@@ -11,7 +11,7 @@ from emo_optax._early_stop import went_quiet
 from emo_optax._emotion import Emotion, EmotionState, ShareEmotionState, share_emotion
 from emo_optax._hints import with_hints
 from emo_optax._replicas import AxisName
-from emo_optax._rounding import add_rounding
+from emo_optax._rounding import Rounding, add_rounding
 from emo_optax._shadow_effect import Keep, filter_by_emotion, keep_elements, scale_by_emotion, step_scale
 from emo_optax._shadow_system import BlendWithShadowState, ShadowRatio, blend_with_shadow
 from emo_optax._switch import step_first
@@ -28,7 +28,7 @@ from emo_optax._validation import (
     checked_params,
     takes_extra_args,
 )
-from emo_optax._weight_decay import place_weight_decay
+from emo_optax._weight_decay import WeightDecayMode, place_weight_decay
 
 
 @with_hints
@@ -44,7 +44,7 @@ def emotional(
     short_factor: jax.typing.ArrayLike = 0.3,
     long_factor: jax.typing.ArrayLike = 0.01,
     gain: jax.typing.ArrayLike = 5.0,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Makes any Optax optimizer emotional.
@@ -120,7 +120,7 @@ def emotional(
 
 
 def _keep_dtypes(
-    inner: optax.GradientTransformationExtraArgs, rounding: str = "nearest"
+    inner: optax.GradientTransformationExtraArgs, rounding: Rounding = "nearest"
 ) -> optax.GradientTransformationExtraArgs:
     """Rounds the updates once, at the end, to the parameters' dtypes."""
     inner = add_rounding(inner, rounding)
@@ -167,14 +167,19 @@ def emotional_rule(
     shadow_effect: bool = True,
     theta: jax.typing.ArrayLike = 1e-4,
     keep: Keep = keep_elements,
-    weight_decay_mode: str = "decoupled",
-    weight_decay_divisor: optax.ScalarOrSchedule | None = None,
+    weight_decay_mode: WeightDecayMode = "decoupled",
+    decoupled_weight_decay: bool = False,
     first: optax.GradientTransformation | None = None,
     **emotion: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Builds a member of the family from its rule: emotion, shadow, first step, weight decay, update."""
+    """Builds a member of the family from its rule: emotion, shadow, first step, weight decay, update.
+
+    A member hands over its options with `options_of(locals())`.
+    """
+    check_flag("decoupled_weight_decay", decoupled_weight_decay)
     check_learning_rate(learning_rate)
-    decay = place_weight_decay(weight_decay_mode, weight_decay, mask, weight_decay_divisor)
+    divisor = learning_rate if decoupled_weight_decay else None
+    decay = place_weight_decay(weight_decay_mode, weight_decay, mask, divisor)
     step = rule
     if shadow_effect:
         step = optax.chain(

@@ -12,6 +12,7 @@ from emo_optax._emotion import wide_dtype
 from emo_optax._emotional import _find, _keep_dtypes
 from emo_optax._hints import with_hints
 from emo_optax._replicas import AxisName, average_over_replicas, check_axis_name
+from emo_optax._rounding import Rounding
 from emo_optax._rules import _average, _widened, _zeros, stored
 from emo_optax._smoothed_norm import NO_NORM, learning_rate_from_norm, smooth_norm
 from emo_optax._validation import (
@@ -26,7 +27,7 @@ from emo_optax._validation import (
     check_order,
     hyperparameter,
 )
-from emo_optax._weight_decay import MODES, place_weight_decay
+from emo_optax._weight_decay import MODES, WeightDecayMode, place_weight_decay
 
 
 class RefMomentsState(NamedTuple):
@@ -60,9 +61,9 @@ def ref_adamw_mini_schedule_free(
     ref_alpha: jax.typing.ArrayLike = 0.5,
     ref_max_steps: Any | None = None,
     injection_bound: jax.typing.ArrayLike | None = 0.1,
-    weight_decay_mode: str = "decoupled",
+    weight_decay_mode: WeightDecayMode = "decoupled",
     moment_dtype: Any | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps by Adam's moments at a learning rate of each tensor's own, and feeds them the parameters.

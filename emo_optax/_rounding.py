@@ -1,6 +1,6 @@
 """Rounding: how parameters of low precision take on steps that are finer than they are."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,8 @@ import optax
 
 from emo_optax._validation import check_choice, check_params, check_seed
 
-ROUNDINGS = ("nearest", "kahan", "stochastic")
+Rounding = Literal["nearest", "kahan", "stochastic"]
+ROUNDINGS: tuple[str, ...] = get_args(Rounding)
 """The ways in which a parameter takes on an update."""
 
 
@@ -242,7 +243,7 @@ def round_stochastically(seed: int = 0) -> optax.GradientTransformationExtraArgs
 
 
 def add_rounding(
-    inner: optax.GradientTransformationExtraArgs, rounding: str
+    inner: optax.GradientTransformationExtraArgs, rounding: Rounding
 ) -> optax.GradientTransformationExtraArgs:
     """Returns a transformation with the piece behind it that the word asks for: none for "nearest"."""
     check_choice("rounding", rounding, ROUNDINGS)

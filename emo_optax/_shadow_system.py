@@ -1,7 +1,7 @@
 """Shadow-system: after the fact, pull the weights back to a slow copy of themselves."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from emo_optax._validation import (
     takes_extra_args,
 )
 
-ShadowRatio = str | Callable[[jax.Array], jax.Array]
+ShadowRatio = Literal["v2.0", "v1.0"] | Callable[[jax.Array], jax.Array]
 """ "v2.0", "v1.0", or a function of the scalar (shape `[]`) to a ratio in [0, 1]."""
 
 

@@ -1,7 +1,7 @@
 """Weight decay, in the three ways that the family knows."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ from emo_optax._validation import (
     initial_value,
 )
 
-MODES = ("decoupled", "absolute", "l2")
+WeightDecayMode = Literal["decoupled", "absolute", "l2"]
+MODES: tuple[str, ...] = get_args(WeightDecayMode)
 """The modes: p <- p - eta wd p;  p <- p - wd p;  g <- g + wd p."""
 
 
@@ -133,7 +134,7 @@ def decay_mask(params: optax.Params) -> Any:
 
 
 def place_weight_decay(
-    mode: str,
+    mode: WeightDecayMode,
     weight_decay: optax.ScalarOrSchedule,
     mask: Any | Callable[[optax.Params], Any] | None,
     divisor: optax.ScalarOrSchedule | None = None,

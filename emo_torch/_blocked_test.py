@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import emo_torch
-from emo_torch import _emotional
+from emo_torch import _ways
 from emo_torch._fused import FusedRule, FusedStep, blocked
 
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -25,7 +25,7 @@ LOSSES = (2.0, 2.1, 9.0, float("nan"), 2.0, 1.9)
 @pytest.fixture(autouse=True)
 def without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Takes the compiler away, makes blocks small, and counts what was left to the other ways."""
-    monkeypatch.setattr(_emotional, "library", lambda: None)
+    monkeypatch.setattr(_ways, "library", lambda: None)
     monkeypatch.setattr(blocked, "BLOCK", 500)
     left: list[int] = []
 
@@ -34,7 +34,7 @@ def without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         left.append(len(rest) - sum(param.numel() == 0 for param in params))
         return rest
 
-    monkeypatch.setattr(_emotional, "step_blocked", step)
+    monkeypatch.setattr(_ways, "step_blocked", step)
     return left
 
 
@@ -227,7 +227,7 @@ def test_without_the_code_of_pytorch_the_other_ways_step(monkeypatch: pytest.Mon
 SWITCHED_OFF = """
 import torch
 import emo_torch
-from emo_torch import _emotional
+from emo_torch import _ways
 from emo_torch._fused import blocked, library
 
 assert library() is None
@@ -236,7 +236,7 @@ def step(params, *args, **given):
     rest = blocked.step(params, *args, **given)
     counts.append(len(rest))
     return rest
-_emotional.step_blocked = step
+_ways.step_blocked = step
 weight = torch.nn.Parameter(torch.ones(5))
 weight.grad = torch.ones(5)
 emo_torch.EmoSens([weight]).step(loss=1.0)

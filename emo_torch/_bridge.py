@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emo_torch._emotional import MOMENTS, LossOptimizer
+from emo_torch._emotional import LossOptimizer
 from emo_torch._files import DIGEST, Part, check_digest, read_file, write_file
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -63,8 +63,10 @@ def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor
     divisor = optimizer.param_groups[0].get("weight_decay_divisor")
     if divisor is not None:
         arrays["weight_decay_divisor"] = np.asarray(divisor, arrays["emotion/scalar"].dtype)
-    for name, state in _named_states(optimizer, named_params).items():
-        for key in (*MOMENTS, "shadow", "compensation"):
+    named = list(named_params)
+    by_name = dict(named)
+    for name, state in _named_states(optimizer, named).items():
+        for key in (*optimizer.moment_names(by_name[name]), "shadow", "compensation"):
             if key in state:
                 arrays[f"{key}/{name}"] = _to_array(state[key])
         made = state.get("shadow_exists")
@@ -118,7 +120,7 @@ def from_arrays(
             group["weight_decay_divisor"] = float(arrays["weight_decay_divisor"])
     by_name = dict(named)
     for name, state in states.items():
-        for key in (*MOMENTS, "shadow", "compensation"):
+        for key in (*optimizer.moment_names(by_name[name]), "shadow", "compensation"):
             if key in state:
                 _put(state[key], arrays[f"{key}/{name}"])
         if "shadow_exists" in state:

@@ -1,8 +1,7 @@
 """Optimizers by name, for configuration files and command lines."""
 
 import difflib
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.optim.optimizer import ParamsT
 
@@ -18,18 +17,37 @@ from emo_torch._emo_zeal import EmoZeal
 from emo_torch._emotional import LossOptimizer
 from emo_torch._ref_adamw_mini_schedule_free import RefAdamWMiniScheduleFree
 
-_OPTIMIZERS: dict[str, Callable[..., LossOptimizer]] = {
-    "emo_airy": EmoAiry,
-    "emo_cats": EmoCats,
-    "emo_clan": EmoClan,
-    "emo_fact": EmoFact,
-    "emo_lynx": EmoLynx,
-    "emo_navi": EmoNavi,
-    "emo_neco": EmoNeco,
-    "emo_sens": EmoSens,
-    "emo_zeal": EmoZeal,
-    "ref_adamw_mini_schedule_free": RefAdamWMiniScheduleFree,
+
+class Member(NamedTuple):
+    """One member of the family.
+
+    Attributes:
+        name: the name for `create_optimizer`, the same in both packages.
+        make: the class.
+        generation: 1 or 2, the generation of the published code; `None` for a member outside of both.
+    """
+
+    name: str
+    make: type[LossOptimizer]
+    generation: int | None = None
+
+
+MEMBERS = {
+    member.name: member
+    for member in (
+        Member("emo_sens", EmoSens, generation=2),
+        Member("emo_airy", EmoAiry, generation=2),
+        Member("emo_cats", EmoCats, generation=2),
+        Member("emo_navi", EmoNavi, generation=1),
+        Member("emo_fact", EmoFact, generation=1),
+        Member("emo_lynx", EmoLynx, generation=1),
+        Member("emo_clan", EmoClan, generation=1),
+        Member("emo_neco", EmoNeco, generation=1),
+        Member("emo_zeal", EmoZeal, generation=1),
+        Member("ref_adamw_mini_schedule_free", RefAdamWMiniScheduleFree),
+    )
 }
+"""The registry of the family by name. A new member is one more line (see docs/add_a_member.md)."""
 
 
 def list_optimizers() -> list[str]:
@@ -40,7 +58,7 @@ def list_optimizers() -> list[str]:
         >>> "emo_sens" in emo_torch.list_optimizers()
         True
     """
-    return sorted(_OPTIMIZERS)
+    return sorted(MEMBERS)
 
 
 def create_optimizer(name: str, /, params: ParamsT, *args: Any, **options: Any) -> LossOptimizer:
@@ -68,7 +86,7 @@ def create_optimizer(name: str, /, params: ParamsT, *args: Any, **options: Any) 
     """
     if not isinstance(name, str):
         raise TypeError(f"The name of an optimizer is needed, and this is {name!r}")
-    known = {name.replace("_", ""): name for name in _OPTIMIZERS}
+    known = {name.replace("_", ""): name for name in MEMBERS}
     plain = name.replace("_", "").lower()
     if plain not in known:
         near = [known[match] for match in difflib.get_close_matches(plain, known, n=1)]
@@ -76,4 +94,4 @@ def create_optimizer(name: str, /, params: ParamsT, *args: Any, **options: Any) 
         raise ValueError(
             f"There is no optimizer named {name!r}{hint} Known are {', '.join(list_optimizers())}."
         )
-    return _OPTIMIZERS[known[plain]](params, *args, **options)
+    return MEMBERS[known[plain]].make(params, *args, **options)

@@ -6,25 +6,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from emo_torch._emotional import (
-    EmoOptimizer,
-    Feeling,
-    Group,
-    State,
-    Ways,
-    fused,
-    multi_tensor,
-    single_tensor,
-)
-from emo_torch._fused import FusedRule, FusedStep
+from emo_torch._emotional import EmoOptimizer
+from emo_torch._family_rules import FACTORS
+from emo_torch._options import options_of
+from emo_torch._recipe import Recipe
 from emo_torch._replicas import LossGroup
-from emo_torch._rules import (
-    init_factored_moments,
-    multi_tensor_scale_by_factored_moments,
-    scale_by_factored_moments,
-)
-from emo_torch._shadow_effect import Keep, keep_rows_and_columns, keeps_all
+from emo_torch._rounding import Rounding
 from emo_torch._shadow_system import ShadowRatio
+from emo_torch._weight_decay import WeightDecayMode
 
 
 class EmoAiry(EmoOptimizer):
@@ -94,7 +83,7 @@ class EmoAiry(EmoOptimizer):
     Source: EmoAiry v2.0 by muooon.
     """
 
-    rule = "factored_moments"
+    recipe = Recipe((FACTORS,), filter="rows_and_columns")
 
     def __init__(
         self,
@@ -111,131 +100,13 @@ class EmoAiry(EmoOptimizer):
         short_factor: float = 0.3,
         long_factor: float = 0.01,
         gain: float = 5.0,
-        weight_decay_mode: str = "decoupled",
+        weight_decay_mode: WeightDecayMode = "decoupled",
         moment_dtype: torch.dtype | None = None,
-        rounding: str = "nearest",
+        rounding: Rounding = "nearest",
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         fused: bool | None = None,
         process_group: LossGroup = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "weight_decay_mode": weight_decay_mode,
-            "weight_decay_divisor": None,
-            "use_shadow": use_shadow,
-            "shadow_rate": shadow_rate,
-            "theta": theta,
-            "short_factor": short_factor,
-            "long_factor": long_factor,
-            "gain": gain,
-            "moment_dtype": moment_dtype,
-            "rounding": rounding,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "fused": fused,
-        }
-        super().__init__(params, defaults, shadow_ratio=shadow_ratio, process_group=process_group)
-
-    def moment_names(self, param: Tensor) -> tuple[str, ...]:
-        """Returns the names of a parameter's moments."""
-        return ("row", "column") if param.ndim >= 2 else ("exp_avg", "exp_avg_sq")
-
-    def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:
-        """Returns the moments of a parameter that has seen no gradient."""
-        return init_factored_moments(param, dtype)
-
-    def keep_of(self, group: Group) -> Keep:
-        """Returns which elements the filter keeps in a group."""
-        return keep_rows_and_columns(group["eps"])
-
-    def step_tensors(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[State],
-        *,
-        feeling: Feeling,
-        group: Group,
-    ) -> None:
-        """Moves those parameters of a group that have a gradient."""
-        WAYS.step(params, grads, states, feeling=feeling, group=group, shadow_effect=self.shadow_effect)
-
-
-def _single_tensor_emoairy(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    *,
-    feeling: Feeling,
-    group: Group,
-    shadow_effect: bool = True,
-) -> None:
-    b1, b2 = group["betas"]
-
-    def rule(grad: Tensor, moments: State) -> Tensor:
-        return scale_by_factored_moments(grad, moments, b1=b1, b2=b2, eps=group["eps"])
-
-    keep = keep_rows_and_columns(group["eps"])
-    single_tensor(
-        params,
-        grads,
-        states,
-        rule,
-        keep=keep,
-        feeling=feeling,
-        group=group,
-        shadow_effect=shadow_effect,
-    )
-
-
-def _multi_tensor_emoairy(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    *,
-    feeling: Feeling,
-    group: Group,
-    shadow_effect: bool = True,
-) -> None:
-    b1, b2 = group["betas"]
-
-    def rule(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
-        return multi_tensor_scale_by_factored_moments(grads, moments, b1=b1, b2=b2, eps=group["eps"])
-
-    keep = keep_rows_and_columns(group["eps"])
-    multi_tensor(
-        params,
-        grads,
-        states,
-        rule,
-        keep=keep,
-        feeling=feeling,
-        group=group,
-        shadow_effect=shadow_effect,
-    )
-
-
-def _fused_emoairy(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    *,
-    feeling: Feeling,
-    group: Group,
-    shadow_effect: bool = True,
-) -> list[int]:
-    rule = FusedRule("factored_moments", group["betas"], group["eps"])
-    keep = keep_rows_and_columns(group["eps"])
-    is_vacuous = shadow_effect and keeps_all(keep, torch.empty(0, 0), group["theta"])
-    kept = "matrices" if is_vacuous else "rows_and_columns"
-    what = FusedStep((rule,), kept if shadow_effect else "all")
-    return fused(params, grads, states, what, feeling=feeling, group=group)
-
-
-WAYS = Ways(_single_tensor_emoairy, _multi_tensor_emoairy, _fused_emoairy)
+        super().__init__(params, options_of(locals()), process_group=process_group)

@@ -6,32 +6,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from emo_torch._emotional import (
-    EmoOptimizer,
-    Feeling,
-    Group,
-    State,
-    Ways,
-    fused,
-    multi_tensor,
-    single_tensor,
-)
-from emo_torch._fused import FusedRule, FusedStep
+from emo_torch._emotional import EmoOptimizer
+from emo_torch._family_rules import FACT, LYNX, NAVI
+from emo_torch._options import options_of
+from emo_torch._recipe import Recipe
 from emo_torch._replicas import LossGroup
-from emo_torch._rules import (
-    init_factored_moments,
-    multi_tensor_scale_by_factored_moments,
-    multi_tensor_scale_by_lion,
-    multi_tensor_scale_by_uncorrected_adam,
-    scale_by_factored_moments,
-    scale_by_lion,
-    scale_by_uncorrected_adam,
-)
+from emo_torch._rounding import Rounding
 from emo_torch._shadow_system import ShadowRatio
-from emo_torch._switch import multi_tensor_switch_by_emotion, switch_by_emotion
-
-LION_BETAS = (0.9, 0.99)
-"""The decay rates of Lion's rule here, whatever those of the others are."""
+from emo_torch._weight_decay import WeightDecayMode
 
 
 def choose_rule(scalar: Tensor) -> Tensor:
@@ -104,8 +86,7 @@ class EmoClan(EmoOptimizer):
     Source: EmoClan v2.0 by muooon.
     """
 
-    rule = "adam_factors_or_lion"
-    shadow_effect = False
+    recipe = Recipe((NAVI, FACT, LYNX), choose_rule, filter=None, title="adam_factors_or_lion")
 
     def __init__(
         self,
@@ -121,145 +102,13 @@ class EmoClan(EmoOptimizer):
         short_factor: float = 0.3,
         long_factor: float = 0.01,
         gain: float = 5.0,
-        weight_decay_mode: str = "decoupled",
+        weight_decay_mode: WeightDecayMode = "decoupled",
         moment_dtype: torch.dtype | None = None,
-        rounding: str = "nearest",
+        rounding: Rounding = "nearest",
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         fused: bool | None = None,
         process_group: LossGroup = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "weight_decay_mode": weight_decay_mode,
-            "weight_decay_divisor": None,
-            "use_shadow": use_shadow,
-            "shadow_rate": shadow_rate,
-            "short_factor": short_factor,
-            "long_factor": long_factor,
-            "gain": gain,
-            "moment_dtype": moment_dtype,
-            "rounding": rounding,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "fused": fused,
-        }
-        super().__init__(params, defaults, shadow_ratio=shadow_ratio, process_group=process_group)
-
-    def moment_names(self, param: Tensor) -> tuple[str, ...]:
-        """Returns the names of a parameter's moments: each rule has its own."""
-        kinds = ("row", "column") if param.ndim >= 2 else ("exp_avg", "exp_avg_sq")
-        factors = tuple(f"fact_{kind}" for kind in kinds)
-        return ("navi_exp_avg", "navi_exp_avg_sq", *factors, "lynx_exp_avg")
-
-    def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:
-        """Returns the moments of a parameter that has seen no gradient."""
-        factors = init_factored_moments(param, dtype)
-        return {
-            "navi_exp_avg": torch.zeros_like(param, dtype=dtype),
-            "navi_exp_avg_sq": torch.zeros_like(param, dtype=dtype),
-            **{f"fact_{name}": factor for name, factor in factors.items()},
-            "lynx_exp_avg": torch.zeros_like(param, dtype=dtype),
-        }
-
-    def step_tensors(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[State],
-        *,
-        feeling: Feeling,
-        group: Group,
-    ) -> None:
-        """Moves those parameters of a group that have a gradient."""
-        WAYS.step(params, grads, states, feeling=feeling, group=group)
-
-
-def _moments_of(rule: str, moments: State) -> State:
-    return {name.removeprefix(rule): moment for name, moment in moments.items() if name.startswith(rule)}
-
-
-def _single_tensor_emoclan(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    *,
-    feeling: Feeling,
-    group: Group,
-) -> None:
-    betas, eps = group["betas"], group["eps"]
-    lion_b1, lion_b2 = LION_BETAS
-
-    def navi(grad: Tensor, moments: State) -> Tensor:
-        return scale_by_uncorrected_adam(grad, **moments, b1=betas[0], b2=betas[1], eps=eps)
-
-    def fact(grad: Tensor, moments: State) -> Tensor:
-        return scale_by_factored_moments(grad, moments, b1=betas[0], b2=betas[1], eps=eps)
-
-    def lynx(grad: Tensor, moments: State) -> Tensor:
-        return scale_by_lion(grad, **moments, b1=lion_b1, b2=lion_b2)
-
-    def rule(grad: Tensor, moments: State) -> Tensor:
-        own = [_moments_of(name, moments) for name in ("navi_", "fact_", "lynx_")]
-        return switch_by_emotion(grad, own, (navi, fact, lynx), choose_rule(feeling.scalar).to(grad.device))
-
-    single_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=False)
-
-
-def _multi_tensor_emoclan(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    *,
-    feeling: Feeling,
-    group: Group,
-) -> None:
-    betas, eps = group["betas"], group["eps"]
-    lion_b1, lion_b2 = LION_BETAS
-
-    def navi(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
-        exp_avgs = [moment["exp_avg"] for moment in moments]
-        exp_avg_sqs = [moment["exp_avg_sq"] for moment in moments]
-        return multi_tensor_scale_by_uncorrected_adam(
-            grads, exp_avgs, exp_avg_sqs, b1=betas[0], b2=betas[1], eps=eps
-        )
-
-    def fact(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
-        return multi_tensor_scale_by_factored_moments(grads, moments, b1=betas[0], b2=betas[1], eps=eps)
-
-    def lynx(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
-        exp_avgs = [moment["exp_avg"] for moment in moments]
-        return multi_tensor_scale_by_lion(grads, exp_avgs, b1=lion_b1, b2=lion_b2)
-
-    def rule(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
-        own = [[_moments_of(name, moment) for moment in moments] for name in ("navi_", "fact_", "lynx_")]
-        chosen = choose_rule(feeling.scalar).to(grads[0].device)
-        return multi_tensor_switch_by_emotion(grads, own, (navi, fact, lynx), chosen)
-
-    multi_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=False)
-
-
-def _fused_emoclan(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    *,
-    feeling: Feeling,
-    group: Group,
-) -> list[int]:
-    betas, eps = group["betas"], group["eps"]
-    rules = (
-        FusedRule("uncorrected_adam", betas, eps, "navi_"),
-        FusedRule("factored_moments", betas, eps, "fact_"),
-        FusedRule("lion", LION_BETAS, prefix="lynx_"),
-    )
-    what = FusedStep(rules, "all", choose_rule(feeling.scalar))
-    return fused(params, grads, states, what, feeling=feeling, group=group)
-
-
-WAYS = Ways(_single_tensor_emoclan, _multi_tensor_emoclan, _fused_emoclan)
+        super().__init__(params, options_of(locals()), process_group=process_group)

@@ -6,13 +6,17 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from emo_torch._emo_airy import EmoAiry
 from emo_torch._emotional import EmoOptimizer
+from emo_torch._family_rules import FACTORS
+from emo_torch._options import options_of
+from emo_torch._recipe import Recipe
 from emo_torch._replicas import LossGroup
+from emo_torch._rounding import Rounding
 from emo_torch._shadow_system import ShadowRatio
+from emo_torch._weight_decay import WeightDecayMode
 
 
-class EmoFact(EmoAiry):
+class EmoFact(EmoOptimizer):
     r"""Steps by averages over rows and columns, and lets emotion pull the weights back.
 
     .. math::
@@ -74,7 +78,7 @@ class EmoFact(EmoAiry):
     Source: EmoFact v2.0 by muooon.
     """
 
-    shadow_effect = False
+    recipe = Recipe((FACTORS,), filter=None)
 
     def __init__(
         self,
@@ -90,35 +94,13 @@ class EmoFact(EmoAiry):
         short_factor: float = 0.3,
         long_factor: float = 0.01,
         gain: float = 5.0,
-        weight_decay_mode: str = "decoupled",
+        weight_decay_mode: WeightDecayMode = "decoupled",
         moment_dtype: torch.dtype | None = None,
-        rounding: str = "nearest",
+        rounding: Rounding = "nearest",
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         fused: bool | None = None,
         process_group: LossGroup = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "weight_decay_mode": weight_decay_mode,
-            "weight_decay_divisor": None,
-            "use_shadow": use_shadow,
-            "shadow_rate": shadow_rate,
-            "short_factor": short_factor,
-            "long_factor": long_factor,
-            "gain": gain,
-            "moment_dtype": moment_dtype,
-            "rounding": rounding,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "fused": fused,
-        }
-        # Not EmoAiry's own: that has a filter, and so theta.
-        EmoOptimizer.__init__(
-            self, params, defaults, shadow_ratio=shadow_ratio, process_group=process_group
-        )
+        super().__init__(params, options_of(locals()), process_group=process_group)

@@ -6,14 +6,17 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from emo_torch._emo_cats import EmoCats
 from emo_torch._emotional import EmoOptimizer
+from emo_torch._family_rules import LION
+from emo_torch._options import options_of
+from emo_torch._recipe import Recipe
 from emo_torch._replicas import LossGroup
+from emo_torch._rounding import Rounding
 from emo_torch._shadow_system import ShadowRatio
-from emo_torch._validation import check_divisor, check_flag, check_learning_rate
+from emo_torch._weight_decay import WeightDecayMode
 
 
-class EmoLynx(EmoCats):
+class EmoLynx(EmoOptimizer):
     r"""Steps by the sign of an interpolated momentum, and lets emotion pull the weights back.
 
     .. math::
@@ -75,7 +78,7 @@ class EmoLynx(EmoCats):
     Source: EmoLynx v2.0 by muooon.
     """
 
-    shadow_effect = False
+    recipe = Recipe((LION,), filter=None)
 
     def __init__(
         self,
@@ -92,39 +95,13 @@ class EmoLynx(EmoCats):
         short_factor: float = 0.3,
         long_factor: float = 0.01,
         gain: float = 5.0,
-        weight_decay_mode: str = "decoupled",
+        weight_decay_mode: WeightDecayMode = "decoupled",
         moment_dtype: torch.dtype | None = None,
-        rounding: str = "nearest",
+        rounding: Rounding = "nearest",
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         fused: bool | None = None,
         process_group: LossGroup = None,
     ) -> None:
-        check_learning_rate(lr)
-        check_flag("decoupled_weight_decay", decoupled_weight_decay)
-        if decoupled_weight_decay:
-            check_divisor(lr, weight_decay_mode)
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "weight_decay_mode": weight_decay_mode,
-            "weight_decay_divisor": float(lr) if decoupled_weight_decay else None,
-            "use_shadow": use_shadow,
-            "shadow_rate": shadow_rate,
-            "short_factor": short_factor,
-            "long_factor": long_factor,
-            "gain": gain,
-            "moment_dtype": moment_dtype,
-            "rounding": rounding,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "fused": fused,
-        }
-        # Not EmoCats's own: that has a filter, and so theta.
-        EmoOptimizer.__init__(
-            self, params, defaults, shadow_ratio=shadow_ratio, process_group=process_group
-        )
+        super().__init__(params, options_of(locals()), process_group=process_group)

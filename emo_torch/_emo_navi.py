@@ -6,13 +6,17 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from emo_torch._emo_sens import EmoSens
 from emo_torch._emotional import EmoOptimizer
+from emo_torch._family_rules import ADAM
+from emo_torch._options import options_of
+from emo_torch._recipe import Recipe
 from emo_torch._replicas import LossGroup
+from emo_torch._rounding import Rounding
 from emo_torch._shadow_system import ShadowRatio
+from emo_torch._weight_decay import WeightDecayMode
 
 
-class EmoNavi(EmoSens):
+class EmoNavi(EmoOptimizer):
     r"""Steps by Adam's moments without bias correction, and lets emotion pull the weights back.
 
     .. math::
@@ -72,7 +76,7 @@ class EmoNavi(EmoSens):
     Source: EmoNavi v2.0 by muooon.
     """
 
-    shadow_effect = False
+    recipe = Recipe((ADAM,), filter=None)
 
     def __init__(
         self,
@@ -88,35 +92,13 @@ class EmoNavi(EmoSens):
         short_factor: float = 0.3,
         long_factor: float = 0.01,
         gain: float = 5.0,
-        weight_decay_mode: str = "decoupled",
+        weight_decay_mode: WeightDecayMode = "decoupled",
         moment_dtype: torch.dtype | None = None,
-        rounding: str = "nearest",
+        rounding: Rounding = "nearest",
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         fused: bool | None = None,
         process_group: LossGroup = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "weight_decay_mode": weight_decay_mode,
-            "weight_decay_divisor": None,
-            "use_shadow": use_shadow,
-            "shadow_rate": shadow_rate,
-            "short_factor": short_factor,
-            "long_factor": long_factor,
-            "gain": gain,
-            "moment_dtype": moment_dtype,
-            "rounding": rounding,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "fused": fused,
-        }
-        # Not EmoSens's own: that has a filter, and so theta.
-        EmoOptimizer.__init__(
-            self, params, defaults, shadow_ratio=shadow_ratio, process_group=process_group
-        )
+        super().__init__(params, options_of(locals()), process_group=process_group)

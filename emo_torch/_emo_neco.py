@@ -6,27 +6,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from emo_torch._emotional import (
-    EmoOptimizer,
-    Feeling,
-    Group,
-    State,
-    Ways,
-    fused,
-    multi_tensor,
-    single_tensor,
-)
-from emo_torch._fused import FusedRule, FusedStep
+from emo_torch._emotional import EmoOptimizer
+from emo_torch._family_rules import CAUTIOUS_SIGN, SOFTSIGN
+from emo_torch._options import options_of
+from emo_torch._recipe import Recipe
 from emo_torch._replicas import LossGroup
-from emo_torch._rules import (
-    multi_tensor_scale_by_cautious_sign,
-    multi_tensor_scale_by_softsign,
-    scale_by_cautious_sign,
-    scale_by_softsign,
-)
+from emo_torch._rounding import Rounding
 from emo_torch._shadow_system import ShadowRatio
-from emo_torch._switch import multi_tensor_switch_by_emotion, switch_by_emotion
-from emo_torch._validation import check_divisor, check_flag, check_learning_rate
+from emo_torch._weight_decay import WeightDecayMode
 
 
 def choose_rule(scalar: Tensor) -> Tensor:
@@ -100,8 +87,7 @@ class EmoNeco(EmoOptimizer):
     Source: EmoNeco v2.0 by muooon.
     """
 
-    rule = "cautious_sign_or_softsign"
-    shadow_effect = False
+    recipe = Recipe((CAUTIOUS_SIGN, SOFTSIGN), choose_rule, filter=None, title="cautious_sign_or_softsign")
 
     def __init__(
         self,
@@ -118,121 +104,13 @@ class EmoNeco(EmoOptimizer):
         short_factor: float = 0.3,
         long_factor: float = 0.01,
         gain: float = 5.0,
-        weight_decay_mode: str = "decoupled",
+        weight_decay_mode: WeightDecayMode = "decoupled",
         moment_dtype: torch.dtype | None = None,
-        rounding: str = "nearest",
+        rounding: Rounding = "nearest",
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         fused: bool | None = None,
         process_group: LossGroup = None,
     ) -> None:
-        check_learning_rate(lr)
-        check_flag("decoupled_weight_decay", decoupled_weight_decay)
-        if decoupled_weight_decay:
-            check_divisor(lr, weight_decay_mode)
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "weight_decay_mode": weight_decay_mode,
-            "weight_decay_divisor": float(lr) if decoupled_weight_decay else None,
-            "use_shadow": use_shadow,
-            "shadow_rate": shadow_rate,
-            "short_factor": short_factor,
-            "long_factor": long_factor,
-            "gain": gain,
-            "moment_dtype": moment_dtype,
-            "rounding": rounding,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "fused": fused,
-        }
-        super().__init__(params, defaults, shadow_ratio=shadow_ratio, process_group=process_group)
-
-    def moment_names(self, param: Tensor) -> tuple[str, ...]:
-        """Returns the names of a parameter's moments."""
-        return ("exp_avg",)
-
-    def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:
-        """Returns the moments of a parameter that has seen no gradient."""
-        return {"exp_avg": torch.zeros_like(param, dtype=dtype)}
-
-    def step_tensors(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[State],
-        *,
-        feeling: Feeling,
-        group: Group,
-    ) -> None:
-        """Moves those parameters of a group that have a gradient."""
-        WAYS.step(params, grads, states, feeling=feeling, group=group)
-
-
-def _single_tensor_emoneco(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    *,
-    feeling: Feeling,
-    group: Group,
-) -> None:
-    b1, b2 = group["betas"]
-
-    def cautious(grad: Tensor, moments: State) -> Tensor:
-        return scale_by_cautious_sign(grad, moments["exp_avg"], b1=b1, b2=b2)
-
-    def softened(grad: Tensor, moments: State) -> Tensor:
-        return scale_by_softsign(grad, moments["exp_avg"], b1=b1, b2=b2, eps=group["eps"])
-
-    def rule(grad: Tensor, moments: State) -> Tensor:
-        chosen = choose_rule(feeling.scalar).to(grad.device)
-        return switch_by_emotion(grad, (moments, moments), (cautious, softened), chosen)
-
-    single_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=False)
-
-
-def _multi_tensor_emoneco(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    *,
-    feeling: Feeling,
-    group: Group,
-) -> None:
-    b1, b2 = group["betas"]
-
-    def cautious(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
-        exp_avgs = [moment["exp_avg"] for moment in moments]
-        return multi_tensor_scale_by_cautious_sign(grads, exp_avgs, b1=b1, b2=b2)
-
-    def softened(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
-        exp_avgs = [moment["exp_avg"] for moment in moments]
-        return multi_tensor_scale_by_softsign(grads, exp_avgs, b1=b1, b2=b2, eps=group["eps"])
-
-    def rule(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
-        chosen = choose_rule(feeling.scalar).to(grads[0].device)
-        return multi_tensor_switch_by_emotion(grads, (moments, moments), (cautious, softened), chosen)
-
-    multi_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=False)
-
-
-def _fused_emoneco(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    *,
-    feeling: Feeling,
-    group: Group,
-) -> list[int]:
-    betas = group["betas"]
-    rules = (FusedRule("cautious_sign", betas), FusedRule("softsign", betas, group["eps"]))
-    what = FusedStep(rules, "all", choose_rule(feeling.scalar))
-    return fused(params, grads, states, what, feeling=feeling, group=group)
-
-
-WAYS = Ways(_single_tensor_emoneco, _multi_tensor_emoneco, _fused_emoneco)
+        super().__init__(params, options_of(locals()), process_group=process_group)

@@ -6,20 +6,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from emo_torch._emotional import (
-    EmoOptimizer,
-    Feeling,
-    Group,
-    State,
-    Ways,
-    fused,
-    multi_tensor,
-    single_tensor,
-)
-from emo_torch._fused import FusedRule, FusedStep
+from emo_torch._emotional import EmoOptimizer
+from emo_torch._family_rules import ADAM
+from emo_torch._options import options_of
+from emo_torch._recipe import Recipe
 from emo_torch._replicas import LossGroup
-from emo_torch._rules import multi_tensor_scale_by_uncorrected_adam, scale_by_uncorrected_adam
+from emo_torch._rounding import Rounding
 from emo_torch._shadow_system import ShadowRatio
+from emo_torch._weight_decay import WeightDecayMode
 
 
 class EmoSens(EmoOptimizer):
@@ -81,7 +75,7 @@ class EmoSens(EmoOptimizer):
     Source: EmoSens v2.0 by muooon.
     """
 
-    rule = "uncorrected_adam"
+    recipe = Recipe((ADAM,))
 
     def __init__(
         self,
@@ -98,110 +92,13 @@ class EmoSens(EmoOptimizer):
         short_factor: float = 0.3,
         long_factor: float = 0.01,
         gain: float = 5.0,
-        weight_decay_mode: str = "decoupled",
+        weight_decay_mode: WeightDecayMode = "decoupled",
         moment_dtype: torch.dtype | None = None,
-        rounding: str = "nearest",
+        rounding: Rounding = "nearest",
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         fused: bool | None = None,
         process_group: LossGroup = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "weight_decay_mode": weight_decay_mode,
-            "weight_decay_divisor": None,
-            "use_shadow": use_shadow,
-            "shadow_rate": shadow_rate,
-            "theta": theta,
-            "short_factor": short_factor,
-            "long_factor": long_factor,
-            "gain": gain,
-            "moment_dtype": moment_dtype,
-            "rounding": rounding,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "fused": fused,
-        }
-        super().__init__(params, defaults, shadow_ratio=shadow_ratio, process_group=process_group)
-
-    def moment_names(self, param: Tensor) -> tuple[str, ...]:
-        """Returns the names of a parameter's moments."""
-        return ("exp_avg", "exp_avg_sq")
-
-    def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:
-        """Returns the moments of a parameter that has seen no gradient."""
-        return {name: torch.zeros_like(param, dtype=dtype) for name in self.moment_names(param)}
-
-    def step_tensors(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[State],
-        *,
-        feeling: Feeling,
-        group: Group,
-    ) -> None:
-        """Moves those parameters of a group that have a gradient."""
-        WAYS.step(params, grads, states, feeling=feeling, group=group, shadow_effect=self.shadow_effect)
-
-
-def _single_tensor_emosens(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    *,
-    feeling: Feeling,
-    group: Group,
-    shadow_effect: bool = True,
-) -> None:
-    b1, b2 = group["betas"]
-
-    def rule(grad: Tensor, moments: State) -> Tensor:
-        return scale_by_uncorrected_adam(
-            grad, moments["exp_avg"], moments["exp_avg_sq"], b1=b1, b2=b2, eps=group["eps"]
-        )
-
-    single_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=shadow_effect)
-
-
-def _multi_tensor_emosens(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    *,
-    feeling: Feeling,
-    group: Group,
-    shadow_effect: bool = True,
-) -> None:
-    b1, b2 = group["betas"]
-
-    def rule(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
-        exp_avgs = [moment["exp_avg"] for moment in moments]
-        exp_avg_sqs = [moment["exp_avg_sq"] for moment in moments]
-        return multi_tensor_scale_by_uncorrected_adam(
-            grads, exp_avgs, exp_avg_sqs, b1=b1, b2=b2, eps=group["eps"]
-        )
-
-    multi_tensor(params, grads, states, rule, feeling=feeling, group=group, shadow_effect=shadow_effect)
-
-
-def _fused_emosens(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    *,
-    feeling: Feeling,
-    group: Group,
-    shadow_effect: bool = True,
-) -> list[int]:
-    rule = FusedRule("uncorrected_adam", group["betas"], group["eps"])
-    what = FusedStep((rule,), "elements" if shadow_effect else "all")
-    return fused(params, grads, states, what, feeling=feeling, group=group)
-
-
-WAYS = Ways(_single_tensor_emosens, _multi_tensor_emosens, _fused_emosens)
+        super().__init__(params, options_of(locals()), process_group=process_group)

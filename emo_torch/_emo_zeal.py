@@ -6,28 +6,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from emo_torch._emo_fact import EmoFact
-from emo_torch._emotional import (
-    Feeling,
-    Group,
-    State,
-    Ways,
-    fused,
-    multi_tensor,
-    single_tensor,
-)
-from emo_torch._fused import FusedRule, FusedStep
+from emo_torch._emotional import EmoOptimizer
+from emo_torch._family_rules import CAUTIOUS_SIGN, FACTORS, NONE, SOFTSIGN
+from emo_torch._options import options_of
+from emo_torch._recipe import FirstStep, Recipe
 from emo_torch._replicas import LossGroup
-from emo_torch._rules import (
-    multi_tensor_scale_by_cautious_sign,
-    multi_tensor_scale_by_factored_moments,
-    multi_tensor_scale_by_softsign,
-    scale_by_cautious_sign,
-    scale_by_factored_moments,
-    scale_by_softsign,
-)
+from emo_torch._rounding import Rounding
 from emo_torch._shadow_system import ShadowRatio
-from emo_torch._switch import multi_tensor_switch_by_emotion, switch_by_emotion
+from emo_torch._weight_decay import WeightDecayMode
 
 
 def choose_first_step(scalar: Tensor) -> Tensor:
@@ -36,7 +22,7 @@ def choose_first_step(scalar: Tensor) -> Tensor:
     return (size > 0.1).long() + (size > 0.6).long()
 
 
-class EmoZeal(EmoFact):
+class EmoZeal(EmoOptimizer):
     r"""Steps by averages over rows and columns, and before that by sign or softsign as emotion demands.
 
     For 2 or more dimensions, with :math:`w = (1-b_1)\,g`:
@@ -53,7 +39,7 @@ class EmoZeal(EmoFact):
         p &\leftarrow p - \eta\,\frac{g}{\sqrt{r c} + \epsilon}
 
     See `scale_by_factored_moments` for R, C and vectors, which have no first step. Where weight decay
-    is "l2", the first step takes the gradient without it. The first step's momentum is one that
+    is "l2", both steps take the gradient with it. The first step's momentum is one that
     never moves from 0, as published, and so none is kept.
 
     Args:
@@ -105,8 +91,12 @@ class EmoZeal(EmoFact):
     Source: EmoZeal v2.0 by muooon.
     """
 
-    rule = "factored_moments_after_signs"
-    shadow_effect = False
+    recipe = Recipe(
+        (FACTORS,),
+        filter=None,
+        first=FirstStep((NONE, SOFTSIGN, CAUTIOUS_SIGN), choose_first_step, least_ndim=2),
+        title="factored_moments_after_signs",
+    )
 
     def __init__(
         self,
@@ -122,139 +112,13 @@ class EmoZeal(EmoFact):
         short_factor: float = 0.3,
         long_factor: float = 0.01,
         gain: float = 5.0,
-        weight_decay_mode: str = "decoupled",
+        weight_decay_mode: WeightDecayMode = "decoupled",
         moment_dtype: torch.dtype | None = None,
-        rounding: str = "nearest",
+        rounding: Rounding = "nearest",
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         fused: bool | None = None,
         process_group: LossGroup = None,
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            use_shadow=use_shadow,
-            shadow_ratio=shadow_ratio,
-            shadow_rate=shadow_rate,
-            short_factor=short_factor,
-            long_factor=long_factor,
-            gain=gain,
-            weight_decay_mode=weight_decay_mode,
-            moment_dtype=moment_dtype,
-            rounding=rounding,
-            maximize=maximize,
-            foreach=foreach,
-            capturable=capturable,
-            fused=fused,
-            process_group=process_group,
-        )
-
-    def step_tensors(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[State],
-        *,
-        feeling: Feeling,
-        group: Group,
-    ) -> None:
-        """Moves those parameters of a group that have a gradient."""
-        WAYS.step(params, grads, states, feeling=feeling, group=group)
-
-
-def _single_tensor_emozeal(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    *,
-    feeling: Feeling,
-    group: Group,
-) -> None:
-    b1, b2 = group["betas"]
-
-    def none(grad: Tensor, _: State) -> Tensor:
-        return torch.zeros_like(grad)
-
-    def softened(grad: Tensor, _: State) -> Tensor:
-        return scale_by_softsign(grad, None, b1=b1, eps=group["eps"])
-
-    def sign(grad: Tensor, _: State) -> Tensor:
-        return scale_by_cautious_sign(grad, None, b1=b1)
-
-    def first(grad: Tensor) -> Tensor:
-        if grad.ndim < 2:
-            return torch.zeros_like(grad)
-        chosen = choose_first_step(feeling.scalar).to(grad.device)
-        return switch_by_emotion(grad, ({}, {}, {}), (none, softened, sign), chosen)
-
-    def rule(grad: Tensor, moments: State) -> Tensor:
-        return scale_by_factored_moments(grad, moments, b1=b1, b2=b2, eps=group["eps"])
-
-    single_tensor(
-        params, grads, states, rule, feeling=feeling, group=group, shadow_effect=False, first=first
-    )
-
-
-def _multi_tensor_emozeal(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    *,
-    feeling: Feeling,
-    group: Group,
-) -> None:
-    b1, b2 = group["betas"]
-
-    def none(grads: list[Tensor], _: list[State]) -> list[Tensor]:
-        return [torch.zeros_like(grad) for grad in grads]
-
-    def softened(grads: list[Tensor], _: list[State]) -> list[Tensor]:
-        return multi_tensor_scale_by_softsign(grads, None, b1=b1, eps=group["eps"])
-
-    def sign(grads: list[Tensor], _: list[State]) -> list[Tensor]:
-        return multi_tensor_scale_by_cautious_sign(grads, None, b1=b1)
-
-    def first(grads: list[Tensor]) -> list[Tensor]:
-        steps = [torch.zeros_like(grad) for grad in grads]
-        matrices = [index for index, grad in enumerate(grads) if grad.ndim >= 2]
-        if matrices:
-            chosen = choose_first_step(feeling.scalar).to(grads[0].device)
-            large: list[Tensor] = [grads[index] for index in matrices]
-            stateless: list[State] = [{} for _ in matrices]
-            switched = multi_tensor_switch_by_emotion(
-                large, (stateless,) * 3, (none, softened, sign), chosen
-            )
-            for index, step in zip(matrices, switched, strict=True):
-                steps[index] = step
-        return steps
-
-    def rule(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
-        return multi_tensor_scale_by_factored_moments(grads, moments, b1=b1, b2=b2, eps=group["eps"])
-
-    multi_tensor(
-        params, grads, states, rule, feeling=feeling, group=group, shadow_effect=False, first=first
-    )
-
-
-def _fused_emozeal(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    *,
-    feeling: Feeling,
-    group: Group,
-) -> list[int]:
-    what = FusedStep(
-        (FusedRule("factored_moments", group["betas"], group["eps"]),),
-        "all",
-        first_steps=("none", "softsign", "cautious_sign"),
-        chosen_first=choose_first_step(feeling.scalar),
-    )
-    return fused(params, grads, states, what, feeling=feeling, group=group)
-
-
-WAYS = Ways(_single_tensor_emozeal, _multi_tensor_emozeal, _fused_emozeal)
+        super().__init__(params, options_of(locals()), process_group=process_group)

@@ -6,36 +6,38 @@ import math
 from collections.abc import Callable, Iterator
 from itertools import chain
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_foreach
+from torch.optim.optimizer import Optimizer, ParamsT
 
 from emo_torch._accumulation import CollectedLosses
 from emo_torch._early_stop import WINDOW, went_quiet
 from emo_torch._emotion import Emotion, EmotionState, feel_in_place, init_emotion, wide_dtype
 from emo_torch._errors import NOT_A_CLOSURE
-from emo_torch._fused import FusedStep, Signal, cuda, library
-from emo_torch._fused import step as step_fused
-from emo_torch._fused.blocked import step as step_blocked
+from emo_torch._family_rules import MOMENTS
+from emo_torch._fused import cuda, library
 from emo_torch._fused.plan import Params, Plans, Seen
 from emo_torch._hints import warn_of_large_rate, with_hints
+from emo_torch._recipe import Group as Group
+from emo_torch._recipe import Recipe
+from emo_torch._recipe import State as State
 from emo_torch._replicas import LossGroup, Replicas
 from emo_torch._rounding import add_rounded, check_rounding, is_narrow, rounding_keys
-from emo_torch._rules import store
-from emo_torch._shadow_effect import Keep, filter_by_emotion, keep_elements, keeps_all, step_scale
+from emo_torch._shadow_effect import Keep, keep_elements, keeps_all, step_scale
 from emo_torch._shadow_system import (
     ShadowRatio,
     blend_with_shadow,
     multi_tensor_blend_with_shadow,
     shadow_ratio_function,
 )
-from emo_torch._sharded import copy_all, mesh_of
+from emo_torch._sharded import copy_all
 from emo_torch._validation import (
     check_capture,
     check_choice,
     check_closure_under_scaler,
+    check_divisor,
     check_factor,
     check_flag,
     check_function,
@@ -45,44 +47,19 @@ from emo_torch._validation import (
     check_group_form,
     check_has_graph,
     check_inner,
+    check_learning_rate,
     check_loss,
     check_not_negative,
     check_scheduled_rate,
     check_shadow_ratio,
     check_state_form,
 )
-from emo_torch._weight_decay import MODES, add_weight_decay, multi_tensor_add_weight_decay
-
-Group = dict[str, Any]
-State = dict[str, Tensor]
-Rule = Callable[[Tensor, State], Tensor]
-"""A gradient and the parameter's moments, which it moves, to an update."""
-MultiTensorRule = Callable[[list[Tensor], list[State]], list[Tensor]]
-"""The same for many tensors of one device and dtype."""
+from emo_torch._ways import WAYS, Feeling, by_device_and_dtype, use_foreach
+from emo_torch._weight_decay import MODES
 
 HISTORY = tuple(f"emotion_history_{index:02d}" for index in range(WINDOW))
-MOMENTS = (
-    *("exp_avg", "exp_avg_sq", "exp_avg_norm", "row", "column"),
-    # Of EmoClan, whose rules have each their own.
-    *("navi_exp_avg", "navi_exp_avg_sq"),
-    *("fact_exp_avg", "fact_exp_avg_sq", "fact_row", "fact_column"),
-    "lynx_exp_avg",
-)
-"""The names of the moments that a rule moves; what else stands in a state is not the rule's."""
 SHARED_OPTIONS = ("short_factor", "long_factor", "gain", "shadow_ratio", "maximize")
 """Options of the one emotion, which a group cannot have for itself."""
-
-
-class Feeling(NamedTuple):
-    """What the emotion asks of one step, as tensors of shape `[]`.
-
-    Attributes:
-        scalar: the emotion scalar, in [-1, 1].
-        shadow_ratio: how far to pull a parameter to its shadow, where that exists, in [0, 1].
-    """
-
-    scalar: Tensor
-    shadow_ratio: Tensor
 
 
 class LossOptimizer(Optimizer):
@@ -91,11 +68,13 @@ class LossOptimizer(Optimizer):
     What it remembers of the losses lives as flat tensors in the parameter groups, the same ones in
     each: the one place that every way to save and load an optimizer keeps. What that is, and what a
     step makes of it, a class below says (`EmoOptimizer`: an emotion); a member of the family adds its
-    rule: the names and the beginning of its moments, and how it steps.
+    recipe (see `_recipe.py`).
     """
 
+    recipe: Recipe
+    """What a member does, as data; the next two attributes derive from the recipe."""
     rule: str
-    """The name of its rule in `_rules`, without the `scale_by_`, or the member's own."""
+    """The name of the recipe, which `to_arrays` writes into the arrays."""
     has_cuda_kernel = True
     """Whether `fused=True` can step it on CUDA."""
     loss_is_optional = False
@@ -110,9 +89,11 @@ class LossOptimizer(Optimizer):
     """The same as it stands in the groups, by name."""
     _replicas: Replicas
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "__init__" in vars(cls):
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if "recipe" in cls.__dict__:
+            cls.rule, cls.has_cuda_kernel = cls.recipe.name, cls.recipe.on_cuda
+        if "__init__" in cls.__dict__:
             cls.__init__ = with_hints(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, params: ParamsT, defaults: Group, *, process_group: LossGroup = None) -> None:
@@ -159,11 +140,11 @@ class LossOptimizer(Optimizer):
 
     def moment_names(self, param: Tensor) -> tuple[str, ...]:
         """Returns the names of a parameter's moments."""
-        raise NotImplementedError
+        return self.recipe.moment_names(param.ndim)
 
     def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:
         """Returns the moments of a parameter that has seen no gradient."""
-        raise NotImplementedError
+        return self.recipe.init(param, dtype)
 
     def step_tensors(
         self,
@@ -461,7 +442,7 @@ class LossOptimizer(Optimizer):
             pairs = zip(group["params"], keys, strict=True)
             beside = [key.to(param.device) for param, key in pairs if param.grad is not None]
         foreach = use_foreach(params, group)
-        for indices in _by_device_and_dtype(params).values():
+        for indices in by_device_and_dtype(params).values():
             narrow = [params[index] for index in indices]
             if is_narrow(narrow[0]):
                 moved = [weights[index] for index in indices]
@@ -713,30 +694,33 @@ class LossOptimizer(Optimizer):
 
 
 class EmoOptimizer(LossOptimizer):
-    """The base of those with an emotion: it feels the loss once a step, and blends with a shadow."""
+    """The base of those with an emotion: it feels the loss once a step, and blends with a shadow.
+
+    A member sets `recipe`, and hands over its options (see `options_of`).
+    """
 
     memory_title = "emotion"
     shared_options = SHARED_OPTIONS
     shadow_effect: bool = True
-    """Whether its update is filtered and scaled."""
+    """Whether its update is filtered and scaled; derives from the recipe."""
 
     _emotion: EmotionState
     _shadow_exists: Tensor
     _shadow_ratio: Tensor
 
-    def __init__(
-        self,
-        params: ParamsT,
-        defaults: Group,
-        *,
-        shadow_ratio: ShadowRatio,
-        process_group: LossGroup = None,
-    ) -> None:
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if "recipe" in cls.__dict__:
+            cls.shadow_effect = cls.recipe.filter is not None
+
+    def __init__(self, params: ParamsT, options: Group, *, process_group: LossGroup = None) -> None:
+        shadow_ratio = options["shadow_ratio"]
         check_shadow_ratio(shadow_ratio)
         # A function cannot be loaded safely from a file, so the groups only say that there is one.
         self._shadow_ratio_of = shadow_ratio if callable(shadow_ratio) else None
-        defaults["shadow_ratio"] = "function" if callable(shadow_ratio) else shadow_ratio
-        super().__init__(params, defaults, process_group=process_group)
+        options["shadow_ratio"] = "function" if callable(shadow_ratio) else shadow_ratio
+        options["weight_decay_divisor"] = _divisor(options)
+        super().__init__(params, options, process_group=process_group)
 
     def check_options(self, options: Group) -> None:
         """Raises a `ValueError` for an option of a group that is out of its range."""
@@ -761,7 +745,7 @@ class EmoOptimizer(LossOptimizer):
         if not any(group["use_shadow"] for group in self.param_groups):
             return Feeling(scalar, self._shadow_ratio)
         # A name that came from a file goes before a function that the optimizer was made with.
-        name: ShadowRatio = group["shadow_ratio"]
+        name: str | Callable[[Tensor], Tensor] = group["shadow_ratio"]
         if name == "function" and self._shadow_ratio_of is not None:
             name = self._shadow_ratio_of
         ratio_of = shadow_ratio_function(name)
@@ -797,9 +781,21 @@ class EmoOptimizer(LossOptimizer):
         """Whether training has ever gone quiet; waits for the device (`emotion.should_stop` doesn't)."""
         return bool(self._emotion.should_stop)
 
-    def keep_of(self, group: Group) -> Keep:  # noqa: ARG002
+    def keep_of(self, group: Group) -> Keep:
         """Returns which elements the filter keeps in a group."""
-        return keep_elements
+        return self.recipe.keep(group)
+
+    def step_tensors(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[State],
+        *,
+        feeling: Feeling,
+        group: Group,
+    ) -> None:
+        """Moves those parameters of a group that have a gradient."""
+        WAYS.step(params, grads, states, recipe=self.recipe, feeling=feeling, group=group)
 
     def emotion_tensors(self) -> State:
         """Returns the tensors that the emotion lives in, by their names; not copies."""
@@ -856,233 +852,20 @@ class EmoOptimizer(LossOptimizer):
         return {**super().__getstate__(), "_shadow_ratio_of": self._shadow_ratio_of}
 
 
+def _divisor(options: Group) -> float | None:
+    """Takes `decoupled_weight_decay` out of the options; returns the divisor of the weight decay."""
+    is_divided = options.pop("decoupled_weight_decay", False)
+    check_learning_rate(options["lr"])
+    check_flag("decoupled_weight_decay", is_divided)
+    if not is_divided:
+        return None
+    check_divisor(options["lr"], options["weight_decay_mode"])
+    return float(options["lr"])
+
+
 def _is_compensated(param: Tensor, group: Group) -> bool:
     """Returns whether what rounding keeps back of a parameter is kept."""
     return group.get("rounding") == "kahan" and is_narrow(param)
-
-
-def use_foreach(params: list[Tensor], group: Group) -> bool:
-    """Returns whether to step with all tensors at once: as the group says, or as torch.optim would."""
-    foreach: bool | None = group.get("foreach")
-    if foreach is None:
-        _, foreach = _default_to_fused_or_foreach(params, differentiable=False, use_fused=False)
-    return foreach
-
-
-def use_fused(params: list[Tensor], group: Group) -> bool:
-    """Returns whether to step in compiled code, or in blocks: unless the group names another way."""
-    fused: bool | None = group.get("fused")
-    if torch.compiler.is_compiling() or fused is False:
-        return False
-    if params[0].device.type in cuda.DEVICES:  # There it is never chosen by itself.
-        return fused is True and cuda.is_available()
-    return params[0].device.type == "cpu" and (fused is True or group.get("foreach") is None)
-
-
-class Ways(NamedTuple):
-    """The ways to take one and the same step, of which a group's options choose.
-
-    Attributes:
-        single: one tensor after the other; the reference.
-        multi: all tensors of one device and dtype at once.
-        fused: in compiled code, or in blocks where there is none; returns the indices of the tensors
-            that it leaves to the others.
-    """
-
-    single: Callable[..., None]
-    multi: Callable[..., None]
-    fused: Callable[..., list[int]]
-
-    def step(
-        self, params: list[Tensor], grads: list[Tensor], states: list[State], *, group: Group, **given: Any
-    ) -> None:
-        """Takes the step, in the fastest way that fits the tensors where the group names none."""
-        if use_fused(params, group):
-            rest = self.fused(params, grads, states, group=group, **given)
-            params = [params[index] for index in rest]
-            grads = [grads[index] for index in rest]
-            states = [states[index] for index in rest]
-        if params:
-            way = self.multi if use_foreach(params, group) else self.single
-            way(params, grads, states, group=group, **given)
-
-
-class _Signal(NamedTuple):
-    """The feeling as one group needs it, in one dtype on one device."""
-
-    tolerance: Tensor
-    scale: Tensor
-    shadow_ratio: Tensor
-    lr: float | Tensor
-
-
-def _signal(feeling: Feeling, group: Group, device: torch.device, dtype: torch.dtype) -> _Signal:
-    scalar = feeling.scalar.to(device=device)
-    lr = group["lr"]
-    return _Signal(
-        tolerance=(group.get("theta", 0.0) * (1.0 + scalar.abs())).to(dtype),
-        scale=step_scale(scalar).to(dtype),
-        shadow_ratio=feeling.shadow_ratio.to(device=device, dtype=dtype),
-        lr=lr.reshape(()).to(dtype) if isinstance(lr, Tensor) else lr,
-    )
-
-
-def single_tensor(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    rule: Rule,
-    *,
-    feeling: Feeling,
-    group: Group,
-    keep: Keep = keep_elements,
-    shadow_effect: bool = True,
-    first: Callable[[Tensor], Tensor] | None = None,
-) -> None:
-    """Steps with one tensor after the other: shadow, weight decay, rule, effect. The reference.
-
-    What `first` makes of the gradient is a step of its own, before weight decay.
-    """
-    signals: dict[tuple[torch.device, torch.dtype], _Signal] = {}
-    for param, grad, state in zip(params, grads, states, strict=True):
-        # Low precision is computed wide: weight decay alone would be rounded away.
-        dtype = wide_dtype(param)
-        if (param.device, dtype) not in signals:
-            signals[param.device, dtype] = _signal(feeling, group, param.device, dtype)
-        signal = signals[param.device, dtype]
-        weight = param.to(dtype)
-        grad = grad.to(dtype)
-        moved = {name: state[name].to(dtype) for name in MOMENTS if name in state}
-        if group["maximize"]:
-            grad = -grad
-
-        if group["use_shadow"]:
-            blend_with_shadow(
-                weight,
-                state["shadow"],
-                state["shadow_exists"],
-                signal.shadow_ratio,
-                shadow_rate=group["shadow_rate"],
-            )
-        mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
-        if mode == "l2":
-            grad = grad.clone()
-            add_weight_decay(grad, weight, weight_decay)
-        if first is not None:
-            weight.sub_(first(grad).mul_(signal.lr))
-        update = rule(grad, moved)
-        if shadow_effect:
-            if not keeps_all(keep, grad, group["theta"]):
-                update = filter_by_emotion(update, grad, signal.tolerance, keep)
-            update.mul_(signal.scale)
-        if mode == "decoupled":
-            add_weight_decay(update, weight, weight_decay / (group["weight_decay_divisor"] or 1.0))
-        update.mul_(signal.lr)
-        if mode == "absolute":
-            add_weight_decay(update, weight, weight_decay)
-        weight.sub_(update)
-
-        for name, moment in moved.items():
-            store(name, moment, state[name])
-        if weight is not param:
-            # Rounded as an update first, then added: what optax.apply_updates does.
-            param.add_((weight - param.to(dtype)).to(param.dtype))
-
-
-def multi_tensor(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    rule: MultiTensorRule,
-    *,
-    feeling: Feeling,
-    group: Group,
-    keep: Keep = keep_elements,
-    shadow_effect: bool = True,
-    first: Callable[[list[Tensor]], list[Tensor]] | None = None,
-) -> None:
-    """Does what `single_tensor` does, for all tensors of one device and dtype at a time."""
-    for (device, *_), indices in _by_device_and_dtype(params).items():
-        narrow = [params[index] for index in indices]
-        dtype = wide_dtype(narrow[0])
-        signal = _signal(feeling, group, device, dtype)
-        weights = [param.to(dtype) for param in narrow]
-        gradients = [grads[index].to(dtype) for index in indices]
-        saved = [states[index] for index in indices]
-        moved = [{name: state[name].to(dtype) for name in MOMENTS if name in state} for state in saved]
-        if group["maximize"]:
-            gradients = list(torch._foreach_neg(gradients))
-
-        if group["use_shadow"]:
-            multi_tensor_blend_with_shadow(
-                weights,
-                [state["shadow"] for state in saved],
-                [state["shadow_exists"] for state in saved],
-                signal.shadow_ratio,
-                shadow_rate=group["shadow_rate"],
-            )
-        mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
-        if mode == "l2":
-            gradients = [grad.clone() for grad in gradients]
-            multi_tensor_add_weight_decay(gradients, weights, weight_decay)
-        if first is not None:
-            steps = first(gradients)
-            torch._foreach_mul_(steps, signal.lr)
-            torch._foreach_sub_(weights, steps)
-        updates = rule(gradients, moved)
-        if shadow_effect:
-            updates = [
-                update
-                if keeps_all(keep, grad, group["theta"])
-                else filter_by_emotion(update, grad, signal.tolerance, keep)
-                for update, grad in zip(updates, gradients, strict=True)
-            ]
-            torch._foreach_mul_(updates, signal.scale)
-        if mode == "decoupled":
-            share = weight_decay / (group["weight_decay_divisor"] or 1.0)
-            multi_tensor_add_weight_decay(updates, weights, share)
-        torch._foreach_mul_(updates, signal.lr)
-        if mode == "absolute":
-            multi_tensor_add_weight_decay(updates, weights, weight_decay)
-        torch._foreach_sub_(weights, updates)
-
-        for state, news in zip(saved, moved, strict=True):
-            for name, moment in news.items():
-                store(name, moment, state[name])
-        if weights[0] is not narrow[0]:
-            before = [param.to(dtype) for param in narrow]
-            changes = [change.to(narrow[0].dtype) for change in torch._foreach_sub(weights, before)]
-            torch._foreach_add_(narrow, changes)
-
-
-def fused(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: list[State],
-    what: FusedStep,
-    *,
-    feeling: Feeling,
-    group: Group,
-) -> list[int]:
-    """Does what `single_tensor` does in compiled code, or in blocks; returns the indices of the rest."""
-    device = params[0].device if params[0].device.type in cuda.DEVICES else torch.device("cpu")
-
-    def signal_of(dtype: torch.dtype, device: torch.device = device) -> Signal:
-        signal = _signal(feeling, group, device, dtype)
-        lr = signal.lr
-        if not isinstance(lr, Tensor) or lr.device != device:
-            # Filled, not copied: a copy would wait for the device.
-            lr = torch.full((), float(lr), dtype=dtype, device=device)
-        return Signal(signal.tolerance, signal.scale, signal.shadow_ratio, lr)
-
-    def choice(chosen: Tensor | None) -> Tensor | None:
-        return None if chosen is None else chosen.to(device)
-
-    what = what._replace(chosen=choice(what.chosen), chosen_first=choice(what.chosen_first))
-    if device.type in cuda.DEVICES:
-        return cuda.step(params, grads, states, what, signal_of=signal_of, group=group)
-    take = step_blocked if library() is None else step_fused
-    return take(params, grads, states, what, signal_of=signal_of, group=group)
 
 
 class Emotional(EmoOptimizer):
@@ -1274,7 +1057,7 @@ class Emotional(EmoOptimizer):
         """Pulls the parameters of a group to their shadows."""
         params, _, states = self._collect(group)
         is_multi = use_foreach(params, group)
-        for indices in _by_device_and_dtype(params).values():
+        for indices in by_device_and_dtype(params).values():
             narrow = [params[index] for index in indices]
             weights = [param.to(wide_dtype(param)) for param in narrow]
             shadows = [states[index]["shadow"] for index in indices]
@@ -1391,7 +1174,7 @@ def scale_change(
         kept: the elements that may move, as booleans in the parameters' shapes; `None` for all.
         foreach: whether to move all tensors of one device and dtype at once.
     """
-    for indices in _by_device_and_dtype(params).values():
+    for indices in by_device_and_dtype(params).values():
         narrow = [params[index] for index in indices]
         dtype = wide_dtype(narrow[0])
         part = scale.to(device=narrow[0].device, dtype=dtype)
@@ -1408,11 +1191,3 @@ def scale_change(
                 for mask, there, start in zip(masks, moved, starts, strict=True)
             ]
         copy_all(narrow, moved)
-
-
-def _by_device_and_dtype(tensors: list[Tensor]) -> dict[tuple[torch.device, torch.dtype, Any], list[int]]:
-    """Returns the places of the tensors of each device and dtype, and of each device mesh."""
-    buckets: dict[tuple[torch.device, torch.dtype, Any], list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        buckets.setdefault((tensor.device, tensor.dtype, mesh_of(tensor)), []).append(index)
-    return buckets

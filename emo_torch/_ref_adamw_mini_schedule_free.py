@@ -11,14 +11,17 @@ from torch.optim.optimizer import ParamsT
 
 from emo_torch._divergence import DivergenceState, init_divergence, injection_strength, watch
 from emo_torch._emotion import wide_dtype
-from emo_torch._emotional import Group, LossOptimizer, State, Ways, _by_device_and_dtype
+from emo_torch._emotional import LossOptimizer
+from emo_torch._family_rules import REF
 from emo_torch._fused import FusedRule, FusedStep, Signal
 from emo_torch._fused import step as step_fused
+from emo_torch._options import options_of
+from emo_torch._recipe import Group, Recipe, State
 from emo_torch._replicas import LossGroup
-from emo_torch._rounding import check_rounding
+from emo_torch._rounding import Rounding, check_rounding
 from emo_torch._rules import _average, _multi_tensor_average, store
 from emo_torch._sharded import whole
-from emo_torch._smoothed_norm import NO_NORM, learning_rate_from_norm, smooth_norm
+from emo_torch._smoothed_norm import learning_rate_from_norm, smooth_norm
 from emo_torch._validation import (
     check_at_most_one,
     check_choice,
@@ -31,7 +34,8 @@ from emo_torch._validation import (
     check_order,
     check_ways,
 )
-from emo_torch._weight_decay import MODES, add_weight_decay, multi_tensor_add_weight_decay
+from emo_torch._ways import Ways, by_device_and_dtype
+from emo_torch._weight_decay import MODES, WeightDecayMode, add_weight_decay, multi_tensor_add_weight_decay
 
 
 class RefAdamWMiniScheduleFree(LossOptimizer):
@@ -103,8 +107,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
     Source: RefAdamWMiniScheduleFree by muooon.
     """
 
-    rule = "ref_adamw_mini_schedule_free"
-    has_cuda_kernel = False
+    recipe = Recipe((REF,), filter=None, title="ref_adamw_mini_schedule_free")
     loss_is_optional = True
     memory_title = "divergence"
     shared_options = ("ref_max_steps", "maximize")
@@ -125,35 +128,16 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         ref_alpha: float = 0.5,
         ref_max_steps: int | None = None,
         injection_bound: float | None = 0.1,
-        weight_decay_mode: str = "decoupled",
+        weight_decay_mode: WeightDecayMode = "decoupled",
         moment_dtype: torch.dtype | None = None,
-        rounding: str = "nearest",
+        rounding: Rounding = "nearest",
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
         fused: bool | None = None,
         process_group: LossGroup = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "min_lr": min_lr,
-            "max_lr": max_lr,
-            "schedulefree_alpha": schedulefree_alpha,
-            "ref_alpha": ref_alpha,
-            "ref_max_steps": ref_max_steps,
-            "injection_bound": injection_bound,
-            "weight_decay_mode": weight_decay_mode,
-            "moment_dtype": moment_dtype,
-            "rounding": rounding,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "fused": fused,
-        }
-        super().__init__(params, defaults, process_group=process_group)
+        super().__init__(params, options_of(locals()), process_group=process_group)
 
     def check_options(self, options: Group) -> None:
         """Raises a `ValueError` for an option of a group that is out of its range."""
@@ -249,19 +233,6 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
 
     # The rule.
 
-    def moment_names(self, param: Tensor) -> tuple[str, ...]:
-        """Returns the names of a parameter's moments."""
-        del param
-        return ("exp_avg", "exp_avg_sq", "exp_avg_norm")
-
-    def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:
-        """Returns the moments of a parameter that has seen no gradient."""
-        return {
-            "exp_avg": torch.zeros_like(param, dtype=dtype),
-            "exp_avg_sq": torch.zeros_like(param, dtype=dtype),
-            "exp_avg_norm": torch.full((), NO_NORM, dtype=wide_dtype(param), device=param.device),
-        }
-
     def step_tensors(
         self,
         params: list[Tensor],
@@ -336,7 +307,7 @@ def _multi_tensor_ref(
 ) -> None:
     b1, b2 = group["betas"]
     mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
-    for (device, *_), indices in _by_device_and_dtype(params).items():
+    for (device, *_), indices in by_device_and_dtype(params).items():
         narrow, saved = [params[index] for index in indices], [states[index] for index in indices]
         dtype = wide_dtype(narrow[0])
         weights = [param.to(dtype) for param in narrow]

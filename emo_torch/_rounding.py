@@ -1,7 +1,7 @@
 """Rounding: how parameters of low precision take on steps that are finer than they are."""
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from torch import Tensor
 from emo_torch._sharded import own_part, places
 from emo_torch._validation import check_choice, check_seed
 
-ROUNDINGS = ("nearest", "kahan", "stochastic")
+Rounding = Literal["nearest", "kahan", "stochastic"]
+ROUNDINGS: tuple[str, ...] = get_args(Rounding)
 """The ways in which a parameter takes on an update."""
 
 _LOW = 2**32 - 1

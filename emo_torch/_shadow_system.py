@@ -1,11 +1,12 @@
 """Shadow-system: after the fact, pull the weights back to a slow copy of themselves."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-ShadowRatio = str | Callable[[Tensor], Tensor]
+ShadowRatio = Literal["v2.0", "v1.0"] | Callable[[Tensor], Tensor]
 """ "v2.0", "v1.0", or a function of the scalar (shape `[]`) to a ratio in [0, 1]."""
 
 

@@ -12,7 +12,8 @@ from torch.nn import Parameter
 from torch.optim import lr_scheduler
 
 import emo_torch
-from emo_torch._emotional import Ways
+from emo_torch import _emotional
+from emo_torch._ways import Ways
 
 pytest.importorskip("expecttest")
 
@@ -567,7 +568,6 @@ def test_averages_of_the_weights_go_along(info: Any) -> None:
 def test_the_way_is_the_one_asked_for_and_else_the_fastest(
     info: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = __import__(info.optim_cls.__module__, fromlist=["_"])
     calls = []
 
     def spy(kind: str) -> Any:
@@ -577,8 +577,8 @@ def test_the_way_is_the_one_asked_for_and_else_the_fastest(
 
         return call
 
-    ways: Ways = module.WAYS
-    monkeypatch.setattr(module, "WAYS", Ways(*map(spy, Ways._fields)))
+    ways: Ways = _emotional.WAYS
+    monkeypatch.setattr(_emotional, "WAYS", Ways(*map(spy, Ways._fields)))
     weight = Parameter(torch.ones(2))
     for options in ({}, {"foreach": False}, {"foreach": True}, {"fused": False}):
         weight.grad = torch.ones(2)
@@ -593,7 +593,9 @@ def test_the_tests_above_cover_every_optimizer_that_is_public() -> None:
         if isinstance(thing, type) and issubclass(thing, emo_torch.EmoOptimizer)
     }
     covered = {info.optim_cls for info in INFOS}
-    same_rule = {cls for cls in public - covered if covered & set(cls.__mro__[1:])}
+    rules = {rule for cls in covered for rule in cls.recipe.rules}
+    members = public - covered - {emo_torch.EmoOptimizer, emo_torch.Emotional}
+    same_rule = {cls for cls in members if set(cls.recipe.rules) <= rules}
     assert same_rule == {emo_torch.EmoNavi, emo_torch.EmoFact, emo_torch.EmoLynx}
     assert public == covered | same_rule | {emo_torch.EmoOptimizer, emo_torch.Emotional}
     assert len(ALL) == 2 * len(OPTIONS) == 2 * 6 * 9

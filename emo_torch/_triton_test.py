@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import emo_torch
-from emo_torch import _emotional
+from emo_torch import _emotional, _ways
 from emo_torch._fused import cuda
 from emo_torch._validation import check_fused
 
@@ -216,7 +216,7 @@ def test_on_cuda_the_fused_way_is_never_chosen_by_itself(monkeypatch: pytest.Mon
     monkeypatch.setattr(cuda, "is_available", lambda: True)
     weight: list[Tensor] = [torch.ones(1)]
     ways = {None: False, True: True, False: False}
-    assert {fused: _emotional.use_fused(weight, {"fused": fused}) for fused in ways} == ways
+    assert {fused: _ways.use_fused(weight, {"fused": fused}) for fused in ways} == ways
 
 
 if __name__ == "__main__":

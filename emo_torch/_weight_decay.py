@@ -1,7 +1,7 @@
 """Weight decay, in the three ways that the family knows."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from torch import Tensor
 Mask = Mapping[str, bool] | Callable[[dict[str, Tensor]], Mapping[str, bool]]
 """Booleans by the parameters' names, or a function from the named parameters to them."""
 
-MODES = ("decoupled", "absolute", "l2")
+WeightDecayMode = Literal["decoupled", "absolute", "l2"]
+MODES: tuple[str, ...] = get_args(WeightDecayMode)
 """The modes: p <- p - eta wd p;  p <- p - wd p;  g <- g + wd p."""
 
 

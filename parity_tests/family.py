@@ -1,5 +1,9 @@
-"""The members of the family, each with its two sides. A new member is a new line here."""
+"""The members of the family, each with its two sides, from the registries of both packages.
 
+A new member needs no line here. What only one member is tested with stands in `_OWN`, by name.
+"""
+
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -7,8 +11,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import torch
 
-import emo_optax
 import emo_torch
+from emo_optax import _by_name as optax_names
+from emo_torch import _by_name as torch_names
 from parity_tests.tolerances import LOCKSTEP
 
 
@@ -49,50 +54,6 @@ class Member(NamedTuple):
         return self.cousin is None or (dtype == "float64" and options in ("default", "l2", "numbers"))
 
 
-_DECOUPLED = ({"decoupled_weight_decay": True, "lr": 2e-3, "weight_decay": 1e-4},)
-_NO_FILTER = frozenset({"theta"})
-_NO_EMOTION = _NO_FILTER | {
-    *("use_shadow", "shadow_ratio", "shadow_rate"),
-    *("short_factor", "long_factor", "gain"),
-}
-
-# Of `steps`: with no gradient but L2 decay, weights swing around 0 by steps of their own length, and a
-# rounding grows; of RefAdamWMiniScheduleFree a hundred million times in 100 steps.
-FAMILY = {
-    member.name: member
-    for member in (
-        Member("EmoSens", emo_optax.emo_sens, emo_torch.EmoSens),
-        Member("EmoAiry", emo_optax.emo_airy, emo_torch.EmoAiry),
-        Member("EmoCats", emo_optax.emo_cats, emo_torch.EmoCats, _DECOUPLED),
-        Member("EmoNavi", emo_optax.emo_navi, emo_torch.EmoNavi, lacks=_NO_FILTER, cousin="EmoSens"),
-        Member("EmoFact", emo_optax.emo_fact, emo_torch.EmoFact, lacks=_NO_FILTER, cousin="EmoAiry"),
-        Member("EmoLynx", emo_optax.emo_lynx, emo_torch.EmoLynx, _DECOUPLED, _NO_FILTER, "EmoCats"),
-        Member("EmoClan", emo_optax.emo_clan, emo_torch.EmoClan, lacks=_NO_FILTER),
-        Member("EmoNeco", emo_optax.emo_neco, emo_torch.EmoNeco, _DECOUPLED, _NO_FILTER),
-        Member(
-            "EmoZeal",
-            emo_optax.emo_zeal,
-            emo_torch.EmoZeal,
-            lacks=_NO_FILTER,
-            steps=MappingProxyType({("l2", "bfloat16"): 150}),
-        ),
-        Member(
-            "RefAdamWMiniScheduleFree",
-            emo_optax.ref_adamw_mini_schedule_free,
-            emo_torch.RefAdamWMiniScheduleFree,
-            (
-                {"ref_max_steps": 250, "ref_alpha": 0.3, "injection_bound": 0.2},
-                {"min_lr": 1e-4, "max_lr": 2e-3, "schedulefree_alpha": 0.5},
-            ),
-            lacks=_NO_EMOTION,
-            memory="divergence",
-            recorded=MappingProxyType({"injection_bound": None}),
-            steps=MappingProxyType({("l2", dtype): 150 for dtype in LOCKSTEP}),
-        ),
-    )
-}
-
-
 WAYS = ("foreach", "fused")
 """Options of PyTorch alone: how to take one and the same step."""
 
@@ -118,6 +79,50 @@ ROUNDED: dict[str, tuple[dict[str, Any], ...]] = {
 No shadow in Kahan's sums: it pulls at the parameter alone, so that a unit by which two parameters, but not
 their sums, are apart would get into the sums.
 """
+
+
+_OWN: dict[str, dict[str, Any]] = {
+    # Of `steps`: with no gradient but L2 decay, weights swing around 0 by steps of their own length, and a
+    # rounding grows; of RefAdamWMiniScheduleFree a hundred million times in 100 steps.
+    "emo_zeal": {"steps": MappingProxyType({("l2", "bfloat16"): 150})},
+    "ref_adamw_mini_schedule_free": {
+        "more_options": (
+            {"ref_max_steps": 250, "ref_alpha": 0.3, "injection_bound": 0.2},
+            {"min_lr": 1e-4, "max_lr": 2e-3, "schedulefree_alpha": 0.5},
+        ),
+        "recorded": MappingProxyType({"injection_bound": None}),
+        "steps": MappingProxyType({("l2", dtype): 150 for dtype in LOCKSTEP}),
+    },
+}
+"""Attributes of a `Member` that cannot be derived, by the member's name in the registries."""
+
+
+def _cousin(member: torch_names.Member) -> str | None:
+    """Returns the member of the second generation with the very same rules, if it is another one."""
+    recipe = member.make.recipe
+    for other in torch_names.MEMBERS.values():
+        is_other = other.name != member.name and other.generation == 2
+        if is_other and other.make.recipe.rules == recipe.rules and recipe.first is None:
+            return other.make.__name__
+    return None
+
+
+def _member(name: str) -> Member:
+    ours, theirs = optax_names.MEMBERS[name], torch_names.MEMBERS[name]
+    known = inspect.signature(theirs.make).parameters
+    tested = {option for options in OPTIONS.values() for option in options}
+    derived: dict[str, Any] = {
+        "more_options": _DECOUPLED if "decoupled_weight_decay" in known else (),
+        "lacks": frozenset(tested - known.keys()),
+        "cousin": _cousin(theirs),
+        "memory": theirs.make.memory_title,
+    }
+    return Member(theirs.make.__name__, ours.make, theirs.make, **{**derived, **_OWN.get(name, {})})
+
+
+_DECOUPLED = ({"decoupled_weight_decay": True, "lr": 2e-3, "weight_decay": 1e-4},)
+FAMILY = {member.name: member for member in map(_member, torch_names.MEMBERS)}
+"""Every member, by its name in PyTorch."""
 
 
 def optax_options(options: dict[str, Any]) -> dict[str, Any]:

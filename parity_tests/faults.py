@@ -155,7 +155,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "emo_torch",
-        "emotional",
+        "ways",
         'if mode == "absolute":\n            add_weight_decay',
         'if mode == "never":\n            add_weight_decay',
         "no absolute decay",
@@ -244,7 +244,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault("emo_torch", "emo_neco", "(size <= 0.5)", "(size <= 0.4)", "bound of softsign", "EmoNeco"),
     Fault("emo_optax", "emo_zeal", "(size > 0.1)", "(size > 0.15)", "bound of the first step", "EmoZeal"),
-    Fault("emo_torch", "emo_zeal", "grad.ndim < 2", "grad.ndim < 1", "a first step for vectors", "EmoZeal"),
+    Fault("emo_torch", "emo_zeal", "least_ndim=2", "least_ndim=1", "a first step for vectors", "EmoZeal"),
     # The first generation's defaults.
     Fault(
         "emo_optax",

@@ -90,13 +90,18 @@ ONE_SIDED = {
     },
     "emo_torch": {
         "_blocked_test.py": "what steps without a compiler",
+        "_calls_test.py": "how many calls a step makes in Python; a step of Optax's is compiled",
         "_cuda_test.py": "what needs a GPU: kernels, syncs, graphs",
+        "_family_rules.py": "the rules as data; Optax's rules are transformations already",
         "_grad_scaler_test.py": "PyTorch's gradient scaler",
+        "_recipe.py": "what a member does, as data, for several ways to step; Optax has one way",
+        "_recipe_test.py": "recipes, and the lists in compiled code",
         "_schedulers_test.py": "PyTorch's schedulers; Optax's schedules are functions",
         "_sharded.py": "DTensors; JAX's own arrays know how they are sharded",
         "_step_test.py": "what `step` takes, returns and leaves alone",
         "_torch_optim_test.py": "PyTorch's own suite; Optax's is in parity_tests",
         "_triton_test.py": "kernels for CUDA, interpreted",
+        "_ways.py": "the ways to step: one tensor, many, compiled code",
         "_ways_test.py": "the ways to step: foreach, fused",
     },
 }

@@ -9,7 +9,8 @@ import emo_optax
 import emo_torch
 from benchmarks.step_time import __main__ as command
 from benchmarks.step_time.__main__ import main, parse, settings_of
-from benchmarks.step_time.plan import COMPILED, GROUPS, MEMBERS, TRACED, Cell, cells
+from benchmarks.step_time.members import MEMBERS
+from benchmarks.step_time.plan import COMPILED, GROUPS, TRACED, Cell, cells
 from benchmarks.step_time.store import Store, environment
 
 # One run for all of these tests, also where several processes share them.

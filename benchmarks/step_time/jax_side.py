@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 
 import emo_optax
-from benchmarks.step_time.plan import COMPILED, LEARNING_RATE, MEMBERS, STANDSTILL, Variant
+from benchmarks.step_time.members import MEMBERS
+from benchmarks.step_time.plan import COMPILED, LEARNING_RATE, STANDSTILL, Variant
 from benchmarks.step_time.problems import Arrays, Problem, gradients, lora_shapes, parameters
 from benchmarks.step_time.rounds import FIRST_LOSS, check_emotion, loss_for
 

@@ -5,6 +5,19 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from benchmarks.step_time.members import (
+    FACTORED,
+    MEMBERS,
+    MIDDLING,
+    NO_EMOTION,
+    OTHERS,
+    QUIET,
+    SECOND,
+    SHADOW_GROUP,
+    SWITCHED,
+    WHOLE,
+    written,
+)
 from benchmarks.step_time.problems import PROBLEMS
 
 STANDSTILL = "standstill"
@@ -12,46 +25,6 @@ STANDSTILL = "standstill"
 
 LEARNING_RATE = 1e-6
 """So small that nothing moves far."""
-
-QUIET, MIDDLING, STRONG = 0.02, 0.4, 0.8
-"""Sizes |s| of the emotion scalar. EmoClan, EmoNeco and EmoZeal take another rule at each; the shadow rests
-at the first and blends at the others."""
-
-
-class Member(NamedTuple):
-    """A member of the family.
-
-    Attributes:
-        title: its name in PyTorch.
-        cousin: the member of the second generation that has its rule, or the nearest to it; `None`
-            for that generation itself.
-        sizes: the sizes of the emotion scalar at which its steps do not cost the same.
-        shadow: whether its shadow is on by default.
-    """
-
-    title: str
-    cousin: str | None
-    sizes: tuple[float | None, ...] = (QUIET,)
-    shadow: bool = False
-
-
-EVERY_RULE = (QUIET, MIDDLING, STRONG)
-MEMBERS = {
-    "emo_sens": Member("EmoSens", None),
-    "emo_cats": Member("EmoCats", None),
-    "emo_airy": Member("EmoAiry", None),
-    "emo_navi": Member("EmoNavi", "emo_sens", (QUIET, MIDDLING), shadow=True),
-    "emo_fact": Member("EmoFact", "emo_airy", (QUIET, MIDDLING), shadow=True),
-    "emo_lynx": Member("EmoLynx", "emo_cats", (QUIET, MIDDLING), shadow=True),
-    # Its rule in peace, which has most moments.
-    "emo_clan": Member("EmoClan", "emo_sens", EVERY_RULE),
-    # Signs of a momentum.
-    "emo_neco": Member("EmoNeco", "emo_cats", EVERY_RULE),
-    # Factors, and a step before them.
-    "emo_zeal": Member("EmoZeal", "emo_airy", EVERY_RULE),
-    # Adam's moments.
-    "ref_adamw_mini_schedule_free": Member("RefAdamWMiniScheduleFree", "emo_sens", (None,)),
-}
 
 Options = Mapping[str, Any]
 NO_OPTIONS: Options = MappingProxyType({})
@@ -114,23 +87,12 @@ def _floor(written: int) -> Variant:
     return Variant(f"floor: {written + 1} read, {written} written", "floor", written=written)
 
 
-_MAKES = {
-    3: ("emo_sens", "emo_navi", "emo_clan", "ref_adamw_mini_schedule_free", "AdamW", "adamw"),
-    2: ("emo_cats", "emo_lynx", "emo_neco", "lion"),
-    1: ("emo_airy", "emo_fact", "emo_zeal", "Adafactor", "adafactor", "sgd"),
-}
-"""Who reads and writes how many streams of the parameters' size, beside the gradient."""
-_WRITTEN = {make: written for written, makes in _MAKES.items() for make in makes}
-
-
 def floor_of(variant: Variant, size: float | None) -> str:
     """Returns the name of the floor under a variant: that of the streams that its rule reads and writes."""
     if variant.written or variant.make == STANDSTILL:
         return variant.name
-    by_size = {MIDDLING: 1, STRONG: 2} if variant.make == "emo_clan" else {}
-    written = by_size.get(size, _WRITTEN[variant.make]) if size is not None else _WRITTEN[variant.make]
     blends = variant.shadow and size is not None and size > 0.1
-    return _floor(written + blends).name
+    return _floor(written(variant.make, size) + blends).name
 
 
 _FUSED = Variant("AdamW(fused=True)", "AdamW", MappingProxyType({"fused": True}))
@@ -149,7 +111,7 @@ GROUPS: dict[str, dict[str, Group]] = {
     "torch": {
         "second generation": Group(
             (
-                *(_FUSED, *_members("torch", "emo_sens", "emo_cats", "emo_airy")),
+                *(_FUSED, *_members("torch", *SECOND)),
                 *(_floor(3), _floor(2), _floor(1)),
             )
         ),
@@ -159,12 +121,12 @@ GROUPS: dict[str, dict[str, Group]] = {
                     _FUSED,
                     Variant("EmoSens with shadow", "emo_sens", _SHADOW, (QUIET, MIDDLING), shadow=True),
                 ),
-                *(*_members("torch", "emo_navi"), _floor(4)),
+                *(*_members("torch", *SHADOW_GROUP), _floor(4)),
             )
         ),
-        "first generation": Group((_FUSED, *_members("torch", "emo_fact", "emo_lynx"))),
-        "switched rules": Group((_FUSED, *_members("torch", "emo_clan", "emo_neco", "emo_zeal"))),
-        "no emotion": Group((_FUSED, *_members("torch", "ref_adamw_mini_schedule_free"))),
+        "first generation": Group((_FUSED, *_members("torch", *OTHERS))),
+        "switched rules": Group((_FUSED, *_members("torch", *SWITCHED))),
+        "no emotion": Group((_FUSED, *_members("torch", *NO_EMOTION))),
         "contrast": Group(
             (
                 _FUSED,
@@ -182,22 +144,22 @@ GROUPS: dict[str, dict[str, Group]] = {
             # optax.sgd without a momentum is the least that a step under XLA can do: one loop a leaf.
             (
                 *(_ADAMW, _LION, _SGD, Variant("a step that does nothing", STANDSTILL)),
-                *(*_members("jax", "emo_sens", "emo_cats"), _floor(3), _floor(2)),
+                *(*_members("jax", *WHOLE), _floor(3), _floor(2)),
             )
         ),
-        "factors": Group((_ADAMW, _ADAFACTOR, *_members("jax", "emo_airy"), _floor(1))),
+        "factors": Group((_ADAMW, _ADAFACTOR, *_members("jax", *FACTORED), _floor(1))),
         "shadow": Group(
             (
                 *(
                     _ADAMW,
                     Variant("emo_sens with shadow", "emo_sens", _SHADOW, (QUIET, MIDDLING), shadow=True),
                 ),
-                *(*_members("jax", "emo_navi"), _floor(4)),
+                *(*_members("jax", *SHADOW_GROUP), _floor(4)),
             )
         ),
-        "first generation": Group((_ADAMW, *_members("jax", "emo_fact", "emo_lynx"))),
-        "switched rules": Group((_ADAMW, *_members("jax", "emo_clan", "emo_neco", "emo_zeal"))),
-        "no emotion": Group((_ADAMW, *_members("jax", "ref_adamw_mini_schedule_free"))),
+        "first generation": Group((_ADAMW, *_members("jax", *OTHERS))),
+        "switched rules": Group((_ADAMW, *_members("jax", *SWITCHED))),
+        "no emotion": Group((_ADAMW, *_members("jax", *NO_EMOTION))),
         "donation": Group(
             (
                 *(_ADAMW, _ADAMW._replace(name="optax.adamw, not donated", donate=False)),

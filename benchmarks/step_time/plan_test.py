@@ -1,6 +1,7 @@
 import emo_optax
 import emo_torch
-from benchmarks.step_time.plan import BOUNDS, GROUPS, MEMBERS, MIDDLING, STANDSTILL, floor_of
+from benchmarks.step_time.members import MEMBERS, MIDDLING
+from benchmarks.step_time.plan import BOUNDS, GROUPS, STANDSTILL, floor_of
 from benchmarks.step_time.problems import PROBLEMS
 from parity_tests.family import FAMILY
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.step_time.members import MEMBERS
 from benchmarks.step_time.plan import (
     BOUNDS,
     COMPILED,
     GROUPS,
-    MEMBERS,
     MOST_COMPILATION,
     MOST_OF_COUSIN,
     MOST_TEMPORARIES,

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from emo_torch._emotion import wide_dtype
+from emo_torch._family_rules import KERNELS
 from emo_torch._fused import FIRST_STEPS, FusedRule, FusedStep, Signal
 from emo_torch._fused.plan import can_write
 from emo_torch._weight_decay import MODES
@@ -28,7 +29,7 @@ Numbers = NDArray[np.int64]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 DEVICES = ("cuda",)
 """Where it steps. (Triton's interpreter, for tests, takes the CPU's memory, too.)"""
-RULES = ("uncorrected_adam", "lion", "cautious_sign", "softsign", "factored_moments")
+RULES = tuple(rule.name for rule in KERNELS if rule.on_cuda)
 """The rules that it knows, in the order that the kernels know them by."""
 BLOCK, HEIGHT, WIDTH = 1024, 128, 64
 """How many elements a program takes, and how large a tile of a matrix it reads."""
