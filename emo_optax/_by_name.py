@@ -7,25 +7,41 @@ from typing import Any
 import optax
 
 from emo_optax._emo_airy import emo_airy
+from emo_optax._emo_airy3 import emo_airy3
 from emo_optax._emo_cats import emo_cats
+from emo_optax._emo_cats3 import emo_cats3
 from emo_optax._emo_clan import emo_clan
 from emo_optax._emo_fact import emo_fact
+from emo_optax._emo_fact36 import emo_fact36
 from emo_optax._emo_lynx import emo_lynx
+from emo_optax._emo_lynx36 import emo_lynx36
 from emo_optax._emo_navi import emo_navi
+from emo_optax._emo_navi36 import emo_navi36
 from emo_optax._emo_neco import emo_neco
 from emo_optax._emo_sens import emo_sens
+from emo_optax._emo_sens3 import emo_sens3
+from emo_optax._emo_tion import emo_tion
+from emo_optax._emo_void import emo_void
 from emo_optax._emo_zeal import emo_zeal
 from emo_optax._ref_adamw_mini_schedule_free import ref_adamw_mini_schedule_free
 
 _OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "emo_airy": emo_airy,
+    "emo_airy3": emo_airy3,
     "emo_cats": emo_cats,
+    "emo_cats3": emo_cats3,
     "emo_clan": emo_clan,
     "emo_fact": emo_fact,
+    "emo_fact36": emo_fact36,
     "emo_lynx": emo_lynx,
+    "emo_lynx36": emo_lynx36,
     "emo_navi": emo_navi,
+    "emo_navi36": emo_navi36,
     "emo_neco": emo_neco,
     "emo_sens": emo_sens,
+    "emo_sens3": emo_sens3,
+    "emo_tion": emo_tion,
+    "emo_void": emo_void,
     "emo_zeal": emo_zeal,
     "ref_adamw_mini_schedule_free": ref_adamw_mini_schedule_free,
 }
