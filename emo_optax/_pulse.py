@@ -84,15 +84,18 @@ def _check_above(name: str, value: Any, bound: float, needed: str) -> None:
         raise ValueError(f"Invalid {name}: {value}; it must be {needed}")
 
 
-def init_pulse(dtype: Any, scope: jax.typing.ArrayLike = 1.0) -> PulseState:
+def init_pulse(
+    dtype: Any, scope: jax.typing.ArrayLike = 1.0, *, ceiling: jax.typing.ArrayLike | None = None
+) -> PulseState:
     """Returns the state before the first loss, each field in a buffer of its own.
 
     Args:
         dtype: the floating-point dtype of the state.
         scope: the learning rate that the optimizer is given, >= 0.
+        ceiling: the largest pulse, >= 0; `None` for 3e-3 of the scope.
 
     Returns:
-        The state; its pulse is 1e-4 of the scope, and not below 1e-8.
+        The state; its pulse is 1e-4 of the scope, not above the ceiling and not below 1e-8.
     """
 
     def number(value: float) -> jax.Array:
@@ -111,7 +114,7 @@ def init_pulse(dtype: Any, scope: jax.typing.ArrayLike = 1.0) -> PulseState:
         noise=number(1.0),
         distance=number(0.02),
         course=course,
-        pulse=_pulse_of(level, course, scope, None),
+        pulse=_pulse_of(level, course, scope, ceiling),
         should_stop=jnp.zeros([], jnp.bool_),
     )
 

@@ -186,7 +186,7 @@ class _PulseSchedule:
         self._scope, self._ceiling, self._options, self._axis_name = scope, ceiling, options, axis_name
 
     def init(self) -> PulseState:
-        return init_pulse(jnp.result_type(float), self._scope)
+        return init_pulse(jnp.result_type(float), self._scope, ceiling=self._ceiling)
 
     def update(self, state: PulseState, *, value: Any = None, **extra_args: Any) -> PulseState:
         del extra_args
