@@ -158,7 +158,8 @@ class Reference:
     def factored_sign(self, name: str, g: np.ndarray) -> np.ndarray:
         """The sign as the published EmoAiry and EmoFact take it, averages included."""
         if self.member == "emo_void" or g.size == 0:
-            return np.sign(g)
+            sign: np.ndarray = np.sign(g)
+            return sign
         is_fact, b = self.member == "emo_fact36", self.b2
         if g.ndim < 2:
             b, weight = (self.b1, 1 - self.b2) if is_fact else (self.b2, 1 - self.b2)

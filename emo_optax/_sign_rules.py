@@ -174,7 +174,8 @@ def scale_by_fresh_sign(
         def move(gradient: jax.Array, moment: jax.Array) -> jax.Array:
             dtype = wide_dtype(gradient)
             a = share.astype(dtype)
-            return (1.0 - a) * moment.astype(dtype) + a * gradient.astype(dtype)
+            moved: jax.Array = (1.0 - a) * moment.astype(dtype) + a * gradient.astype(dtype)
+            return moved
 
         moved = jax.tree.map(move, updates, state.mu)
         norm = jnp.where(is_first, norm, norm * change)
