@@ -10,8 +10,10 @@ import numpy as np
 import optax
 
 from emo_optax._divergence import DivergenceState
+from emo_optax._drive import DriveState
 from emo_optax._emotion import EmotionState
 from emo_optax._files import DIGEST, Part, check_digest, read_file, write_file
+from emo_optax._pulse import PulseState
 from emo_optax._ref_adamw_mini_schedule_free import RefMomentsState
 from emo_optax._rounding import RoundStochasticallyState, RoundWithKahanState
 from emo_optax._rules import (
@@ -21,6 +23,7 @@ from emo_optax._rules import (
     ScaleByUncorrectedAdamState,
 )
 from emo_optax._shadow_system import BlendWithShadowState
+from emo_optax._sign_rules import HoldNormState, ScaleByFreshSignState, ScaleBySignState
 from emo_optax._switch import StepFirstState, SwitchByEmotionState
 from emo_optax._weight_decay import AddWeightDecayState
 
@@ -40,7 +43,8 @@ _TREES: dict[type, dict[str, str]] = {
     RoundWithKahanState: {"compensation": "compensation"},
 }
 _RULES: dict[type, str] = {
-    # In this order: switches and first steps hold the others, and factored moments Adam's.
+    # In this order: switches, first steps and what holds a norm contain the others, and factored moments
+    # Adam's.
     SwitchByEmotionState: "adam_factors_or_lion",
     StepFirstState: "factored_moments_after_signs",
     ScaleByMomentumState: "cautious_sign_or_softsign",
@@ -48,11 +52,15 @@ _RULES: dict[type, str] = {
     ScaleByUncorrectedAdamState: "uncorrected_adam",
     ScaleByLionState: "lion",
     RefMomentsState: "ref_adamw_mini_schedule_free",
+    HoldNormState: "sign_under_a_norm",
+    ScaleByFreshSignState: "fresh_sign",
+    ScaleBySignState: "sign",
 }
 _SWITCHED = ("navi_", "fact_", "lynx_")
 """What the names of moments begin with, for each rule of EmoClan."""
 _OURS = (
     *(EmotionState, DivergenceState, BlendWithShadowState, AddWeightDecayState, SwitchByEmotionState),
+    *(DriveState, PulseState, HoldNormState, ScaleByFreshSignState),
     *_TREES,
 )
 
@@ -70,7 +78,7 @@ def to_arrays(state: optax.OptState) -> Arrays:
         state: the state, however deeply wrapped; not traced.
 
     Returns:
-        The arrays: `version`, `rule`, `emotion/...` (or `divergence/...`), and `exp_avg/...`,
+        The arrays: `version`, `rule`, `emotion/...` (or `pulse/...`, `divergence/...`), and `exp_avg/...`,
         `exp_avg_sq/...`, `exp_avg_norm/...`, `row/...`, `column/...`, `shadow/...`,
         `compensation/...` for each parameter that has them.
 
@@ -136,7 +144,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptStat
         [1. 1.]
     """
     check_arrays(arrays, to_arrays(state))
-    counts = ("divergence/steps", "emotion/felt", "emotion/held")
+    counts = ("divergence/steps", "emotion/felt", "emotion/held", "pulse/felt", "pulse/held")
     steps = sum(int(arrays[name]) for name in counts if name in arrays)
 
     def put(name: str, leaf: jax.Array) -> jax.Array:
@@ -174,7 +182,7 @@ def check_arrays(
         dtype = np.asarray(arrays[name]).dtype
         if _kind(dtype) != _kind(array.dtype):
             raise ValueError(f"The array {name!r} holds {dtype}, not {_kind(array.dtype)}")
-        if name.startswith(("emotion/", "divergence/")):
+        if name.startswith(("emotion/", "divergence/", "pulse/")):
             _check_memory(name, np.asarray(arrays[name]))
     extra = sorted(arrays.keys() - expected.keys())
     if extra:
@@ -296,6 +304,21 @@ def _exchange(
         if isinstance(node, DivergenceState):
             return DivergenceState(
                 **{name: swap(f"divergence/{name}", leaf) for name, leaf in node._asdict().items()}
+            )
+        if isinstance(node, DriveState):
+            return DriveState(_exchange(node.emotion, swap), swap("emotion/medium", node.medium))
+        if isinstance(node, PulseState):
+            return PulseState(
+                **{name: swap(f"pulse/{name}", leaf) for name, leaf in node._asdict().items()}
+            )
+        if isinstance(node, ScaleByFreshSignState):
+            return ScaleByFreshSignState(swap_tree("exp_avg", node.mu), swap("norm/kept", node.norm))
+        if isinstance(node, HoldNormState):
+            return HoldNormState(
+                norm=swap("norm/kept", node.norm),
+                counter=swap("norm/counter", node.counter),
+                was_quiet=swap("norm/was_quiet", node.was_quiet),
+                inner_state=_exchange(node.inner_state, swap),
             )
         if isinstance(node, BlendWithShadowState):
             return BlendWithShadowState(

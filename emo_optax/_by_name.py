@@ -7,13 +7,21 @@ from typing import Any, NamedTuple
 import optax
 
 from emo_optax._emo_airy import emo_airy
+from emo_optax._emo_airy3 import emo_airy3
 from emo_optax._emo_cats import emo_cats
+from emo_optax._emo_cats3 import emo_cats3
 from emo_optax._emo_clan import emo_clan
 from emo_optax._emo_fact import emo_fact
+from emo_optax._emo_fact36 import emo_fact36
 from emo_optax._emo_lynx import emo_lynx
+from emo_optax._emo_lynx36 import emo_lynx36
 from emo_optax._emo_navi import emo_navi
+from emo_optax._emo_navi36 import emo_navi36
 from emo_optax._emo_neco import emo_neco
 from emo_optax._emo_sens import emo_sens
+from emo_optax._emo_sens3 import emo_sens3
+from emo_optax._emo_tion import emo_tion
+from emo_optax._emo_void import emo_void
 from emo_optax._emo_zeal import emo_zeal
 from emo_optax._ref_adamw_mini_schedule_free import ref_adamw_mini_schedule_free
 
@@ -24,7 +32,7 @@ class Member(NamedTuple):
     Attributes:
         name: the name for `create_optimizer`, the same in both packages.
         make: the function that makes the optimizer.
-        generation: 1 or 2, the generation of the published code; `None` for a member outside of both.
+        generation: 1 to 3, the generation of the published code; `None` for a member outside of them.
     """
 
     name: str
@@ -44,6 +52,14 @@ MEMBERS = {
         Member("emo_clan", emo_clan, generation=1),
         Member("emo_neco", emo_neco, generation=1),
         Member("emo_zeal", emo_zeal, generation=1),
+        Member("emo_sens3", emo_sens3, generation=3),
+        Member("emo_airy3", emo_airy3, generation=3),
+        Member("emo_cats3", emo_cats3, generation=3),
+        Member("emo_tion", emo_tion, generation=3),
+        Member("emo_void", emo_void, generation=3),
+        Member("emo_navi36", emo_navi36, generation=1),
+        Member("emo_fact36", emo_fact36, generation=1),
+        Member("emo_lynx36", emo_lynx36, generation=1),
         Member("ref_adamw_mini_schedule_free", ref_adamw_mini_schedule_free),
     )
 }

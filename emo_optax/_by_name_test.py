@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax.numpy as jnp
 import pytest
 
@@ -11,8 +13,10 @@ def test_every_optimizer_is_made_by_its_name_and_steps() -> None:
             optimizer = emo_optax.create_optimizer(spelling, 0.5, weight_decay=0.0)
             updates, state = optimizer.update(params, optimizer.init(params), params, value=1.0)
             assert float(jnp.max(updates)) < 0
-            has_none = name.startswith("ref_")  # No emotion, but losses that it remembers.
-            look = emo_optax.get_divergence if has_none else emo_optax.get_emotion
+            # One has no emotion, but losses that it remembers; the third generation has a pulse.
+            is_third = name.endswith("3") or name in ("emo_tion", "emo_void")
+            others = emo_optax.get_divergence if name.startswith("ref_") else emo_optax.get_emotion
+            look: Any = emo_optax.get_pulse if is_third else others
             assert int(look(state).felt) == 1
 
 

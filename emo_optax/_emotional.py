@@ -222,7 +222,7 @@ def get_emotion(state: optax.OptState) -> Emotion:
     if felt is None:
         raise ValueError(
             "There is no emotion in this state. Pass the state of an optimizer made by emo_optax, or "
-            "of a chain or wrapper around one."
+            "of a chain or wrapper around one. get_pulse looks at the third generation."
         )
     # Some frameworks keep state in boxes of their own; those that hold an array turn into it.
     felt = EmotionState(*(jnp.asarray(field) for field in felt))

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from emo_optax._drive import DriveState
 from emo_optax._emotion import wide_dtype
-from emo_optax._emotional import get_emotion
+from emo_optax._emotional import _find, get_emotion
+from emo_optax._get_pulse import get_drive, get_pulse
+from emo_optax._pulse import PulseState
 from emo_optax._shadow_effect import Keep, keep_elements
 from emo_optax._validation import check_not_negative
 
@@ -45,7 +48,7 @@ def get_metrics(
     shadow_effect: bool = True,
     as_floats: bool = True,
 ) -> dict[str, float] | dict[str, jax.Array]:
-    """Returns what the emotion of an optimizer is, and does, as a flat dict for a logger.
+    """Returns what the emotion, or the pulse, of an optimizer is, and does, as a flat dict for a logger.
 
     Nothing of it is computed unless asked for, and a step costs no more for it. A state is arrays
     alone: what the optimizer was made with, and it is to tell of, goes along.
@@ -74,6 +77,12 @@ def get_metrics(
             out without `grads`.
         - `should_stop`, `is_quiet`: whether training ever went quiet, and is quiet now; 0 or 1.
         - `felt`, `held`: how many losses were felt, and kept out because they were not finite.
+        - `medium`, `trust`, `drive`: of v3.6.1 alone (see `get_drive`); the learning rate is multiplied by
+            the drive there, and not by the step scale, and there is no masked share.
+
+        The third generation (`emo_sens3` and so on) has names that begin with `pulse/`, one for each field
+        of `get_pulse`: `pulse/pulse` is the learning rate of the step. The other arguments have no effect
+        there.
 
     Raises:
         TypeError: for a schedule in the place of a learning rate, and for numbers asked for inside of
@@ -98,20 +107,10 @@ def get_metrics(
         >>> print(f"{metrics['emotion/scalar']:.4f} {metrics['emotion/learning_rate']:.4f}")
         -0.6493 0.0351
     """
-    emotion = get_emotion(state)
-    metrics = {
-        "emotion/short": emotion.short,
-        "emotion/long": emotion.long,
-        "emotion/scalar": emotion.scalar,
-        "emotion/step_scale": emotion.step_scale,
-        "emotion/shadow_ratio": emotion.shadow_ratio,
-        **_learning_rate(learning_rate, emotion.step_scale, shadow_effect),
-        **_masked_share(grads, emotion.scalar, theta, keep, shadow_effect),
-        "emotion/should_stop": emotion.should_stop,
-        "emotion/is_quiet": emotion.is_quiet,
-        "emotion/felt": emotion.felt,
-        "emotion/held": emotion.held,
-    }
+    if _find(state, PulseState) is not None:
+        metrics = {f"pulse/{name}": value for name, value in get_pulse(state)._asdict().items()}
+    else:
+        metrics = _of_emotion(state, grads, theta, keep, learning_rate, shadow_effect)
     if not as_floats:
         return metrics
     if any(isinstance(value, jax.core.Tracer) for value in metrics.values()):
@@ -123,6 +122,32 @@ def get_metrics(
         bits, fetched = fetched[:size], fetched[size:]
         values[name] = float(bits.view(value.dtype)[0] if value.dtype != jnp.bool_ else bits[0])
     return values
+
+
+def _of_emotion(
+    state: optax.OptState, grads: Any, theta: Any, keep: Keep, learning_rate: Any, shadow_effect: bool
+) -> dict[str, jax.Array]:
+    """Returns the metrics of an emotion, that of v3.6.1 included."""
+    emotion, scale = get_emotion(state), None
+    own: dict[str, jax.Array] = {}
+    if _find(state, DriveState) is not None:
+        drive = get_drive(state)
+        own = {f"emotion/{name}": getattr(drive, name) for name in ("medium", "trust", "drive")}
+        scale, grads = drive.drive, None
+    return {
+        "emotion/short": emotion.short,
+        "emotion/long": emotion.long,
+        "emotion/scalar": emotion.scalar,
+        "emotion/step_scale": emotion.step_scale,
+        "emotion/shadow_ratio": emotion.shadow_ratio,
+        **own,
+        **_learning_rate(learning_rate, emotion.step_scale if scale is None else scale, shadow_effect),
+        **_masked_share(grads, emotion.scalar, theta, keep, shadow_effect),
+        "emotion/should_stop": emotion.should_stop,
+        "emotion/is_quiet": emotion.is_quiet,
+        "emotion/felt": emotion.felt,
+        "emotion/held": emotion.held,
+    }
 
 
 @jax.jit

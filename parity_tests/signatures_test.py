@@ -51,6 +51,24 @@ OF_LION = {
 }
 SHADOW = {"use_shadow": True}
 OF_SHADOW = {"emo_navi", "EmoNavi", "emo_fact", "EmoFact", "emo_lynx", "EmoLynx"}
+LATER = {"b2": 0.995, "betas": (0.9, 0.995)}
+OF_36 = {"emo_navi36", "emo_fact36", "emo_lynx36", "scale_by_sign"}
+PULSE = {
+    **LATER,
+    "learning_rate": 1.0,
+    "lr": 1.0,
+    "scope": 1.0,
+    "stopcoef": 0.04,
+    "steady": False,
+    "spike_limit": None,
+    "loss_unit": None,
+}
+OF_PULSE = {
+    *("emo_sens3", "emo_airy3", "emo_cats3", "emo_tion", "emo_void"),
+    *("share_pulse", "scale_by_pulse", "pulse_schedule", "feel_pulse"),
+}
+NO_DECAY = {"weight_decay": 0.0}
+OF_NO_DECAY = {"emo_tion", "emo_void"}
 
 
 def _public() -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -67,6 +85,9 @@ def test_the_defaults_are_those_of_the_spec(name: str, function: Callable[..., A
         **NUMBERS,
         **(LION if short in OF_LION else {}),
         **(SHADOW if short in OF_SHADOW else {}),
+        **(LATER if short in OF_36 else {}),
+        **(PULSE if short in OF_PULSE else {}),
+        **(NO_DECAY if short in OF_NO_DECAY else {}),
         **({"learning_rate": None} if short == "get_metrics" else {}),  # Not one to step by.
     }
     for parameter in inspect.signature(function).parameters.values():
