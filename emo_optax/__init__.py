@@ -45,6 +45,7 @@ from emo_optax._emotional import get_emotion as get_emotion
 from emo_optax._errors import CheckpointError as CheckpointError
 from emo_optax._errors import EmotionMissingError as EmotionMissingError
 from emo_optax._errors import LossMissingError as LossMissingError
+from emo_optax._export import register_for_export as register_for_export
 from emo_optax._metrics import get_metrics as get_metrics
 from emo_optax._ref_adamw_mini_schedule_free import (
     RefAdamWMiniScheduleFreeState as RefAdamWMiniScheduleFreeState,
@@ -58,15 +59,15 @@ from emo_optax._rounding import RoundStochasticallyState as RoundStochasticallyS
 from emo_optax._rounding import RoundWithKahanState as RoundWithKahanState
 from emo_optax._rounding import round_stochastically as round_stochastically
 from emo_optax._rounding import round_with_kahan as round_with_kahan
-from emo_optax._rules import ScaleByFactorsState as ScaleByFactorsState
-from emo_optax._rules import ScaleByLionState as ScaleByLionState
-from emo_optax._rules import ScaleByMomentumState as ScaleByMomentumState
-from emo_optax._rules import ScaleByUncorrectedAdamState as ScaleByUncorrectedAdamState
-from emo_optax._rules import scale_by_cautious_sign as scale_by_cautious_sign
-from emo_optax._rules import scale_by_factored_moments as scale_by_factored_moments
-from emo_optax._rules import scale_by_lion as scale_by_lion
-from emo_optax._rules import scale_by_softsign as scale_by_softsign
-from emo_optax._rules import scale_by_uncorrected_adam as scale_by_uncorrected_adam
+from emo_optax._rules.adam import ScaleByUncorrectedAdamState as ScaleByUncorrectedAdamState
+from emo_optax._rules.adam import scale_by_uncorrected_adam as scale_by_uncorrected_adam
+from emo_optax._rules.factors import ScaleByFactorsState as ScaleByFactorsState
+from emo_optax._rules.factors import scale_by_factored_moments as scale_by_factored_moments
+from emo_optax._rules.lion import ScaleByLionState as ScaleByLionState
+from emo_optax._rules.lion import scale_by_lion as scale_by_lion
+from emo_optax._rules.signs import ScaleByMomentumState as ScaleByMomentumState
+from emo_optax._rules.signs import scale_by_cautious_sign as scale_by_cautious_sign
+from emo_optax._rules.signs import scale_by_softsign as scale_by_softsign
 from emo_optax._runaway import Runaway as Runaway
 from emo_optax._runaway import ScaleByRunawayState as ScaleByRunawayState
 from emo_optax._runaway import get_runaway as get_runaway
@@ -74,6 +75,8 @@ from emo_optax._runaway import gradient_moments as gradient_moments
 from emo_optax._runaway import runaway_emotion as runaway_emotion
 from emo_optax._runaway import scale_by_runaway as scale_by_runaway
 from emo_optax._runaway import track_runaway as track_runaway
+from emo_optax._shadow_effect import FilterByEmotionState as FilterByEmotionState
+from emo_optax._shadow_effect import ScaleByEmotionState as ScaleByEmotionState
 from emo_optax._shadow_effect import filter_by_emotion as filter_by_emotion
 from emo_optax._shadow_effect import keep_elements as keep_elements
 from emo_optax._shadow_effect import keep_rows_and_columns as keep_rows_and_columns

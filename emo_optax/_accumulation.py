@@ -9,6 +9,7 @@ import optax
 
 from emo_optax._emotion import wide_dtype
 from emo_optax._replicas import AxisName, average_over_replicas, check_axis_name
+from emo_optax._states import with_arrays
 from emo_optax._validation import check_every_k_schedule, check_loss, takes_extra_args
 
 
@@ -88,6 +89,7 @@ def accumulate(
         value: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AccumulateState]:
+        state = with_arrays(state, init_fn, updates if params is None else params)
         loss = average_over_replicas(check_loss(value, state.loss.dtype), axis_name)
         before = state.multi_steps.mini_step
         # In this form k equal losses have themselves as their mean, to the last bit.

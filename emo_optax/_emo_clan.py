@@ -9,7 +9,9 @@ import optax
 
 from emo_optax._emotional import emotional_rule
 from emo_optax._replicas import AxisName
-from emo_optax._rules import scale_by_factored_moments, scale_by_lion, scale_by_uncorrected_adam
+from emo_optax._rules.adam import scale_by_uncorrected_adam
+from emo_optax._rules.factors import scale_by_factored_moments
+from emo_optax._rules.lion import scale_by_lion
 from emo_optax._shadow_system import ShadowRatio
 from emo_optax._switch import select_by_emotion
 

@@ -8,7 +8,7 @@ import optax
 
 from emo_optax._emotional import emotional_rule
 from emo_optax._replicas import AxisName
-from emo_optax._rules import scale_by_lion
+from emo_optax._rules.lion import scale_by_lion
 from emo_optax._shadow_system import ShadowRatio
 from emo_optax._validation import check_flag, check_not_negative
 

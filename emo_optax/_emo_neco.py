@@ -9,7 +9,7 @@ import optax
 
 from emo_optax._emotional import emotional_rule
 from emo_optax._replicas import AxisName
-from emo_optax._rules import scale_by_cautious_sign, scale_by_softsign
+from emo_optax._rules.signs import scale_by_cautious_sign, scale_by_softsign
 from emo_optax._shadow_system import ShadowRatio
 from emo_optax._switch import select_by_emotion
 from emo_optax._validation import check_flag

@@ -9,13 +9,8 @@ import optax
 
 from emo_optax._emotional import emotional_rule
 from emo_optax._replicas import AxisName
-from emo_optax._rules import (
-    is_matrix,
-    is_vector,
-    scale_by_cautious_sign,
-    scale_by_factored_moments,
-    scale_by_softsign,
-)
+from emo_optax._rules.factors import is_matrix, is_vector, scale_by_factored_moments
+from emo_optax._rules.signs import scale_by_cautious_sign, scale_by_softsign
 from emo_optax._shadow_system import ShadowRatio
 from emo_optax._switch import select_by_emotion
 

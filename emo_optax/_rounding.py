@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emo_optax._states import with_arrays
 from emo_optax._validation import check_choice, check_params, check_seed
 
 ROUNDINGS = ("nearest", "kahan", "stochastic")
@@ -88,9 +89,10 @@ def _stochastically(update: jax.Array, param: jax.Array, key: jax.Array) -> jax.
 
 
 class RoundWithKahanState(NamedTuple):
-    """What rounding has kept back: a tree like the parameters, in their dtypes.
+    """The parts of updates that rounding has not applied yet: a tree like the parameters, in their dtypes.
 
-    Parameters of float32 and wider have none: an `optax.MaskedNode` stands in their place.
+    Parameters of float32 and wider need none: a zero of the shape `[1]` and of the parameter's dtype
+    stands in their place, as in the state of `optax.adafactor`, so that shardings map onto the tree.
     """
 
     compensation: optax.Params
@@ -139,7 +141,7 @@ def round_with_kahan() -> optax.GradientTransformationExtraArgs:
 
     def init_fn(params: optax.Params) -> RoundWithKahanState:
         return RoundWithKahanState(
-            jax.tree.map(lambda p: jnp.zeros_like(p) if is_narrow(p) else optax.MaskedNode(), params)
+            jax.tree.map(lambda p: jnp.zeros_like(p, shape=None if is_narrow(p) else (1,)), params)
         )
 
     def update_fn(
@@ -150,6 +152,8 @@ def round_with_kahan() -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Updates, RoundWithKahanState]:
         del extra_args
         check_params(params)
+
+        state = with_arrays(state, init_fn, params)
 
         def move(update: jax.Array, param: Any, rest: Any) -> tuple[jax.Array, Any]:
             return _with_kahan(update, param, rest) if is_narrow(param) else (update, rest)
@@ -229,6 +233,7 @@ def round_stochastically(seed: int = 0) -> optax.GradientTransformationExtraArgs
     ) -> tuple[optax.Updates, RoundStochasticallyState]:
         del extra_args
         check_params(params)
+        state = with_arrays(state, init_fn, params)
         steps = jnp.asarray(optax.safe_increment(state.steps))
         count = len(jax.tree.leaves(updates))
         keys = jax.tree.unflatten(jax.tree.structure(updates), list(rounding_keys(steps, count, seed)))
