@@ -94,7 +94,10 @@ def accumulate(
         before = state.multi_steps.mini_step
         # In this form k equal losses have themselves as their mean, to the last bit.
         mean = state.loss + (loss - state.loss) / (before + 1).astype(loss.dtype)
-        updates, after = multi_steps.update(updates, state.multi_steps, params, value=mean, **extra_args)
+        with jax.numpy_dtype_promotion("standard"):  # optax.MultiSteps relies on it.
+            updates, after = multi_steps.update(
+                updates, state.multi_steps, params, value=mean, **extra_args
+            )
         # A micro-batch that is skipped moves no counter; one that completes a step sets it to 0.
         mean = jnp.where(after.mini_step == before, state.loss, mean)
         mean = jnp.where(after.mini_step == 0, jnp.zeros_like(mean), mean)

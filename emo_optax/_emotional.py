@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from emo_optax._early_stop import went_quiet
-from emo_optax._emotion import Emotion, EmotionState, ShareEmotionState, share_emotion
+from emo_optax._emotion import Emotion, EmotionState, ShareEmotionState, share_emotion, wide_dtype
 from emo_optax._replicas import AxisName
 from emo_optax._rounding import add_rounding
 from emo_optax._shadow_effect import Keep, filter_by_emotion, keep_elements, scale_by_emotion, step_scale
@@ -175,12 +176,22 @@ def emotional_rule(
     step = rule
     if shadow_effect:
         step = optax.chain(filter_by_emotion(rule, theta, keep=keep), scale_by_emotion())
-    chain = optax.chain(
-        step, decay["decoupled"], optax.scale_by_learning_rate(learning_rate), decay["absolute"]
-    )
+    chain = optax.chain(step, decay["decoupled"], scale_by_learning_rate(learning_rate), decay["absolute"])
     if first is not None:
-        chain = step_first(optax.chain(first, optax.scale_by_learning_rate(learning_rate)), chain)
+        chain = step_first(optax.chain(first, scale_by_learning_rate(learning_rate)), chain)
     return emotional(optax.chain(decay["l2"], chain), shadow_effect=False, **emotion)
+
+
+def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """As `optax.scale_by_learning_rate`, without implicit promotion where the learning rate is an array."""
+    if not isinstance(learning_rate, jax.Array | np.ndarray):
+        return optax.scale_by_learning_rate(learning_rate)
+
+    def scale(update: jax.Array) -> jax.Array:
+        dtype = wide_dtype((learning_rate, update))
+        return -jnp.asarray(learning_rate, dtype) * update.astype(dtype)
+
+    return optax.stateless(lambda updates, _: jax.tree.map(scale, updates))
 
 
 def get_emotion(state: optax.OptState) -> Emotion:

@@ -37,7 +37,8 @@ def round_bits(value: jax.Array, dtype: Any, draws: jax.Array | None = None) -> 
     # Below its normal numbers a dtype is evenly spaced, as float32 is in the binade of the least.
     least = float(info.smallest_normal)
     is_even = least > 2.0**-126
-    shift = jnp.copysign(jnp.float32(least), value) * (jnp.abs(value) < least) if is_even else None
+    is_small = (jnp.abs(value) < least).astype(jnp.float32)
+    shift = jnp.copysign(jnp.float32(least), value) * is_small if is_even else None
     bits = jax.lax.bitcast_convert_type(value if shift is None else value + shift, jnp.uint32)
     if draws is None:
         added = ((bits >> dropped) & 1) + jnp.uint32((1 << (dropped - 1)) - 1)

@@ -201,7 +201,10 @@ def filter_by_emotion(
         dtype = wide_dtype(params)
         return FilterByEmotionState(
             theta=jnp.array(theta, dtype),
-            keep={name: () if eps == () else jnp.array(eps, dtype) for name, eps in keep_by_name.items()},
+            keep={
+                name: eps if isinstance(eps, tuple) else jnp.array(eps, dtype)
+                for name, eps in keep_by_name.items()
+            },
             inner_state=inner.init(params),
         )
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from emo_optax._emotion import EmotionState, shared_emotion, wide_dtype
@@ -217,10 +216,15 @@ def step_first(
         steps, first_state = first.update(updates, state.first_state, params, **extra_args)
 
         def move(param: jax.Array, step: jax.Array) -> jax.Array:
-            return (param.astype(wide_dtype(param)) + step).astype(param.dtype)
+            dtype = wide_dtype((param, step))
+            return (param.astype(dtype) + step.astype(dtype)).astype(param.dtype)
+
+        def add(update: jax.Array, step: jax.Array) -> jax.Array:
+            dtype = update.dtype if update.dtype == step.dtype else wide_dtype((update, step))
+            return update.astype(dtype) + step.astype(dtype)
 
         moved = jax.tree.map(move, params, steps)
         updates, inner_state = inner.update(updates, state.inner_state, moved, **extra_args)
-        return jax.tree.map(jnp.add, updates, steps), StepFirstState(first_state, inner_state)
+        return jax.tree.map(add, updates, steps), StepFirstState(first_state, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
