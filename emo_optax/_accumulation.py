@@ -9,6 +9,7 @@ import optax
 
 from emo_optax._emotion import wide_dtype
 from emo_optax._replicas import AxisName, average_over_replicas, check_axis_name
+from emo_optax._states import with_arrays
 from emo_optax._validation import check_every_k_schedule, check_loss, takes_extra_args
 
 
@@ -88,11 +89,15 @@ def accumulate(
         value: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, AccumulateState]:
+        state = with_arrays(state, init_fn, updates if params is None else params)
         loss = average_over_replicas(check_loss(value, state.loss.dtype), axis_name)
         before = state.multi_steps.mini_step
         # In this form k equal losses have themselves as their mean, to the last bit.
         mean = state.loss + (loss - state.loss) / (before + 1).astype(loss.dtype)
-        updates, after = multi_steps.update(updates, state.multi_steps, params, value=mean, **extra_args)
+        with jax.numpy_dtype_promotion("standard"):  # optax.MultiSteps relies on it.
+            updates, after = multi_steps.update(
+                updates, state.multi_steps, params, value=mean, **extra_args
+            )
         # A micro-batch that is skipped moves no counter; one that completes a step sets it to 0.
         mean = jnp.where(after.mini_step == before, state.loss, mean)
         mean = jnp.where(after.mini_step == 0, jnp.zeros_like(mean), mean)

@@ -139,9 +139,7 @@ def test_complex_parameters_are_split_in_two_and_the_loss_arrives() -> None:
 
 def test_galore_steps_as_far_as_the_emotion_allows() -> None:
     # GaLore hands no parameters in, so that its optimizer is one that needs none.
-    base = emo_optax.share_emotion(
-        optax.chain(optax.scale_by_adam(), emo_optax.scale_by_emotion(shared=True))
-    )
+    base = emo_optax.share_emotion(optax.chain(optax.scale_by_adam(), emo_optax.scale_by_emotion()))
     optimizer = emo_optax.bind_extra_args(
         lambda inner: optax.contrib.galore(0.1, rank=1, base_optimizer=inner), base
     )

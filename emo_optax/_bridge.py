@@ -15,13 +15,11 @@ from emo_optax._emotion import EmotionState
 from emo_optax._files import DIGEST, Part, check_digest, read_file, write_file
 from emo_optax._pulse import PulseState
 from emo_optax._ref_adamw_mini_schedule_free import RefMomentsState
-from emo_optax._rounding import RoundStochasticallyState, RoundWithKahanState
-from emo_optax._rules import (
-    ScaleByFactorsState,
-    ScaleByLionState,
-    ScaleByMomentumState,
-    ScaleByUncorrectedAdamState,
-)
+from emo_optax._rounding import RoundStochasticallyState, RoundWithKahanState, is_narrow
+from emo_optax._rules.adam import ScaleByUncorrectedAdamState
+from emo_optax._rules.factors import ScaleByFactorsState
+from emo_optax._rules.lion import ScaleByLionState
+from emo_optax._rules.signs import ScaleByMomentumState
 from emo_optax._shadow_system import BlendWithShadowState
 from emo_optax._sign_rules import HoldNormState, ScaleByFreshSignState, ScaleBySignState
 from emo_optax._switch import StepFirstState, SwitchByEmotionState
@@ -292,6 +290,8 @@ def _exchange(
 
     def swap_tree(name: str, tree: Any) -> Any:
         def swap_leaf(path: Any, leaf: jax.Array) -> jax.Array:
+            if name == "compensation" and not is_narrow(leaf):
+                return leaf  # Stands in the place of a compensation that is not needed.
             return swap(f"{prefix}{name}/{jax.tree_util.keystr(path, simple=True, separator='.')}", leaf)
 
         return jax.tree_util.tree_map_with_path(swap_leaf, tree)

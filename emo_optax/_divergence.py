@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._validation import check_kind, check_max_steps, hyperparameter
+from emo_optax._states import check_kind
+from emo_optax._validation import check_max_steps, check_precision, hyperparameter
 
 OVERFITTING_RISES = 3
 """So many rises of the validation loss in a row are overfitting."""
@@ -190,6 +191,7 @@ def injection_strength(state: DivergenceState, ref_alpha: jax.typing.ArrayLike, 
 
     Source: RefAdamWMiniScheduleFree by muooon.
     """
+    check_precision("ref_alpha", ref_alpha)
     worst = jnp.maximum(state.level, state.diverging)
     in_trouble = jnp.where(worst >= 3, 1.0, jnp.where(worst == 2, 0.8, 0.6)).astype(dtype)
     strength = jnp.where(worst > 0, in_trouble, jnp.asarray(hyperparameter(ref_alpha, dtype), dtype))

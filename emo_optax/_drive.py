@@ -17,8 +17,9 @@ from emo_optax._emotion import (
 )
 from emo_optax._emotional import _keep_dtypes
 from emo_optax._replicas import AxisName, average_over_replicas, check_axis_name
+from emo_optax._states import check_kind
 from emo_optax._trust import FLOOR, Averages, blend_by_trust, move_averages, relative_scalar, trust_of
-from emo_optax._validation import check_flag, check_kind, check_learning_rate, check_loss, takes_extra_args
+from emo_optax._validation import check_flag, check_learning_rate, check_loss, takes_extra_args
 from emo_optax._weight_decay import place_weight_decay
 
 

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from emo_optax._validation import check_precision
+
 WINDOW = 32
 """How many scalars, one a step, the signal looks back on."""
 
@@ -40,6 +42,8 @@ def went_quiet(
     Source: the early-stop notice of EmoNavi and EmoSens v2.0, with a window of 32 steps; the
     published code appends once per parameter tensor.
     """
+    check_precision("mean_below", mean_below)
+    check_precision("variance_below", variance_below)
     mean = jnp.mean(jnp.abs(history))
     variance = jnp.mean(jnp.square(history - jnp.mean(history)))
     return (felt >= WINDOW) & (mean < mean_below) & (variance < variance_below)

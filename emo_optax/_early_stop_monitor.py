@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from emo_optax._early_stop import went_quiet
 from emo_optax._emotion import EmotionState, feel, init_emotion
 from emo_optax._replicas import AxisName, average_over_replicas, check_axis_name
+from emo_optax._states import with_arrays
 from emo_optax._validation import check_factor, check_loss, check_not_negative
 
 
@@ -102,6 +103,7 @@ def early_stop(
         return EarlyStopState(init_emotion(jnp.result_type(float)), jnp.zeros([], jnp.bool_))
 
     def update(state: EarlyStopState, loss: Any) -> EarlyStopState:
+        state = with_arrays(state, lambda _: init(), None)
         emotion = feel(
             state.emotion,
             average_over_replicas(check_loss(loss, state.emotion.scalar.dtype), axis_name),

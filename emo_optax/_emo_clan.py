@@ -12,7 +12,9 @@ from emo_optax._hints import with_hints
 from emo_optax._options import options_of
 from emo_optax._replicas import AxisName
 from emo_optax._rounding import Rounding
-from emo_optax._rules import scale_by_factored_moments, scale_by_lion, scale_by_uncorrected_adam
+from emo_optax._rules.adam import scale_by_uncorrected_adam
+from emo_optax._rules.factors import scale_by_factored_moments
+from emo_optax._rules.lion import scale_by_lion
 from emo_optax._shadow_system import ShadowRatio
 from emo_optax._switch import select_by_emotion
 from emo_optax._weight_decay import WeightDecayMode

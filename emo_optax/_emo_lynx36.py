@@ -8,7 +8,7 @@ import optax
 
 from emo_optax._drive import driven_rule
 from emo_optax._replicas import AxisName
-from emo_optax._rules import scale_by_lion
+from emo_optax._rules.lion import scale_by_lion
 from emo_optax._validation import check_not_negative
 
 

@@ -11,7 +11,7 @@ from emo_optax._hints import with_hints
 from emo_optax._options import options_of
 from emo_optax._replicas import AxisName
 from emo_optax._rounding import Rounding
-from emo_optax._rules import scale_by_uncorrected_adam
+from emo_optax._rules.adam import scale_by_uncorrected_adam
 from emo_optax._shadow_system import ShadowRatio
 from emo_optax._weight_decay import WeightDecayMode
 

@@ -8,7 +8,7 @@ import optax
 
 from emo_optax._drive import driven_rule
 from emo_optax._replicas import AxisName
-from emo_optax._rules import scale_by_uncorrected_adam
+from emo_optax._rules.adam import scale_by_uncorrected_adam
 
 
 def emo_navi36(

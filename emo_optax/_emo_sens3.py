@@ -8,7 +8,7 @@ import optax
 
 from emo_optax._pulse import LossUnit
 from emo_optax._replicas import AxisName
-from emo_optax._rules import scale_by_uncorrected_adam
+from emo_optax._rules.adam import scale_by_uncorrected_adam
 from emo_optax._share_pulse import pulsed_rule
 
 

@@ -12,13 +12,8 @@ from emo_optax._hints import with_hints
 from emo_optax._options import options_of
 from emo_optax._replicas import AxisName
 from emo_optax._rounding import Rounding
-from emo_optax._rules import (
-    is_matrix,
-    is_vector,
-    scale_by_cautious_sign,
-    scale_by_factored_moments,
-    scale_by_softsign,
-)
+from emo_optax._rules.factors import is_matrix, is_vector, scale_by_factored_moments
+from emo_optax._rules.signs import scale_by_cautious_sign, scale_by_softsign
 from emo_optax._shadow_system import ShadowRatio
 from emo_optax._switch import select_by_emotion
 from emo_optax._weight_decay import WeightDecayMode

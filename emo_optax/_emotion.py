@@ -9,11 +9,12 @@ import optax
 from emo_optax._early_stop import WINDOW, went_quiet
 from emo_optax._errors import EMOTION_MISSING, EmotionMissingError
 from emo_optax._replicas import AxisName, average_over_replicas, check_axis_name
+from emo_optax._states import check_kind, with_arrays
 from emo_optax._validation import (
     check_factor,
-    check_kind,
     check_loss,
     check_not_negative,
+    check_precision,
     hyperparameter,
     takes_extra_args,
 )
@@ -131,6 +132,9 @@ def feel(
     Source: EmoSens and EmoNavi v2.0 by muooon.
     """
     check_emotion(state)
+    check_precision("short_factor", short_factor)
+    check_precision("long_factor", long_factor)
+    check_precision("gain", gain)
     dtype = state.scalar.dtype
     is_first = state.felt == 0
     is_finite = jnp.isfinite(loss)
@@ -205,7 +209,7 @@ def share_emotion(
         >>> import optax
         >>> import emo_optax
         >>> optimizer = emo_optax.share_emotion(
-        ...     optax.chain(optax.sgd(0.1), emo_optax.scale_by_emotion(shared=True))
+        ...     optax.chain(optax.sgd(0.1), emo_optax.scale_by_emotion())
         ... )
         >>> params = jnp.ones(2)
         >>> updates, state = optimizer.update(params, optimizer.init(params), params, value=1.0)
@@ -231,6 +235,7 @@ def share_emotion(
         value: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ShareEmotionState]:
+        state = with_arrays(state, init_fn, updates if params is None else params)
         loss = average_over_replicas(check_loss(value, state.emotion.scalar.dtype), axis_name)
         emotion = feel(
             state.emotion,

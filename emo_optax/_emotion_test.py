@@ -65,7 +65,13 @@ def test_factors_and_gain_are_options() -> None:
 
 
 @pytest.mark.parametrize("option", ["short_factor", "long_factor", "gain"])
-@pytest.mark.parametrize("piece", [emo_optax.track_emotion, emo_optax.scale_by_emotion])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        emo_optax.track_emotion,
+        lambda **options: emo_optax.share_emotion(emo_optax.scale_by_emotion(), **options),
+    ],
+)
 def test_pieces_with_an_emotion_of_their_own_take_its_options(piece: Any, option: str) -> None:
     states = []
     for optimizer in (piece(), piece(**{option: 0.7})):
@@ -165,7 +171,9 @@ def test_share_emotion_feels_once_and_hands_the_emotion_to_everything_inside() -
 
 
 def test_an_inner_emotion_of_its_own_is_not_the_one_around_it() -> None:
-    optimizer = emo_optax.share_emotion(emo_optax.scale_by_emotion(gain=0.0), gain=5.0)
+    optimizer = emo_optax.share_emotion(
+        emo_optax.share_emotion(emo_optax.scale_by_emotion(), gain=0.0), gain=5.0
+    )
     state = optimizer.init(jnp.ones(1))
     for loss in (1.0, 2.0):
         updates, state = optimizer.update(jnp.ones(1), state, value=loss)

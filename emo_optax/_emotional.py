@@ -5,15 +5,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from emo_optax._early_stop import went_quiet
-from emo_optax._emotion import Emotion, EmotionState, ShareEmotionState, share_emotion
+from emo_optax._emotion import Emotion, EmotionState, ShareEmotionState, share_emotion, wide_dtype
 from emo_optax._hints import with_hints
 from emo_optax._replicas import AxisName
 from emo_optax._rounding import Rounding, add_rounding
 from emo_optax._shadow_effect import Keep, filter_by_emotion, keep_elements, scale_by_emotion, step_scale
 from emo_optax._shadow_system import BlendWithShadowState, ShadowRatio, blend_with_shadow
+from emo_optax._states import check_state, with_arrays
 from emo_optax._switch import step_first
 from emo_optax._validation import (
     check_factor,
@@ -23,7 +25,6 @@ from emo_optax._validation import (
     check_not_negative,
     check_params,
     check_shadow_ratio,
-    check_state,
     checked_gradients,
     checked_params,
     takes_extra_args,
@@ -54,9 +55,9 @@ def emotional(
 
     .. math:: p \leftarrow p' + (1 - |s|)\,[\,|g|^{1/3} \ge \theta\,(1+|s|)\,]\,u
 
-    Everything in `inner` that has `shared=True` (`filter_by_emotion`, `scale_by_emotion`,
-    `blend_with_shadow`) takes this emotion; the members of the family are built so, with
-    `shadow_effect=False`, to keep weight decay out of filter and scale.
+    The pieces that need an emotion (`filter_by_emotion`, `scale_by_emotion`, `blend_with_shadow`,
+    `switch_by_emotion`) take this one where they stand in `inner`. The members of the family are built
+    so, with `shadow_effect=False`, to keep weight decay out of filter and scale.
 
     Args:
         inner: the optimizer, learning rate included.
@@ -108,11 +109,9 @@ def emotional(
     check_factor("shadow_rate", shadow_rate)
     piece: optax.GradientTransformation = takes_extra_args(inner)
     if shadow_effect:
-        piece = optax.chain(
-            filter_by_emotion(piece, theta, keep=keep, shared=True), scale_by_emotion(shared=True)
-        )
+        piece = optax.chain(filter_by_emotion(piece, theta, keep=keep), scale_by_emotion())
     if use_shadow:
-        piece = blend_with_shadow(piece, shadow_ratio, shadow_rate=shadow_rate, shared=True)
+        piece = blend_with_shadow(piece, shadow_ratio, shadow_rate=shadow_rate)
     piece = share_emotion(
         piece, short_factor=short_factor, long_factor=long_factor, gain=gain, axis_name=axis_name
     )
@@ -141,6 +140,7 @@ def _keep_dtypes(
         check_params(params)
         params = checked_params(params)
         updates = checked_gradients(updates, params)
+        state = with_arrays(state, inner.init, params)
         try:
             updates, new_state = inner.update(updates, state, params, **extra_args)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
@@ -182,15 +182,23 @@ def emotional_rule(
     decay = place_weight_decay(weight_decay_mode, weight_decay, mask, divisor)
     step = rule
     if shadow_effect:
-        step = optax.chain(
-            filter_by_emotion(rule, theta, keep=keep, shared=True), scale_by_emotion(shared=True)
-        )
-    chain = optax.chain(
-        step, decay["decoupled"], optax.scale_by_learning_rate(learning_rate), decay["absolute"]
-    )
+        step = optax.chain(filter_by_emotion(rule, theta, keep=keep), scale_by_emotion())
+    chain = optax.chain(step, decay["decoupled"], scale_by_learning_rate(learning_rate), decay["absolute"])
     if first is not None:
-        chain = step_first(optax.chain(first, optax.scale_by_learning_rate(learning_rate)), chain)
+        chain = step_first(optax.chain(first, scale_by_learning_rate(learning_rate)), chain)
     return emotional(optax.chain(decay["l2"], chain), shadow_effect=False, **emotion)
+
+
+def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """As `optax.scale_by_learning_rate`, without implicit promotion where the learning rate is an array."""
+    if not isinstance(learning_rate, jax.Array | np.ndarray):
+        return optax.scale_by_learning_rate(learning_rate)
+
+    def scale(update: jax.Array) -> jax.Array:
+        dtype = wide_dtype((learning_rate, update))
+        return -jnp.asarray(learning_rate, dtype) * update.astype(dtype)
+
+    return optax.stateless(lambda updates, _: jax.tree.map(scale, updates))
 
 
 def get_emotion(state: optax.OptState) -> Emotion:

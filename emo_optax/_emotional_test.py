@@ -132,8 +132,8 @@ def test_complex_parameters_are_refused_by_name() -> None:
 def test_a_member_is_its_pieces_put_together() -> None:
     pieces = emo_optax.emotional(
         optax.chain(
-            emo_optax.filter_by_emotion(emo_optax.scale_by_uncorrected_adam(), shared=True),
-            emo_optax.scale_by_emotion(shared=True),
+            emo_optax.filter_by_emotion(emo_optax.scale_by_uncorrected_adam()),
+            emo_optax.scale_by_emotion(),
             emo_optax.add_weight_decay(0.01),
             optax.scale_by_learning_rate(0.1),
         ),

@@ -20,9 +20,9 @@ PARAMS_MISSING = (
 )
 
 EMOTION_MISSING = (
-    "A piece made with `shared=True` takes the emotion of the `emo_optax.emotional(...)` or "
-    "`emo_optax.share_emotion(...)` around it, and there is none. Wrap the piece in one of them, or leave "
-    "out `shared=True`: then the piece keeps an emotion of its own."
+    "This piece needs an emotion, and nothing around it provides one. Wrap the piece, or the whole chain "
+    "that the piece stands in, in `emo_optax.share_emotion(...)`, as in "
+    "`emo_optax.share_emotion(optax.chain(optax.adam(1e-3), emo_optax.scale_by_emotion()))`."
 )
 
 STATE_OF_ANOTHER = (
@@ -61,17 +61,17 @@ class EmoWarning(UserWarning):
 
 
 class EmotionMissingError(ValueError):
-    """A piece that shares an emotion stands outside of any transformation that has one.
+    """A piece that needs an emotion is not inside of `share_emotion` or `emotional`.
 
     Example:
         >>> import jax.numpy as jnp
         >>> import emo_optax
-        >>> piece = emo_optax.scale_by_emotion(shared=True)
+        >>> piece = emo_optax.scale_by_emotion()
         >>> try:
         ...     piece.update(jnp.ones(3), piece.init(jnp.ones(3)))
         ... except emo_optax.EmotionMissingError as error:
         ...     print(str(error)[:35])
-        A piece made with `shared=True` tak
+        This piece needs an emotion, and no
     """
 
 

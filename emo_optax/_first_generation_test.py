@@ -197,7 +197,9 @@ def test_state_is_shaped_from_shapes_alone(name: str, dtype: Any) -> None:
 
 def test_only_the_chosen_rule_of_a_switch_moves() -> None:
     rules = (optax.trace(0.9), optax.trace(0.5))
-    piece = emo_optax.switch_by_emotion(rules, lambda s: (s > 0.5).astype(jnp.int32))
+    piece = emo_optax.share_emotion(
+        emo_optax.switch_by_emotion(rules, lambda s: (s > 0.5).astype(jnp.int32))
+    )
     params = jnp.zeros(2)
     state = piece.init(params)
     moved = []
@@ -221,7 +223,7 @@ def test_selecting_among_rules_is_switching_between_them(one_state: bool) -> Non
     )
     rules, choose = (together, neco_rule) if one_state else (apart, clan_rule)
     selecting = emo_optax.share_emotion(select_by_emotion(rules, choose, one_state=one_state))
-    switching = emo_optax.switch_by_emotion(rules, choose, one_state=one_state)
+    switching = emo_optax.share_emotion(emo_optax.switch_by_emotion(rules, choose, one_state=one_state))
     start, grads = _problem(40)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), start)
     states = [selecting.init(params), switching.init(params)]
@@ -248,7 +250,7 @@ def test_a_switch_of_nothing_is_refused() -> None:
 
 
 def test_a_shared_switch_without_an_emotion_says_so() -> None:
-    piece = emo_optax.switch_by_emotion((optax.identity(),), lambda s: 0 * s, shared=True)
+    piece = emo_optax.switch_by_emotion((optax.identity(),), lambda s: 0 * s)
     with pytest.raises(emo_optax.EmotionMissingError):
         piece.update(jnp.ones(1), piece.init(jnp.ones(1)))
 

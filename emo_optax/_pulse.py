@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emo_optax._states import check_kind
 from emo_optax._trust import FLOOR, Averages, move_averages, relative_scalar, trust_of
 from emo_optax._validation import (
     _known,
     check_flag,
-    check_kind,
     check_learning_rate,
     check_not_negative,
     hyperparameter,

@@ -13,7 +13,7 @@ from emo_optax._emotional import _find, _keep_dtypes
 from emo_optax._hints import with_hints
 from emo_optax._replicas import AxisName, average_over_replicas, check_axis_name
 from emo_optax._rounding import Rounding
-from emo_optax._rules import _average, _widened, _zeros, stored
+from emo_optax._rules.moments import average, stored, widened, zero_moments
 from emo_optax._smoothed_norm import NO_NORM, learning_rate_from_norm, smooth_norm
 from emo_optax._validation import (
     check_at_most_one,
@@ -154,8 +154,8 @@ def ref_adamw_mini_schedule_free(
         return RefAdamWMiniScheduleFreeState(
             divergence=init_divergence(wide_dtype(params)),
             moments=RefMomentsState(
-                mu=_zeros(params, dtype_of_moments),
-                nu=_zeros(params, dtype_of_moments),
+                mu=zero_moments(params, dtype_of_moments),
+                nu=zero_moments(params, dtype_of_moments),
                 norm=jax.tree.map(lambda p: jnp.full([], NO_NORM, wide_dtype(p)), params),
             ),
             weight_decay={place: decay[place].init(params) for place in MODES},
@@ -186,7 +186,7 @@ def ref_adamw_mini_schedule_free(
             tree, decays[place] = decay[place].update(tree, decays[place], params)
             return tree
 
-        gradients = add_decay("l2", _widened(updates))
+        gradients = add_decay("l2", widened(updates))
         # Squares in words of their own, as in `row_and_column_means`: below there are others.
         norms = jax.tree.map(lambda g: jnp.sqrt(-jnp.sum(g * -g)), gradients)
         is_finite = jax.tree.map(jnp.isfinite, norms)
@@ -194,8 +194,8 @@ def ref_adamw_mini_schedule_free(
         def unless_finite(new: optax.Updates, old: optax.Updates) -> optax.Updates:
             return jax.tree.map(lambda ok, n, o: jnp.where(ok, n, o.astype(n.dtype)), is_finite, new, old)
 
-        mu = unless_finite(_average(gradients, moments.mu, b1), moments.mu)
-        nu = unless_finite(_average(jax.tree.map(jnp.square, gradients), moments.nu, b2), moments.nu)
+        mu = unless_finite(average(gradients, moments.mu, b1), moments.mu)
+        nu = unless_finite(average(jax.tree.map(jnp.square, gradients), moments.nu, b2), moments.nu)
         norm = jax.tree.map(lambda e, n: smooth_norm(e, n, schedulefree_alpha), moments.norm, norms)
         direction = add_decay("decoupled", jax.tree.map(lambda m, v: _over_root(m, v, eps), mu, nu))
         updates = jax.tree.map(

@@ -23,14 +23,18 @@ TAKERS: dict[str, Any] = {
     },
     "emotional": lambda **options: emo_optax.emotional(optax.sgd(0.1), **options),
     "share_emotion": lambda **options: emo_optax.share_emotion(
-        optax.chain(optax.sgd(0.1), emo_optax.scale_by_emotion(shared=True)), **options
+        optax.chain(optax.sgd(0.1), emo_optax.scale_by_emotion()), **options
     ),
     "track_emotion": emo_optax.track_emotion,
-    "scale_by_emotion": emo_optax.scale_by_emotion,
-    "filter_by_emotion": lambda **options: emo_optax.filter_by_emotion(optax.sgd(0.1), **options),
-    "blend_with_shadow": emo_optax.blend_with_shadow,
-    "switch_by_emotion": lambda **options: emo_optax.switch_by_emotion(
-        [optax.scale(0.1)], lambda _: jnp.asarray(0), **options
+    "scale_by_emotion": lambda **options: emo_optax.share_emotion(emo_optax.scale_by_emotion(), **options),
+    "filter_by_emotion": lambda **options: emo_optax.share_emotion(
+        emo_optax.filter_by_emotion(optax.sgd(0.1)), **options
+    ),
+    "blend_with_shadow": lambda **options: emo_optax.share_emotion(
+        emo_optax.blend_with_shadow(), **options
+    ),
+    "switch_by_emotion": lambda **options: emo_optax.share_emotion(
+        emo_optax.switch_by_emotion([optax.scale(0.1)], lambda _: jnp.asarray(0)), **options
     ),
     "accumulate": lambda **options: emo_optax.accumulate(emo_optax.emo_sens(0.1), 2, **options),
     "injected": lambda **options: optax.inject_hyperparams(emo_optax.emo_sens)(0.1, **options),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emo_optax._states import with_arrays
 from emo_optax._validation import check_choice, check_params, check_seed
 
 Rounding = Literal["nearest", "kahan", "stochastic"]
@@ -37,7 +38,8 @@ def round_bits(value: jax.Array, dtype: Any, draws: jax.Array | None = None) -> 
     # Below its normal numbers a dtype is evenly spaced, as float32 is in the binade of the least.
     least = float(info.smallest_normal)
     is_even = least > 2.0**-126
-    shift = jnp.copysign(jnp.float32(least), value) * (jnp.abs(value) < least) if is_even else None
+    is_small = (jnp.abs(value) < least).astype(jnp.float32)
+    shift = jnp.copysign(jnp.float32(least), value) * is_small if is_even else None
     bits = jax.lax.bitcast_convert_type(value if shift is None else value + shift, jnp.uint32)
     if draws is None:
         added = ((bits >> dropped) & 1) + jnp.uint32((1 << (dropped - 1)) - 1)
@@ -89,9 +91,10 @@ def _stochastically(update: jax.Array, param: jax.Array, key: jax.Array) -> jax.
 
 
 class RoundWithKahanState(NamedTuple):
-    """What rounding has kept back: a tree like the parameters, in their dtypes.
+    """The parts of updates that rounding has not applied yet: a tree like the parameters, in their dtypes.
 
-    Parameters of float32 and wider have none: an `optax.MaskedNode` stands in their place.
+    Parameters of float32 and wider need none: a zero of the shape `[1]` and of the parameter's dtype
+    stands in their place, as in the state of `optax.adafactor`, so that shardings map onto the tree.
     """
 
     compensation: optax.Params
@@ -140,7 +143,7 @@ def round_with_kahan() -> optax.GradientTransformationExtraArgs:
 
     def init_fn(params: optax.Params) -> RoundWithKahanState:
         return RoundWithKahanState(
-            jax.tree.map(lambda p: jnp.zeros_like(p) if is_narrow(p) else optax.MaskedNode(), params)
+            jax.tree.map(lambda p: jnp.zeros_like(p, shape=None if is_narrow(p) else (1,)), params)
         )
 
     def update_fn(
@@ -151,6 +154,8 @@ def round_with_kahan() -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Updates, RoundWithKahanState]:
         del extra_args
         check_params(params)
+
+        state = with_arrays(state, init_fn, params)
 
         def move(update: jax.Array, param: Any, rest: Any) -> tuple[jax.Array, Any]:
             return _with_kahan(update, param, rest) if is_narrow(param) else (update, rest)
@@ -230,6 +235,7 @@ def round_stochastically(seed: int = 0) -> optax.GradientTransformationExtraArgs
     ) -> tuple[optax.Updates, RoundStochasticallyState]:
         del extra_args
         check_params(params)
+        state = with_arrays(state, init_fn, params)
         steps = jnp.asarray(optax.safe_increment(state.steps))
         count = len(jax.tree.leaves(updates))
         keys = jax.tree.unflatten(jax.tree.structure(updates), list(rounding_keys(steps, count, seed)))

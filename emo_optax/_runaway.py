@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._emotion import wide_dtype
+from emo_optax._states import with_arrays
 from emo_optax._validation import (
     check_bounds,
     check_not_negative,
+    check_precision,
     hyperparameter,
     takes_extra_args,
 )
@@ -98,6 +100,7 @@ def runaway_emotion(moments: jax.Array, eps: jax.typing.ArrayLike = 1e-8) -> jax
 
     Source: the runaway detection of the Emo documents, an idea of muooon's.
     """
+    check_precision("eps", eps)
     _, second, third, fourth = moments
     emotion = third / (second + hyperparameter(eps, moments.dtype)) * jnp.exp(-fourth)
     return jnp.where(jnp.isfinite(emotion), emotion, jnp.zeros([], moments.dtype))
@@ -167,6 +170,7 @@ def scale_by_runaway(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByRunawayState]:
+        state = with_arrays(state, init_fn, updates if params is None else params)
         dtype = state.runaway.emotion.dtype
         moments = gradient_moments(updates).astype(dtype)
         emotion = runaway_emotion(moments, eps)

@@ -3,15 +3,16 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._emotion import EmotionState, share_emotion, shared_emotion, wide_dtype
-from emo_optax._replicas import AxisName
+from emo_optax._emotion import EmotionState, shared_emotion, wide_dtype
+from emo_optax._states import with_arrays
 from emo_optax._validation import (
+    check_function,
     check_not_negative,
     is_number,
     takes_extra_args,
@@ -81,6 +82,7 @@ def keep_rows_and_columns(eps: jax.typing.ArrayLike = 1e-8) -> Keep:
 
     Source: EmoAiry v2.0 by muooon.
     """
+    check_not_negative("eps", eps)
     return _KeepRowsAndColumns(eps)
 
 
@@ -121,16 +123,40 @@ def row_and_column_means(gradient: jax.Array, eps: Any) -> tuple[jax.Array, jax.
     return rows, columns
 
 
+class FilterByEmotionState(NamedTuple):
+    """What the filter was made with, for `get_metrics`, and the state of what is filtered.
+
+    Attributes:
+        theta: the threshold of the last step, shape `[]`.
+        keep: which elements move, by one name: `{"elements": ()}` for `keep_elements`,
+            `{"rows_and_columns": eps}` with eps of shape `[]`, or `{"custom": ()}`.
+        inner_state: the state of the inner transformation.
+    """
+
+    theta: jax.Array
+    keep: dict[str, Any]
+    inner_state: optax.OptState
+
+
+def _keep_by_name(keep: Keep) -> dict[str, Any]:
+    """Returns the name of a test, and the number that the test was made with or `()`."""
+    if isinstance(keep, _KeepRowsAndColumns):
+        return {"rows_and_columns": keep.eps}
+    return {"elements" if keep is keep_elements else "custom": ()}
+
+
+def _like(before: Any, value: Any) -> Any:
+    """Returns a hyperparameter as an array like the one of the step before, in a buffer of its own."""
+    if isinstance(before, tuple):
+        return ()
+    return jnp.full_like(before, value) if is_number(value) else jnp.array(value, before.dtype)
+
+
 def filter_by_emotion(
     inner: optax.GradientTransformation,
     theta: jax.typing.ArrayLike = 1e-4,
     *,
     keep: Keep = keep_elements,
-    shared: bool = False,
-    short_factor: jax.typing.ArrayLike = 0.3,
-    long_factor: jax.typing.ArrayLike = 0.01,
-    gain: jax.typing.ArrayLike = 5.0,
-    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lets the update of `inner` through only where the gradient is not negligible.
 
@@ -143,25 +169,20 @@ def filter_by_emotion(
         inner: the transformation whose update is filtered; it receives the gradient.
         theta: the threshold on the cube root of the gradient's size, >= 0; 0 filters nothing.
         keep: which elements move, `keep_elements` or `keep_rows_and_columns(eps)`.
-        shared: whether the emotion comes from an enclosing `emotional` or `share_emotion`.
-        short_factor: as in `share_emotion`; unused where the emotion is shared.
-        long_factor: likewise.
-        gain: likewise.
-        axis_name: likewise.
 
     Returns:
-        A transformation whose `update` takes the loss as `value`.
+        A transformation for inside of `share_emotion` or `emotional`.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
-        LossMissingError: from `update`, without a loss.
-        EmotionMissingError: from `update`, with `shared=True` and no emotion around it.
+        EmotionMissingError: from `update`, outside of `share_emotion` and `emotional`.
 
     Example:
         >>> import jax.numpy as jnp
         >>> import optax
         >>> import emo_optax
-        >>> optimizer = emo_optax.filter_by_emotion(optax.sgd(0.5, momentum=0.9))
+        >>> piece = emo_optax.filter_by_emotion(optax.sgd(0.5, momentum=0.9))
+        >>> optimizer = emo_optax.share_emotion(piece)
         >>> params = jnp.ones(2)
         >>> state = optimizer.init(params)
         >>> for gradient in (jnp.ones(2), jnp.asarray([1.0, 0.0])):
@@ -172,20 +193,36 @@ def filter_by_emotion(
     Source: EmoSens v2.0 by muooon.
     """
     check_not_negative("theta", theta)
+    check_function("keep", keep)
     inner = takes_extra_args(inner)
+    keep_by_name = _keep_by_name(keep)
+
+    def init_fn(params: optax.Params) -> FilterByEmotionState:
+        dtype = wide_dtype(params)
+        return FilterByEmotionState(
+            theta=jnp.array(theta, dtype),
+            keep={
+                name: eps if isinstance(eps, tuple) else jnp.array(eps, dtype)
+                for name, eps in keep_by_name.items()
+            },
+            inner_state=inner.init(params),
+        )
 
     def update_fn(
         updates: optax.Updates,
-        state: optax.OptState,
+        state: FilterByEmotionState,
         params: optax.Params | None = None,
         *,
         emotion: EmotionState | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
+    ) -> tuple[optax.Updates, FilterByEmotionState]:
+        state = with_arrays(state, init_fn, updates if params is None else params)
         scalar = shared_emotion(emotion).scalar
         tolerance = jnp.asarray(theta, scalar.dtype) * (1.0 + jnp.abs(scalar))
         gradients = updates
-        updates, state = inner.update(gradients, state, params, emotion=emotion, **extra_args)
+        updates, inner_state = inner.update(
+            gradients, state.inner_state, params, emotion=emotion, **extra_args
+        )
 
         @functools.cache
         def cubed(dtype: Any) -> jax.Array:
@@ -202,48 +239,35 @@ def filter_by_emotion(
             kept = keep(gradient.astype(dtype), tolerance.astype(dtype))
             return jax.lax.select(kept, update, jnp.zeros_like(update))
 
-        return jax.tree.map(let_through, updates, gradients), state
+        updates = jax.tree.map(let_through, updates, gradients)
+        theta_now = _like(state.theta, theta)
+        keep_now = {name: _like(state.keep[name], eps) for name, eps in keep_by_name.items()}
+        return updates, FilterByEmotionState(theta_now, keep_now, inner_state)
 
-    piece = optax.GradientTransformationExtraArgs(inner.init, update_fn)
-    if shared:
-        return piece
-    return share_emotion(
-        piece, short_factor=short_factor, long_factor=long_factor, gain=gain, axis_name=axis_name
-    )
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def scale_by_emotion(
-    *,
-    shared: bool = False,
-    short_factor: jax.typing.ArrayLike = 0.3,
-    long_factor: jax.typing.ArrayLike = 0.01,
-    gain: jax.typing.ArrayLike = 5.0,
-    axis_name: AxisName = None,
-) -> optax.GradientTransformationExtraArgs:
+class ScaleByEmotionState(NamedTuple):
+    """An empty state, which tells `get_metrics` that updates are scaled."""
+
+
+def scale_by_emotion() -> optax.GradientTransformationExtraArgs:
     r"""Scales the updates by how calm the loss is.
 
     .. math:: u \leftarrow (1 - |s|)\,u
 
-    Args:
-        shared: whether the emotion comes from an enclosing `emotional` or `share_emotion`.
-        short_factor: as in `share_emotion`; unused where the emotion is shared.
-        long_factor: likewise.
-        gain: likewise.
-        axis_name: likewise.
-
     Returns:
-        A transformation for `optax.chain` whose `update` takes the loss as `value`.
+        A transformation for an `optax.chain` inside of `share_emotion` or `emotional`.
 
     Raises:
-        ValueError: for a hyperparameter out of its range.
-        LossMissingError: from `update`, without a loss.
-        EmotionMissingError: from `update`, with `shared=True` and no emotion around it.
+        EmotionMissingError: from `update`, outside of `share_emotion` and `emotional`.
 
     Example:
         >>> import jax.numpy as jnp
         >>> import optax
         >>> import emo_optax
-        >>> optimizer = optax.chain(optax.sgd(1.0), emo_optax.scale_by_emotion())
+        >>> pieces = optax.chain(optax.sgd(1.0), emo_optax.scale_by_emotion())
+        >>> optimizer = emo_optax.share_emotion(pieces)
         >>> params = jnp.ones(2)
         >>> state = optimizer.init(params)
         >>> for loss in (2.0, 1.0):
@@ -254,30 +278,25 @@ def scale_by_emotion(
     Source: EmoSens v2.0 by muooon.
     """
 
-    def init_fn(params: optax.Params) -> optax.OptState:
+    def init_fn(params: optax.Params) -> ScaleByEmotionState:
         del params
-        return optax.EmptyState()
+        return ScaleByEmotionState()
 
     def update_fn(
         updates: optax.Updates,
-        state: optax.OptState,
+        state: ScaleByEmotionState,
         params: optax.Params | None = None,
         *,
         emotion: EmotionState | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
+    ) -> tuple[optax.Updates, ScaleByEmotionState]:
         del params, extra_args
         scale = step_scale(shared_emotion(emotion).scalar)
         # The scale before the update, so that the first leaf's loop is like those of the others, and
         # XLA on a CPU compiles one for all: there a factor's place decides.
         return jax.tree.map(lambda update: scale.astype(update.dtype) * update, updates), state
 
-    piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)
-    if shared:
-        return piece
-    return share_emotion(
-        piece, short_factor=short_factor, long_factor=long_factor, gain=gain, axis_name=axis_name
-    )
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def step_scale(scalar: jax.Array) -> jax.Array:

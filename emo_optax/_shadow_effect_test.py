@@ -76,7 +76,7 @@ def test_what_is_kept_fits_the_gradients_shape(keep: Any, shape: tuple[int, ...]
 def test_the_default_theta_stops_zeros_and_what_is_under_1e_12() -> None:
     gradient = jnp.asarray([0.0, 0.99e-12, -0.99e-12, 1.01e-12, -1.01e-12, 1.0])
     for optimizer in (
-        emo_optax.filter_by_emotion(optax.identity()),
+        emo_optax.share_emotion(emo_optax.filter_by_emotion(optax.identity())),
         emo_optax.emotional(optax.identity()),
         emo_optax.emo_sens(),
         emo_optax.emo_cats(),
@@ -96,7 +96,7 @@ def test_the_default_theta_of_emo_airy_stops_a_vectors_elements_under_1e_6_alone
 
 def test_the_bound_of_the_filter_rises_with_the_size_of_the_scalar() -> None:
     for second in (1.5, 0.5):  # |s| = tanh(0.725) = 0.6200: the bound is (0.5 * 1.62)^3 = 0.5315
-        optimizer = emo_optax.filter_by_emotion(optax.identity(), 0.5)
+        optimizer = emo_optax.share_emotion(emo_optax.filter_by_emotion(optax.identity(), 0.5))
         gradient = jnp.asarray([0.130, 0.120, 0.5310, 0.5320, -0.5310, -0.5320])
         state = optimizer.init(gradient)
         updates, state = optimizer.update(gradient, state, value=1.0)
@@ -106,7 +106,7 @@ def test_the_bound_of_the_filter_rises_with_the_size_of_the_scalar() -> None:
 
 
 def test_a_theta_of_zero_filters_nothing() -> None:
-    optimizer = emo_optax.filter_by_emotion(optax.sgd(1.0, momentum=0.5), 0.0)
+    optimizer = emo_optax.share_emotion(emo_optax.filter_by_emotion(optax.sgd(1.0, momentum=0.5), 0.0))
     state = optimizer.init(jnp.zeros(2))
     for _ in range(2):
         updates, state = optimizer.update(jnp.asarray([1.0, 0.0]), state, value=1.0)
@@ -117,19 +117,21 @@ def test_a_theta_of_zero_filters_nothing() -> None:
 
 
 def test_the_filter_looks_at_the_gradient_and_lets_the_inner_state_see_all_of_it() -> None:
-    optimizer = emo_optax.filter_by_emotion(optax.trace(0.5), 0.5)
+    optimizer = emo_optax.share_emotion(emo_optax.filter_by_emotion(optax.trace(0.5), 0.5))
     state = optimizer.init(jnp.zeros(2))
     _, state = optimizer.update(jnp.asarray([8.0, 0.1]), state, value=1.0)
     updates, state = optimizer.update(jnp.asarray([0.1, 8.0]), state, value=1.0)
     np.testing.assert_allclose(updates, [0.0, 8.05], rtol=1e-6)
-    np.testing.assert_allclose(state.inner_state.trace, [4.1, 8.05], rtol=1e-6)
+    np.testing.assert_allclose(state.inner_state.inner_state.trace, [4.1, 8.05], rtol=1e-6)
 
 
 def test_the_filter_takes_another_test_of_what_to_keep() -> None:
     def keep_above_mean(gradient: jax.Array, tolerance: jax.Array) -> jax.Array:
         return gradient > jnp.mean(gradient) + tolerance
 
-    optimizer = emo_optax.filter_by_emotion(optax.scale(-1.0), 2.0, keep=keep_above_mean)
+    optimizer = emo_optax.share_emotion(
+        emo_optax.filter_by_emotion(optax.scale(-1.0), 2.0, keep=keep_above_mean)
+    )
     gradient = jnp.asarray([0.0, 3.9, 8.1])  # mean 4, tolerance 2
     updates, _ = optimizer.update(gradient, optimizer.init(gradient), value=1.0)
     np.testing.assert_allclose(updates, [0.0, 0.0, -8.1], rtol=1e-6)
@@ -137,7 +139,7 @@ def test_the_filter_takes_another_test_of_what_to_keep() -> None:
 
 def test_the_filter_judges_half_precision_gradients_in_float32() -> None:
     # The bound, 0.00993^3, is 16.43 times the smallest float16; rounded to float16 it would be 16.
-    optimizer = emo_optax.filter_by_emotion(optax.identity(), 0.00993)
+    optimizer = emo_optax.share_emotion(emo_optax.filter_by_emotion(optax.identity(), 0.00993))
     gradient = jnp.asarray([16 * 2.0**-24, 17 * 2.0**-24], jnp.float16)
     updates, _ = optimizer.update(gradient, optimizer.init(gradient), value=1.0)
     assert updates.dtype == jnp.float16
@@ -145,7 +147,7 @@ def test_the_filter_judges_half_precision_gradients_in_float32() -> None:
 
 
 def test_the_filter_stops_what_is_not_a_number() -> None:
-    optimizer = emo_optax.filter_by_emotion(optax.scale(2.0))
+    optimizer = emo_optax.share_emotion(emo_optax.filter_by_emotion(optax.scale(2.0)))
     gradient = jnp.asarray([np.nan, 1.0])
     updates, _ = optimizer.update(gradient, optimizer.init(gradient), value=1.0)
     np.testing.assert_array_equal(updates, [0.0, 2.0])
@@ -153,7 +155,7 @@ def test_the_filter_stops_what_is_not_a_number() -> None:
 
 def test_the_scale_is_1_on_the_first_step_and_shrinks_both_ways() -> None:
     for second in (1.5, 0.5):
-        optimizer = optax.chain(optax.sgd(2.0), emo_optax.scale_by_emotion())
+        optimizer = optax.chain(optax.sgd(2.0), emo_optax.share_emotion(emo_optax.scale_by_emotion()))
         tree = {"w": jnp.ones((2, 2)), "b": jnp.asarray(3.0, jnp.bfloat16)}
         state = optimizer.init(tree)
         updates, state = optimizer.update(tree, state, value=1.0)
@@ -166,9 +168,9 @@ def test_the_scale_is_1_on_the_first_step_and_shrinks_both_ways() -> None:
 @pytest.mark.parametrize(
     "piece",
     [
-        emo_optax.scale_by_emotion(shared=True),
-        emo_optax.filter_by_emotion(optax.identity(), shared=True),
-        emo_optax.blend_with_shadow(shared=True),
+        emo_optax.scale_by_emotion(),
+        emo_optax.filter_by_emotion(optax.identity()),
+        emo_optax.blend_with_shadow(),
     ],
 )
 def test_a_sharing_piece_outside_of_any_emotion_says_so(piece: Any) -> None:
@@ -187,9 +189,7 @@ def test_a_sharing_piece_outside_of_any_emotion_says_so(piece: Any) -> None:
 def test_a_sharing_piece_takes_the_emotion_around_it_however_deep(around: Any) -> None:
     piece = optax.chain(
         optax.clip_by_global_norm(1e9),
-        optax.masked(
-            optax.chain(optax.sgd(1.0), emo_optax.scale_by_emotion(shared=True)), {"w": True, "b": False}
-        ),
+        optax.masked(optax.chain(optax.sgd(1.0), emo_optax.scale_by_emotion()), {"w": True, "b": False}),
     )
     options = {"shadow_effect": False} if around is emo_optax.emotional else {}
     optimizer = around(piece, gain=0.8, **options)
@@ -208,11 +208,14 @@ def _is_emotion(node: Any) -> bool:
 
 
 def test_filter_and_scale_with_emotions_of_their_own_equal_shared_ones() -> None:
-    own = optax.chain(emo_optax.filter_by_emotion(optax.adam(0.1), 0.5), emo_optax.scale_by_emotion())
+    own = optax.chain(
+        emo_optax.share_emotion(emo_optax.filter_by_emotion(optax.adam(0.1), 0.5)),
+        emo_optax.share_emotion(emo_optax.scale_by_emotion()),
+    )
     shared = emo_optax.share_emotion(
         optax.chain(
-            emo_optax.filter_by_emotion(optax.adam(0.1), 0.5, shared=True),
-            emo_optax.scale_by_emotion(shared=True),
+            emo_optax.filter_by_emotion(optax.adam(0.1), 0.5),
+            emo_optax.scale_by_emotion(),
         )
     )
     gradient = jnp.asarray([0.2, 1.0, -0.01])
@@ -236,7 +239,7 @@ def test_a_filter_of_rows_and_columns_that_stops_nothing_is_left_out() -> None:
     not_known: Any = emo_optax.keep_rows_and_columns(jnp.asarray(1e-8))
     assert not not_known.keeps_all(matrix, 1e-4)
     for theta, stopped in ((1e-4, 0), (0.1, 4), (jnp.asarray(0.1), 4)):
-        piece = emo_optax.filter_by_emotion(optax.identity(), theta, keep=keep)
+        piece = emo_optax.share_emotion(emo_optax.filter_by_emotion(optax.identity(), theta, keep=keep))
         comparisons = str(jax.make_jaxpr(piece.update)(matrix, piece.init(matrix), value=1.0))
         updates, _ = piece.update(1e-6 * matrix, piece.init(matrix), value=1.0)
         assert int(jnp.sum(updates == 0.0)) == stopped

@@ -7,15 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._emotion import EmotionState, share_emotion, shared_emotion, wide_dtype
-from emo_optax._replicas import AxisName
-from emo_optax._validation import (
-    check_factor,
-    check_kind,
-    check_params,
-    check_shadow_ratio,
-    takes_extra_args,
-)
+from emo_optax._emotion import EmotionState, shared_emotion, wide_dtype
+from emo_optax._states import check_kind, with_arrays
+from emo_optax._validation import check_factor, check_params, check_shadow_ratio, takes_extra_args
 
 ShadowRatio = Literal["v2.0", "v1.0"] | Callable[[jax.Array], jax.Array]
 """ "v2.0", "v1.0", or a function of the scalar (shape `[]`) to a ratio in [0, 1]."""
@@ -78,11 +72,6 @@ def blend_with_shadow(
     ratio: ShadowRatio = "v2.0",
     *,
     shadow_rate: jax.typing.ArrayLike = 0.05,
-    shared: bool = False,
-    short_factor: jax.typing.ArrayLike = 0.3,
-    long_factor: jax.typing.ArrayLike = 0.01,
-    gain: jax.typing.ArrayLike = 5.0,
-    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Pulls the parameters towards their shadow before `inner` moves them.
 
@@ -100,25 +89,20 @@ def blend_with_shadow(
             they come.
         ratio: r(s): "v2.0", "v1.0", or a function from a scalar array to a ratio in [0, 1].
         shadow_rate: how far the shadow follows the parameters, in (0, 1].
-        shared: whether the emotion comes from an enclosing `emotional` or `share_emotion`.
-        short_factor: as in `share_emotion`; unused where the emotion is shared.
-        long_factor: likewise.
-        gain: likewise.
-        axis_name: likewise.
 
     Returns:
-        A transformation whose `update` takes the loss as `value` and needs `params`.
+        A transformation for inside of `share_emotion` or `emotional`; its `update` needs `params`.
 
     Raises:
         ValueError: for a hyperparameter out of its range; from `update`, without `params`.
-        LossMissingError: from `update`, without a loss.
-        EmotionMissingError: from `update`, with `shared=True` and no emotion around it.
+        EmotionMissingError: from `update`, outside of `share_emotion` and `emotional`.
 
     Example:
         >>> import jax.numpy as jnp
         >>> import optax
         >>> import emo_optax
-        >>> optimizer = optax.chain(optax.sgd(1.0), emo_optax.blend_with_shadow())
+        >>> pieces = optax.chain(optax.sgd(1.0), emo_optax.blend_with_shadow())
+        >>> optimizer = emo_optax.share_emotion(pieces)
         >>> params = jnp.ones(2)
         >>> state = optimizer.init(params)
         >>> for loss in (1.0, 3.0, 3.0):
@@ -151,6 +135,7 @@ def blend_with_shadow(
         **extra_args: Any,
     ) -> tuple[optax.Updates, BlendWithShadowState]:
         check_params(params)
+        state = with_arrays(state, init_fn, params)
         scalar = shared_emotion(emotion).scalar
         wanted = jnp.asarray(ratio_of(scalar), state.ratio.dtype)
         wakes = wanted > 0
@@ -190,9 +175,4 @@ def blend_with_shadow(
         new_state = BlendWithShadowState(applied, state.exists | wakes, shadow, inner_state)
         return updates, new_state
 
-    piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)
-    if shared:
-        return piece
-    return share_emotion(
-        piece, short_factor=short_factor, long_factor=long_factor, gain=gain, axis_name=axis_name
-    )
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

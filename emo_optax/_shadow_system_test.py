@@ -40,7 +40,7 @@ def run(optimizer: Any, params: Any, moves: Any, losses: Any) -> tuple[Any, Any]
 
 
 def test_the_first_time_the_shadow_becomes_a_copy_and_pulls_nothing() -> None:
-    optimizer = emo_optax.blend_with_shadow(optax.scale(-1.0))
+    optimizer = emo_optax.share_emotion(emo_optax.blend_with_shadow(optax.scale(-1.0)))
     params, state = run(optimizer, jnp.asarray([5.0, 7.0]), (1.0, 1.0), (1.0, 3.0))
     blend = find_in_state(state, emo_optax.BlendWithShadowState)
     np.testing.assert_array_equal(blend.shadow, [4.0, 6.0])  # before this step's move
@@ -51,7 +51,7 @@ def test_the_first_time_the_shadow_becomes_a_copy_and_pulls_nothing() -> None:
 
 
 def test_a_loss_at_rest_makes_no_shadow() -> None:
-    optimizer = emo_optax.blend_with_shadow(optax.scale(-1.0))
+    optimizer = emo_optax.share_emotion(emo_optax.blend_with_shadow(optax.scale(-1.0)))
     params, state = run(optimizer, jnp.asarray([5.0]), (1.0,) * 4, (1.0, 1.01, 1.0, np.nan))
     blend = find_in_state(state, emo_optax.BlendWithShadowState)
     assert not blend.exists
@@ -61,8 +61,10 @@ def test_a_loss_at_rest_makes_no_shadow() -> None:
 
 def test_later_the_parameters_are_blended_first_and_the_shadow_follows_the_blend() -> None:
     with jax.enable_x64(True):
-        optimizer = emo_optax.blend_with_shadow(
-            optax.scale(-1.0), lambda s: 0.25 * jnp.ones_like(s), shadow_rate=0.2
+        optimizer = emo_optax.share_emotion(
+            emo_optax.blend_with_shadow(
+                optax.scale(-1.0), lambda s: 0.25 * jnp.ones_like(s), shadow_rate=0.2
+            )
         )
         params, state = run(optimizer, jnp.asarray([5.0]), (1.0, 0.0, 0.5), (1.0, 1.0, 1.0))
     # p 5, shadow 5; p 4: blend 4.25, shadow 5 - 0.2 0.75 = 4.85;
@@ -75,7 +77,9 @@ def test_later_the_parameters_are_blended_first_and_the_shadow_follows_the_blend
 
 def test_the_default_rate_is_a_twentieth() -> None:
     with jax.enable_x64(True):
-        optimizer = emo_optax.blend_with_shadow(optax.scale(-1.0), lambda s: 0.5 + 0 * s)
+        optimizer = emo_optax.share_emotion(
+            emo_optax.blend_with_shadow(optax.scale(-1.0), lambda s: 0.5 + 0 * s)
+        )
         _, state = run(optimizer, jnp.asarray([5.0]), (1.0, 0.0), (1.0, 1.0))
     blend = find_in_state(state, emo_optax.BlendWithShadowState)
     np.testing.assert_allclose(blend.shadow, [4.975], rtol=1e-14)
@@ -86,7 +90,7 @@ def test_the_ratio_follows_the_scalar_by_the_version_asked_for() -> None:
     s = np.tanh(1.22525)
     expected: dict[Any, float] = {"v2.0": s, "v1.0": 0.7 + 0.2 * s}
     for version, ratio in expected.items():
-        optimizer = emo_optax.blend_with_shadow(optax.scale(-1.0), version)
+        optimizer = emo_optax.share_emotion(emo_optax.blend_with_shadow(optax.scale(-1.0), version))
         params, state = run(optimizer, jnp.asarray([5.0]), (0.0, 1.0, 0.0), losses)
         blend = find_in_state(state, emo_optax.BlendWithShadowState)
         assert float(blend.ratio) == pytest.approx(ratio, rel=1e-6)
@@ -95,7 +99,9 @@ def test_the_ratio_follows_the_scalar_by_the_version_asked_for() -> None:
 
 
 def test_where_the_ratio_is_zero_the_shadow_rests() -> None:
-    optimizer = emo_optax.blend_with_shadow(optax.scale(-1.0), lambda s: jnp.where(s > 0.3, 0.5, 0.0))
+    optimizer = emo_optax.share_emotion(
+        emo_optax.blend_with_shadow(optax.scale(-1.0), lambda s: jnp.where(s > 0.3, 0.5, 0.0))
+    )
     params, state = run(optimizer, jnp.asarray([5.0]), (0.0, 1.0, 1.0), (1.0, 1.5, 0.0))
     assert float(emo_optax.get_emotion(state).scalar) < 0
     blend = find_in_state(state, emo_optax.BlendWithShadowState)
@@ -106,8 +112,10 @@ def test_where_the_ratio_is_zero_the_shadow_rests() -> None:
 
 
 def test_inner_sees_the_blended_parameters_and_the_caller_adds_to_the_unblended() -> None:
-    optimizer = emo_optax.blend_with_shadow(
-        optax.chain(optax.add_decayed_weights(1.0), optax.scale(-0.5)), lambda s: 0.5 + 0 * s
+    optimizer = emo_optax.share_emotion(
+        emo_optax.blend_with_shadow(
+            optax.chain(optax.add_decayed_weights(1.0), optax.scale(-0.5)), lambda s: 0.5 + 0 * s
+        )
     )
     params = jnp.asarray([4.0])
     state = optimizer.init(params)
@@ -118,7 +126,9 @@ def test_inner_sees_the_blended_parameters_and_the_caller_adds_to_the_unblended(
 
 def test_alone_in_a_chain_it_adds_the_pull_to_the_updates() -> None:
     optimizer = optax.chain(
-        optax.sgd(0.5), emo_optax.blend_with_shadow(None, lambda s: 0.5 + 0 * s), emo_optax.track_emotion()
+        optax.sgd(0.5),
+        emo_optax.share_emotion(emo_optax.blend_with_shadow(None, lambda s: 0.5 + 0 * s)),
+        emo_optax.track_emotion(),
     )
     params, _ = run(optimizer, jnp.asarray([5.0]), (2.0, 0.0), (1.0, 1.0))
     np.testing.assert_array_equal(params, [4.5])
@@ -132,7 +142,7 @@ def test_the_shadow_of_half_precision_parameters_is_kept_in_float32() -> None:
         return updates, state
 
     inner = optax.GradientTransformation(lambda _: optax.EmptyState(), spy)
-    optimizer = emo_optax.blend_with_shadow(inner, lambda s: 0.5 + 0 * s)
+    optimizer = emo_optax.share_emotion(emo_optax.blend_with_shadow(inner, lambda s: 0.5 + 0 * s))
     params = jnp.full(1, 256.0, jnp.bfloat16)
     params, state = run(optimizer, params, (1.0, 0.0), (1.0, 1.0))
     shadow = find_in_state(state, emo_optax.BlendWithShadowState).shadow
@@ -141,15 +151,15 @@ def test_the_shadow_of_half_precision_parameters_is_kept_in_float32() -> None:
 
 
 def test_blend_needs_the_parameters() -> None:
-    for shared in (False, True):
-        piece = emo_optax.blend_with_shadow(shared=shared)
-        optimizer = emo_optax.share_emotion(piece) if shared else piece
-        with pytest.raises(ValueError, match="`params` was not given"):
-            optimizer.update(jnp.ones(1), optimizer.init(jnp.ones(1)), value=1.0)
+    optimizer = emo_optax.share_emotion(emo_optax.blend_with_shadow())
+    with pytest.raises(ValueError, match="`params` was not given"):
+        optimizer.update(jnp.ones(1), optimizer.init(jnp.ones(1)), value=1.0)
 
 
 def test_moments_are_not_blended() -> None:
-    optimizer = emo_optax.blend_with_shadow(optax.trace(0.9), lambda s: 0.5 + 0 * s)
+    optimizer = emo_optax.share_emotion(
+        emo_optax.blend_with_shadow(optax.trace(0.9), lambda s: 0.5 + 0 * s)
+    )
     _, state = run(optimizer, jnp.asarray([5.0]), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
     blend = find_in_state(state, emo_optax.BlendWithShadowState)
     np.testing.assert_allclose(blend.inner_state.trace, [2.71], rtol=1e-6)
@@ -160,7 +170,9 @@ def test_moments_are_not_blended() -> None:
 def test_the_blend_is_the_one_of_the_formula_for_every_ratio_and_rate(ratio: float, rate: float) -> None:
     random = np.random.default_rng(0)
     with jax.enable_x64(True):
-        piece = emo_optax.blend_with_shadow(None, lambda s: ratio * jnp.ones_like(s), shadow_rate=rate)
+        piece = emo_optax.share_emotion(
+            emo_optax.blend_with_shadow(None, lambda s: ratio * jnp.ones_like(s), shadow_rate=rate)
+        )
         params = random.normal(size=9)
         state = piece.init(jnp.asarray(params))
         shadow = params

@@ -14,11 +14,11 @@ import optax
 from emo_optax._emotion import wide_dtype
 from emo_optax._errors import EmotionMissingError
 from emo_optax._replicas import AxisName, average_over_replicas
-from emo_optax._rules import stored
+from emo_optax._rules.moments import stored
 from emo_optax._smoothed_norm import NO_NORM
+from emo_optax._states import check_kind
 from emo_optax._validation import (
     check_decay_rate,
-    check_kind,
     check_moment_dtype,
     check_not_negative,
     check_params,

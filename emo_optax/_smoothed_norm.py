@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from emo_optax._validation import hyperparameter
+from emo_optax._validation import check_precision, hyperparameter
 
 NO_NORM = -1.0
 """What stands for a smoothed norm before the first norm."""
@@ -33,6 +33,7 @@ def smooth_norm(
 
     Source: RefAdamWMiniScheduleFree by muooon.
     """
+    check_precision("schedulefree_alpha", schedulefree_alpha)
     share = hyperparameter(schedulefree_alpha, norm.dtype)
     smoothed = jnp.where(before < 0.0, norm, (1.0 - share) * before + share * norm)
     return jnp.where(jnp.isfinite(norm), smoothed, before)
@@ -71,6 +72,9 @@ def learning_rate_from_norm(
 
     Source: RefAdamWMiniScheduleFree by muooon.
     """
+    check_precision("learning_rate", learning_rate, may_be_schedule=True)
+    check_precision("min_lr", min_lr)
+    check_precision("max_lr", max_lr)
     rate = hyperparameter(learning_rate, norm.dtype) * smoothed / (norm + 1e-12)
     least, greatest = hyperparameter(min_lr, norm.dtype), hyperparameter(max_lr, norm.dtype)
     rate = jnp.maximum(jnp.minimum(greatest, rate), least)

@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from emo_optax._emotion import EmotionState, share_emotion, shared_emotion, wide_dtype
-from emo_optax._replicas import AxisName
+from emo_optax._emotion import EmotionState, shared_emotion, wide_dtype
+from emo_optax._states import with_arrays
 from emo_optax._validation import (
     check_params,
     takes_extra_args,
@@ -29,11 +28,6 @@ def switch_by_emotion(
     choose: Choose,
     *,
     one_state: bool = False,
-    shared: bool = False,
-    short_factor: jax.typing.ArrayLike = 0.3,
-    long_factor: jax.typing.ArrayLike = 0.01,
-    gain: jax.typing.ArrayLike = 5.0,
-    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Hands every step to the one of several rules that suits the emotion.
 
@@ -46,19 +40,13 @@ def switch_by_emotion(
             float32 at least, and the extra argument `emotion` and no other.
         choose: k(s), a function from the scalar (shape `[]`) to the index of a rule, a whole number.
         one_state: whether the rules have a single state between them, which each of them moves.
-        shared: whether the emotion comes from an enclosing `emotional` or `share_emotion`.
-        short_factor: as in `share_emotion`; unused where the emotion is shared.
-        long_factor: likewise.
-        gain: likewise.
-        axis_name: likewise.
 
     Returns:
-        A transformation for `optax.chain` whose `update` takes the loss as `value`.
+        A transformation for an `optax.chain` inside of `share_emotion` or `emotional`.
 
     Raises:
-        ValueError: for no rules, or a hyperparameter out of its range.
-        LossMissingError: from `update`, without a loss.
-        EmotionMissingError: from `update`, with `shared=True` and no emotion around it.
+        ValueError: for no rules.
+        EmotionMissingError: from `update`, outside of `share_emotion` and `emotional`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,7 +54,7 @@ def switch_by_emotion(
         >>> import emo_optax
         >>> rules = (optax.scale(1.0), optax.scale(0.0))
         >>> piece = emo_optax.switch_by_emotion(rules, lambda s: (s > 0.5).astype(jnp.int32))
-        >>> optimizer = optax.chain(piece, optax.sgd(0.5))
+        >>> optimizer = emo_optax.share_emotion(optax.chain(piece, optax.sgd(0.5)))
         >>> params = jnp.ones(2)
         >>> state = optimizer.init(params)
         >>> for loss in (1.0, 1.0, 2.0):
@@ -113,24 +101,20 @@ def switch_by_emotion(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
+        state = with_arrays(state, init_fn, updates if params is None else params)
         emotion = shared_emotion(emotion)
         states = (state,) if one_state else state.states
         updates = jax.tree.map(lambda g: g.astype(wide_dtype(g)), updates)
         updates, states = jax.lax.switch(choose(emotion.scalar), branches, updates, states, params, emotion)
         return updates, states[0] if one_state else SwitchByEmotionState(states)
 
-    piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)
-    if shared:
-        return piece
-    return share_emotion(
-        piece, short_factor=short_factor, long_factor=long_factor, gain=gain, axis_name=axis_name
-    )
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def select_by_emotion(
     rules: Sequence[optax.GradientTransformation], choose: Choose, *, one_state: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-    """As `switch_by_emotion` with a shared emotion, without a branch, for rules that know `is_chosen`.
+    """As `switch_by_emotion`, without a branch, for rules that know `is_chosen`.
 
     All rules are computed and one is taken, element by element: XLA on a CPU makes that one pass over
     what the parameters are made of, while around a branch it copies the states, those that rest too.
@@ -160,6 +144,7 @@ def select_by_emotion(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
+        state = with_arrays(state, init_fn, updates if params is None else params)
         emotion = shared_emotion(emotion)
         index = choose(emotion.scalar)
         gradients = jax.tree.map(lambda g: g.astype(wide_dtype(g)), updates)
@@ -231,10 +216,15 @@ def step_first(
         steps, first_state = first.update(updates, state.first_state, params, **extra_args)
 
         def move(param: jax.Array, step: jax.Array) -> jax.Array:
-            return (param.astype(wide_dtype(param)) + step).astype(param.dtype)
+            dtype = wide_dtype((param, step))
+            return (param.astype(dtype) + step.astype(dtype)).astype(param.dtype)
+
+        def add(update: jax.Array, step: jax.Array) -> jax.Array:
+            dtype = update.dtype if update.dtype == step.dtype else wide_dtype((update, step))
+            return update.astype(dtype) + step.astype(dtype)
 
         moved = jax.tree.map(move, params, steps)
         updates, inner_state = inner.update(updates, state.inner_state, moved, **extra_args)
-        return jax.tree.map(jnp.add, updates, steps), StepFirstState(first_state, inner_state)
+        return jax.tree.map(add, updates, steps), StepFirstState(first_state, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

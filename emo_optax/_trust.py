@@ -11,7 +11,8 @@ import optax
 
 from emo_optax._emotion import wide_dtype
 from emo_optax._shadow_system import BlendWithShadowState
-from emo_optax._validation import check_kind, check_params, takes_extra_args
+from emo_optax._states import check_kind
+from emo_optax._validation import check_params, takes_extra_args
 
 FLOOR = 1e-5
 """The least base of the relative difference of the averages, in the unit of the loss."""

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from emo_optax._errors import LOSS_MISSING, PARAMS_MISSING, STATE_OF_ANOTHER, LossMissingError
+from emo_optax._errors import LOSS_MISSING, PARAMS_MISSING, LossMissingError
+from emo_optax._states import are_alike, how_trees_differ
 
 
 def is_number(value: object) -> bool:
@@ -28,9 +29,29 @@ def hyperparameter(value: Any, dtype: Any) -> Any:
     return float(value) if is_number(value) else jnp.asarray(value, dtype)
 
 
+def check_precision(name: str, value: object, *, may_be_schedule: bool = False) -> None:
+    """Raises a `TypeError` for a hyperparameter in a dtype of less than 32 bits.
+
+    The nearest bfloat16 to 0.999 is 1.0, and the nearest float16 to 1e-8 is 0. The dtype is known under
+    `jax.jit`, too, where the value is not. A learning rate and a weight decay, which may be schedules,
+    may have 16 bits: they lose digits and keep their size.
+    """
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        return
+    if jnp.dtype(dtype).itemsize < (2 if may_be_schedule else 4):
+        raise TypeError(
+            f"Invalid {name}: a number of the dtype {dtype}, which is too coarse for it (bfloat16 makes "
+            "1.0 of 0.999, and float16 makes 0 of 1e-8). Give a Python float or a float32 array. Under "
+            "optax.inject_hyperparams, which makes numbers the parameters' dtype, give it "
+            "hyperparam_dtype=jnp.float32."
+        )
+
+
 def _known(name: str, value: Any, *, may_be_schedule: bool = False) -> Any:
     """Returns a number where it is known already, else `None`, or raises an error if it is none at all."""
     kinds = "a number, an array or a schedule" if may_be_schedule else "a number or an array"
+    check_precision(name, value, may_be_schedule=may_be_schedule)
     if is_number(value):
         if isinstance(value, complex | np.complexfloating):
             raise TypeError(f"Invalid {name}: {value!r}; it must be a real number")
@@ -184,7 +205,7 @@ def checked_mask(mask: Any) -> Callable[[Any], Any]:
         try:
             jax.tree.map(lambda *_: None, tree, params)
         except (TypeError, ValueError) as error:
-            problem = _how_trees_differ(tree, params)
+            problem = how_trees_differ(tree, params)
             raise ValueError(f"Invalid mask: it is another tree than the parameters: {problem}") from error
         return tree
 
@@ -255,9 +276,9 @@ def checked_gradients(updates: Any, params: Any) -> Any:
         TypeError: for a leaf that is no array of real numbers.
         ValueError: for another tree than that of the parameters, another shape, or a complex gradient.
     """
-    if not _are_alike(updates, params):
+    if not are_alike(updates, params):
         raise ValueError(
-            f"The gradients are another tree than the parameters: {_how_trees_differ(updates, params)}. "
+            f"The gradients are another tree than the parameters: {how_trees_differ(updates, params)}. "
             "Pass what jax.grad returns for these parameters; where only some of them are trained, filter "
             "gradients and parameters alike."
         )
@@ -279,62 +300,10 @@ def checked_gradients(updates: Any, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(check, updates, params)
 
 
-def _are_alike(tree: Any, other: Any) -> bool:
-    """Returns whether two trees have the same nodes."""
-    structure: Any = jax.tree.structure(tree)
-    return bool(structure == jax.tree.structure(other))
-
-
-def _how_trees_differ(tree: Any, expected: Any) -> str:
-    """Returns what one tree lacks of another, or has too much."""
-    has, needs = (
-        [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(each)]
-        for each in (tree, expected)
-    )
-    missing = [place for place in needs if place not in set(has)]
-    extra = [place for place in has if place not in set(needs)]
-    if missing or extra:
-        parts = [("missing: ", missing), ("too much: ", extra)]
-        return "; ".join(title + ", ".join(places[:3]) for title, places in parts if places)
-    return f"{_brief(jax.tree.structure(tree))}, not {_brief(jax.tree.structure(expected))}"
-
-
-def _brief(text: object) -> str:
-    return str(text) if len(str(text)) < 200 else f"{str(text)[:200]}..."
-
-
-def check_state(state: Any, init: Callable[[Any], Any], params: Any) -> None:
-    """Raises a `ValueError` if a state is not one that `init` makes for these parameters.
-
-    For when a step has failed: it takes as long as an `init`.
-    """
-    try:
-        expected = jax.eval_shape(init, params)
-    except Exception:  # What is wrong is not the state.
-        return
-    problem = ""
-    if not _are_alike(state, expected):
-        problem = _how_trees_differ(state, expected)
-    else:
-        pairs = zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True)
-        for (path, leaf), wanted in pairs:
-            if jnp.shape(leaf) != wanted.shape:
-                place = jax.tree_util.keystr(path)
-                problem = f"{place} has the shape {jnp.shape(leaf)}, not {wanted.shape}"
-                break
-    if problem:
-        raise ValueError(STATE_OF_ANOTHER.format(problem=problem))
-
-
-def check_kind(name: str, leaf: Any, kind: Any, shape: tuple[int, ...]) -> None:
-    """Raises a `ValueError` unless a part of a state has its kind of dtype and its shape."""
-    if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, kind) or leaf.shape != shape:
-        has = f"{leaf.dtype} of the shape {leaf.shape}" if hasattr(leaf, "dtype") else repr(leaf)
-        raise ValueError(STATE_OF_ANOTHER.format(problem=f"{name!r} is {has}"))
-
-
 def check_loss(value: Any, dtype: Any, name: str = "value") -> jax.Array:
-    """Returns the loss as an array of shape `()` in the emotion's dtype, its gradient stopped.
+    """Returns the loss as an array of shape `()` in the emotion's dtype.
+
+    The loss stays a function of what it was computed from: a gradient through an update is complete.
 
     Raises:
         LossMissingError: if there is no loss.
@@ -353,7 +322,7 @@ def check_loss(value: Any, dtype: Any, name: str = "value") -> jax.Array:
     if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
         raise TypeError(f"`{name}` must be the loss, a real number, and has the dtype {value.dtype}")
     with np.errstate(over="ignore"):  # What is too large for the dtype is infinite there.
-        return jax.lax.stop_gradient(jnp.asarray(value.astype(dtype)))
+        return jnp.asarray(value.astype(dtype))
 
 
 def _host_array(value: Any, name: str) -> np.ndarray[Any, Any]:

@@ -26,9 +26,9 @@ OPTIMIZERS = [
     emo_optax.emotional(optax.sgd(0.1)),
     emo_optax.share_emotion(optax.sgd(0.1)),
     emo_optax.track_emotion(),
-    emo_optax.scale_by_emotion(),
-    emo_optax.filter_by_emotion(optax.sgd(0.1)),
-    emo_optax.blend_with_shadow(optax.sgd(0.1)),
+    emo_optax.share_emotion(emo_optax.scale_by_emotion()),
+    emo_optax.share_emotion(emo_optax.filter_by_emotion(optax.sgd(0.1))),
+    emo_optax.share_emotion(emo_optax.blend_with_shadow(optax.sgd(0.1))),
 ]
 
 
@@ -126,7 +126,7 @@ def test_a_whole_number_too_large_for_int32_is_felt_like_any_other() -> None:
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_no_gradient_flows_through_the_loss(member: Any) -> None:
+def test_a_caller_may_stop_the_gradient_through_the_loss(member: Any) -> None:
     optimizer = member(0.1, use_shadow=True)
     params = jnp.asarray([1.0, 2.0])
     state = optimizer.init(params)
@@ -134,7 +134,8 @@ def test_no_gradient_flows_through_the_loss(member: Any) -> None:
         _, state = optimizer.update(params, state, params, value=loss)
 
     def stepped(loss: jax.Array) -> jax.Array:
-        updates, new_state = optimizer.update(params, state, params * 2, value=loss)
+        value = jax.lax.stop_gradient(loss)
+        updates, new_state = optimizer.update(params, state, params * 2, value=value)
         emotion = emo_optax.get_emotion(new_state)
         return jnp.sum(optax.apply_updates(params, updates)) + emotion.scalar + emotion.short
 
@@ -205,15 +206,21 @@ def test_the_edges_of_the_ranges_are_allowed(member: Any) -> None:
     [
         (emo_optax.track_emotion, {"short_factor": 0.0}),
         (emo_optax.track_emotion, {"long_factor": 2.0}),
-        (emo_optax.scale_by_emotion, {"gain": -1.0}),
+        (lambda **o: emo_optax.share_emotion(emo_optax.scale_by_emotion(), **o), {"gain": -1.0}),
         (lambda **o: emo_optax.share_emotion(optax.identity(), **o), {"long_factor": 0.0}),
-        (lambda **o: emo_optax.filter_by_emotion(optax.identity(), **o), {"theta": -1.0}),
-        (lambda **o: emo_optax.filter_by_emotion(optax.identity(), **o), {"short_factor": 1.5}),
+        (
+            lambda **o: emo_optax.filter_by_emotion(optax.identity(), **o),
+            {"theta": -1.0},
+        ),
+        (
+            lambda **o: emo_optax.share_emotion(emo_optax.filter_by_emotion(optax.identity()), **o),
+            {"short_factor": 1.5},
+        ),
         (lambda **o: emo_optax.emotional(optax.identity(), **o), {"theta": -1.0}),
         (lambda **o: emo_optax.emotional(optax.identity(), use_shadow=True, **o), {"shadow_ratio": "v9"}),
         (emo_optax.blend_with_shadow, {"ratio": "v9"}),
         (emo_optax.blend_with_shadow, {"shadow_rate": 0.0}),
-        (emo_optax.blend_with_shadow, {"gain": -1.0}),
+        (lambda **o: emo_optax.share_emotion(emo_optax.blend_with_shadow(), **o), {"gain": -1.0}),
         (emo_optax.add_weight_decay, {"weight_decay": -0.1}),
         (emo_optax.scale_by_uncorrected_adam, {"b1": 1.0}),
         (emo_optax.scale_by_uncorrected_adam, {"b2": 1.0}),

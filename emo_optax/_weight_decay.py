@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._emotion import wide_dtype
+from emo_optax._states import with_arrays
 from emo_optax._validation import (
     check_choice,
     check_divisor,
@@ -96,12 +97,13 @@ def add_weight_decay(
     ) -> tuple[optax.Updates, AddWeightDecayState]:
         del extra_args
         check_params(params)
+        state = with_arrays(state, init_fn, params)
         share: Any = weight_decay
         if callable(weight_decay):
             share = weight_decay(state.steps)
             state = state._replace(steps=optax.safe_increment(state.steps))
         if divisor is not None:
-            share = share / state.divisor
+            share = hyperparameter(share, state.divisor.dtype) / state.divisor
 
         def decay(update: jax.Array, param: jax.Array) -> jax.Array:
             dtype = wide_dtype((update, param))

@@ -160,19 +160,17 @@ FAULTS: tuple[Fault, ...] = (
         'if mode == "never":\n            add_weight_decay',
         "no absolute decay",
     ),
-    Fault(
-        "emo_optax", "weight_decay", "share = share / state.divisor", "pass", "decay not divided", "EmoCats"
-    ),
+    Fault("emo_optax", "weight_decay", "dtype) / state.divisor", "dtype)", "decay not divided", "EmoCats"),
     Fault("emo_torch", "weight_decay", "update.add_(param, alpha=weight_decay)", "pass", "no decay"),
     # Rules.
-    Fault("emo_optax", "rules", "m / (jnp.sqrt(v) +", "m / jnp.sqrt(v +", "eps under the root"),
+    Fault("emo_optax", "_rules/adam.py", "m / (jnp.sqrt(v) +", "m / jnp.sqrt(v +", "eps under the root"),
     Fault(
         "emo_torch", "rules", "addcmul_(grad, grad, value=1.0 - b2)", "addcmul_(grad, grad)", "no 1 - b2"
     ),
     Fault(
         "emo_optax",
-        "rules",
-        "jnp.sign(_interpolate(g, m, moved, b1, b2))",
+        "_rules/lion.py",
+        "jnp.sign(interpolate(g, m, moved, b1, b2))",
         "jnp.sign(g)",
         "no momentum",
         "EmoCats",
@@ -187,7 +185,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "emo_optax",
-        "rules",
+        "_rules/factors.py",
         "g / (jnp.sqrt(r * c)",
         "g / (1.01 * jnp.sqrt(r * c)",
         "factors by 1 %",
@@ -202,7 +200,12 @@ FAULTS: tuple[Fault, ...] = (
         "EmoAiry",
     ),
     Fault(
-        "emo_optax", "rules", "sign == jnp.sign(gradient)", "gradient == gradient", "no caution", "EmoNeco"
+        "emo_optax",
+        "_rules/signs.py",
+        "sign == jnp.sign(gradient)",
+        "gradient == gradient",
+        "no caution",
+        "EmoNeco",
     ),
     Fault(
         "emo_torch",
@@ -212,7 +215,14 @@ FAULTS: tuple[Fault, ...] = (
         "another norm",
         "EmoNeco",
     ),
-    Fault("emo_optax", "rules", "mixed / (1.0 + jnp", "mixed / (1.01 + jnp", "softsign by 1 %", "EmoNeco"),
+    Fault(
+        "emo_optax",
+        "_rules/signs.py",
+        "mixed / (1.0 + jnp",
+        "mixed / (1.01 + jnp",
+        "softsign by 1 %",
+        "EmoNeco",
+    ),
     # Switches.
     Fault(
         "emo_torch",

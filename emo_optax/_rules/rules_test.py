@@ -8,7 +8,7 @@ import pytest
 
 import emo_optax
 from emo_optax._reference_test import find_in_state
-from emo_optax._rules import _average, _interpolate
+from emo_optax._rules.moments import average, interpolate
 
 RULES = [
     emo_optax.scale_by_uncorrected_adam,
@@ -240,8 +240,8 @@ def test_the_mix_is_the_same_from_the_momentum_after_the_step(b1: float, b2: flo
         before = jnp.asarray(random.normal(size=4000), dtype)
         # All the zeros that are not an accident: no gradient, no momentum, neither.
         gradient, before = gradient.at[:20].set(0.0), before.at[10:30].set(0.0)
-        after = _average(gradient, before, b2)
-        found = np.asarray(_interpolate(gradient, before, after, b1, b2), np.float64)
+        after = average(gradient, before, b2)
+        found = np.asarray(interpolate(gradient, before, after, b1, b2), np.float64)
         expected = (1.0 - b1) * np.asarray(gradient, np.float64) + b1 * np.asarray(before, np.float64)
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, atol=8 * np.finfo(dtype).eps)

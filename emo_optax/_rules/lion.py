@@ -1,0 +1,81 @@
+"""The sign of an interpolated momentum."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emo_optax._rules.moments import average, interpolate, map_leaves, stored, widened, zero_moments
+from emo_optax._states import with_arrays
+from emo_optax._validation import check_decay_rate, check_moment_dtype
+
+
+class ScaleByLionState(NamedTuple):
+    """The momentum `mu`, a tree like the parameters."""
+
+    mu: optax.Updates
+
+
+def scale_by_lion(
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.99,
+    *,
+    moment_dtype: Any | None = None,
+) -> optax.GradientTransformation:
+    r"""Takes the sign of an interpolated momentum, the rule of EmoCats.
+
+    .. math:: u = \operatorname{sign}((1-b_1)\,g + b_1 m), \quad m \leftarrow b_2 m + (1-b_2)\,g
+
+    As `optax.scale_by_lion`, but each leaf's momentum has a dtype of its own, float32 at least: a
+    bfloat16 momentum stops decaying.
+
+    Args:
+        b1: decay rate of the interpolation, in [0, 1).
+        b2: decay rate of the momentum, in [0, 1).
+        moment_dtype: the momentum's floating-point dtype; `None` for the parameters', float32 at
+            least.
+
+    Returns:
+        A transformation whose updates have the gradients' dtype, float32 at least.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> rule = emo_optax.scale_by_lion()
+        >>> updates, state = rule.update(jnp.asarray([2.0, 0.0, -3.0]), rule.init(jnp.ones(3)))
+        >>> print(updates)
+        [ 1.  0. -1.]
+
+    Source: EmoCats v2.0 by muooon; Chen et al., 2023.
+    """
+    check_decay_rate("b1", b1)
+    check_decay_rate("b2", b2)
+    moment_dtype = check_moment_dtype(moment_dtype)
+
+    def lion(g: jax.Array, m: jax.Array, is_chosen: jax.Array | None) -> tuple[Any, ...]:
+        moved = average(g, m, b2, is_chosen)
+        return jnp.sign(interpolate(g, m, moved, b1, b2)), moved
+
+    take_sign = map_leaves(lion, 2, b1, b2)
+
+    def init_fn(params: optax.Params) -> ScaleByLionState:
+        return ScaleByLionState(zero_moments(params, moment_dtype))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ScaleByLionState,
+        params: optax.Params | None = None,
+        *,
+        is_chosen: jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScaleByLionState]:
+        del params, extra_args
+        state = with_arrays(state, init_fn, updates)
+        updates, mu = take_sign(widened(updates), state.mu, is_chosen=is_chosen)
+        return updates, ScaleByLionState(stored(mu, state.mu))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,103 @@
+"""Helpers for moments: averages of a gradient that a rule keeps from one step to the next."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emo_optax._emotion import wide_dtype
+from emo_optax._states import check_kind
+from emo_optax._validation import hyperparameter, is_number
+
+
+def zero_moments(params: optax.Params, moment_dtype: Any) -> optax.Params:
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype or wide_dtype(p)), params)
+
+
+def average(
+    values: optax.Updates, moments: optax.Updates, decay: Any, is_chosen: jax.Array | None = None
+) -> optax.Updates:
+    """Returns `(1 - decay) value + decay moment`, each in the value's dtype; the moment if not chosen."""
+
+    def mix(value: jax.Array, moment: jax.Array) -> jax.Array:
+        rate = hyperparameter(decay, value.dtype)
+        moment = moment.astype(value.dtype)
+        mixed: jax.Array = (1.0 - rate) * value + rate * moment
+        return mixed if is_chosen is None else jnp.where(is_chosen, mixed, moment)
+
+    return jax.tree.map(mix, values, moments)
+
+
+def interpolate(
+    gradients: optax.Updates, before: optax.Updates, after: optax.Updates, b1: Any, b2: Any
+) -> optax.Updates:
+    r"""Returns :math:`(1-b_1)\,g + b_1 m`, where it can from the momentum after the step.
+
+    .. math:: (1-b_1)\,g + b_1 m = \frac{(b_2-b_1)\,g + b_1 m'}{b_2}, \qquad m' = b_2 m + (1-b_2)\,g
+
+    XLA on a CPU makes a loop for each array that a step returns. If the one of the parameters read
+    the old momentum, which the one of the momentum overwrites, XLA would copy all of it first. With
+    :math:`0 < b_2` and :math:`b_1 \le b_2` no term cancels another that it does not cancel anyway,
+    so that both forms are equally exact. Decay rates that are traced are not known to be so.
+    """
+    is_known = is_number(b1) and is_number(b2) and b2 > 0.0 and b1 <= b2
+
+    def mix(gradient: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+        if not is_known or old.dtype != new.dtype:  # What is kept in another dtype is not this one.
+            mixed: jax.Array = average(gradient, old, b1)
+        elif b1 == b2:
+            mixed = new
+        else:
+            share, rest = float(b1), float(b2) - float(b1)
+            mixed = (1.0 / float(b2)) * (rest * gradient + share * new)
+        return mixed
+
+    return jax.tree.map(mix, gradients, before, after)
+
+
+def widened(updates: optax.Updates) -> optax.Updates:
+    return jax.tree.map(lambda g: g.astype(wide_dtype(g)), updates)
+
+
+def map_leaves(
+    function: Callable[..., tuple[Any, ...]], count: int, *hyperparameters: Any
+) -> Callable[..., Any]:
+    """Maps a function that returns `count` arrays over trees, to as many trees.
+
+    Within jit JAX traces and lowers it once for all leaves of a shape and a dtype, and not for each
+    of them. Not so where hyperparameters are arrays: the function is another one at every step then.
+    """
+    is_known = all(is_number(value) for value in hyperparameters)
+    once = jax.jit(function) if is_known else function
+
+    def map_trees(*trees: optax.Updates, is_chosen: jax.Array | None = None) -> tuple[optax.Updates, ...]:
+        def at_leaf(*leaves: jax.Array) -> tuple[Any, ...]:
+            is_traced = isinstance(leaves[0], jax.core.Tracer)
+            return (once if is_traced else function)(*leaves, is_chosen)
+
+        results = jax.tree.map(at_leaf, *trees)
+        return tuple(
+            jax.tree.map(lambda _, result, k=k: result[k], trees[0], results) for k in range(count)
+        )
+
+    return map_trees
+
+
+def stored(moments: optax.Updates, before: optax.Updates, *, is_square: bool = False) -> optax.Updates:
+    """Rounds moments to the dtypes that they are kept in.
+
+    float16 has little range: what is too much for it becomes the most that it has, and a square does
+    not become 0, by which the first moment would be divided, where it was not.
+    """
+
+    def store(new: jax.Array, old: jax.Array) -> jax.Array:
+        check_kind("moment", old, jnp.floating, jnp.shape(old))
+        if old.dtype == jnp.float16:
+            most, least = 65504.0, 2.0**-24
+            new = jnp.clip(new, -most, most)
+            new = jnp.where(is_square & (new > 0.0), jnp.maximum(new, least), new)
+        return new.astype(old.dtype)
+
+    return jax.tree.map(store, moments, before)
