@@ -17,9 +17,10 @@ from emo_torch._early_stop import WINDOW, went_quiet
 from emo_torch._emotion import Emotion, EmotionState, feel_in_place, init_emotion, wide_dtype
 from emo_torch._errors import NOT_A_CLOSURE
 from emo_torch._fused import FusedStep, Signal, cuda, library
-from emo_torch._fused import step as step_fused
 from emo_torch._fused.blocked import step as step_blocked
-from emo_torch._fused.plan import Params, Plans, Seen
+from emo_torch._fused.cpu import step as step_fused
+from emo_torch._fused.memory import StepMemory
+from emo_torch._fused.plan import GroupTensors
 from emo_torch._replicas import LossGroup, Replicas
 from emo_torch._rounding import add_rounded, check_rounding, is_narrow, rounding_keys
 from emo_torch._rules import store
@@ -397,35 +398,38 @@ class LossOptimizer(Optimizer):
             self._collect(group)
 
     @functools.cached_property
-    def _plans(self) -> Plans:
-        return Plans()
+    def _step_memory(self) -> StepMemory:
+        return StepMemory()
 
-    def _look(self) -> list[Seen | None]:
+    def _look(self) -> list[GroupTensors | None]:
         """Returns what is known of each group, and looks whether gradients can be used where nothing is."""
-        seen: list[Seen | None] = [None] * len(self.param_groups)
+        seen: list[GroupTensors | None] = [None] * len(self.param_groups)
         if not torch.compiler.is_compiling():
-            seen = self._plans.look(self.param_groups, self.state)
+            seen = self._step_memory.look(self.param_groups, self.state)
         pairs = zip(self.param_groups, seen, strict=True)
         check_gradients(
             type(self).__name__, [param for group, known in pairs if not known for param in group["params"]]
         )
         return seen
 
-    def _move(self, feeling: Any, seen: list[Seen | None]) -> None:
+    def _move(self, feeling: Any, seen: list[GroupTensors | None]) -> None:
         """Moves every parameter that has a gradient."""
         before = 0
         for index, group in enumerate(self.param_groups):
             params, grads, states = seen[index] or self._collect(group)
             if params and group.get("rounding", "nearest") == "nearest":
                 if not torch.compiler.is_compiling():
-                    params = params if isinstance(params, Params) else Params(params)
+                    params = self._step_memory.params(index, params)
                 self.step_tensors(params, grads, states, feeling=feeling, group=group)
                 if not torch.compiler.is_compiling():
-                    self._plans.remember(index, group, self.state, Seen(params, grads, states))
+                    tensors = GroupTensors(params, grads, states)
+                    self._step_memory.remember(index, group, self.state, tensors)
             elif params:
                 # In full precision, to the side; those that have it anyway step as ever.
                 weights = [param.to(wide_dtype(param)) for param in params]
                 wide = [grad.to(weight.dtype) for grad, weight in zip(grads, weights, strict=True)]
+                if not torch.compiler.is_compiling():
+                    weights = self._step_memory.params(index, weights)
                 self.step_tensors(weights, wide, states, feeling=feeling, group=group)
                 self._take_on(params, weights, states, group, before)
             before += len(group["params"])
@@ -1229,7 +1233,7 @@ class Emotional(EmoOptimizer):
         for param, state in states.items():
             self.state[param] = state
 
-    def _move(self, feeling: Feeling, seen: list[Seen | None]) -> None:  # noqa: ARG002
+    def _move(self, feeling: Feeling, seen: list[GroupTensors | None]) -> None:  # noqa: ARG002
         """Lets the inner optimizer move the parameters, and keeps as much of it as is felt."""
         moves: list[tuple[list[Tensor], list[Tensor], list[Tensor], Group]] = []
         for group in self.param_groups:

@@ -13,7 +13,7 @@ from emo_torch._divergence import DivergenceState, init_divergence, injection_st
 from emo_torch._emotion import wide_dtype
 from emo_torch._emotional import Group, LossOptimizer, State, Ways, _by_device_and_dtype
 from emo_torch._fused import FusedRule, FusedStep, Signal
-from emo_torch._fused import step as step_fused
+from emo_torch._fused.cpu import step as step_fused
 from emo_torch._replicas import LossGroup
 from emo_torch._rounding import check_rounding
 from emo_torch._rules import _average, _multi_tensor_average, store
