@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
 from operator import is_
@@ -36,6 +37,7 @@ from emo_torch._validation import (
     check_capture,
     check_choice,
     check_closure_under_scaler,
+    check_duplicates,
     check_factor,
     check_flag,
     check_function,
@@ -50,6 +52,7 @@ from emo_torch._validation import (
     check_scheduled_rate,
     check_shadow_ratio,
     check_state_form,
+    has_duplicates,
 )
 from emo_torch._weight_decay import MODES, add_weight_decay, multi_tensor_add_weight_decay
 
@@ -69,6 +72,7 @@ MOMENTS = (
     "lynx_exp_avg",
 )
 """The names of the moments that a rule moves; what else stands in a state is not the rule's."""
+_CONTAINERS = (list, tuple, set, deque)
 SHARED_OPTIONS = ("short_factor", "long_factor", "gain", "shadow_ratio", "maximize")
 """Options of the one emotion, which a group cannot have for itself."""
 
@@ -385,6 +389,7 @@ class LossOptimizer(Optimizer):
                 # What a schedule does to the rate, even a rounding under 0, is its own matter.
                 self.check_options({**group, "lr": 0.0})
                 self._check_shared_options(group, self.param_groups[0])
+                check_duplicates(group["params"], foreach=group.get("foreach"))
             seen[index:] = [values]
 
     def _is_zero(self, lr: float | Tensor) -> bool:
@@ -554,6 +559,7 @@ class LossOptimizer(Optimizer):
             options = {**self.defaults, **shared, **param_group}
             self.check_options(options)
             self._check_shared_options(options, shared)
+            check_duplicates(options["params"], foreach=options.get("foreach"))
             if options.get("fused"):
                 check_fused(
                     type(self).__name__,
@@ -583,7 +589,9 @@ class LossOptimizer(Optimizer):
         """Loads a state, also one of `torch.optim.AdamW` where the moments are the same.
 
         Options and an emotion that the state does not have stay as they are. Every tensor keeps the
-        dtype that it was saved with: float32 moments of bfloat16 parameters stay float32.
+        dtype that it was saved with: float32 moments of bfloat16 parameters stay float32. Every tensor is
+        copied, so that the optimizer that the state came from keeps its own. (Those of `torch.optim`
+        share them.)
 
         Args:
             state_dict: what `state_dict()` returned; it is not changed.
@@ -601,6 +609,9 @@ class LossOptimizer(Optimizer):
 
         def restore(_: Optimizer) -> None:
             self._restore_dtypes(final)
+            given = _tensors_in(final["state"])
+            for key, value in self.state.items():
+                self.state[key] = _without_shared(value, given)
 
         # Between the user's own hooks: those see what is loaded, and what has become of it.
         before = self.register_load_state_dict_pre_hook(check)
@@ -839,17 +850,42 @@ class EmoOptimizer(LossOptimizer):
         return {**super().__getstate__(), "_shadow_ratio_of": self._shadow_ratio_of}
 
 
+def _tensors_in(value: Any) -> set[int]:
+    """Returns the identities of the tensors in a value, which may be nested containers."""
+    if isinstance(value, Tensor):
+        return {id(value)}
+    nested = value.values() if isinstance(value, dict) else value if isinstance(value, _CONTAINERS) else ()
+    return set().union(*map(_tensors_in, nested))
+
+
+def _without_shared(value: Any, given: set[int]) -> Any:
+    """Returns a loaded value with a copy of every tensor that is one of those given."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if id(value) in given else value
+    if isinstance(value, dict):
+        own = copy.copy(value)  # Not in place: it may be the other optimizer's.
+        own.update({key: _without_shared(nested, given) for key, nested in value.items()})
+        return own
+    if isinstance(value, _CONTAINERS):
+        items = [_without_shared(nested, given) for nested in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
 def _is_compensated(param: Tensor, group: Group) -> bool:
     """Returns whether what rounding keeps back of a parameter is kept."""
     return group.get("rounding") == "kahan" and is_narrow(param)
 
 
 def use_foreach(params: list[Tensor], group: Group) -> bool:
-    """Returns whether to step with all tensors at once: as the group says, or as torch.optim would."""
+    """Returns whether to step with all tensors at once: as the group says, or as torch.optim would.
+
+    Never with a parameter that is there twice: its second step must begin where the first one ended.
+    """
     foreach: bool | None = group.get("foreach")
     if foreach is None:
         _, foreach = _default_to_fused_or_foreach(params, differentiable=False, use_fused=False)
-    return foreach
+    return foreach and (torch.compiler.is_compiling() or not has_duplicates(params))
 
 
 def use_fused(params: list[Tensor], group: Group) -> bool:
