@@ -122,6 +122,25 @@ def test_the_number_of_threads_makes_no_difference(name: str, threads: int) -> N
 
 
 @needs_compiler
+@pytest.mark.parametrize("mode", ["decoupled", "l2"])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_compiled_code_makes_the_same_bits_with_any_number_of_threads(name: str, mode: str) -> None:
+    shapes = ((70_001,), (70, 700), (20, 5000), (9000, 8), (9, 3, 5), (2000, 16))
+    dtype = torch.float32 if mode == "l2" else torch.float64  # There every rounding of a sum is seen.
+    before = torch.get_num_threads()
+    found: list[Tensors] = []
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            params = _start(shapes, dtype)
+            found.append(_everything(_train(name, params, 2, fused=True, **_options(name, mode))))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert [key for key, value in found[0].items() if not value.equal(other[key])] == []
+
+
+@needs_compiler
 @pytest.mark.parametrize("columns", [4, 8, 16])
 @pytest.mark.parametrize("name", ["emo_airy", "emo_zeal"])
 def test_threads_that_share_a_matrix_of_few_columns_agree(name: str, columns: int) -> None:

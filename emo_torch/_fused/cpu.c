@@ -77,9 +77,9 @@ INLINE Share share_of(int64_t total, int64_t thread, int64_t threads) {
     return share;
 }
 
-/* Where a share cuts a tensor that starts at `start`: at whole rows, or at whole lines of cache. */
-INLINE int64_t cut(int64_t at, int64_t start, int64_t size, int64_t columns) {
-    int64_t unit = columns ? columns : 64, inside = at - start;
+/* Where a share cuts a tensor that starts at `start`: at a multiple of `unit`. */
+INLINE int64_t cut(int64_t at, int64_t start, int64_t size, int64_t unit) {
+    int64_t inside = at - start;
     if (inside <= 0) return 0;
     if (inside >= size) return size;
     return inside / unit * unit;
@@ -87,6 +87,16 @@ INLINE int64_t cut(int64_t at, int64_t start, int64_t size, int64_t columns) {
 
 /* Of matrices with few columns: the most of those, rows at a time, and sums side by side. */
 enum { MOST_FEW = 16, ROWS = 64, LANES = 64 };
+
+/* Sums are taken over blocks that depend on a tensor's shape alone, and then over the blocks in their order,
+ * so that the bits are the same for any number of threads. A block is of so many elements of a vector, or of
+ * as many rows of a matrix as make about so many elements, within bounds. Threads share no block. */
+enum { VECTOR_BLOCK = 1024, MATRIX_BLOCK = 32768, LEAST_ROWS = 16 };
+
+INLINE int64_t rows_of_block(int64_t columns) {
+    const int64_t rows = MATRIX_BLOCK / columns;
+    return rows > ROWS ? ROWS : rows < LEAST_ROWS ? LEAST_ROWS : rows;
+}
 
 /* How many elements of a matrix surely stay in a core's cache, and the bytes of a line of it. */
 enum { CACHED = 16384, LINE = 64 };
