@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
 from operator import is_
@@ -18,7 +19,8 @@ from emo_torch._emotion import Emotion, EmotionState, feel_in_place, init_emotio
 from emo_torch._errors import NOT_A_CLOSURE
 from emo_torch._family_rules import MOMENTS
 from emo_torch._fused import cuda, library
-from emo_torch._fused.plan import Params, Plans, Seen
+from emo_torch._fused.memory import StepMemory
+from emo_torch._fused.plan import GroupTensors
 from emo_torch._hints import warn_of_large_rate, with_hints
 from emo_torch._recipe import Group as Group
 from emo_torch._recipe import Recipe
@@ -38,6 +40,7 @@ from emo_torch._validation import (
     check_choice,
     check_closure_under_scaler,
     check_divisor,
+    check_duplicates,
     check_factor,
     check_flag,
     check_function,
@@ -58,6 +61,7 @@ from emo_torch._ways import WAYS, Feeling, by_device_and_dtype, use_foreach
 from emo_torch._weight_decay import MODES
 
 HISTORY = tuple(f"emotion_history_{index:02d}" for index in range(WINDOW))
+_CONTAINERS = (list, tuple, set, deque)
 SHARED_OPTIONS = ("short_factor", "long_factor", "gain", "shadow_ratio", "maximize")
 """Options of the one emotion, which a group cannot have for itself."""
 
@@ -385,6 +389,7 @@ class LossOptimizer(Optimizer):
                 # What a schedule does to the rate, even a rounding under 0, is its own matter.
                 self.check_options({**group, "lr": 0.0})
                 self._check_shared_options(group, self.param_groups[0])
+                check_duplicates(group["params"], foreach=group.get("foreach"))
             seen[index:] = [values]
 
     def _is_zero(self, lr: float | Tensor) -> bool:
@@ -398,35 +403,38 @@ class LossOptimizer(Optimizer):
             self._collect(group)
 
     @functools.cached_property
-    def _plans(self) -> Plans:
-        return Plans()
+    def _step_memory(self) -> StepMemory:
+        return StepMemory()
 
-    def _look(self) -> list[Seen | None]:
+    def _look(self) -> list[GroupTensors | None]:
         """Returns what is known of each group, and looks whether gradients can be used where nothing is."""
-        seen: list[Seen | None] = [None] * len(self.param_groups)
+        seen: list[GroupTensors | None] = [None] * len(self.param_groups)
         if not torch.compiler.is_compiling():
-            seen = self._plans.look(self.param_groups, self.state)
+            seen = self._step_memory.look(self.param_groups, self.state)
         pairs = zip(self.param_groups, seen, strict=True)
         check_gradients(
             type(self).__name__, [param for group, known in pairs if not known for param in group["params"]]
         )
         return seen
 
-    def _move(self, feeling: Any, seen: list[Seen | None]) -> None:
+    def _move(self, feeling: Any, seen: list[GroupTensors | None]) -> None:
         """Moves every parameter that has a gradient."""
         before = 0
         for index, group in enumerate(self.param_groups):
             params, grads, states = seen[index] or self._collect(group)
             if params and group.get("rounding", "nearest") == "nearest":
                 if not torch.compiler.is_compiling():
-                    params = params if isinstance(params, Params) else Params(params)
+                    params = self._step_memory.params(index, params)
                 self.step_tensors(params, grads, states, feeling=feeling, group=group)
                 if not torch.compiler.is_compiling():
-                    self._plans.remember(index, group, self.state, Seen(params, grads, states))
+                    tensors = GroupTensors(params, grads, states)
+                    self._step_memory.remember(index, group, self.state, tensors)
             elif params:
                 # In full precision, to the side; those that have it anyway step as ever.
                 weights = [param.to(wide_dtype(param)) for param in params]
                 wide = [grad.to(weight.dtype) for grad, weight in zip(grads, weights, strict=True)]
+                if not torch.compiler.is_compiling():
+                    weights = self._step_memory.params(index, weights)
                 self.step_tensors(weights, wide, states, feeling=feeling, group=group)
                 self._take_on(params, weights, states, group, before)
             before += len(group["params"])
@@ -551,6 +559,7 @@ class LossOptimizer(Optimizer):
             options = {**self.defaults, **shared, **param_group}
             self.check_options(options)
             self._check_shared_options(options, shared)
+            check_duplicates(options["params"], foreach=options.get("foreach"))
             if options.get("fused"):
                 check_fused(
                     type(self).__name__,
@@ -581,7 +590,9 @@ class LossOptimizer(Optimizer):
         """Loads a state, also one of `torch.optim.AdamW` where the moments are the same.
 
         Options and an emotion that the state does not have stay as they are. Every tensor keeps the
-        dtype that it was saved with: float32 moments of bfloat16 parameters stay float32.
+        dtype that it was saved with: float32 moments of bfloat16 parameters stay float32. Every tensor is
+        copied, so that the optimizer that the state came from keeps its own. (Those of `torch.optim`
+        share them.)
 
         Args:
             state_dict: what `state_dict()` returned; it is not changed.
@@ -599,6 +610,9 @@ class LossOptimizer(Optimizer):
 
         def restore(_: Optimizer) -> None:
             self._restore_dtypes(final)
+            given = _tensors_in(final["state"])
+            for key, value in self.state.items():
+                self.state[key] = _without_shared(value, given)
 
         # Between the user's own hooks: those see what is loaded, and what has become of it.
         before = self.register_load_state_dict_pre_hook(check)
@@ -863,6 +877,28 @@ def _divisor(options: Group) -> float | None:
     return float(options["lr"])
 
 
+def _tensors_in(value: Any) -> set[int]:
+    """Returns the identities of the tensors in a value, which may be nested containers."""
+    if isinstance(value, Tensor):
+        return {id(value)}
+    nested = value.values() if isinstance(value, dict) else value if isinstance(value, _CONTAINERS) else ()
+    return set().union(*map(_tensors_in, nested))
+
+
+def _without_shared(value: Any, given: set[int]) -> Any:
+    """Returns a loaded value with a copy of every tensor that is one of those given."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if id(value) in given else value
+    if isinstance(value, dict):
+        own = copy.copy(value)  # Not in place: it may be the other optimizer's.
+        own.update({key: _without_shared(nested, given) for key, nested in value.items()})
+        return own
+    if isinstance(value, _CONTAINERS):
+        items = [_without_shared(nested, given) for nested in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
 def _is_compensated(param: Tensor, group: Group) -> bool:
     """Returns whether what rounding keeps back of a parameter is kept."""
     return group.get("rounding") == "kahan" and is_narrow(param)
@@ -1033,7 +1069,7 @@ class Emotional(EmoOptimizer):
         for param, state in states.items():
             self.state[param] = state
 
-    def _move(self, feeling: Feeling, seen: list[Seen | None]) -> None:  # noqa: ARG002
+    def _move(self, feeling: Feeling, seen: list[GroupTensors | None]) -> None:  # noqa: ARG002
         """Lets the inner optimizer move the parameters, and keeps as much of it as is felt."""
         moves: list[tuple[list[Tensor], list[Tensor], list[Tensor], Group]] = []
         for group in self.param_groups:

@@ -14,7 +14,7 @@ from emo_torch._emotion import wide_dtype
 from emo_torch._emotional import LossOptimizer
 from emo_torch._family_rules import REF
 from emo_torch._fused import FusedRule, FusedStep, Signal
-from emo_torch._fused import step as step_fused
+from emo_torch._fused.cpu import step as step_fused
 from emo_torch._options import options_of
 from emo_torch._recipe import Group, Recipe, State
 from emo_torch._replicas import LossGroup

@@ -1,6 +1,5 @@
 """Shadow-effect: before the update, which elements to move, and how far."""
 
-import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -66,11 +65,24 @@ def keep_rows_and_columns(eps: float = 1e-8) -> Keep:
     return _KeepRowsAndColumns(eps)
 
 
-@dataclasses.dataclass(frozen=True)
 class _KeepRowsAndColumns:
-    """The test that `keep_rows_and_columns` makes."""
+    """The test that `keep_rows_and_columns` makes.
 
-    eps: float
+    Not a frozen dataclass: torch.compile of PyTorch 2.11 and 2.12 fails where traced code makes one and
+    does not read its fields.
+    """
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    def __repr__(self) -> str:
+        return f"keep_rows_and_columns(eps={self.eps})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _KeepRowsAndColumns) and self.eps == other.eps
+
+    def __hash__(self) -> int:
+        return hash((_KeepRowsAndColumns, self.eps))
 
     def __call__(self, gradient: Tensor, tolerance: Tensor) -> Tensor:
         if gradient.ndim < 2:

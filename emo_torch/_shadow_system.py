@@ -81,18 +81,12 @@ def blend_with_shadow(
     Source: the shadow-system of EmoNavi and EmoSens v2.0 by muooon.
     """
     wakes = ratio > 0
-    applied = exists * ratio
-    param.mul_(1.0 - applied).add_(shadow * applied)
-    # A weight of 1 copies and a weight of 0 leaves alone, both exactly.
-    shadow.lerp_(param, _follow(exists, wakes, ratio, shadow_rate))
+    pulls = exists & wakes
+    # Chosen, not multiplied by 0: what is not finite would become NaN where the shadow rests.
+    param.copy_(torch.where(pulls, param * (1.0 - ratio) + shadow * ratio, param))
+    moved = torch.where(exists, shadow.lerp(param, torch.full_like(ratio, shadow_rate)), param)
+    shadow.copy_(torch.where(wakes, moved, shadow))
     exists.logical_or_(wakes)
-
-
-def _follow(exists: Tensor, wakes: Tensor, ratio: Tensor, shadow_rate: float) -> Tensor:
-    """Returns how far a shadow moves: all the way when it is made, 0 when it rests."""
-    # Two numbers in `where` would make a float32, whatever the ratio is.
-    follow = torch.where(exists, torch.full_like(ratio, shadow_rate), torch.ones_like(ratio))
-    return follow * wakes
 
 
 def multi_tensor_blend_with_shadow(
@@ -104,11 +98,18 @@ def multi_tensor_blend_with_shadow(
     shadow_rate: float = 0.05,
 ) -> None:
     """Does what `blend_with_shadow` does for many parameters of one device and dtype."""
-    existed = torch.stack(exists)
     wakes = ratio > 0
-    applied = existed * ratio
-    rate = _follow(existed, wakes, ratio, shadow_rate)
-    torch._foreach_mul_(params, list((1.0 - applied).unbind()))
-    torch._foreach_add_(params, torch._foreach_mul(shadows, list(applied.unbind())))
-    torch._foreach_lerp_(shadows, params, list(rate.unbind()))
-    torch._foreach_copy_(exists, list((existed | wakes).unbind()))
+    many = len(params)
+    pulled = torch._foreach_mul(params, [1.0 - ratio] * many)
+    torch._foreach_add_(pulled, torch._foreach_mul(shadows, [ratio] * many))
+    # Chosen, not multiplied by 0: what is not finite would become NaN where the shadow rests.
+    pairs = zip(exists, pulled, params, strict=True)
+    torch._foreach_copy_(params, [torch.where(exist & wakes, new, old) for exist, new, old in pairs])
+    rates = [torch.full_like(ratio, shadow_rate)] * many
+    followed = torch._foreach_lerp(shadows, params, rates)
+    rows = zip(exists, followed, params, shadows, strict=True)
+    moved = [
+        torch.where(wakes, torch.where(exist, new, param), shadow) for exist, new, param, shadow in rows
+    ]
+    torch._foreach_copy_(shadows, moved)
+    torch._foreach_copy_(exists, list((torch.stack(exists) | wakes).unbind()))

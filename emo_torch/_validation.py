@@ -233,6 +233,20 @@ def check_closure_under_scaler(before: list[tuple[Tensor, int]], params: list[Te
         frame = frame.f_back
 
 
+def has_duplicates(params: Any) -> bool:
+    """Returns whether a parameter stands twice in a list."""
+    return isinstance(params, list | tuple) and len(set(map(id, params))) < len(params)
+
+
+def check_duplicates(params: Any, *, foreach: bool | None) -> None:
+    """Raises a `ValueError` for `foreach=True` where a parameter stands twice in the group."""
+    if foreach and has_duplicates(params):
+        raise ValueError(
+            "foreach=True steps with all parameters at once, and one of them stands twice in its group: "
+            "take it out, or leave foreach as it is by default, which steps with it twice"
+        )
+
+
 def check_fused(owner: str, params: Any, *, is_compiled: bool, has_triton: bool, has_kernel: bool) -> None:
     """Raises a `RuntimeError` where parameters cannot be stepped in compiled code, which was asked for.
 

@@ -15,8 +15,8 @@ from torch.optim.optimizer import _default_to_fused_or_foreach
 
 from emo_torch._emotion import wide_dtype
 from emo_torch._fused import Signal, cuda, library
-from emo_torch._fused import step as step_fused
 from emo_torch._fused.blocked import step as step_blocked
+from emo_torch._fused.cpu import step as step_fused
 from emo_torch._fused.describe import describe
 from emo_torch._recipe import FirstStep, Group, Recipe, State
 from emo_torch._rules import store
@@ -24,6 +24,7 @@ from emo_torch._shadow_effect import filter_by_emotion, keeps_all, step_scale
 from emo_torch._shadow_system import blend_with_shadow, multi_tensor_blend_with_shadow
 from emo_torch._sharded import mesh_of
 from emo_torch._switch import multi_tensor_switch_by_emotion, switch_by_emotion
+from emo_torch._validation import has_duplicates
 from emo_torch._weight_decay import add_weight_decay, multi_tensor_add_weight_decay
 
 _CPU = torch.device("cpu")
@@ -45,11 +46,14 @@ class Feeling(NamedTuple):
 
 
 def use_foreach(params: list[Tensor], group: Group) -> bool:
-    """Returns whether to step with all tensors at once: as the group says, or as torch.optim would."""
+    """Returns whether to step with all tensors at once: as the group says, or as torch.optim would.
+
+    Never with a parameter that is there twice: its second step must begin where the first one ended.
+    """
     foreach: bool | None = group.get("foreach")
     if foreach is None:
         _, foreach = _default_to_fused_or_foreach(params, differentiable=False, use_fused=False)
-    return foreach
+    return foreach and (torch.compiler.is_compiling() or not has_duplicates(params))
 
 
 def use_fused(params: list[Tensor], group: Group) -> bool:

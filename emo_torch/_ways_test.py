@@ -17,7 +17,7 @@ from torch import Tensor
 
 import emo_torch
 from emo_torch import _fused
-from emo_torch._fused import compiler
+from emo_torch._fused import compiler, job
 
 MEMBERS = tuple(emo_torch.list_optimizers())
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -119,6 +119,25 @@ def test_the_number_of_threads_makes_no_difference(name: str, threads: int) -> N
     finally:
         torch.set_num_threads(before)
     _assert_close(fused, reference, 1e-12)
+
+
+@needs_compiler
+@pytest.mark.parametrize("mode", ["decoupled", "l2"])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_compiled_code_makes_the_same_bits_with_any_number_of_threads(name: str, mode: str) -> None:
+    shapes = ((70_001,), (70, 700), (20, 5000), (9000, 8), (9, 3, 5), (2000, 16))
+    dtype = torch.float32 if mode == "l2" else torch.float64  # There every rounding of a sum is seen.
+    before = torch.get_num_threads()
+    found: list[Tensors] = []
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            params = _start(shapes, dtype)
+            found.append(_everything(_train(name, params, 2, fused=True, **_options(name, mode))))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert [key for key, value in found[0].items() if not value.equal(other[key])] == []
 
 
 @needs_compiler
@@ -404,7 +423,7 @@ def test_without_a_compiler_everything_works_and_one_line_says_so(
         "no C compiler was found: stepping without compiled code"
     ]
     _fused.library.cache_clear()
-    monkeypatch.setattr(_fused, "compile_library", lambda _: None)
+    monkeypatch.setattr(job, "compile_library", lambda _: None)
     try:
         reference = _train("emo_sens", _start(SHAPES, torch.float32), foreach=False)
         other = _train("emo_sens", _start(SHAPES, torch.float32))

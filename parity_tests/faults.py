@@ -134,9 +134,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("emo_optax", "shadow_system", "size > 0.1, size", "size > 0.101, size", "ratio's bound by 1 %"),
     Fault("emo_torch", "shadow_system", "0.7 + 0.2 * scalar", "0.7 - 0.2 * scalar", "ratio of v1.0"),
     Fault("emo_optax", "shadow_system", "scalar < -0.6, 0.1", "scalar < 0.6, 0.1", "branch of v1.0"),
-    Fault(
-        "emo_torch", "shadow_system", "param.mul_(1.0 - applied)", "param.mul_(1.0)", "blend sums over 1"
-    ),
+    Fault("emo_torch", "shadow_system", "param * (1.0 - ratio)", "param * 1.0", "blend sums over 1"),
     Fault(
         "emo_optax",
         "shadow_system",

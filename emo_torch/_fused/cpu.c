@@ -1,7 +1,7 @@
 /* One step of many tensors at once, on the CPU, reading and writing each stream of memory once.
  *
  * The numbers are those of `single_tensor` in ../_emotional.py: the same operations in the same order.
- * Compiled on first use by compiler.py; __init__.py holds the twins of the structures below.
+ * Compiled on first use by compiler.py; job.py holds the twins of the structures below.
  */
 
 #include <math.h>
@@ -54,6 +54,13 @@ typedef struct {
     double norm_factor, least_lr, most_lr, injection_bound; /* the bound is below 0 for none */
 } Job;
 
+/* What job.py compares with its own before it hands over a job. Count the version up with each change of
+ * the structures above. */
+enum { JOB_VERSION = 1 };
+int64_t emo_job_version(void) { return JOB_VERSION; }
+int64_t emo_job_size(void) { return (int64_t)sizeof(Job); }
+int64_t emo_rule_size(void) { return (int64_t)sizeof(Rule); }
+
 /* What one thread does: elements `begin` to `end` of all tensors laid end to end. */
 typedef struct {
     int64_t begin, end;
@@ -70,9 +77,9 @@ INLINE Share share_of(int64_t total, int64_t thread, int64_t threads) {
     return share;
 }
 
-/* Where a share cuts a tensor that starts at `start`: at whole rows, or at whole lines of cache. */
-INLINE int64_t cut(int64_t at, int64_t start, int64_t size, int64_t columns) {
-    int64_t unit = columns ? columns : 64, inside = at - start;
+/* Where a share cuts a tensor that starts at `start`: at a multiple of `unit`. */
+INLINE int64_t cut(int64_t at, int64_t start, int64_t size, int64_t unit) {
+    int64_t inside = at - start;
     if (inside <= 0) return 0;
     if (inside >= size) return size;
     return inside / unit * unit;
@@ -80,6 +87,16 @@ INLINE int64_t cut(int64_t at, int64_t start, int64_t size, int64_t columns) {
 
 /* Of matrices with few columns: the most of those, rows at a time, and sums side by side. */
 enum { MOST_FEW = 16, ROWS = 64, LANES = 64 };
+
+/* Sums are taken over blocks that depend on a tensor's shape alone, and then over the blocks in their order,
+ * so that the bits are the same for any number of threads. A block is of so many elements of a vector, or of
+ * as many rows of a matrix as make about so many elements, within bounds. Threads share no block. */
+enum { VECTOR_BLOCK = 1024, MATRIX_BLOCK = 32768, LEAST_ROWS = 16 };
+
+INLINE int64_t rows_of_block(int64_t columns) {
+    const int64_t rows = MATRIX_BLOCK / columns;
+    return rows > ROWS ? ROWS : rows < LEAST_ROWS ? LEAST_ROWS : rows;
+}
 
 /* How many elements of a matrix surely stay in a core's cache, and the bytes of a line of it. */
 enum { CACHED = 16384, LINE = 64 };
@@ -138,23 +155,23 @@ typedef struct {
 } Python;
 
 /* Asks ahead for what torch is likely to read of a tensor, which would else be waited for piece by piece:
- * its description lies at `hint`. Nothing happens where a place is no longer what it was. */
-INLINE void ask_for(const char *hint, int lines) {
-    for (int line = 0; line < lines; line++) __builtin_prefetch(hint + line * LINE);
+ * its description lies at `at`. Nothing happens where a place is no longer what it was. */
+INLINE void ask_for(const char *at, int lines) {
+    for (int line = 0; line < lines; line++) __builtin_prefetch(at + line * LINE);
 }
 
 /* Fills a list, which has room for `filled`, with the gradients of those parameters that had one before.
- * Returns whether the parameters are the known ones, and just the same have a gradient. `hints` are as for
+ * Returns whether the parameters are the known ones, and just the same have a gradient. `prefetch` is as for
  * emo_find: of what had a gradient, of its moments, and of the gradients at the end. */
 int emo_gradients(const Python *python, void *params, void **known, const uint8_t *had, int64_t count,
-                  void *grads, int64_t filled, const char **hints, int64_t hinted) {
+                  void *grads, int64_t filled, const char **prefetch, int64_t hinted) {
     const int64_t room = filled;
     filled = 0;
     for (int64_t index = 0; index < count; index++) {
         if (index + 2 * AHEAD < count) __builtin_prefetch(known[index + 2 * AHEAD]);
         if (filled + 2 * AHEAD < room) {
-            ask_for(hints[filled + 2 * AHEAD], 4);
-            ask_for(hints[hinted - room + filled + 2 * AHEAD], 4);
+            ask_for(prefetch[filled + 2 * AHEAD], 4);
+            ask_for(prefetch[hinted - room + filled + 2 * AHEAD], 4);
         }
         void *param = python->list_item(params, (intptr_t)index);
         if (param != known[index]) return 0;
@@ -206,37 +223,39 @@ static int is_plain(const Python *python, void *object) {
 }
 
 /* Finds tensors of Python's, which are held: where each lies, its size as a matrix as in a Job, and its
- * kind: the bits of a number and DLPack's code for what that is, or -1 for what is not contiguous or lies
- * elsewhere than in the CPU's memory. `found` has four rows of `count`. Returns 0 where one was not found,
+ * kind: the bits of a number, DLPack's code for what that is and a hash of the shape, or -1 for what is not
+ * contiguous or lies elsewhere than in the CPU's memory. `found` has four rows of `count`. Returns 0 where one was not found,
  * 2 where it is all as in `known`, which may be NULL, and 1 otherwise.
  *
- * `hints` are two rows of places that torch is likely to read, its tensors' and their storages': asked for
+ * `prefetch` is two rows of places that torch is likely to read, its tensors' and their storages': asked for
  * ahead, they are on their way together, which would else be waited for one after the other. Nothing
  * happens where a place is no longer what it was. */
 int emo_find(const Python *python, Describe describe, void **tensors, int64_t count, int64_t *found,
-             const char **hints, const int64_t *known) {
+             const char **prefetch, const int64_t *known) {
     int is_known = known != NULL;
     for (int64_t tensor = 0; tensor < count; tensor++) {
-        if (hints != NULL && tensor + 2 * AHEAD < count) {
+        if (prefetch != NULL && tensor + 2 * AHEAD < count) {
             __builtin_prefetch(tensors[tensor + 2 * AHEAD]);
-            ask_for(hints[tensor + AHEAD], 4);
-            ask_for(hints[count + tensor + AHEAD], 2);
+            ask_for(prefetch[tensor + AHEAD], 4);
+            ask_for(prefetch[count + tensor + AHEAD], 2);
         }
         Described seen;
         if (!is_plain(python, tensors[tensor]) || describe(tensors[tensor], &seen)) return 0;
         int64_t size = 1;
+        uint64_t shape = (uint64_t)seen.dimensions;
         int fits = seen.device == 1 && seen.lanes == 1;
         for (int64_t dimension = seen.dimensions - 1; dimension >= 0; dimension--) {
             const int64_t length = seen.shape[dimension];
             /* No strides say that it is contiguous. */
             fits &= length == 1 || seen.strides == NULL || seen.strides[dimension] == size;
             size *= length;
+            shape = shape * 1000003 + (uint64_t)length;
         }
         const int64_t rows = seen.dimensions < 2 ? size : seen.shape[0];
         found[tensor] = (int64_t)(uintptr_t)seen.data + (int64_t)seen.offset;
         found[count + tensor] = rows;
         found[2 * count + tensor] = seen.dimensions < 2 ? 0 : rows ? size / rows : 0;
-        found[3 * count + tensor] = fits ? 256 * seen.bits + seen.kind : -1;
+        found[3 * count + tensor] = fits ? (int64_t)(shape << 17 >> 1) + 256 * seen.bits + seen.kind : -1;
         for (int row = 0; is_known && row < 4; row++)
             is_known = found[row * count + tensor] == known[row * count + tensor];
     }

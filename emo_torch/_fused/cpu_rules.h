@@ -156,69 +156,58 @@ static void NAME(blend)(int64_t count, REAL *restrict params, REAL *restrict sha
     }
 }
 
-/* The sum of squared gradients; in float64 from block to block, for the sums can be long. */
+/* The sum of the squared gradients of a block. */
 static double NAME(sum_of_squares)(int64_t count, const REAL *restrict grads,
                                    const REAL *restrict params, const NAME(Signal) *signal) {
     const REAL sign = signal->sign, weight_decay = signal->weight_decay;
-    const int mode = signal->mode;
-    double sum = 0;
-    for (int64_t block = 0; block < count; block += 1024) {
-        int64_t end = block + 1024 < count ? block + 1024 : count;
-        REAL part = 0;
-        if (mode == L2) {
-#pragma omp simd reduction(+ : part)
-            for (int64_t index = block; index < end; index++) {
-                REAL grad = NAME(uphill)(grads[index], params[index], sign, weight_decay, L2);
-                part += grad * grad;
-            }
-        } else {
-#pragma omp simd reduction(+ : part)
-            for (int64_t index = block; index < end; index++) part += grads[index] * grads[index];
+    REAL sum = 0;
+    if (signal->mode == L2) {
+#pragma omp simd reduction(+ : sum)
+        for (int64_t index = 0; index < count; index++) {
+            REAL grad = NAME(uphill)(grads[index], params[index], sign, weight_decay, L2);
+            sum += grad * grad;
         }
-        sum += part;
+    } else {
+#pragma omp simd reduction(+ : sum)
+        for (int64_t index = 0; index < count; index++) sum += grads[index] * grads[index];
     }
     return sum;
 }
 
-/* The squares of some rows: their means to the rows' averages, their sums over columns added to
- * `sums`, their sum returned. `narrow` is room for a value of each column. A row that the filter stops
- * is marked by a negative average, until the step is taken. */
+/* The squares of a block of rows: their means to the rows' averages, their sums over columns to `narrow`,
+ * their sum returned. A row that the filter stops is marked by a negative average, until the step is taken.
+ * `ahead` says that the step follows while all is still in the cache. */
 INLINE double NAME(gather_rows)(
     int64_t rows, int64_t columns, const REAL *restrict params, const REAL *restrict grads,
-    REAL *restrict averages, double *restrict sums, REAL *restrict narrow,
-    const NAME(Signal) *signal, const int mode) {
+    REAL *restrict averages, REAL *restrict narrow, const NAME(Signal) *signal, int ahead,
+    const int mode) {
     const REAL sign = signal->sign, weight_decay = signal->weight_decay, eps = signal->eps;
     double total = 0;
-    for (int64_t block = 0; block < rows; block += 64) {
-        int64_t end = block + 64 < rows ? block + 64 : rows;
-        memset(narrow, 0, sizeof(REAL) * (size_t)columns);
-        for (int64_t row = block; row < end; row++) {
-            const REAL *grad_row = grads + row * columns, *param_row = params + row * columns;
-            double sum = 0;
-            for (int64_t start = 0; start < columns; start += 1024) {
-                int64_t stop = start + 1024 < columns ? start + 1024 : columns;
-                REAL part = 0;
-                /* The step reads them next, where all stays in the cache until then. */
-                if (rows * columns <= CACHED)
-                    for (int64_t column = start; column < stop; column += LINE / (int64_t)sizeof(REAL))
-                        __builtin_prefetch(param_row + column, 1, 2);
+    memset(narrow, 0, sizeof(REAL) * (size_t)columns);
+    for (int64_t row = 0; row < rows; row++) {
+        const REAL *grad_row = grads + row * columns, *param_row = params + row * columns;
+        double sum = 0;
+        for (int64_t start = 0; start < columns; start += 1024) {
+            int64_t stop = start + 1024 < columns ? start + 1024 : columns;
+            REAL part = 0;
+            if (ahead)
+                for (int64_t column = start; column < stop; column += LINE / (int64_t)sizeof(REAL))
+                    __builtin_prefetch(param_row + column, 1, 2);
 #pragma omp simd reduction(+ : part)
-                for (int64_t column = start; column < stop; column++) {
-                    REAL weight = mode == L2 ? param_row[column] : 0;
-                    REAL grad = NAME(uphill)(grad_row[column], weight, sign, weight_decay, mode);
-                    REAL square = grad * grad;
-                    part += square;
-                    narrow[column] += square;
-                }
-                sum += part;
+            for (int64_t column = start; column < stop; column++) {
+                REAL weight = mode == L2 ? param_row[column] : 0;
+                REAL grad = NAME(uphill)(grad_row[column], weight, sign, weight_decay, mode);
+                REAL square = grad * grad;
+                part += square;
+                narrow[column] += square;
             }
-            REAL mean = (REAL)(sum / (double)columns) + eps;
-            REAL average = averages[row] * signal->b1 + SQRT(mean) * signal->c1;
-            int stops = !signal->keeps_all && !(mean > signal->row_bound);
-            averages[row] = stops ? -ABS(average) : average;
-            total += sum;
+            sum += part;
         }
-        for (int64_t column = 0; column < columns; column++) sums[column] += narrow[column];
+        REAL mean = (REAL)(sum / (double)columns) + eps;
+        REAL average = averages[row] * signal->b1 + SQRT(mean) * signal->c1;
+        int stops = !signal->keeps_all && !(mean > signal->row_bound);
+        averages[row] = stops ? -ABS(average) : average;
+        total += sum;
     }
     return total;
 }
@@ -228,67 +217,65 @@ INLINE void NAME(add_pairs)(int64_t count, REAL *restrict to, const REAL *restri
     for (int64_t index = 0; index < count; index++) to[index] = from[2 * index] + from[2 * index + 1];
 }
 
-/* The same for few columns, a known number that divides LANES: sums lie side by side in vectors. */
+/* The same for few columns, a known number that divides LANES, and at most ROWS rows: sums lie side by side
+ * in vectors. */
 INLINE double NAME(gather_few)(
-    int64_t rows, const int64_t columns, const REAL *restrict grads, REAL *restrict averages,
-    double *restrict sums, const NAME(Signal) *signal) {
+    int64_t rows, const int64_t columns, const REAL *restrict grad, REAL *restrict averages,
+    REAL *restrict narrow, const NAME(Signal) *signal) {
     const REAL eps = signal->eps, b1 = signal->b1, c1 = signal->c1, row_bound = signal->row_bound;
     const int keeps_all = signal->keeps_all;
     REAL squares[ROWS * MOST_FEW], pairs[ROWS * MOST_FEW / 2], lanes[LANES];
-    for (int64_t block = 0; block < rows; block += ROWS) {
-        const int64_t many = rows - block < ROWS ? rows - block : ROWS;
-        const REAL *restrict grad = grads + block * columns;
-        if (many == ROWS) {
-            for (int64_t index = 0; index < ROWS * columns; index++)
-                squares[index] = grad[index] * grad[index];
-        } else {
-            memset(squares, 0, sizeof(squares));
-            for (int64_t index = 0; index < many * columns; index++)
-                squares[index] = grad[index] * grad[index];
-        }
-        for (int64_t lane = 0; lane < LANES; lane++) lanes[lane] = squares[lane];
-        for (int64_t start = LANES; start < ROWS * columns; start += LANES)
-            for (int64_t lane = 0; lane < LANES; lane++) lanes[lane] += squares[start + lane];
-        for (int64_t half = LANES / 2; half >= columns; half /= 2)
-            for (int64_t lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
-        for (int64_t column = 0; column < columns; column++) sums[column] += lanes[column];
-        if (columns == 16) {
-            NAME(add_pairs)(ROWS * 8, pairs, squares);
-            NAME(add_pairs)(ROWS * 4, squares, pairs);
-            NAME(add_pairs)(ROWS * 2, pairs, squares);
-            NAME(add_pairs)(ROWS, squares, pairs);
-        } else if (columns == 8) {
-            NAME(add_pairs)(ROWS * 4, pairs, squares);
-            NAME(add_pairs)(ROWS * 2, squares, pairs);
-            NAME(add_pairs)(ROWS, pairs, squares);
-        } else {
-            NAME(add_pairs)(ROWS * 2, pairs, squares);
-            NAME(add_pairs)(ROWS, squares, pairs);
-        }
-        const REAL *row_sums = columns == 8 ? pairs : squares;
-        for (int64_t row = 0; row < many; row++) {
-            REAL mean = row_sums[row] / (REAL)columns + eps;
-            REAL average = averages[block + row] * b1 + SQRT(mean) * c1;
-            int stops = !keeps_all & !(mean > row_bound);
-            averages[block + row] = stops ? -ABS(average) : average;
-        }
+    if (rows == ROWS) {
+        for (int64_t index = 0; index < ROWS * columns; index++) squares[index] = grad[index] * grad[index];
+    } else {
+        memset(squares, 0, sizeof(squares));
+        for (int64_t index = 0; index < rows * columns; index++) squares[index] = grad[index] * grad[index];
     }
+    for (int64_t lane = 0; lane < LANES; lane++) lanes[lane] = squares[lane];
+    for (int64_t start = LANES; start < ROWS * columns; start += LANES)
+        for (int64_t lane = 0; lane < LANES; lane++) lanes[lane] += squares[start + lane];
+    for (int64_t half = LANES / 2; half >= columns; half /= 2)
+        for (int64_t lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
     double total = 0;
-    for (int64_t column = 0; column < columns; column++) total += sums[column];
+    for (int64_t column = 0; column < columns; column++) {
+        narrow[column] = lanes[column];
+        total += lanes[column];
+    }
+    if (columns == 16) {
+        NAME(add_pairs)(ROWS * 8, pairs, squares);
+        NAME(add_pairs)(ROWS * 4, squares, pairs);
+        NAME(add_pairs)(ROWS * 2, pairs, squares);
+        NAME(add_pairs)(ROWS, squares, pairs);
+    } else if (columns == 8) {
+        NAME(add_pairs)(ROWS * 4, pairs, squares);
+        NAME(add_pairs)(ROWS * 2, squares, pairs);
+        NAME(add_pairs)(ROWS, pairs, squares);
+    } else {
+        NAME(add_pairs)(ROWS * 2, pairs, squares);
+        NAME(add_pairs)(ROWS, squares, pairs);
+    }
+    const REAL *row_sums = columns == 8 ? pairs : squares;
+    for (int64_t row = 0; row < rows; row++) {
+        REAL mean = row_sums[row] / (REAL)columns + eps;
+        REAL average = averages[row] * b1 + SQRT(mean) * c1;
+        int stops = !keeps_all & !(mean > row_bound);
+        averages[row] = stops ? -ABS(average) : average;
+    }
     return total;
 }
 
+/* What is known of a block of rows before the step: see `gather_rows`. */
 static double NAME(gather)(
-    int64_t rows, int64_t columns, const REAL *params, const REAL *grads, REAL *averages, double *sums,
-    REAL *narrow, const NAME(Signal) *signal) {
+    int64_t rows, int64_t columns, const REAL *params, const REAL *grads, REAL *averages, REAL *narrow,
+    const NAME(Signal) *signal, int ahead) {
 #define GATHER(mode)                                                                               \
-    NAME(gather_rows)(rows, columns, params, grads, averages, sums, narrow, signal, mode)
+    NAME(gather_rows)(rows, columns, params, grads, averages, narrow, signal, ahead, mode)
     if (signal->mode == L2) return GATHER(L2);
     /* Adapters have few columns: there a known number saves most of the time. */
     switch (columns) {
-    case 4: return NAME(gather_few)(rows, 4, grads, averages, sums, signal);
-    case 8: return NAME(gather_few)(rows, 8, grads, averages, sums, signal);
-    case 16: return NAME(gather_few)(rows, 16, grads, averages, sums, signal);
+    case 4: return NAME(gather_few)(rows, 4, grads, averages, narrow, signal);
+    case 8: return NAME(gather_few)(rows, 8, grads, averages, narrow, signal);
+    case 16: return NAME(gather_few)(rows, 16, grads, averages, narrow, signal);
     default: return GATHER(DECOUPLED);
     }
 #undef GATHER
@@ -405,44 +392,69 @@ static void NAME(factor)(
 #undef FACTOR_FEW
 }
 
-/* What the threads share. */
+/* What the threads share. A tensor of which several have a part is shared; its sums are kept by blocks. */
 typedef struct {
     const Job *job;
     const Rule *rule;
     NAME(Signal) signal, vector_signal; /* the latter filters vectors where the rule has factors */
+    int64_t shares;                     /* into how many the elements are cut: one for each thread */
     int64_t *starts;                    /* of each tensor, and the end of all */
     int64_t longest;                    /* the most columns */
-    double *parts;                      /* of sums of squares: of a tensor and a thread, at their sum */
-    double *sums;                       /* over columns: for each thread two of a part, and one of a whole */
-    REAL *means;                        /* of columns, likewise, and room for a block's sums */
-    int *keeps;                         /* whether a thread's last tensor keeps all its columns */
+    int64_t *squares_at, *columns_at;   /* where a shared tensor's sums begin, in the next two */
+    double *squares;                    /* of each block */
+    REAL *column_squares;               /* of each block, for each column */
+    double *sums;                       /* over columns, for each share */
+    REAL *means;                        /* of columns: for each share those of a whole tensor, those of the
+                                           shared one that begins there, and room for others */
+    int *keeps;                         /* whether a share's columns of its first and its last tensor, if
+                                           those are shared, are all kept by the filter */
     REAL *norms;                        /* of gradients, smoothed: the new ones */
     int blends_before;
 } NAME(Work);
 
-INLINE double *NAME(sums_of)(const NAME(Work) *work, int64_t thread, int which) {
-    return work->sums + (thread * 3 + which) * work->longest;
+INLINE double *NAME(sums_of)(const NAME(Work) *work, int64_t own) {
+    return work->sums + own * work->longest;
 }
 
-INLINE REAL *NAME(means_of)(const NAME(Work) *work, int64_t thread, int which) {
-    return work->means + (thread * 3 + which) * work->longest;
+INLINE REAL *NAME(means_of)(const NAME(Work) *work, int64_t own, int which) {
+    return work->means + (own * 3 + which) * work->longest;
 }
 
-/* The elements of a tensor that are a thread's. */
-INLINE Share NAME(part_of)(const NAME(Work) *work, int64_t tensor, int64_t thread, int64_t threads) {
+static int NAME(has_factors)(const NAME(Work) *work, int64_t tensor) {
+    return work->rule->kind == FACTORS && work->job->columns[tensor] > 0;
+}
+
+static int NAME(needs_norm)(const NAME(Work) *work) {
+    return work->rule->kind == SOFTSIGN || work->rule->kind == REF;
+}
+
+/* The elements of a block of a tensor; where there are no sums, a line of cache or more. */
+INLINE int64_t NAME(unit_of)(const NAME(Work) *work, int64_t tensor) {
+    const int64_t columns = work->job->columns[tensor];
+    if (NAME(has_factors)(work, tensor)) return rows_of_block(columns) * columns;
+    return NAME(needs_norm)(work) ? VECTOR_BLOCK : 64;
+}
+
+INLINE int64_t NAME(blocks_of)(const NAME(Work) *work, int64_t tensor) {
+    const int64_t unit = NAME(unit_of)(work, tensor);
+    return (size_of(work->job, tensor) + unit - 1) / unit;
+}
+
+/* The elements of a tensor that belong to a share. */
+INLINE Share NAME(part_of)(const NAME(Work) *work, int64_t tensor, int64_t own) {
     int64_t start = work->starts[tensor], size = size_of(work->job, tensor);
-    int64_t columns = work->job->columns[tensor];
-    Share share = share_of(work->starts[work->job->tensors], thread, threads);
-    Share part = {cut(share.begin, start, size, columns), cut(share.end, start, size, columns)};
+    int64_t unit = NAME(unit_of)(work, tensor);
+    Share share = share_of(work->starts[work->job->tensors], own, work->shares);
+    Share part = {cut(share.begin, start, size, unit), cut(share.end, start, size, unit)};
     return part;
 }
 
-static REAL NAME(norm_of)(const NAME(Work) *work, int64_t tensor, int64_t threads) {
+/* The norm of the gradient of a shared tensor. */
+static REAL NAME(norm_of)(const NAME(Work) *work, int64_t tensor) {
+    const double *squares = work->squares + work->squares_at[tensor];
+    const int64_t blocks = NAME(blocks_of)(work, tensor);
     double sum = 0;
-    for (int64_t thread = 0; thread < threads; thread++) {
-        Share part = NAME(part_of)(work, tensor, thread, threads);
-        if (part.end > part.begin) sum += work->parts[tensor + thread];
-    }
+    for (int64_t block = 0; block < blocks; block++) sum += squares[block];
     return (REAL)sqrt(sum);
 }
 
@@ -455,14 +467,6 @@ static REAL NAME(norm_of)(const NAME(Work) *work, int64_t tensor, int64_t thread
     REAL *seconds = (REAL *)(work)->rule->second[tensor];                                          \
     const int wakes = shadows != NULL && (work)->signal.ratio > 0;                                 \
     const int blends = wakes && *job->shadows_exist[tensor] && !(work)->blends_before
-
-static int NAME(has_factors)(const NAME(Work) *work, int64_t tensor) {
-    return work->rule->kind == FACTORS && work->job->columns[tensor] > 0;
-}
-
-static int NAME(needs_norm)(const NAME(Work) *work) {
-    return work->rule->kind == SOFTSIGN || work->rule->kind == REF;
-}
 
 /* The step of a part of a tensor by a learning rate from the norm of its gradient. */
 static void NAME(finish_ref)(const NAME(Work) *work, int64_t tensor, Share part, REAL norm) {
@@ -489,7 +493,7 @@ static void NAME(finish_ref)(const NAME(Work) *work, int64_t tensor, Share part,
 
 /* The step of a part of a tensor, once all is known of the whole. */
 static void NAME(finish)(const NAME(Work) *work, int64_t tensor, Share part, REAL norm,
-                         const REAL *means, int keeps, int64_t thread) {
+                         const REAL *means, int keeps, int64_t own) {
     if (work->rule->kind == REF) {
         NAME(finish_ref)(work, tensor, part, norm);
         return;
@@ -501,7 +505,7 @@ static void NAME(finish)(const NAME(Work) *work, int64_t tensor, Share part, REA
         if (!work->signal.keeps_all)
             for (int64_t row = 0; row < count / columns; row++)
                 keeps &= !signbit(firsts[part.begin / columns + row]);
-        REAL *roots = NAME(means_of)(work, thread, 2);
+        REAL *roots = NAME(means_of)(work, own, 2);
         for (int64_t column = 0; column < columns; column++) roots[column] = SQRT(seconds[column]);
         NAME(factor)(count / columns, columns, params, grads, firsts + part.begin / columns, roots,
                      means, shadows, &work->signal, length, keeps, blends);
@@ -513,51 +517,111 @@ static void NAME(finish)(const NAME(Work) *work, int64_t tensor, Share part, REA
                         shadows, signal, length, rule, blends);
 }
 
-/* What can be done of a part before the other threads have seen theirs; all of it, for most. */
-static void NAME(begin)(const NAME(Work) *work, int64_t tensor, Share part, int64_t thread) {
+/* The sums of a matrix, or of the part of one: by blocks where it is shared, else all of them, and the
+ * columns' means with them. Returns the sum of squares of what is whole. */
+static double NAME(begin_matrix)(const NAME(Work) *work, int64_t tensor, Share part, int64_t own,
+                                 int *keeps) {
     POINTERS(work, tensor, part.begin);
-    int64_t columns = job->columns[tensor], count = part.end - part.begin;
+    const int64_t columns = job->columns[tensor], rows = (part.end - part.begin) / columns;
+    const int64_t unit = rows_of_block(columns), first_row = part.begin / columns;
+    const int is_whole = part.end - part.begin == size_of(job, tensor), ahead = rows * columns <= CACHED;
+    REAL *narrow = NAME(means_of)(work, own, 2);
+    double *sums = NAME(sums_of)(work, own), *block_squares = NULL, squares = 0;
+    (void)shadows, (void)blends;
+    if (is_whole) {
+        memset(sums, 0, sizeof(double) * (size_t)columns);
+    } else {
+        narrow = work->column_squares + work->columns_at[tensor] + first_row / unit * columns;
+        block_squares = work->squares + work->squares_at[tensor] + first_row / unit;
+    }
+    for (int64_t row = 0; row < rows; row += unit) {
+        const int64_t many = rows - row < unit ? rows - row : unit;
+        const double square = NAME(gather)(many, columns, params + row * columns, grads + row * columns,
+                                           firsts + first_row + row, narrow, &work->signal, ahead);
+        if (is_whole) {
+            for (int64_t column = 0; column < columns; column++) sums[column] += narrow[column];
+            squares += square;
+        } else {
+            narrow += columns;
+            *block_squares++ = square;
+        }
+    }
+    if (is_whole)
+        *keeps = NAME(settle_columns)(rows, columns, sums, NAME(means_of)(work, own, 0), seconds,
+                                      &work->signal);
+    return squares;
+}
+
+/* What can be done of a part before the other threads have seen theirs; all of it, for most. */
+static void NAME(begin)(const NAME(Work) *work, int64_t tensor, Share part, int64_t own) {
+    POINTERS(work, tensor, part.begin);
+    const int64_t count = part.end - part.begin;
     const int is_whole = count == size_of(job, tensor);
     if (wakes && !*job->shadows_exist[tensor]) memcpy(shadows, params, sizeof(REAL) * (size_t)count);
     else if (wakes && work->blends_before) NAME(blend)(count, params, shadows, &work->signal);
-    (void)blends;
+    (void)blends, (void)firsts, (void)seconds;
     double squares = 0;
-    REAL *means = NULL;
     int keeps = 1;
     if (NAME(has_factors)(work, tensor)) {
-        int which = is_whole ? 2 : part.begin ? 0 : 1;
-        double *sums = NAME(sums_of)(work, thread, which);
-        means = NAME(means_of)(work, thread, 1);
-        memset(sums, 0, sizeof(double) * (size_t)columns);
-        squares = NAME(gather)(count / columns, columns, params, grads, firsts + part.begin / columns,
-                               sums, NAME(means_of)(work, thread, 2), &work->signal);
-        if (is_whole) {
-            means = NAME(means_of)(work, thread, 0);
-            keeps = NAME(settle_columns)(count / columns, columns, sums, means, seconds, &work->signal);
-        }
+        squares = NAME(begin_matrix)(work, tensor, part, own, &keeps);
     } else if (NAME(needs_norm)(work)) {
-        squares = NAME(sum_of_squares)(count, grads, params, &work->signal);
+        double *kept = is_whole ? NULL : work->squares + work->squares_at[tensor] + part.begin / VECTOR_BLOCK;
+        for (int64_t block = 0; block < count; block += VECTOR_BLOCK) {
+            const int64_t many = count - block < VECTOR_BLOCK ? count - block : VECTOR_BLOCK;
+            const double square = NAME(sum_of_squares)(many, grads + block, params + block, &work->signal);
+            if (is_whole) squares += square;
+            else *kept++ = square;
+        }
     } else {
-        NAME(finish)(work, tensor, part, 0, NULL, 1, thread);
+        NAME(finish)(work, tensor, part, 0, NULL, 1, own);
         return;
     }
-    if (is_whole) NAME(finish)(work, tensor, part, (REAL)sqrt(squares), means, keeps, thread);
-    else work->parts[tensor + thread] = squares;
+    if (is_whole)
+        NAME(finish)(work, tensor, part, (REAL)sqrt(squares), NAME(means_of)(work, own, 0), keeps, own);
 }
 
-/* The columns of a tensor that several threads share, by the one that has its beginning. */
-static void NAME(join)(const NAME(Work) *work, int64_t tensor, int64_t thread, int64_t threads) {
-    int64_t columns = work->job->columns[tensor];
-    double *sums = NAME(sums_of)(work, thread, 1);
-    for (int64_t other = thread + 1; other < threads; other++) {
-        Share part = NAME(part_of)(work, tensor, other, threads);
+/* The share that a shared tensor begins in. */
+INLINE int64_t NAME(owner_of)(const NAME(Work) *work, int64_t tensor, int64_t own) {
+    while (NAME(part_of)(work, tensor, own).begin > 0) own--;
+    return own;
+}
+
+/* Some columns of a shared tensor: as many for each share that has a part of it. */
+static void NAME(join)(const NAME(Work) *work, int64_t tensor, int64_t own) {
+    const int64_t columns = work->job->columns[tensor], blocks = NAME(blocks_of)(work, tensor);
+    const int64_t owner = NAME(owner_of)(work, tensor, own);
+    int64_t before = 0, parts = 0;
+    for (int64_t other = owner; other < work->shares; other++) {
+        const Share part = NAME(part_of)(work, tensor, other);
         if (part.end <= part.begin) continue;
-        const double *more = NAME(sums_of)(work, other, 0);
-        for (int64_t column = 0; column < columns; column++) sums[column] += more[column];
+        before += other < own;
+        parts++;
     }
-    work->keeps[thread] =
-        NAME(settle_columns)(work->job->rows[tensor], columns, sums, NAME(means_of)(work, thread, 1),
-                             (REAL *)work->rule->second[tensor], &work->signal);
+    const int64_t first = columns * before / parts, many = columns * (before + 1) / parts - first;
+    const REAL *narrow = work->column_squares + work->columns_at[tensor] + first;
+    double *sums = NAME(sums_of)(work, own);
+    memset(sums, 0, sizeof(double) * (size_t)many);
+    for (int64_t block = 0; block < blocks; block++, narrow += columns)
+        for (int64_t column = 0; column < many; column++) sums[column] += narrow[column];
+    work->keeps[2 * own + (own == owner)] =
+        NAME(settle_columns)(work->job->rows[tensor], many, sums, NAME(means_of)(work, owner, 1) + first,
+                             (REAL *)work->rule->second[tensor] + first, &work->signal);
+}
+
+/* The step of a part of a shared tensor, once its columns are joined. */
+static void NAME(finish_shared)(const NAME(Work) *work, int64_t tensor, Share part, int64_t own) {
+    const REAL norm = NAME(norm_of)(work, tensor);
+    if (!NAME(has_factors)(work, tensor)) {
+        NAME(finish)(work, tensor, part, norm, NULL, 1, own);
+        return;
+    }
+    const int64_t owner = NAME(owner_of)(work, tensor, own);
+    int keeps = 1;
+    for (int64_t other = owner; other < work->shares; other++) {
+        const Share theirs = NAME(part_of)(work, tensor, other);
+        if (theirs.end > theirs.begin) keeps &= work->keeps[2 * other + (other == owner)];
+    }
+    NAME(finish)(work, tensor, part, norm, NAME(means_of)(work, owner, 1), keeps, own);
 }
 
 static int64_t NAME(first_tensor)(const NAME(Work) *work, int64_t at) {
@@ -570,41 +634,61 @@ static int64_t NAME(first_tensor)(const NAME(Work) *work, int64_t at) {
     return low;
 }
 
+/* Finds the shared tensors, and how much room their sums need. */
+static void NAME(find_shared)(NAME(Work) *work, size_t *squares, size_t *column_squares) {
+    const int64_t total = work->starts[work->job->tensors];
+    int64_t last = -1;
+    *squares = *column_squares = 0;
+    for (int64_t own = 1; own < work->shares; own++) {
+        const int64_t tensor = NAME(first_tensor)(work, share_of(total, own, work->shares).begin);
+        if (tensor <= last || tensor >= work->job->tensors || NAME(part_of)(work, tensor, own).begin <= 0)
+            continue;
+        const size_t blocks = (size_t)NAME(blocks_of)(work, tensor);
+        last = tensor;
+        work->squares_at[tensor] = (int64_t)*squares;
+        work->columns_at[tensor] = (int64_t)*column_squares;
+        if (NAME(has_factors)(work, tensor))
+            *column_squares += blocks * (size_t)work->job->columns[tensor];
+        if (NAME(has_factors)(work, tensor) || NAME(needs_norm)(work)) *squares += blocks;
+    }
+}
+
 static void NAME(run)(const NAME(Work) *work) {
-#pragma omp parallel num_threads((int)work->job->threads)
+    const int64_t total = work->starts[work->job->tensors];
+#pragma omp parallel num_threads((int)work->shares)
     {
+        /* There may be fewer threads than were asked for. */
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        const Share share = share_of(work->starts[work->job->tensors], thread, threads);
-        const int64_t first = NAME(first_tensor)(work, share.begin);
-        int64_t tensor;
 #define EACH_PART                                                                                  \
-    for (tensor = first; tensor < work->job->tensors && work->starts[tensor] < share.end; tensor++) { \
-        const Share part = NAME(part_of)(work, tensor, thread, threads);                           \
-        if (part.end <= part.begin) continue;
-#define IS_SHARED (part.end - part.begin < size_of(work->job, tensor))
+    for (int64_t own = thread; own < work->shares; own += threads) {                               \
+        const Share share = share_of(total, own, work->shares);                                    \
+        for (int64_t tensor = NAME(first_tensor)(work, share.begin);                               \
+             tensor < work->job->tensors && work->starts[tensor] < share.end; tensor++) {          \
+            const Share part = NAME(part_of)(work, tensor, own);                                   \
+            if (part.end <= part.begin) continue;
+#define EACH_SHARED_PART                                                                           \
+        EACH_PART                                                                                  \
+            if (part.end - part.begin == size_of(work->job, tensor)) continue;
+#define END }}
         EACH_PART
-            NAME(begin)(work, tensor, part, thread);
-        }
+            NAME(begin)(work, tensor, part, own);
+        END
 #pragma omp barrier
         if (work->rule->kind == FACTORS) {
-            EACH_PART
-                if (IS_SHARED && part.begin == 0 && NAME(has_factors)(work, tensor))
-                    NAME(join)(work, tensor, thread, threads);
-            }
+            EACH_SHARED_PART
+                if (NAME(has_factors)(work, tensor)) NAME(join)(work, tensor, own);
+            END
 #pragma omp barrier
         }
         if (work->rule->kind == FACTORS || NAME(needs_norm)(work)) {
-            EACH_PART
-                const int factors = NAME(has_factors)(work, tensor);
-                if (!IS_SHARED || !(factors || NAME(needs_norm)(work))) continue;
-                int64_t owner = thread;
-                while (factors && NAME(part_of)(work, tensor, owner, threads).begin > 0) owner--;
-                NAME(finish)(work, tensor, part, NAME(norm_of)(work, tensor, threads), NAME(means_of)(work, owner, 1),
-                             work->keeps[owner], thread);
-            }
+            EACH_SHARED_PART
+                if (NAME(has_factors)(work, tensor) || NAME(needs_norm)(work))
+                    NAME(finish_shared)(work, tensor, part, own);
+            END
         }
 #undef EACH_PART
-#undef IS_SHARED
+#undef EACH_SHARED_PART
+#undef END
     }
 }
 
@@ -641,19 +725,28 @@ int NAME(emo_step)(const Job *job) {
     for (int64_t tensor = 0; tensor < job->tensors; tensor++)
         if (job->columns[tensor] > work.longest) work.longest = job->columns[tensor];
     if (rule->kind != FACTORS) work.longest = 1;
-    size_t threads = (size_t)job->threads, tensors = (size_t)job->tensors;
-    size_t room = threads * 3 * (size_t)work.longest;
+    work.shares = job->threads;
+    const size_t shares = (size_t)job->threads, tensors = (size_t)job->tensors;
+    size_t squares = 0, column_squares = 0;
     work.starts = malloc(sizeof(int64_t) * (tensors + 1));
-    work.parts = calloc(tensors + threads, sizeof(double));
-    work.sums = malloc(sizeof(double) * room);
-    work.means = malloc(sizeof(REAL) * room);
-    work.keeps = calloc(threads, sizeof(int));
+    work.squares_at = malloc(sizeof(int64_t) * (tensors + 1));
+    work.columns_at = malloc(sizeof(int64_t) * (tensors + 1));
+    work.sums = malloc(sizeof(double) * shares * (size_t)work.longest);
+    work.means = malloc(sizeof(REAL) * shares * 3 * (size_t)work.longest);
+    work.keeps = calloc(2 * shares, sizeof(int));
     work.norms = calloc(tensors + 1, sizeof(REAL));
-    int fails = !work.starts || !work.parts || !work.sums || !work.means || !work.keeps || !work.norms;
+    int fails = !work.starts || !work.squares_at || !work.columns_at || !work.sums || !work.means ||
+                !work.keeps || !work.norms;
     if (!fails) {
         int64_t end = work.starts[0] = 0;
         for (int64_t tensor = 0; tensor < job->tensors; tensor++)
             work.starts[tensor + 1] = end += size_of(job, tensor);
+        NAME(find_shared)(&work, &squares, &column_squares);
+        work.squares = malloc(sizeof(double) * (squares + 1));
+        work.column_squares = malloc(sizeof(REAL) * (column_squares + 1));
+        fails = !work.squares || !work.column_squares;
+    }
+    if (!fails) {
         NAME(run)(&work);
         if (job->shadows != NULL && signal->ratio > 0)
             for (int64_t tensor = 0; tensor < job->tensors; tensor++) *job->shadows_exist[tensor] = 1;
@@ -661,12 +754,9 @@ int NAME(emo_step)(const Job *job) {
             for (int64_t tensor = 0; tensor < job->tensors; tensor++)
                 *(REAL *)job->norms[tensor] = work.norms[tensor];
     }
-    free(work.starts);
-    free(work.parts);
-    free(work.sums);
-    free(work.means);
-    free(work.keeps);
-    free(work.norms);
+    void *rooms[] = {work.starts, work.squares_at, work.columns_at,     work.sums, work.means,
+                     work.keeps,  work.norms,      work.column_squares, work.squares};
+    for (size_t room = 0; room < sizeof(rooms) / sizeof(*rooms); room++) free(rooms[room]);
     return fails;
 }
 

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from emo_torch._emotion import wide_dtype
 from emo_torch._family_rules import KERNELS
 from emo_torch._fused import FIRST_STEPS, FusedRule, FusedStep, Signal
-from emo_torch._fused.plan import can_write
+from emo_torch._fused.plan import Params, can_write
 from emo_torch._weight_decay import MODES
 
 State = dict[str, Tensor]
@@ -74,10 +73,8 @@ class _Tables(NamedTuple):
     counts: dict[str, int]
 
 
-# By the first parameter, which the tables do not keep alive.
-_known: WeakIdKeyDictionary = WeakIdKeyDictionary()
-# A captured graph reads its tables, and what they are copied from, for as long as it lives.
-_captured: list[_Tables] = []
+# Under this key an optimizer keeps the tables of captured graphs, which read them as long as they live.
+_CAPTURED = "captured"
 
 
 def step(
@@ -107,12 +104,16 @@ def step(
     kept = [_kept(param, state, what, group) for param, state in zip(params, states, strict=True)]
     kinds: dict[_Kind, list[int]] = {}
     rest: list[int] = []
+    uploads = params.uploads if isinstance(params, Params) else None
+    uploads = {} if uploads is None else uploads
     for index, (param, grad, others) in enumerate(zip(params, grads, kept, strict=True)):
         if not _fits(param, grad, others, states[index].get("shadow_exists")):
             rest.append(index)
             continue
         dtypes = tuple(other.dtype for other in others)
         kinds.setdefault((param.device, param.dtype, grad.dtype, dtypes, param.ndim >= 2), []).append(index)
+    for name in [name for name in uploads if name != _CAPTURED and name[1] not in kinds]:
+        del uploads[name]
     for kind, indices in kinds.items():
         some = [params[index] for index in indices]
         read = [grads[index] for index in indices]
@@ -129,7 +130,7 @@ def step(
         exists = [states[index]["shadow_exists"] for index in indices] if group.get("use_shadow") else []
         signal = signal_of(wide_dtype(some[0]), some[0].device)
         with torch.cuda.device_of(some[0]):
-            _run(kind, some, read, written, exists, what, signal, group)
+            _run(kind, some, read, written, exists, what, signal, group, uploads)
     return sorted(rest)
 
 
@@ -171,15 +172,16 @@ def _run(
     what: FusedStep,
     signal: Signal,
     group: dict[str, Any],
+    uploads: dict[Any, Any],
 ) -> None:
     """Takes the step of parameters of one kind that all fit."""
     names = list(dict.fromkeys(chain.from_iterable(rule.moments(params[0].ndim) for rule in what.rules)))
     streams = [params, grads, *(list(stream) for stream in zip(*kept, strict=True))]
     if exists:
         streams.append(exists)
-    tables = _tables(kind, params, streams, what, group)
+    tables = _tables(kind, params, streams, what, group, uploads)
     if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        _captured.append(tables)
+        uploads.setdefault(_CAPTURED, []).append(tables)
     for index, rule in enumerate(what.rules):
         moments = [2 + names.index(name) for name in rule.moments(params[0].ndim)]
         _launch(index, rule, moments, tables, streams, what, signal, group)
@@ -189,9 +191,14 @@ def _run(
 
 
 def _tables(
-    kind: _Kind, params: Tensors, streams: list[Tensors], what: FusedStep, group: dict[str, Any]
+    kind: _Kind,
+    params: Tensors,
+    streams: list[Tensors],
+    what: FusedStep,
+    group: dict[str, Any],
+    uploads: dict[Any, Any],
 ) -> _Tables:
-    """Returns the tables of parameters, those of an earlier step where nothing has changed."""
+    """Returns the tables of parameters, from `uploads` where nothing has changed."""
     count = len(params)
     # Rows of an even length all begin where Triton likes them to.
     pointers = np.zeros((len(streams), count + count % 2), np.int64)
@@ -205,13 +212,12 @@ def _tables(
     constants = np.array(
         [(*shared, b1, 1.0 - b1, b2, 1.0 - b2, eps) for _, (b1, b2), eps, _ in what.rules], np.float64
     )
-    owned = _known.setdefault(params[0], {})
     device = params[0].device
 
     def table(name: str, made_of: tuple[Any, ...], make: Callable[..., dict[str, Any]]) -> _Uploaded:
-        found: _Uploaded | None = owned.get((name, kind))
+        found: _Uploaded | None = uploads.get((name, kind))
         if found is None or not all(map(np.array_equal, found.made_of, made_of)):
-            owned[name, kind] = found = _upload(made_of, make(*made_of), device)
+            uploads[name, kind] = found = _upload(made_of, make(*made_of), device)
         return found
 
     layout = table("layout", tuple(shapes), functools.partial(_layout, is_matrix=kind[-1]))

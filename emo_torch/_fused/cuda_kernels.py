@@ -18,11 +18,18 @@ try:
 except ImportError:  # `cuda.is_available` says so.
     triton = tl = None
 
-# In the order of RULES in __init__.py.
-ADAM, LION, CAUTIOUS, SOFTSIGN, FACTORS = 0, 1, 2, 3, 4
+
+def _constants(count: int) -> tuple[Any, ...]:
+    """Returns numbers from 0 on that a kernel may read: Triton asks for a type of its own."""
+    return tuple(number if tl is None else tl.constexpr(number) for number in range(count))
+
+
+# In the order of RULES in cuda.py; what is none of these is the rule "softsign".
+ADAM, LION, CAUTIOUS, _, FACTORS = _constants(5)
 # In the order of MODES in ../_weight_decay.py.
-DECOUPLED, ABSOLUTE, L2 = 0, 1, 2
-KEEP_ALL, KEEP_ELEMENTS, KEEP_ROWS_AND_COLUMNS, KEEP_VECTORS = 0, 1, 2, 3
+DECOUPLED, ABSOLUTE, L2 = _constants(3)
+# 0 keeps all.
+_, KEEP_ELEMENTS, KEEP_ROWS_AND_COLUMNS, KEEP_VECTORS = _constants(4)
 
 
 def jit(function: Callable[..., Any]) -> Any:
@@ -119,7 +126,7 @@ def elements(  # type: ignore[no-untyped-def]
         followed = tl.where(is_there, shadow + tl.load(constants + 2).to(WIDE) * (weight - shadow), weight)
         tl.store(shadows_at, tl.where(pull > 0.0, followed, shadow).to(SHADOW), mask=mask)
     grad = tl.load(grads_at, mask=mask, other=0.0).to(WIDE) * tl.load(constants).to(WIDE)
-    if MODE == 2:
+    if MODE == L2:
         grad += weight_decay * weight
 
     if STEPS_FIRST:
@@ -128,13 +135,13 @@ def elements(  # type: ignore[no-untyped-def]
         cautious = tl.where(sign_of(mixed) == sign_of(grad), sign_of(mixed), 0.0)
         kind = tl.load(chosen_first)
         weight -= tl.where(kind == 1, softened, tl.where(kind == 2, cautious, 0.0)) * tl.load(lr)
-    if RULE == 0:
+    if RULE == ADAM:
         first = tl.load(firsts_at + offsets, mask=mask, other=0.0).to(WIDE) * b1 + grad * c1
         second = tl.load(seconds_at + offsets, mask=mask, other=0.0).to(WIDE) * b2 + grad * grad * c2
         tl.store(firsts_at + offsets, rounded(first, FIRST), mask=mask)
         tl.store(seconds_at + offsets, rounded(second, SECOND), mask=mask)
         update = first / (tl.sqrt(second) + eps)
-    elif RULE == 4:
+    elif RULE == FACTORS:
         width = tl.load(columns + tensor)
         row, column = offsets // width, offsets % width
         first = tl.load(firsts_at + row, mask=mask, other=1.0).to(WIDE)
@@ -144,29 +151,29 @@ def elements(  # type: ignore[no-untyped-def]
         first = tl.load(firsts_at + offsets, mask=mask, other=0.0).to(WIDE)
         tl.store(firsts_at + offsets, rounded(first * b2 + grad * c2, FIRST), mask=mask)
         mixed = first * b1 + grad * c1
-        if RULE == 1:
+        if RULE == LION:
             update = sign_of(mixed)
-        elif RULE == 2:
+        elif RULE == CAUTIOUS:
             update = tl.where(sign_of(mixed) == sign_of(grad), sign_of(mixed), 0.0)
         else:
             update = mixed / (1.0 + tl.abs(mixed)) * (tl.load(norms + tensor) + eps)
 
     bound = tl.load(tolerance)
-    if FILTER == 1:
+    if FILTER == KEEP_ELEMENTS:
         update = tl.where(tl.abs(grad) >= bound * bound * bound, update, 0.0)
-    elif FILTER == 2:
+    elif FILTER == KEEP_ROWS_AND_COLUMNS:
         row_mean = tl.load(row_means + tl.load(row_starts + tensor) + row, mask=mask, other=0.0)
         column_mean = tl.load(column_means + tl.load(column_starts + tensor) + column, mask=mask, other=0.0)
         keeps = (row_mean > bound * bound * bound) & (column_mean > bound * bound * bound)
         update = tl.where(keeps, update, 0.0)
-    elif FILTER == 3:
+    elif FILTER == KEEP_VECTORS:
         update = tl.where(tl.abs(grad) > bound * tl.sqrt(bound), update, 0.0)
     if SCALES:
         update *= tl.load(scale)
-    if MODE == 0:
+    if MODE == DECOUPLED:
         update += weight_decay * weight
     update *= tl.load(lr)
-    if MODE == 1:
+    if MODE == ABSOLUTE:
         update += weight_decay * weight
     after = weight - update
     if PARAM != WIDE:
@@ -202,7 +209,7 @@ def squares(  # type: ignore[no-untyped-def]
     mask = offsets < tl.load(sizes + tensor)
     grads_at = tl.load(grads + tensor).to(tl.pointer_type(GRAD)) + offsets
     grad = tl.load(grads_at, mask=mask, other=0.0).to(WIDE) * tl.load(constants).to(WIDE)
-    if MODE == 2:
+    if MODE == L2:
         params_at = tl.load(params + tensor).to(tl.pointer_type(PARAM)) + offsets
         weight = tl.load(params_at, mask=mask, other=0.0).to(WIDE)
         if BLENDS:
@@ -275,7 +282,7 @@ def rows(  # type: ignore[no-untyped-def]
         offsets = row[:, None] * width + column[None, :]
         mask = is_in[:, None] & (column < width)[None, :]
         grad = tl.load(grads_at + offsets, mask=mask, other=0.0).to(WIDE) * tl.load(constants).to(WIDE)
-        if MODE == 2:
+        if MODE == L2:
             weight = tl.load(params_at + offsets, mask=mask, other=0.0).to(WIDE)
             if BLENDS:
                 shadows_at = tl.load(shadows + tensor).to(tl.pointer_type(SHADOW)) + offsets

@@ -55,8 +55,8 @@ class _Python(ctypes.Structure):
     )
 
 
-class Owners:
-    """Whose state is whose, in the order of an optimizer's state: by identity, to keep none alive.
+class StateIdentity:
+    """Which parameter has which state, in the order of an optimizer's state; it keeps neither alive.
 
     Args:
         state: an optimizer's state.
@@ -67,14 +67,14 @@ class Owners:
         self.places = places_of(self.params, self.states)
 
 
-class Trail:
-    """What was found of a group's tensors, and what it takes to find them again.
+class TensorAddresses:
+    """The addresses of a group's tensors, and what it takes to find the tensors again.
 
     Args:
         group: all of the group's parameters.
         params: those of them that have a gradient.
         names: for each name a list of what it is in each of their states; it must live as long as this.
-        hints: the `hints` of what was found.
+        prefetch: the `prefetch_addresses` of these tensors.
         found: what was found: of `params`, of what stands in their states by `names`, and of gradients.
 
     Attributes:
@@ -87,7 +87,7 @@ class Trail:
         group: list[Tensor],
         params: list[Tensor],
         names: list[list[str]],
-        hints: Numbers,
+        prefetch: Numbers,
         found: Numbers,
     ) -> None:
         self.found, self.many, self.rows = found, len(params), len(names)
@@ -97,7 +97,7 @@ class Trail:
             self.group,
             np.array([param.grad is not None for param in group]),
             np.array([identities(own) for own in names], np.int64).reshape(len(names), len(params)),
-            hints,
+            prefetch,
             np.empty(found.shape[1], np.int64),
             found,
             self.found_now,
@@ -120,8 +120,8 @@ class Finder:
     """Finds tensors with compiled code, which looks at Python's objects for itself.
 
     What it returns has a column for each tensor, and as rows: where it lies; how many rows and columns it
-    has as a matrix, or its elements and 0 where it is none; and a number for its dtype, -1 for what is
-    not contiguous or not in the CPU's memory. It returns `None` if that cannot be said of all.
+    has as a matrix, or its elements and 0 where it is none; and a number for its dtype and shape, -1 for
+    what is not contiguous or not in the CPU's memory. It returns `None` if that cannot be said of all.
 
     Args:
         handle: the compiled code.
@@ -165,46 +165,50 @@ class Finder:
         at_held, at_found = places_of(held, found)
         return found if self._answer(at_held, len(tensors), at_found, None, None) else None
 
-    def gradients(self, trail: Trail, params: list[Tensor]) -> list[Tensor] | None:
+    def gradients(self, before: TensorAddresses, params: list[Tensor]) -> list[Tensor] | None:
         """Returns the gradients of a group's parameters; `None` where others are in it, or have one."""
         # A group may hold a tuple by now, which no function for lists may see.
-        if not isinstance(params, list) or len(params) != len(trail.group):
+        if not isinstance(params, list) or len(params) != len(before.group):
             return None
-        grads: list[Any] = [None] * trail.many
-        group, had, _, hints, *_ = trail.places
-        given = (group, had, len(params), grads, trail.many, hints, trail.found.shape[1])
+        grads: list[Any] = [None] * before.many
+        group, had, _, prefetch, *_ = before.places
+        given = (group, had, len(params), grads, before.many, prefetch, before.found.shape[1])
         return grads if self._gradients(self._at_python, params, *given) else None
 
     def find_again(
-        self, trail: Trail, params: list[Tensor], states: list[dict[str, Tensor]], grads: list[Tensor]
+        self,
+        before: TensorAddresses,
+        params: list[Tensor],
+        states: list[dict[str, Tensor]],
+        grads: list[Tensor],
     ) -> Numbers | None:
         """Finds what was found before, or stands in its place.
 
         Args:
-            trail: what was found before.
+            before: what was found before.
             params: as many parameters as had a gradient then.
             states: their states.
             grads: their gradients.
 
         Returns:
-            `trail.found` where nothing has changed; else what the next search will write over.
+            `before.found` where nothing has changed; else what the next search will write over.
         """
-        _, _, names, hints, held, found, found_now = trail.places
-        if not self._gather(self._at_python, params, states, grads, trail.many, names, trail.rows, held):
+        _, _, names, prefetch, held, found, found_now = before.places
+        if not self._gather(self._at_python, params, states, grads, before.many, names, before.rows, held):
             return None
-        answer = self._answer(held, trail.found.shape[1], found_now, hints, found)
-        return trail.found if answer == _KNOWN else trail.found_now if answer else None
+        answer = self._answer(held, before.found.shape[1], found_now, prefetch, found)
+        return before.found if answer == _KNOWN else before.found_now if answer else None
 
-    def are_owners(self, state: dict[Any, Any], known: Owners) -> bool:
+    def is_same_state(self, state: dict[Any, Any], known: StateIdentity) -> bool:
         """Returns whether a state belongs to just those parameters, and is what it was."""
         count = len(state)
         return count == len(known.params) and bool(
             self._is_dict(self._at_python, state, *known.places, count)
         )
 
-    def _answer(self, held: int, count: int, found: int, hints: int | None, known: int | None) -> int:
+    def _answer(self, held: int, count: int, found: int, prefetch: int | None, known: int | None) -> int:
         try:
-            return int(self._find(self._at_python, self._describe, held, count, found, hints, known))
+            return int(self._find(self._at_python, self._describe, held, count, found, prefetch, known))
         except (RuntimeError, BufferError):
             return 0  # There is no memory that it could name.
 
@@ -222,7 +226,7 @@ def finder(handle: ctypes.CDLL) -> Finder | None:
     return Finder(handle, exchange.describe)
 
 
-def hints(tensors: list[Tensor]) -> Numbers:
+def prefetch_addresses(tensors: list[Tensor]) -> Numbers:
     """Returns where torch keeps what it knows of tensors, which makes finding them again quicker."""
     places = [[tensor._cdata, tensor.untyped_storage()._cdata] for tensor in tensors]
     return np.array(places, np.int64).T.copy()

@@ -1,8 +1,35 @@
-"""What is kept of a group from one step to the next, so that looking at its tensors again is quick.
+"""The plan of a group's step: where its tensors lie, kept from one step to the next and checked by each.
 
-A thousand small tensors take as long to look at as to step. Nothing is taken for granted that can change
-behind an optimizer's back, but that nothing has is seen of all tensors at once, at the speed of C. One
-difference, and everything is looked at anew.
+A thousand small tensors take as long to look at as to step. So compiled code compares all of them with what
+the plan says in one call, and one difference makes the step look at every tensor anew (`cpu.describe`).
+Either way a step by compiled code has just checked everything that it relies on:
+
+=====================  ==============================================================================
+may change             what a plan compares at each step
+=====================  ==============================================================================
+dtype                  of parameter, gradient and every state tensor: `emo_find`, its bits and its kind
+device                 of the same: `emo_find`, anything but the CPU's memory is never found
+layout, stride         of the same: `emo_find`, what is sparse is not found, what is not contiguous is -1
+storage, offset        of the same: `emo_find`, the address of the first element
+shape                  of the same: `emo_find`, rows, columns and a hash of all dimensions
+subclass               of the same: `emo_find`, only `torch.Tensor` and `torch.nn.Parameter` are found
+overlap                of gradients that moved with what is written: `are_apart`
+negative view          of gradients; of others where an address, shape, dtype or subclass has changed, too
+inference mode         of parameters: `increment_version` refuses them at each step
+identity of a          the objects in `group["params"]`, in their order, and which of them have a
+parameter              gradient: `emo_gradients`; so replaced, added, removed, reordered, frozen
+identity of a state    which parameter has which state, in order: `emo_is_dict` on the optimizer's state
+identity of a moment   looked up by name in its state at each step: `emo_gather`
+identity of a          asked of each parameter at each step: `emo_gradients`
+gradient
+names in the states    rules and `use_shadow`: `cached_layout` and `revalidate`
+requires_grad          nothing depends on it: who has a gradient is stepped, as in `torch.optim`
+options, loss          read at each step, never remembered
+thread count           asked of torch at each step, never remembered
+group's place          a plan belongs to an index; the parameters' identity tells whose group it is
+=====================  ==============================================================================
+
+Not seen is one thing alone: `param.data` that becomes a negative view of its own memory, as it was.
 """
 
 from collections.abc import Iterable
@@ -12,7 +39,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from emo_torch._fused.find import Finder, Numbers, Owners, Trail, hints
+from emo_torch._fused.find import Finder, Numbers, StateIdentity, TensorAddresses, prefetch_addresses
 
 State = dict[str, Tensor]
 # By what it is for: a tensor for each parameter, or where that lies and how many elements it has.
@@ -23,11 +50,8 @@ PARAM, GRAD, SHADOW, EXISTS, NORM = ("param",), ("grad",), ("shadow",), ("exists
 # What a tensor is called in a state, by the number of dimensions of the parameter.
 Names = dict[Key, dict[int, str]]
 
-MOST_PATIENCE = 64
-"""After how many steps that are alike a plan is made, at the most."""
 
-
-class Look(NamedTuple):
+class Layout(NamedTuple):
     """What compiled code has to know of parameters of one dtype that all fit.
 
     Attributes:
@@ -48,21 +72,22 @@ class Look(NamedTuple):
 
 
 class Params(list[Tensor]):
-    """Parameters, with what compiled code knows of them, their gradients and their states.
+    """Parameters, with what is remembered of them between two steps.
 
     Attributes:
-        look: what was seen; `None` before any look, and where something does not fit.
-        is_steady: whether parameters and states lay where they did at the step before.
+        layout: where they, their gradients and their states lie; `None` before anyone looked, and where
+            something does not fit.
         finder: what finds tensors quickly, where that is possible.
+        uploads: what the way of CUDA keeps in the device's memory; `None` to keep nothing.
     """
 
-    look: Look | None = None
-    is_steady: bool = False
+    layout: Layout | None = None
     finder: Finder | None = None
+    uploads: dict[Any, Any] | None = None
 
 
-class Seen(NamedTuple):
-    """What of a group has a gradient."""
+class GroupTensors(NamedTuple):
+    """The parameters of a group that have a gradient, with their gradients and states."""
 
     params: list[Tensor]
     grads: list[Tensor]
@@ -76,121 +101,69 @@ class Written(NamedTuple):
     ends: Numbers
 
 
-class _Plan(NamedTuple):
-    """What was seen of a group, and what it takes to see whether it is still so."""
+class Plan(NamedTuple):
+    """The layout of a group, and what it takes to see whether it still holds."""
 
     states: list[State]  # Kept, so that no other ever has their identity.
-    owners: Owners
+    identity: StateIdentity
     use_shadow: bool
     finder: Finder
-    trail: Trail
+    addresses: TensorAddresses
     written: Written
     width: int
-    look: Look
+    layout: Layout
 
 
-class Plans:
-    """The plans of an optimizer's groups, made once steps are alike."""
+def make_plan(
+    layout: Layout, finder: Finder, group: dict[str, Any], tensors: GroupTensors, identity: StateIdentity
+) -> Plan | None:
+    """Returns a plan for the next steps of a group; `None` where none can be made.
 
-    def __init__(self) -> None:
-        self._plans: dict[int, _Plan] = {}
-        self._owners = Owners({})
-        # How many steps were alike, and how many must be: more, where plans have been in vain.
-        self._alike: dict[int, int] = {}
-        self._patience: dict[int, int] = {}
-
-    def look(self, groups: list[dict[str, Any]], state: dict[Any, State]) -> list[Seen | None]:
-        """Returns what has a gradient in each group that is as it was; `None` for the others.
-
-        Args:
-            groups: an optimizer's groups.
-            state: its state.
-        """
-        seen: list[Seen | None] = [None] * len(groups)
-        if not self._plans:
-            return seen
-        # Compared once for all groups.
-        finder = next(iter(self._plans.values())).finder
-        known = self._owners if finder.are_owners(state, self._owners) else None
-        for index, plan in list(self._plans.items()):
-            if index < len(groups) and plan.owners is known:
-                seen[index] = _look_again(plan, groups[index])
-            if index >= len(groups) or seen[index] is None:
-                self._forget(index)
-            else:
-                self._patience[index] = 1
-        return seen
-
-    def remember(self, index: int, group: dict[str, Any], state: dict[Any, State], seen: Seen) -> None:
-        """Keeps what a step saw of a group, once it has seen the same before.
-
-        Args:
-            index: the group's place among the groups.
-            group: the group.
-            state: the optimizer's state.
-            seen: what of the group has a gradient, with `Params` that the step has gone through.
-        """
-        params = seen.params
-        look = params.look if isinstance(params, Params) else None
-        if index in self._plans:
-            if self._plans[index].look is look:
-                return
-            self._forget(index)
-        if not isinstance(params, Params) or look is None or params.finder is None:
-            return
-        self._alike[index] = self._alike.get(index, 0) + 1 if params.is_steady else 0
-        if self._alike[index] >= self._patience.get(index, 1):
-            if not params.finder.are_owners(state, self._owners):
-                self._owners = Owners(state)
-            plan = _plan(look, params.finder, group, seen, self._owners)
-            if plan is not None:
-                self._plans[index] = plan
-
-    def _forget(self, index: int) -> None:
-        del self._plans[index]
-        self._alike[index] = 0
-        self._patience[index] = min(2 * self._patience.get(index, 1), MOST_PATIENCE)
-
-
-def _plan(look: Look, finder: Finder, group: dict[str, Any], seen: Seen, owners: Owners) -> _Plan | None:
-    params, grads, states = seen
-    names = [[own[param.ndim] for param in params] for own in look.names.values()]
+    Args:
+        layout: the layout that the last step made.
+        finder: what finds tensors.
+        group: the group.
+        tensors: its parameters with a gradient, gradients and states.
+        identity: which parameter has which state.
+    """
+    params, grads, states = tensors
+    names = [[own[param.ndim] for param in params] for own in layout.names.values()]
     pairs = [zip(states, own, strict=True) for own in names]
-    tensors = [*params, *(state[name] for each in pairs for state, name in each), *grads]
-    found = finder.find(tensors)
-    order = (PARAM, *look.names, GRAD)
+    every = [*params, *(state[name] for each in pairs for state, name in each), *grads]
+    found = finder.find(every)
+    order = (PARAM, *layout.names, GRAD)
     width = params[0].element_size()
-    if found is None or not np.array_equal(found[0], np.concatenate([look.begins[key] for key in order])):
+    if found is None or not np.array_equal(found[0], np.concatenate([layout.begins[key] for key in order])):
         return None
     # Parts of what was found, which is kept up to date.
     begins = dict(zip(order, np.split(found[0], len(order)), strict=True))
-    look = look._replace(begins=begins, is_apart=True)
-    written = sort_written(look, width)
+    layout = layout._replace(begins=begins, is_apart=True)
+    written = sort_written(layout, width)
     if written is None:
         return None
-    return _Plan(
+    return Plan(
         states=states,
-        owners=owners,
+        identity=identity,
         use_shadow=bool(group.get("use_shadow")),
         finder=finder,
-        trail=Trail(group["params"], params, names, hints(tensors), found),
+        addresses=TensorAddresses(group["params"], params, names, prefetch_addresses(every), found),
         written=written,
         width=width,
-        look=look,
+        layout=layout,
     )
 
 
-def _look_again(plan: _Plan, group: dict[str, Any]) -> Seen | None:
-    """Returns what of a group has a gradient if all is as it was, but for where gradients lie."""
+def revalidate(plan: Plan, group: dict[str, Any]) -> GroupTensors | None:
+    """Returns a group's tensors if all is as the plan says, but for where gradients lie; else `None`."""
     params: list[Tensor] = group["params"]
-    grads = plan.finder.gradients(plan.trail, params)
+    grads = plan.finder.gradients(plan.addresses, params)
     if grads is None or bool(group.get("use_shadow")) != plan.use_shadow:
         return None
     known = Params(params)
     if len(grads) < len(params):
         known = Params(param for param in params if param.grad is not None)
-    before = plan.trail.found
-    found = plan.finder.find_again(plan.trail, known, plan.states, grads)
+    before = plan.addresses.found
+    found = plan.finder.find_again(plan.addresses, known, plan.states, grads)
     if found is None or any(map(Tensor.is_neg, grads)):
         return None
     if found is not before:
@@ -200,23 +173,34 @@ def _look_again(plan: _Plan, group: dict[str, Any]) -> Seen | None:
             return None
         if not np.array_equal(found[0, :fixed], before[0, :fixed]):
             return None
-        if not are_apart(plan.written, begins, begins + plan.width * plan.look.sizes[GRAD]):
+        if not are_apart(plan.written, begins, begins + plan.width * plan.layout.sizes[GRAD]):
             return None
         before[0, fixed:] = begins
-    known.look = plan.look
-    return Seen(known, grads, plan.states)
+    known.layout = plan.layout
+    return GroupTensors(known, grads, plan.states)
 
 
-def sort_written(look: Look, width: int) -> Written | None:
+def are_alike(one: Layout, other: Layout) -> bool:
+    """Returns whether two layouts are the same, but for where gradients lie."""
+    return (
+        one.names == other.names
+        and one.begins.keys() == other.begins.keys()
+        and all(np.array_equal(one.begins[key], other.begins[key]) for key in one.begins if key != GRAD)
+        and np.array_equal(one.rows, other.rows)
+        and np.array_equal(one.columns, other.columns)
+    )
+
+
+def sort_written(layout: Layout, width: int) -> Written | None:
     """Returns where that lies which is written to; `None` if any two overlap.
 
     Args:
-        look: what was seen.
+        layout: what was seen.
         width: the bytes of an element.
     """
-    keys = [key for key in look.begins if key not in (GRAD, EXISTS)]
-    begins = np.concatenate([look.begins[key] for key in keys])
-    ends = begins + width * np.concatenate([look.sizes[key] for key in keys])
+    keys = [key for key in layout.begins if key not in (GRAD, EXISTS)]
+    begins = np.concatenate([layout.begins[key] for key in keys])
+    ends = begins + width * np.concatenate([layout.sizes[key] for key in keys])
     return _sorted(begins, ends)
 
 

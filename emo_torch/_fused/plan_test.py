@@ -11,11 +11,11 @@ from torch import Tensor
 
 import emo_torch
 from emo_torch import _fused
-from emo_torch._fused import plan
-from emo_torch._fused.plan import MOST_PATIENCE
+from emo_torch._fused import cpu, memory
+from emo_torch._fused.memory import MOST_PATIENCE
 
 BEFORE, AFTER = 5, 3
-plan_of = plan._plan
+make_plan = memory.make_plan
 needs_compiler = pytest.mark.skipif(_fused.library() is None, reason="NO C COMPILER WAS FOUND")
 
 
@@ -40,7 +40,7 @@ def _give_gradients(optimizer: emo_torch.LossOptimizer, step: int) -> None:
 
 
 def _has_plan(optimizer: emo_torch.LossOptimizer) -> bool:
-    return bool(optimizer._plans._plans)
+    return any(own.plan is not None for own in optimizer._step_memory._groups)
 
 
 def _train(
@@ -227,7 +227,7 @@ def test_a_group_that_is_taken_out_is_stepped_no_more() -> None:
     for step in range(BEFORE):
         _give_gradients(optimizer, step)
         optimizer.step(loss=1.0)
-    assert len(optimizer._plans._plans) == 2
+    assert all(own.plan is not None for own in optimizer._step_memory._groups)
     del optimizer.param_groups[1]
     before = [param.detach().clone() for param in params]
     _give_gradients(optimizer, BEFORE)
@@ -242,7 +242,7 @@ def test_steps_that_are_alike_go_by_a_plan(name: str, monkeypatch: pytest.Monkey
     for step in range(BEFORE):
         _give_gradients(optimizer, step)
         optimizer.step(loss=1.0)
-    monkeypatch.setattr(_fused, "_look_at", None)
+    monkeypatch.setattr(cpu, "describe", None)
     for step in range(AFTER):
         _give_gradients(optimizer, step)
         versions = [param._version for param in optimizer.param_groups[0]["params"]]
@@ -269,9 +269,9 @@ def test_plans_are_made_seldom_where_they_are_in_vain(monkeypatch: pytest.Monkey
 
     def count(*given: Any) -> Any:
         made.append(given)
-        return plan_of(*given)
+        return make_plan(*given)
 
-    monkeypatch.setattr(plan, "_plan", count)
+    monkeypatch.setattr(memory, "make_plan", count)
     optimizer = emo_torch.EmoSens(_params(), lr=0.1)
     for step in range(4 * MOST_PATIENCE):
         _give_gradients(optimizer, step)
