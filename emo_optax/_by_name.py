@@ -1,6 +1,5 @@
 """Optimizers by name, for configuration files and command lines."""
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from emo_optax._emo_neco import emo_neco
 from emo_optax._emo_sens import emo_sens
 from emo_optax._emo_zeal import emo_zeal
 from emo_optax._ref_adamw_mini_schedule_free import ref_adamw_mini_schedule_free
+from emo_shared.names import did_you_mean, plain_name
 
 _OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "emo_airy": emo_airy,
@@ -64,12 +64,11 @@ def create_optimizer(name: str, /, *args: Any, **options: Any) -> optax.Gradient
     """
     if not isinstance(name, str):
         raise TypeError(f"The name of an optimizer is needed, and this is {name!r}")
-    known = {name.replace("_", ""): name for name in _OPTIMIZERS}
-    plain = name.replace("_", "").lower()
+    known = {plain_name(each): each for each in _OPTIMIZERS}
+    plain = plain_name(name)
     if plain not in known:
-        near = [known[match] for match in difflib.get_close_matches(plain, known, n=1)]
-        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
-            f"There is no optimizer named {name!r}{hint} Known are {', '.join(list_optimizers())}."
+            f"There is no optimizer named {name!r}{did_you_mean(name, _OPTIMIZERS)} "
+            f"Known are {', '.join(list_optimizers())}."
         )
     return _OPTIMIZERS[known[plain]](*args, **options)

@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import emo_optax
-from emo_optax._files import Part, read_file, write_file
-from emo_optax._files_test import Bomb
+from emo_shared.files import read_file, write_file
+from emo_shared.files_test import Bomb
 
 LOSSES = [1.0, 1.3, 0.8, 2.5, float("nan"), 0.7, 1.1, 9.0, 1.0, 1.2]
 OPTIMIZERS: dict[str, Any] = {
@@ -258,10 +258,9 @@ def test_the_state_of_another_optimizer_is_refused_by_its_leaf(tmp_path: Path) -
 
 def rewrite(path: Path, **changes: str | None) -> None:
     """Changes what a file says of itself, with a digest that fits."""
-    metadata, arrays = read_file(path, "np")
+    metadata, parts = read_file(path)
     told = {**metadata, **changes}
-    parts = [Part(name, str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items()]
-    write_file(path, {name: text for name, text in told.items() if text is not None}, parts)
+    write_file(path, {name: text for name, text in told.items() if text is not None}, parts.values())
 
 
 @pytest.mark.parametrize(
