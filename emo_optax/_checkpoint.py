@@ -203,7 +203,7 @@ def _to_array(name: str, leaf: Any) -> np.ndarray[Any, Any]:
             return np.asarray(leaf, _NUMBERS[type(leaf)])
         except OverflowError as error:
             raise ValueError(
-                f"{name!r} is an integer of {leaf.bit_length()} bits, and a checkpoint holds 64"
+                f"{name!r} is an integer of {leaf.bit_length()} bits; a checkpoint holds 63 and a sign"
             ) from error
     array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
     whole = np.ascontiguousarray(array).reshape(array.shape)
