@@ -245,8 +245,9 @@ def check_fused(owner: str, params: Any, *, is_compiled: bool, has_triton: bool,
     devices = {tensor.device.type for tensor in tensors}
     if not is_compiled and devices != {"cuda"}:
         raise RuntimeError(
-            "fused=True needs a C compiler, and none was found, or it failed; logging.getLogger("
-            "'emo_torch') says why at the level DEBUG. Leave fused away, or install a compiler."
+            "fused=True needs the compiled code, and it is not there: logging.getLogger('emo_torch') says "
+            "why at the level WARNING. Leave fused away, or install a C compiler and run `python -m "
+            "emo_torch.build`."
         )
     if not has_triton and "cuda" in devices:
         raise RuntimeError(

@@ -94,6 +94,8 @@ ONE_SIDED = {
         "_grad_scaler_test.py": "PyTorch's gradient scaler",
         "_schedulers_test.py": "PyTorch's schedulers; Optax's schedules are functions",
         "_sharded.py": "DTensors; JAX's own arrays know how they are sharded",
+        "build.py": "builds the compiled code, which is PyTorch's side alone",
+        "build_test.py": "what it does with compilers of all kinds",
         "_testing.py": "what tests of trainers share; no public module",
         "_step_test.py": "what `step` takes, returns and leaves alone",
         "_torch_optim_test.py": "PyTorch's own suite; Optax's is in parity_tests",

@@ -9,7 +9,6 @@ import functools
 import os
 from collections.abc import Callable, Iterable
 from operator import attrgetter, is_
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from emo_torch._fused.compiler import compile_library
 from emo_torch._fused.find import PLAIN, Finder, Numbers, finder
+from emo_torch._fused.loader import load_library
 from emo_torch._fused.plan import (
     EXISTS,
     GRAD,
@@ -177,8 +176,8 @@ class Library(NamedTuple):
 
 @functools.cache
 def library() -> Library | None:
-    """Returns the compiled code, made at the first call; `None` where it cannot be."""
-    handle = compile_library(Path(__file__).parent / "cpu.c")
+    """Returns the compiled code, loaded at the first call; `None` where there is none."""
+    handle = load_library()
     if handle is None:
         return None
     for name in DTYPES.values():
