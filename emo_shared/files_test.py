@@ -255,7 +255,7 @@ def test_a_full_disk_replaces_nothing(tmp_path: Path) -> None:
 def test_a_file_that_does_not_read_back_replaces_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, damaged = tmp_path / "run", []
+    path, damaged = tmp_path / "run", list[bool]()
 
     def fsync(number: int, own: Any = os.fsync) -> None:
         own(number)
@@ -291,9 +291,9 @@ def test_an_array_that_is_changed_while_it_is_written_leaves_a_file_that_can_be_
         def hexdigest(self) -> str:
             return self.own.hexdigest()
 
-    monkeypatch.setattr(files.hashlib, "sha256", Digest)
+    monkeypatch.setattr(hashlib, "sha256", Digest)
     save_arrays(path, {"moving": array})
-    monkeypatch.setattr(files.hashlib, "sha256", whole)
+    monkeypatch.setattr(hashlib, "sha256", whole)
     assert len(set(load_arrays(path)["moving"])) > 1
 
 

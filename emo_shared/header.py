@@ -117,17 +117,17 @@ def encode_header(metadata: Mapping[str, str], parts: Sequence[Part]) -> bytes:
             "data_offsets": [begin, end],
         }
         begin = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % LENGTH_BYTES)
-    if len(text) > LONGEST:
+    told = json.dumps(header).encode()
+    told += b" " * (-len(told) % LENGTH_BYTES)
+    if len(told) > LONGEST:
         raise ValueError(
-            f"The header of this file would have {len(text)} bytes: names, shapes, and everything that is "
+            f"The header of this file would have {len(told)} bytes: names, shapes, and everything that is "
             f"not an array. The safetensors format allows {LONGEST}, and no program could read the file. "
             "Save long lists of numbers as arrays. Nothing was written"
         )
     # By the function that reads the file: a header that it refuses must not replace a good one.
-    decode_header(text, begin)
-    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+    decode_header(told, begin)
+    return len(told).to_bytes(LENGTH_BYTES, "little") + told
 
 
 def decode_header(text: bytes, size: int) -> tuple[dict[str, str], dict[str, Place]]:

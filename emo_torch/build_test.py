@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_a_compiler_without_openmp_builds_for_one_thread(
 
 
 @needs_compiler
-@pytest.mark.skipif(build.platform.machine().lower() not in build._X86, reason="NO x86 PROCESSOR")
+@pytest.mark.skipif(platform.machine().lower() not in build._X86, reason="NO x86 PROCESSOR")
 def test_a_compiler_that_knows_fewer_instructions_builds_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

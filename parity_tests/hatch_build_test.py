@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 
+Config = TypeVar("Config")
 ROOT = Path(__file__).parent.parent
 
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 def hook(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The hook, with a stand-in for hatchling, which is there only while a wheel is built."""
 
-    class Interface(Generic[TypeVar("Config")]):
+    class Interface(Generic[Config]):
         root = str(ROOT)
 
         def __init__(self) -> None:
