@@ -13,8 +13,6 @@ import venv
 import zipfile
 from pathlib import Path
 
-from emo_torch.build import LIBRARY, RECORD
-
 ROOT = Path(__file__).parent.parent
 ALONE = {
     # Package: its extra, the frameworks that must be absent, what its tests need besides.
@@ -38,7 +36,8 @@ def build(folder: Path) -> Path:
     print(f"built {sdist.name} and {wheel.name}", flush=True)
     names = zipfile.ZipFile(wheel).namelist()
     has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
-    is_compiled = {f"emo_torch/_fused/{name}" for name in (LIBRARY, RECORD)} <= set(names)
+    library = "cpu.dll" if sys.platform == "win32" else "cpu.so"
+    is_compiled = {f"emo_torch/_fused/{name}" for name in (library, "cpu.json")} <= set(names)
     if is_compiled != has_compiler or wheel.stem.endswith("-none-any") == has_compiler:
         raise SystemExit(f"{wheel.name}: compiled code {is_compiled}, a compiler {has_compiler}")
     return wheel
