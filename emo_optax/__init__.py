@@ -6,10 +6,7 @@ new ones over the old ones, where it would hold both at once.
 
 from emo_optax._accumulation import AccumulateState as AccumulateState
 from emo_optax._accumulation import accumulate as accumulate
-from emo_optax._bridge import ARRAYS_VERSION as ARRAYS_VERSION
 from emo_optax._bridge import from_arrays as from_arrays
-from emo_optax._bridge import load_arrays as load_arrays
-from emo_optax._bridge import save_arrays as save_arrays
 from emo_optax._bridge import to_arrays as to_arrays
 from emo_optax._by_name import create_optimizer as create_optimizer
 from emo_optax._by_name import list_optimizers as list_optimizers
@@ -57,7 +54,6 @@ from emo_optax._emotion import share_emotion as share_emotion
 from emo_optax._emotion import track_emotion as track_emotion
 from emo_optax._emotional import emotional as emotional
 from emo_optax._emotional import get_emotion as get_emotion
-from emo_optax._errors import CheckpointError as CheckpointError
 from emo_optax._errors import EmotionMissingError as EmotionMissingError
 from emo_optax._errors import EmoWarning as EmoWarning
 from emo_optax._errors import LossMissingError as LossMissingError
@@ -131,5 +127,9 @@ from emo_optax._weight_decay import AddWeightDecayState as AddWeightDecayState
 from emo_optax._weight_decay import add_weight_decay as add_weight_decay
 from emo_optax._weight_decay import decay_mask as decay_mask
 from emo_optax._wrappers import bind_extra_args as bind_extra_args
+from emo_shared.arrays import ARRAYS_VERSION as ARRAYS_VERSION
+from emo_shared.arrays import load_arrays as load_arrays
+from emo_shared.arrays import save_arrays as save_arrays
+from emo_shared.errors import CheckpointError as CheckpointError
 
 __version__ = "0.1.0"

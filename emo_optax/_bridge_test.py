@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import emo_optax
-from emo_optax._bridge import check_arrays
+from emo_shared.arrays import check_arrays
 
 PARAMS: Any = {"bias": jnp.ones(3), "weight": jnp.ones((2, 3))}
 

@@ -1,6 +1,5 @@
 """Optimizers by name, for configuration files and command lines."""
 
-import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from emo_optax._emo_tion import emo_tion
 from emo_optax._emo_void import emo_void
 from emo_optax._emo_zeal import emo_zeal
 from emo_optax._ref_adamw_mini_schedule_free import ref_adamw_mini_schedule_free
+from emo_shared.names import did_you_mean, plain_name
 
 
 class Member(NamedTuple):
@@ -99,12 +99,11 @@ def create_optimizer(name: str, /, *args: Any, **options: Any) -> optax.Gradient
     """
     if not isinstance(name, str):
         raise TypeError(f"The name of an optimizer is needed, and this is {name!r}")
-    known = {name.replace("_", ""): name for name in MEMBERS}
-    plain = name.replace("_", "").lower()
+    known = {plain_name(each): each for each in MEMBERS}
+    plain = plain_name(name)
     if plain not in known:
-        near = [known[match] for match in difflib.get_close_matches(plain, known, n=1)]
-        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
-            f"There is no optimizer named {name!r}{hint} Known are {', '.join(list_optimizers())}."
+            f"There is no optimizer named {name!r}{did_you_mean(name, MEMBERS)} "
+            f"Known are {', '.join(list_optimizers())}."
         )
     return MEMBERS[known[plain]].make(*args, **options)

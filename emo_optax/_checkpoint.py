@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emo_optax._bridge import ARRAYS_FORMAT
-from emo_optax._errors import CheckpointError
-from emo_optax._files import CODES, Part, check_digest, read_file, write_file
+from emo_shared.arrays import ARRAYS_FORMAT, to_numpy
+from emo_shared.errors import CheckpointError
+from emo_shared.files import check_digest, read_file, write_file
+from emo_shared.header import CODES, Part
 
 CHECKPOINT_VERSION = 1
 """The version of a checkpoint's layout."""
@@ -37,9 +38,12 @@ def save_checkpoint(path: str | Path, tree: Any) -> None:
             state, keys of random numbers, a count of steps.
 
     Raises:
-        TypeError: for a leaf that is no array and no number, by its name, before anything is written;
-            for traced ones.
-        ValueError: for two leaves of one name, and for arrays that are not whole on this machine.
+        TypeError: for a leaf that is no array and no number, a traced one, and a masked array, by its name.
+        ValueError: for two leaves of one name, a name without UTF-8, and arrays that are not whole on this
+            machine; for integers above 64 bits; for more than 100 MB of names and dtypes, which the format
+            cannot hold.
+        OSError: where the file cannot be written.
+            All of these are raised before an older file is replaced.
 
     Example:
         >>> import pathlib, tempfile
@@ -87,9 +91,10 @@ def load_checkpoint(path: str | Path, like: Any) -> Any:
         TypeError: for a leaf of `like` that is no array and no number.
         OSError: where there is no file, or none that may be read.
     """
-    metadata, arrays = read_file(path, "np")
+    metadata, parts = read_file(path)
     check_layout(path, metadata)
-    check_digest(path, metadata, _parts(arrays))
+    check_digest(path, metadata, parts.values())
+    arrays = {name: to_numpy(part) for name, part in parts.items()}
     dtypes = json.loads(metadata["dtypes"])
     leaves = _named_leaves(like)
     for name, leaf in leaves.items():
@@ -137,7 +142,11 @@ def check_layout(path: str | Path, metadata: Mapping[str, str]) -> None:
 def _named_leaves(tree: Any) -> dict[str, Any]:
     """Returns the leaves of a tree by their paths, in the tree's order."""
     leaves: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    try:
+        paths = jax.tree_util.tree_leaves_with_path(tree)
+    except (RecursionError, SystemError) as error:  # JAX's own code turns the first one into the second.
+        raise ValueError("The tree has too many levels for JAX, or holds itself") from error
+    for path, leaf in paths:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name in leaves or name == "__metadata__":
             raise ValueError(f"A checkpoint cannot tell {name!r} from another name: rename that leaf")
@@ -170,6 +179,8 @@ def _dtype_name(name: str, leaf: Any) -> str:
     if type(leaf) in _NUMBERS:
         return f"Python's {type(leaf).__name__}"
     is_array = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic)
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise TypeError(f"{name!r} is a masked array, and a checkpoint has no place for a mask: fill it")
     if not is_array or not (_is_key(leaf) or _is_of_numbers(leaf.dtype)):
         raise TypeError(
             f"A checkpoint holds arrays and numbers; {name!r} is of the type {type(leaf).__name__}. "
@@ -188,11 +199,16 @@ def _to_array(name: str, leaf: Any) -> np.ndarray[Any, Any]:
             "of the run with Orbax"
         )
     if type(leaf) in _NUMBERS:
-        return np.asarray(leaf, _NUMBERS[type(leaf)])
+        try:
+            return np.asarray(leaf, _NUMBERS[type(leaf)])
+        except OverflowError as error:
+            raise ValueError(
+                f"{name!r} is an integer of {leaf.bit_length()} bits; a checkpoint holds 63 and a sign"
+            ) from error
     array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
     whole = np.ascontiguousarray(array).reshape(array.shape)
     if array.dtype.name in _PLAIN:
-        return whole
+        return whole.astype(whole.dtype.newbyteorder("<"), copy=False)  # As in the file.
     return whole.reshape(*whole.shape, 1).view(np.uint8)
 
 
@@ -214,7 +230,9 @@ def _from_array(array: np.ndarray[Any, Any], leaf: Any) -> Any:
         own: Any = jax.random.wrap_key_data(jnp.array(array), impl=_key_impl(leaf))
     else:
         is_plain = leaf.dtype.name in _PLAIN
-        own = array if is_plain else array.view(leaf.dtype).reshape(leaf.shape)
+        own = (
+            array.astype(leaf.dtype, copy=False) if is_plain else array.view(leaf.dtype).reshape(leaf.shape)
+        )
     if isinstance(leaf, np.generic):
         return own[()]
     if isinstance(leaf, np.ndarray):

@@ -18,8 +18,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import emo_optax
-from emo_optax._files import Part, read_file, write_file
-from emo_optax._files_test import Bomb
+from emo_shared import header
+from emo_shared.files import read_file, write_file
+from emo_shared.files_test import Bomb
 
 LOSSES = [1.0, 1.3, 0.8, 2.5, float("nan"), 0.7, 1.1, 9.0, 1.0, 1.2]
 OPTIMIZERS: dict[str, Any] = {
@@ -256,12 +257,61 @@ def test_the_state_of_another_optimizer_is_refused_by_its_leaf(tmp_path: Path) -
         emo_optax.load_checkpoint(tmp_path / "run", emo_optax.emo_sens(use_shadow=True).init(params))
 
 
+def refused(path: Path, good: Any, bad: Any, error: type[Exception], message: str) -> None:
+    """Asserts that a tree is refused over a good checkpoint, which stays alone in its folder."""
+    emo_optax.save_checkpoint(path, good)
+    whole = path.read_bytes()
+    with pytest.raises(error, match=message):
+        emo_optax.save_checkpoint(path, bad)
+    assert path.read_bytes() == whole
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("tree", "error", "message"),
+    [
+        ({"a\ud800": jnp.ones(1)}, ValueError, r"name of an array holds '\\ud800'.*no UTF-8"),
+        (
+            {"n": 2**63},
+            ValueError,
+            "'n' is an integer of 64 bits; a checkpoint holds 63",
+        ),
+        ({"n": np.ma.masked_array([1.0], [True])}, TypeError, "'n' is a masked array"),
+    ],
+)
+def test_a_tree_that_could_not_be_loaded_replaces_nothing(
+    tree: Any, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    refused(tmp_path / "run", {"good": 1}, tree, error, message)
+
+
+def test_a_tree_that_holds_itself_replaces_nothing(tmp_path: Path) -> None:
+    tree: list[Any] = []
+    tree.append(tree)
+    refused(tmp_path / "run", {"good": 1}, tree, ValueError, "or holds itself")
+
+
+def test_names_above_the_limit_of_the_format_replace_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(header, "LONGEST", 1000)
+    refused(tmp_path / "run", {"good": 1}, {"n" * 1000: 1}, ValueError, "allows 1000.*as arrays")
+
+
+@pytest.mark.parametrize("dtype", [">i4", ">f8", ">c16", "<f4"])
+def test_the_order_of_bytes_makes_no_difference(dtype: str, tmp_path: Path) -> None:
+    run = {"x": np.arange(5).astype(dtype)}
+    emo_optax.save_checkpoint(tmp_path / "run", run)
+    loaded = emo_optax.load_checkpoint(tmp_path / "run", run)
+    np.testing.assert_array_equal(loaded["x"], np.arange(5))
+    assert loaded["x"].dtype == run["x"].dtype
+
+
 def rewrite(path: Path, **changes: str | None) -> None:
     """Changes what a file says of itself, with a digest that fits."""
-    metadata, arrays = read_file(path, "np")
+    metadata, parts = read_file(path)
     told = {**metadata, **changes}
-    parts = [Part(name, str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items()]
-    write_file(path, {name: text for name, text in told.items() if text is not None}, parts)
+    write_file(path, {name: text for name, text in told.items() if text is not None}, parts.values())
 
 
 @pytest.mark.parametrize(

@@ -73,19 +73,3 @@ class EmotionMissingError(ValueError):
         ...     print(str(error)[:35])
         This piece needs an emotion, and no
     """
-
-
-class CheckpointError(ValueError):
-    """A file is damaged, of another layout, or does not hold what is asked of it.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> import emo_optax
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.safetensors"
-        >>> _ = path.write_bytes(b"")
-        >>> try:
-        ...     emo_optax.load_arrays(path)
-        ... except emo_optax.CheckpointError as error:
-        ...     print(str(error).split(": ")[1])
-        it was cut off or altered since. Nothing was loaded; take an earlier one, or a copy.
-    """

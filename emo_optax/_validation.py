@@ -15,6 +15,9 @@ import optax
 
 from emo_optax._errors import LOSS_MISSING, PARAMS_MISSING, LossMissingError
 from emo_optax._states import are_alike, how_trees_differ
+from emo_shared.choices import check_choice as check_choice
+from emo_shared.choices import check_function as check_function
+from emo_shared.choices import check_seed as check_seed
 
 
 def is_number(value: object) -> bool:
@@ -155,19 +158,6 @@ def check_bounds(name: str, value: Any) -> None:
         raise ValueError(f"Invalid {name}: {value!r}; the first must not be above the second")
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raises a `ValueError` unless a word is one of those known."""
-    if value not in choices:
-        known = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"Invalid {name}: {value!r}; it must be one of {known}")
-
-
-def check_seed(value: object) -> None:
-    """Raises a `ValueError` unless a seed is a whole number of 32 bits."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
-        raise ValueError(f"Invalid seed: {value!r}; it must be a whole number in [0, 2^32)")
-
-
 def check_not_injected(name: str, value: object) -> None:
     """Raises a `TypeError` for an array where optax.inject_hyperparams took a function for a schedule."""
     if isinstance(value, jax.Array):
@@ -219,12 +209,6 @@ def takes_extra_args(inner: Any) -> optax.GradientTransformationExtraArgs:
             f"A transformation of Optax is needed, such as optax.adam(1e-3), and this is {inner!r}"
         )
     return optax.with_extra_args_support(inner)
-
-
-def check_function(name: str, value: object) -> None:
-    """Raises a `TypeError` unless a value can be called."""
-    if not callable(value):
-        raise TypeError(f"Invalid {name}: {value!r}; it must be a function")
 
 
 def check_params(params: Any) -> None:

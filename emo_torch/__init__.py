@@ -1,9 +1,10 @@
 """The Emo optimizers for PyTorch: optimizers that read the loss."""
 
-from emo_torch._bridge import ARRAYS_VERSION as ARRAYS_VERSION
+from emo_shared.arrays import ARRAYS_VERSION as ARRAYS_VERSION
+from emo_shared.arrays import load_arrays as load_arrays
+from emo_shared.arrays import save_arrays as save_arrays
+from emo_shared.errors import CheckpointError as CheckpointError
 from emo_torch._bridge import from_arrays as from_arrays
-from emo_torch._bridge import load_arrays as load_arrays
-from emo_torch._bridge import save_arrays as save_arrays
 from emo_torch._bridge import to_arrays as to_arrays
 from emo_torch._by_name import create_optimizer as create_optimizer
 from emo_torch._by_name import list_optimizers as list_optimizers
@@ -32,7 +33,6 @@ from emo_torch._emotion import init_emotion as init_emotion
 from emo_torch._emotional import EmoOptimizer as EmoOptimizer
 from emo_torch._emotional import Emotional as Emotional
 from emo_torch._emotional import LossOptimizer as LossOptimizer
-from emo_torch._errors import CheckpointError as CheckpointError
 from emo_torch._errors import EmoWarning as EmoWarning
 from emo_torch._errors import LossMissingError as LossMissingError
 from emo_torch._metrics import get_metrics as get_metrics

@@ -1,22 +1,14 @@
 """The bridge to `emo_optax`: an optimizer's state as plain named arrays, in files and back."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from emo_shared.arrays import ARRAYS_VERSION, Arrays, check_arrays
 from emo_torch._emotional import LossOptimizer
-from emo_torch._files import DIGEST, Part, check_digest, read_file, write_file
-
-Arrays = dict[str, np.ndarray[Any, Any]]
-
-ARRAYS_VERSION = 1
-"""The version of the names and shapes; both packages read and write it."""
-ARRAYS_FORMAT = "emo arrays"
-"""What a file of `save_arrays` says that it is."""
 
 
 def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor]]) -> Arrays:
@@ -126,106 +118,6 @@ def from_arrays(
         if "shadow_exists" in state:
             _put(state["shadow_exists"], arrays["emotion/shadow_exists"])
         optimizer.state[by_name[name]].update(state)
-
-
-def check_arrays(
-    arrays: Mapping[str, np.ndarray[Any, Any]], expected: Mapping[str, np.ndarray[Any, Any]]
-) -> None:
-    """Raises an error that names the first thing wrong with arrays, before any is used."""
-    if not isinstance(arrays, Mapping):
-        raise TypeError(f"Named arrays are needed, as `load_arrays` returns them, and this is {arrays!r}")
-    if "version" not in arrays or "rule" not in arrays:
-        raise ValueError("These are not the arrays of an Emo optimizer: 'version' or 'rule' is missing")
-    version = np.asarray(arrays["version"]).reshape(-1).tolist()
-    if version != [ARRAYS_VERSION]:
-        raise ValueError(f"Unknown version {version} of the arrays; this package reads {ARRAYS_VERSION}")
-    written = np.asarray(arrays["rule"]).dtype
-    if written != np.uint8:
-        raise ValueError(f"The array 'rule' holds {written}, not the bytes of a name (uint8)")
-    rule, ours = (
-        np.asarray(each["rule"]).tobytes().decode(errors="replace") for each in (arrays, expected)
-    )
-    if rule != ours:
-        raise ValueError(f"The arrays are those of another optimizer: its rule is {rule!r}, not {ours!r}")
-    for name, array in expected.items():
-        if name not in arrays:
-            raise ValueError(f"The array {name!r} is missing")
-        if name != "rule" and np.shape(arrays[name]) != array.shape:
-            raise ValueError(
-                f"The array {name!r} has the shape {np.shape(arrays[name])}, not {array.shape}"
-            )
-        dtype = np.asarray(arrays[name]).dtype
-        if _kind(dtype) != _kind(array.dtype):
-            raise ValueError(f"The array {name!r} holds {dtype}, not {_kind(array.dtype)}")
-        if name.startswith(("emotion/", "divergence/")):
-            _check_memory(name, np.asarray(arrays[name]))
-    extra = sorted(arrays.keys() - expected.keys())
-    if extra:
-        raise ValueError(f"The arrays hold what this optimizer has no place for: {', '.join(extra)}")
-
-
-def _check_memory(name: str, array: np.ndarray[Any, Any]) -> None:
-    """Raises a `ValueError` for what no losses can have left."""
-    if not np.all(np.isfinite(array.astype(np.float64))):
-        raise ValueError(f"The array {name!r} is damaged: not finite, which a loss never makes it")
-    if array.dtype.kind in "iu" and np.any(array < 0):
-        raise ValueError(f"The array {name!r} is damaged: a count below 0")
-
-
-def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Writes named arrays to a file in the safetensors format, which holds no code.
-
-    The file is written beside and moved into its place, and has a digest in it: whatever happens,
-    there is the old file or the whole new one, and `load_arrays` refuses a damaged one.
-
-    Args:
-        path: where the file goes.
-        arrays: the arrays, of any shapes and of NumPy's dtypes, such as `to_arrays` returns.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> import numpy as np
-        >>> import emo_torch
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "state.safetensors"
-        >>> emo_torch.save_arrays(path, {"one": np.ones(1)})
-        >>> print(emo_torch.load_arrays(path)["one"])
-        [1.]
-    """
-    whole = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
-    write_file(path, {"format": ARRAYS_FORMAT}, _parts(whole))
-
-
-def load_arrays(path: str | Path) -> Arrays:
-    """Reads named arrays from a file in the safetensors format (see `save_arrays`).
-
-    Args:
-        path: where the file is; one that was written without a digest is read, too.
-
-    Returns:
-        The arrays by their names.
-
-    Raises:
-        CheckpointError: for a file that was cut off or altered.
-        OSError: where there is no file, or none that may be read.
-    """
-    metadata, arrays = read_file(path, "np")
-    if DIGEST in metadata or metadata.get("format") == ARRAYS_FORMAT:
-        check_digest(path, metadata, _parts(arrays))
-    return arrays
-
-
-def _parts(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[Part]:
-    for name, array in arrays.items():
-        little = array.astype(array.dtype.newbyteorder("<"), copy=False)  # As in the file.
-        yield Part(name, array.dtype.name, array.shape, little.reshape(-1).view(np.uint8).data)
-
-
-def _kind(dtype: np.dtype[Any]) -> str:
-    """Returns what a dtype holds, however wide."""
-    # NumPy itself does not know bfloat16 for a float.
-    kind = "f" if dtype.name == "bfloat16" else dtype.kind
-    kinds = {"f": "floating-point numbers", "i": "whole numbers", "u": "whole numbers", "b": "booleans"}
-    return kinds.get(kind, str(dtype))
 
 
 def _to_array(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import emo_torch
-from emo_torch._bridge import check_arrays
+from emo_shared.arrays import check_arrays
 
 
 def _optimizer() -> tuple[emo_torch.EmoSens, dict[str, torch.nn.Parameter]]:

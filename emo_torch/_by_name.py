@@ -1,10 +1,10 @@
 """Optimizers by name, for configuration files and command lines."""
 
-import difflib
 from typing import Any, NamedTuple
 
 from torch.optim.optimizer import ParamsT
 
+from emo_shared.names import did_you_mean, plain_name
 from emo_torch._emo_airy import EmoAiry
 from emo_torch._emo_cats import EmoCats
 from emo_torch._emo_clan import EmoClan
@@ -86,12 +86,11 @@ def create_optimizer(name: str, /, params: ParamsT, *args: Any, **options: Any) 
     """
     if not isinstance(name, str):
         raise TypeError(f"The name of an optimizer is needed, and this is {name!r}")
-    known = {name.replace("_", ""): name for name in MEMBERS}
-    plain = name.replace("_", "").lower()
+    known = {plain_name(each): each for each in MEMBERS}
+    plain = plain_name(name)
     if plain not in known:
-        near = [known[match] for match in difflib.get_close_matches(plain, known, n=1)]
-        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
-            f"There is no optimizer named {name!r}{hint} Known are {', '.join(list_optimizers())}."
+            f"There is no optimizer named {name!r}{did_you_mean(name, MEMBERS)} "
+            f"Known are {', '.join(list_optimizers())}."
         )
     return MEMBERS[known[plain]].make(params, *args, **options)

@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emo_torch._bridge import ARRAYS_FORMAT
-from emo_torch._errors import CheckpointError
-from emo_torch._files import CODES, Part, check_digest, read_file, write_file
+from emo_shared.arrays import ARRAYS_FORMAT
+from emo_shared.errors import CheckpointError
+from emo_shared.files import check_digest, read_file, write_file
+from emo_shared.header import CODES, Part
 
 CHECKPOINT_VERSION = 1
 """The version of a checkpoint's layout."""
 FORMAT = "emo_torch checkpoint"
 
 _KEYS = (bool, int, float, str, type(None))
+# Python's own limits are these or higher: what is saved can be loaded, however deep the call stack is.
+_MOST_LEVELS = 100
+_MOST_BITS = 14_000
 
 
 def save_checkpoint(path: str | Path, tree: Any) -> None:
@@ -37,8 +41,13 @@ def save_checkpoint(path: str | Path, tree: Any) -> None:
             one and the same are so again when they are loaded.
 
     Raises:
-        TypeError: for anything else, by its name, before anything is written.
-        ValueError: for tensors that are not dense, or not whole on this machine.
+        TypeError: for anything else, by its name.
+        ValueError: for tensors that are not dense, or not whole on this machine; for a tree of more than
+            100 levels, an integer of more than 4,000 digits, and a tensor under a key without UTF-8; for
+            more than 100 MB of keys, numbers and strings, which the format cannot hold: make a long list
+            of numbers a tensor.
+        OSError: where the file cannot be written.
+            All of these are raised before an older file is replaced.
 
     Example:
         >>> import pathlib, tempfile
@@ -83,11 +92,11 @@ def load_checkpoint(path: str | Path) -> Any:
             or has another layout.
         OSError: where there is no file, or none that may be read.
     """
-    metadata, tensors = read_file(path, "pt")
+    metadata, parts = read_file(path)
     check_layout(path, metadata)
-    # Of their own: what the file is mapped to could change after its digest was checked.
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    check_digest(path, metadata, _parts(tensors))
+    check_digest(path, metadata, parts.values())
+    # Removed one by one: there is never a second copy of all of them.
+    tensors = {name: _to_tensor(parts.pop(name)) for name in list(parts)}
     return _from_json(json.loads(metadata["tree"]), tensors)
 
 
@@ -145,13 +154,23 @@ class _Tensors:
         return self._names[identity]
 
 
-def _to_json(tree: Any, name: str, tensors: _Tensors) -> Any:
+def _to_json(tree: Any, name: str, tensors: _Tensors, level: int = 0) -> Any:
     """Returns what JSON can say of a tree, with its tensors by their names."""
 
     def inner(key: Any, value: Any) -> Any:
-        return _to_json(value, f"{name}/{key}" if name else str(key), tensors)
+        return _to_json(value, f"{name}/{key}" if name else str(key), tensors, level + 1)
 
+    if level > _MOST_LEVELS:
+        raise ValueError(
+            f"A checkpoint holds at most {_MOST_LEVELS} levels of dicts, lists and tuples; {name[:60]!r} "
+            "... is deeper, or holds itself"
+        )
     kind = type(tree)
+    if kind is int and tree.bit_length() > _MOST_BITS:
+        raise ValueError(
+            f"{name!r} is an integer of {tree.bit_length()} bits, and a checkpoint holds {_MOST_BITS}: "
+            "make it a string, with hex()"
+        )
     if tree is None or kind in (bool, int, str):
         return tree
     if isinstance(tree, float):  # NumPy's float64, too.
@@ -219,6 +238,14 @@ def _in_order(tensor: Tensor, order: list[int]) -> Tensor:
     """Returns a tensor whose axes lie in memory in another order."""
     back = sorted(range(len(order)), key=order.__getitem__)
     return tensor.permute(order).contiguous().permute(back)
+
+
+def _to_tensor(part: Part) -> Tensor:
+    """Returns a part of a file as a tensor in memory of torch's own, which can be resized."""
+    tensor = torch.empty(part.shape, dtype=getattr(torch, part.dtype))
+    if tensor.numel():
+        tensor.reshape(-1).view(torch.uint8).copy_(torch.from_numpy(part.data))
+    return tensor
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> Iterator[Part]:

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import torch._dynamo  # Every optimizer brings it in; a second in each life, but for this line.
 
@@ -24,6 +25,13 @@ KILLS = 50
 STEPS = 60
 EVERY = 2
 """After how many steps a checkpoint is written."""
+
+
+# A process with threads must not be forked, and Linux alone says how many there are.
+needs_fork = pytest.mark.skipif(
+    not hasattr(os, "fork") or not Path("/proc/self/task").exists(),
+    reason="NO RUN WAS KILLED: THIS SYSTEM LACKS os.fork OR /proc/self/task",
+)
 
 
 def live(folder: Path, say: Callable[[str], None]) -> None:
@@ -120,6 +128,7 @@ def one_life(folder: Path, log: int, kill: tuple[int, float] | None) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+@needs_fork
 def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint_to_the_last_bit(tmp_path: Path) -> None:
     server = [sys.executable, "-W", "error", "-m", "emo_torch._checkpoint_kill_test", str(tmp_path)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # NumPy's would start threads at once.

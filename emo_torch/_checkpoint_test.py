@@ -26,8 +26,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 import emo_torch
-from emo_torch._files import Part, read_file, write_file
-from emo_torch._files_test import Bomb
+from emo_shared import header
+from emo_shared.files import read_file, write_file
+from emo_shared.files_test import Bomb
 
 FAMILY: list[Any] = [emo_torch.EmoSens, emo_torch.EmoAiry, emo_torch.EmoCats]
 LOSSES = [1.0, 1.3, 0.8, 2.5, float("nan"), 0.7, 1.1, 9.0, 1.0, 1.2]
@@ -802,12 +803,70 @@ def test_a_leaf_that_has_no_place_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def refused(path: Path, good: Any, bad: Any, error: type[Exception], message: str) -> None:
+    """Asserts that a tree is refused over a good checkpoint, which stays alone in its folder."""
+    emo_torch.save_checkpoint(path, good)
+    whole = path.read_bytes()
+    with pytest.raises(error, match=message):
+        emo_torch.save_checkpoint(path, bad)
+    assert path.read_bytes() == whole
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def nested(levels: int) -> Any:
+    tree: Any = torch.ones(1)
+    for level in range(levels):
+        tree = ([tree], (tree,), {"x": tree})[level % 3]
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("tree", "error", "message"),
+    [
+        ({"a\ud800": torch.ones(1)}, ValueError, r"name of an array holds '\\ud800'.*no UTF-8"),
+        (nested(101), ValueError, "at most 100 levels"),
+        ({"n": 10**5000}, ValueError, "'n' is an integer of 16610 bits.*hex"),
+        ({"x": torch.empty((0, 2**40, 2**20)), "y": torch.empty((2**33, 0))}, None, ""),
+    ],
+)
+def test_a_tree_that_could_not_be_loaded_replaces_nothing(
+    tree: Any, error: type[Exception] | None, message: str, tmp_path: Path
+) -> None:
+    if error is not None:
+        refused(tmp_path / "run", {"good": 1}, tree, error, message)
+        return
+    emo_torch.save_checkpoint(tmp_path / "run", tree)
+    assert_same(emo_torch.load_checkpoint(tmp_path / "run"), tree)
+
+
+def test_a_tree_that_holds_itself_replaces_nothing(tmp_path: Path) -> None:
+    tree: list[Any] = []
+    tree.append(tree)
+    refused(tmp_path / "run", {"good": 1}, tree, ValueError, "or holds itself")
+
+
+def test_a_long_list_of_numbers_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(header, "LONGEST", 1000)
+    refused(
+        tmp_path / "run", {"good": 1}, {"order": list(range(1000))}, ValueError, "allows 1000.*as arrays"
+    )
+
+
+def test_all_that_can_be_saved_can_be_loaded_deep_in_a_call_stack(tmp_path: Path) -> None:
+    tree = {"tree": nested(99), "n": 2**13_999, "odd": {"\ud800": "\udfff"}, "": {"": torch.ones(1)}}
+    emo_torch.save_checkpoint(tmp_path / "run", tree)
+
+    def deep(levels: int) -> Any:
+        return deep(levels - 1) if levels else emo_torch.load_checkpoint(tmp_path / "run")
+
+    assert_same(deep(400), tree)
+
+
 def rewrite(path: Path, **changes: str | None) -> None:
     """Changes what a file says of itself, with a digest that fits."""
-    metadata, arrays = read_file(path, "np")
+    metadata, parts = read_file(path)
     told = {**metadata, **changes}
-    parts = [Part(name, str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items()]
-    write_file(path, {name: text for name, text in told.items() if text is not None}, parts)
+    write_file(path, {name: text for name, text in told.items() if text is not None}, parts.values())
 
 
 @pytest.mark.parametrize(

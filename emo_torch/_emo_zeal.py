@@ -39,8 +39,8 @@ class EmoZeal(EmoOptimizer):
         p &\leftarrow p - \eta\,\frac{g}{\sqrt{r c} + \epsilon}
 
     See `scale_by_factored_moments` for R, C and vectors, which have no first step. Where weight decay
-    is "l2", both steps take the gradient with it. The first step's momentum is one that
-    never moves from 0, as published, and so none is kept.
+    is "l2", :math:`g + wd\,p` takes the place of g in both steps, the first one and the factored one.
+    The published first step has a momentum that stays 0, and so none is kept.
 
     Args:
         params: the parameters, or groups of them, which may have options of their own.

@@ -46,19 +46,3 @@ class EmoWarning(UserWarning):
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
-
-
-class CheckpointError(ValueError):
-    """A file is damaged, of another layout, or does not hold what is asked of it.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> import emo_torch
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.safetensors"
-        >>> _ = path.write_bytes(b"")
-        >>> try:
-        ...     emo_torch.load_arrays(path)
-        ... except emo_torch.CheckpointError as error:
-        ...     print(str(error).split(": ")[1])
-        it was cut off or altered since. Nothing was loaded; take an earlier one, or a copy.
-    """

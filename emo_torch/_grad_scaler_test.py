@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import emo_torch
-from emo_torch.integrations._listening import batch, same_state, small_model
+from emo_torch._testing import batch, same_state, small_model
 
 WAYS = ["loss", "watch", "observe", "closure"]
 """How the loss reaches a step that a scaler takes."""

@@ -1,9 +1,19 @@
 """What importing the package does to the rest of the world: nothing."""
 
+import ast
+import itertools
+import os
 import subprocess
 import sys
+import types
+from pathlib import Path
+from typing import NamedTuple
 
+import pytest
+
+import emo_shared
 import emo_torch
+from emo_torch._fused import library
 
 ALONE = """
 import sys
@@ -34,10 +44,55 @@ plain.step()
 def test_it_needs_no_other_framework_patches_nothing_and_says_nothing() -> None:
     command = [sys.executable, "-W", "error", "-c", ALONE]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    if library() is not None:
+        assert result.stderr == ""
+    elif os.environ.get("EMO_TORCH_COMPILE") != "0":
+        assert result.stderr.startswith("Stepping without compiled code")
+        assert result.stderr.count("\n") == 1
 
 
 def test_what_it_offers_says_how_to_use_it() -> None:
     public = [name for name in vars(emo_torch) if not name.startswith("_")]
     assert {"EmoSens", "EmoAiry", "EmoCats", "LossMissingError", "feel"} <= set(public)
-    assert all(getattr(emo_torch, name).__doc__ for name in public)
+    for name in public:
+        assert_documented(name, getattr(emo_torch, name))
+
+
+def assert_documented(name: str, value: object) -> None:
+    """Asserts that a public name has a docstring of its own; not one that its type, or Python, made."""
+    if isinstance(value, type):
+        told = vars(value).get("__doc__") or ""
+        # NamedTuple and dataclass make `Name(field, ...)`.
+        assert told, f"{name} has no docstring"
+        assert not told.startswith(f"{name}("), f"{name} has the docstring that Python made"
+    elif callable(value) or isinstance(value, types.ModuleType):
+        assert value.__doc__, f"{name} has no docstring"
+    else:
+        assert name in documented_constants(), f"{name} has no docstring under its assignment"
+
+
+def documented_constants() -> set[str]:
+    """Returns the names of module-level assignments with a docstring under them."""
+    found = set()
+    for package in (emo_torch, emo_shared):
+        for path in Path(str(package.__file__)).parent.rglob("*.py"):
+            body = ast.parse(path.read_text()).body
+            for statement, below in itertools.pairwise(body):
+                is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                if isinstance(statement, ast.Assign) and is_text:
+                    found |= {target.id for target in statement.targets if isinstance(target, ast.Name)}
+    return found
+
+
+class Bare(NamedTuple):
+    number: int
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("NO_SUCH_CONSTANT", 1), ("NO_SUCH_TUPLE", (1, 2)), ("Bare", Bare)]
+)
+def test_a_docstring_of_a_type_is_not_taken_for_one_of_the_name(name: str, value: object) -> None:
+    assert value.__doc__
+    with pytest.raises(AssertionError, match=name):
+        assert_documented(name, value)

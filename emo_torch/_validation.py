@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from emo_shared.choices import check_choice as check_choice
+from emo_shared.choices import check_function as check_function
+from emo_shared.choices import check_seed as check_seed
 from emo_torch._errors import LOSS_MISSING, LossMissingError
 from emo_torch._sharded import whole
 
@@ -101,12 +104,6 @@ def check_flag(name: str, value: object, *, may_be_none: bool = False) -> None:
         raise TypeError(f"Invalid {name}: {value!r}; it must be {choices}")
 
 
-def check_function(name: str, value: object) -> None:
-    """Raises a `TypeError` unless a value can be called."""
-    if not callable(value):
-        raise TypeError(f"Invalid {name}: {value!r}; it must be a function")
-
-
 def check_bounds(name: str, value: Any) -> None:
     """Raises an error unless bounds are `None` or a smaller and a larger number."""
     if value is None:
@@ -116,19 +113,6 @@ def check_bounds(name: str, value: Any) -> None:
     least, largest = (_known(name, bound) for bound in value)
     if not least <= largest:
         raise ValueError(f"Invalid {name}: {value!r}; the first must not be above the second")
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raises a `ValueError` unless a word is one of those known."""
-    if value not in choices:
-        known = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"Invalid {name}: {value!r}; it must be one of {known}")
-
-
-def check_seed(value: object) -> None:
-    """Raises a `ValueError` unless a seed is a whole number of 32 bits."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
-        raise ValueError(f"Invalid seed: {value!r}; it must be a whole number in [0, 2^32)")
 
 
 def check_shadow_ratio(value: object) -> None:
@@ -275,8 +259,9 @@ def check_fused(owner: str, params: Any, *, is_compiled: bool, has_triton: bool,
     devices = {tensor.device.type for tensor in tensors}
     if not is_compiled and devices != {"cuda"}:
         raise RuntimeError(
-            "fused=True needs a C compiler, and none was found, or it failed; logging.getLogger("
-            "'emo_torch') says why at the level DEBUG. Leave fused away, or install a compiler."
+            "fused=True needs the compiled code, and it is not there: logging.getLogger('emo_torch') says "
+            "why at the level WARNING. Leave fused away, or install a C compiler and run `python -m "
+            "emo_torch.build`."
         )
     if not has_triton and "cuda" in devices:
         raise RuntimeError(

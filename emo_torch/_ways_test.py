@@ -2,13 +2,11 @@
 
 import copy
 import gc
-import logging
 import multiprocessing
 import subprocess
 import sys
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,7 @@ from torch import Tensor
 
 import emo_torch
 from emo_torch import _fused
-from emo_torch._fused import compiler, job
+from emo_torch._fused import job
 
 MEMBERS = tuple(emo_torch.list_optimizers())
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -27,7 +25,7 @@ SHAPES = (
     *((70_001,), (301, 700)),  # Large enough for several threads.
 )
 MODES = ("decoupled", "absolute", "l2")
-needs_compiler = pytest.mark.skipif(_fused.library() is None, reason="NO C COMPILER WAS FOUND")
+needs_compiler = pytest.mark.skipif(_fused.library() is None, reason="NO COMPILED CODE")
 Tensors = dict[str, Tensor]
 
 
@@ -412,55 +410,17 @@ def test_a_forked_process_steps_too() -> None:
 # Where it cannot be.
 
 
-def test_without_a_compiler_everything_works_and_one_line_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("shutil.which", lambda _: None)
-    source = Path(_fused.__file__).parent / "cpu.c"
-    with caplog.at_level(logging.DEBUG, "emo_torch"):
-        assert compiler.compile_library.__wrapped__(source) is None
-    assert [record.message for record in caplog.records] == [
-        "no C compiler was found: stepping without compiled code"
-    ]
+def test_without_compiled_code_everything_works(monkeypatch: pytest.MonkeyPatch) -> None:
     _fused.library.cache_clear()
-    monkeypatch.setattr(job, "compile_library", lambda _: None)
+    monkeypatch.setattr(job, "load_library", lambda: None)
     try:
         reference = _train("emo_sens", _start(SHAPES, torch.float32), foreach=False)
         other = _train("emo_sens", _start(SHAPES, torch.float32))
-        with pytest.raises(RuntimeError, match="needs a C compiler"):
+        with pytest.raises(RuntimeError, match=r"needs the compiled code.*python -m emo_torch\.build"):
             emo_torch.EmoSens([torch.ones(1)], fused=True)
     finally:
         _fused.library.cache_clear()
     _assert_close(other, reference, 1e-5)
-
-
-def test_a_compiler_that_fails_says_so_and_nothing_is_left_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("EMO_TORCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("CC", "cc")
-    broken = tmp_path / "broken.c"
-    broken.write_text("this is no C;")
-    with caplog.at_level(logging.DEBUG, "emo_torch"):
-        assert compiler.compile_library.__wrapped__(broken) is None
-    assert len(caplog.records) == 1
-    assert list((tmp_path / "cache").iterdir()) == [] if (tmp_path / "cache").exists() else True
-
-
-@needs_compiler
-def test_a_cache_that_others_can_write_to_is_not_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    tmp_path.chmod(0o777)
-    monkeypatch.setenv("EMO_TORCH_CACHE", str(tmp_path))
-    with caplog.at_level(logging.DEBUG, "emo_torch"):
-        assert compiler.compile_library.__wrapped__(Path(_fused.__file__).parent / "cpu.c") is None
-    assert "is not this user's alone" in caplog.text
-
-
-def test_compiled_code_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EMO_TORCH_COMPILE", "0")
-    assert compiler.compile_library.__wrapped__(Path(_fused.__file__).parent / "cpu.c") is None
 
 
 @pytest.mark.parametrize("name", MEMBERS)

@@ -5,10 +5,12 @@ makes two virtual environments, one with the extra `jax` and one with the extra 
 that the other framework is absent; and runs the package's own tests on what was installed.
 """
 
+import shutil
 import subprocess
 import sys
 import tempfile
 import venv
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +34,12 @@ def build(folder: Path) -> Path:
     _run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
     (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
     print(f"built {sdist.name} and {wheel.name}", flush=True)
+    names = zipfile.ZipFile(wheel).namelist()
+    has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
+    library = "cpu.dll" if sys.platform == "win32" else "cpu.so"
+    is_compiled = {f"emo_torch/_fused/{name}" for name in (library, "cpu.json")} <= set(names)
+    if is_compiled != has_compiler or wheel.stem.endswith("-none-any") == has_compiler:
+        raise SystemExit(f"{wheel.name}: compiled code {is_compiled}, a compiler {has_compiler}")
     return wheel
 
 
@@ -70,7 +78,8 @@ def test_alone(package: str, wheel: Path, folder: Path) -> None:
         "-q",
         "--ignore-glob=*/integrations/*",
     )
-    _run(python, "-m", "pytest", *options, *files, "--pyargs", package, cwd=folder)
+    packages = (package, "emo_shared")
+    _run(python, "-m", "pytest", *options, *files, "--pyargs", *packages, cwd=folder)
 
 
 def main() -> None:

@@ -66,11 +66,8 @@ def test_each_package_reads_the_others_arrays_and_finds_damage_in_them(tmp_path:
 
 
 def test_both_packages_write_files_in_one_way() -> None:
-    ours, theirs = (
-        (DOCS.parent / package / "_files.py").read_text().replace(package, "")
-        for package in ("emo_torch", "emo_optax")
-    )
-    assert ours == theirs
+    for name in ("save_arrays", "load_arrays", "CheckpointError", "ARRAYS_VERSION"):
+        assert getattr(emo_torch, name) is getattr(emo_optax, name)
 
 
 TABLES = {

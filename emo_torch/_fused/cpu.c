@@ -1,7 +1,8 @@
 /* One step of many tensors at once, on the CPU, reading and writing each stream of memory once.
  *
  * The numbers are those of `single_tensor` in ../_emotional.py: the same operations in the same order.
- * Compiled on first use by compiler.py; job.py holds the twins of the structures below.
+ * ../build.py compiles this file once for each level of instructions. job.py holds the twins of the
+ * structures below.
  */
 
 #include <math.h>

@@ -4,13 +4,12 @@ import ctypes
 import functools
 import logging
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from emo_torch._fused.compiler import compile_library
 from emo_torch._fused.find import Finder, finder
+from emo_torch._fused.loader import load_library
 
 logger = logging.getLogger("emo_torch")
 
@@ -79,8 +78,8 @@ class Library(NamedTuple):
 
 @functools.cache
 def library() -> Library | None:
-    """Returns the compiled code, made at the first call; `None` where it cannot be."""
-    handle = compile_library(Path(__file__).parent / "cpu.c")
+    """Returns the compiled code, loaded at the first call; `None` where there is none."""
+    handle = load_library()
     if handle is None:
         return None
     complaint = _mismatch(handle)

@@ -16,7 +16,7 @@ from emo_torch._fused.memory import MOST_PATIENCE
 
 BEFORE, AFTER = 5, 3
 make_plan = memory.make_plan
-needs_compiler = pytest.mark.skipif(_fused.library() is None, reason="NO C COMPILER WAS FOUND")
+needs_compiler = pytest.mark.skipif(_fused.library() is None, reason="NO COMPILED CODE")
 
 
 class Another(Tensor):

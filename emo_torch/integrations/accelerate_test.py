@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import emo_torch
-from emo_torch.integrations._listening import Listening, batch, mean_squared_error, same_state, small_model
+from emo_torch._testing import Listening, batch, mean_squared_error, same_state, small_model
 
 pytest.importorskip("accelerate", reason="Accelerate is not installed: pip install accelerate")
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import emo_torch
-from emo_torch.integrations._listening import batch, small_model
+from emo_torch._testing import batch, small_model
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "trainers"

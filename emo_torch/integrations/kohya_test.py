@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import emo_torch
-from emo_torch.integrations._listening import Listening, mean_squared_error, small_model
+from emo_torch._testing import Listening, mean_squared_error, small_model
 
 pytest.importorskip("accelerate", reason="Accelerate is not installed: pip install accelerate")
 

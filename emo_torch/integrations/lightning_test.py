@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import emo_torch
-from emo_torch.integrations._listening import Listening, batch, same_state, small_model
+from emo_torch._testing import Listening, batch, same_state, small_model
 
 pytest.importorskip("lightning", reason="Lightning is not installed: pip install lightning")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import emo_torch
-from emo_torch.integrations._listening import Listening, same_state
+from emo_torch._testing import Listening, same_state
 
 pytest.importorskip("transformers", reason="Transformers is not installed: pip install transformers")
 pytest.importorskip("accelerate", reason="Accelerate, which the Trainer needs, is not installed")
@@ -273,7 +273,7 @@ def test_lora_adapters_train_likewise(way: str, tmp_path: Path) -> None:
 REPLICA = """\
 import json, sys
 import torch
-from emo_torch.integrations._listening import Listening
+from emo_torch._testing import Listening
 from emo_torch.integrations.transformers_test import WAYS, logged, small_gpt2, trainer_of
 
 folder, found = sys.argv[1], []

@@ -1,0 +1,216 @@
+"""The header of the safetensors format: made from arrays, and read with every check of the format.
+
+A file is the header's length (8 bytes, little-endian), the header (JSON), and the arrays' bytes without
+gaps. It is written and read here, not with the package safetensors, for three reasons: NumPy alone has no
+bfloat16 and no float8; releases of safetensors before 0.7 cannot read complex64, and those before 0.4.3
+cannot read float8; and safetensors opens a file twice, for the header and for the data, which mixes two
+files where another process replaces the file in between.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+CODES = {
+    "bool": "BOOL",
+    "int8": "I8",
+    "int16": "I16",
+    "int32": "I32",
+    "int64": "I64",
+    "uint8": "U8",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+    "complex64": "C64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}
+"""The format's names of the dtypes that it has a place for."""
+LONGEST = 100_000_000
+"""The most bytes of a header; other readers of the format refuse a longer one."""
+LENGTH_BYTES = 8
+"""The bytes before the header, which say how long it is."""
+
+_DTYPES = {code: dtype for dtype, code in CODES.items()}
+_METADATA = "__metadata__"
+# Other readers count with this many bits.
+_MOST_ELEMENTS = 2**64 - 1
+
+
+class Part(NamedTuple):
+    """One array of a file.
+
+    Attributes:
+        name: its name.
+        dtype: the name of its dtype, such as "float32".
+        shape: its shape.
+        data: its bytes, in row-major order.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: Any
+
+
+class Place(NamedTuple):
+    """Where the bytes of one array lie, counted from the end of the header.
+
+    Attributes:
+        dtype: the name of its dtype, such as "float32".
+        shape: its shape.
+        begin: its first byte.
+        end: the byte after its last one.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def width(part: Part) -> int:
+    """Returns the bytes of an element; raises a `ValueError` for a dtype without a place in the format."""
+    if part.dtype not in CODES:
+        raise ValueError(
+            f"{part.name!r} has the dtype {part.dtype}, for which the file has no place; it has for "
+            f"{', '.join(CODES)}"
+        )
+    return _width(part.dtype)
+
+
+def encode_header(metadata: Mapping[str, str], parts: Sequence[Part]) -> bytes:
+    """Returns the beginning of a file, the header's length and the header.
+
+    Args:
+        metadata: text beside the arrays.
+        parts: the arrays, in the order of their bytes in the file.
+
+    Raises:
+        TypeError: for a name or a text that is no string.
+        ValueError: for a dtype without a place in the format, a name or a text that has no UTF-8, a name
+            that stands twice or is the format's own, data of another size than the shape says, and a
+            header above the format's limit.
+    """
+    for name, text in metadata.items():
+        _check_text(name, "a name in the metadata")
+        _check_text(text, f"the metadata {name!r}")
+    header: dict[str, Any] = {_METADATA: dict(metadata)}
+    begin = 0
+    for part in parts:
+        _check_text(part.name, "the name of an array")
+        if part.name in header:
+            reason = "is the format's own" if part.name == _METADATA else "stands twice"
+            raise ValueError(f"The name {part.name!r} of an array {reason}: give that array another name")
+        size = width(part) * math.prod(part.shape)
+        end = begin + memoryview(part.data).nbytes
+        if end - begin != size:
+            raise ValueError(f"{part.name!r} has {end - begin} bytes; its shape and dtype need {size}")
+        header[part.name] = {
+            "dtype": CODES[part.dtype],
+            "shape": list(part.shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    told = json.dumps(header).encode()
+    told += b" " * (-len(told) % LENGTH_BYTES)
+    if len(told) > LONGEST:
+        raise ValueError(
+            f"The header of this file would have {len(told)} bytes: names, shapes, and everything that is "
+            f"not an array. The safetensors format allows {LONGEST}, and no program could read the file. "
+            "Save long lists of numbers as arrays. Nothing was written"
+        )
+    # By the function that reads the file: a header that it refuses must not replace a good one.
+    decode_header(told, begin)
+    return len(told).to_bytes(LENGTH_BYTES, "little") + told
+
+
+def decode_header(text: bytes, size: int) -> tuple[dict[str, str], dict[str, Place]]:
+    """Returns the metadata of a header, and where each array lies.
+
+    Args:
+        text: the header, without its length.
+        size: the bytes after the header.
+
+    Raises:
+        ValueError: for a header that breaks a rule of the format, or does not fit the size.
+    """
+    try:
+        header = json.loads(text.decode(), object_pairs_hook=_without_doubles, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("the header is nested too deeply") from error
+    if not isinstance(header, dict):
+        raise ValueError("the header is no JSON object")
+    metadata = header.pop(_METADATA, None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("the metadata are not texts by their names")
+    places = {name: _place(name, told) for name, told in header.items()}
+    for text_ in (*metadata, *metadata.values(), *places):
+        text_.encode()  # A lone surrogate may stand in JSON, but has no UTF-8.
+    expected = 0
+    for name, place in sorted(places.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if place.begin != expected:
+            raise ValueError(f"{name!r} begins at byte {place.begin}, and not at {expected}")
+        expected = place.end
+    if expected != size:
+        raise ValueError(f"the arrays need {expected} bytes, and the file has {size}")
+    return metadata, places
+
+
+def _place(name: str, told: Any) -> Place:
+    """Returns where an array lies, from its entry in the header."""
+    if not isinstance(told, dict) or told.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"the entry of {name!r} is not a dtype, a shape and two offsets")
+    dtype, shape, offsets = told["dtype"], told["shape"], told["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise ValueError(f"the dtype {dtype!r} of {name!r} is unknown")
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"the shape or the offsets of {name!r} are no whole numbers from 0")
+    elements = 1
+    for length in shape:
+        elements *= length
+        if elements > _MOST_ELEMENTS:
+            raise ValueError(f"{name!r} has too many elements: {tuple(shape)}")
+    place = Place(_DTYPES[dtype], tuple(shape), *offsets)
+    if place.end - place.begin != elements * _width(place.dtype):
+        raise ValueError(f"{name!r} has {place.end - place.begin} bytes, which its shape does not need")
+    return place
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+
+
+def _width(dtype: str) -> int:
+    digits = "".join(letter for letter in CODES[dtype].split("_")[0] if letter.isdigit())
+    return int(digits or 8) // 8
+
+
+def _check_text(text: object, title: str) -> None:
+    """Raises an error for a text that cannot stand in a header."""
+    if not isinstance(text, str):
+        raise TypeError(f"{title} must be a string, and is {text!r}, of the type {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{title} holds {text[error.start]!r}, half of a surrogate pair, which has no UTF-8: {text!r}. "
+            "Rename it, for example with `name.encode('utf-8', 'backslashreplace').decode()`"
+        ) from error
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    told = dict(pairs)
+    if len(told) != len(pairs):
+        raise ValueError("a name stands twice in the header")
+    return told
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")

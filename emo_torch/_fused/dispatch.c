@@ -1,0 +1,61 @@
+/* The steps that the library offers: those of the best instructions that this processor has.
+ *
+ * build.py compiles cpu.c once for each level, and adds the level to the names of the steps. */
+
+#include <stdint.h>
+
+/* In the order of LEVELS in ../build.py. */
+enum { PLAIN, AVX2, AVX512, LEVELS };
+
+typedef int (*Step)(const void *job);
+
+#define DECLARE(level)                                                                             \
+    int emo_step_float_##level(const void *job);                                                   \
+    int emo_step_double_##level(const void *job);
+
+DECLARE(plain)
+#ifdef HAS_AVX2
+DECLARE(avx2)
+#else
+#define emo_step_float_avx2 0
+#define emo_step_double_avx2 0
+#endif
+#ifdef HAS_AVX512
+DECLARE(avx512)
+#else
+#define emo_step_float_avx512 0
+#define emo_step_double_avx512 0
+#endif
+
+static const Step float_steps[LEVELS] = {emo_step_float_plain, emo_step_float_avx2, emo_step_float_avx512};
+static const Step double_steps[LEVELS] = {emo_step_double_plain, emo_step_double_avx2,
+                                          emo_step_double_avx512};
+
+static int level = PLAIN;
+
+static int has(int64_t wanted) {
+    if (wanted < 0 || wanted >= LEVELS || float_steps[wanted] == 0) return 0;
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_cpu_init();
+    if (wanted == AVX2) return __builtin_cpu_supports("avx2") != 0;
+    if (wanted == AVX512)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+    return wanted == PLAIN;
+}
+
+/* Steps by the level that is wanted, or by the best one for -1. Returns the level, or -1 for one that the
+ * library or the processor lacks; then nothing is changed. */
+int64_t emo_use_level(int64_t wanted) {
+    if (wanted < 0)
+        for (wanted = LEVELS - 1; !has(wanted); wanted--) {
+        }
+    if (!has(wanted)) return -1;
+    level = (int)wanted;
+    return wanted;
+}
+
+int emo_step_float(const void *job) { return float_steps[level](job); }
+
+int emo_step_double(const void *job) { return double_steps[level](job); }

@@ -1,0 +1,225 @@
+"""Builds the compiled code: `python -m emo_torch.build`, in place; a wheel is built with it by itself.
+
+One shared library holds the steps three times: for AVX-512, for AVX2 and for every processor. The library
+chooses when it is loaded. This file needs nothing but Python, since it also runs where a wheel is built
+(`hatch_build.py`) and PyTorch is not installed.
+
+The environment's `CC` names the compiler; otherwise it is `cc`, `gcc` or `clang`. With
+`EMO_TORCH_COMPILE=0` nothing is built; with `EMO_TORCH_ISA=plain` or `avx2` no level above that.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+SOURCES = Path(__file__).parent / "_fused"
+"""Where the C stands."""
+LIBRARY = "cpu.dll" if sys.platform == "win32" else "cpu.so"
+"""The file name of the library, beside the C once it is built in place."""
+RECORD = "cpu.json"
+"""The file name of what is known of the library: its size and SHA-256, and the digest of its sources."""
+
+# No flag that lets a compiler reorder sums or forget NaN: the numbers are those of the other paths.
+FLAGS = (
+    "-O3",
+    "-std=c11",
+    "-fPIC",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+)
+LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "plain": ((),),
+    "avx2": (("-mavx2",),),
+    "avx512": (
+        # Older compilers do not know the last flag.
+        ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
+        ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+    ),
+}
+"""The levels of instructions that steps are compiled for, in the order of `dispatch.c`, each with its flags
+in the order of trying."""
+
+_OPENMP = ("-fopenmp",)
+_STEPS = ("emo_step_float", "emo_step_double")
+_X86 = ("x86_64", "amd64", "i386", "i686")
+
+
+class BuildError(RuntimeError):
+    """The compiled code could not be built; the text says why."""
+
+
+class Built(NamedTuple):
+    """A library and its record.
+
+    Attributes:
+        library: the path of the library.
+        record: the path of its record.
+        levels: the levels that it holds.
+        openmp: whether it steps with several threads.
+    """
+
+    library: Path
+    record: Path
+    levels: tuple[str, ...]
+    openmp: bool
+
+
+def build(folder: Path) -> Built:
+    """Builds the library into a folder, with its record.
+
+    Args:
+        folder: where both go; older ones are replaced when the new ones are complete.
+
+    Raises:
+        BuildError: where there is no compiler, or it fails, or EMO_TORCH_COMPILE=0 forbids it.
+    """
+    if os.environ.get("EMO_TORCH_COMPILE", "1") == "0":
+        raise BuildError("EMO_TORCH_COMPILE=0")
+    compiler = find_compiler()
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            return _build(compiler, Path(temporary), folder)
+    except OSError as error:
+        raise BuildError(f"{' '.join(compiler)}: {error}") from error
+
+
+def find_compiler() -> list[str]:
+    """Returns the command of the C compiler; raises a `BuildError` where there is none."""
+    for name in (os.environ.get("CC", "cc"), "cc", "gcc", "clang"):
+        command = shlex.split(name)
+        if command and shutil.which(command[0]) is not None:
+            return command
+    raise BuildError("no C compiler was found")
+
+
+def compile_shared(source: Path, target: Path, flags: Sequence[str] = ()) -> None:
+    """Compiles one file of C to a shared library, with OpenMP where the compiler has it.
+
+    Args:
+        source: the file.
+        target: where the library goes.
+        flags: what the compiler is told beside `FLAGS`; it does without where it does not know them.
+
+    Raises:
+        BuildError: where there is no compiler, or it fails.
+    """
+    compiler, told = find_compiler(), ""
+    for extras in ((*flags, *_OPENMP), _OPENMP, tuple(flags), ()):
+        told = _run([*compiler, *FLAGS, "-shared", *extras, str(source), "-o", str(target), "-lm"])
+        if not told:
+            return
+    raise BuildError(f"{' '.join(compiler)} failed: {told}")
+
+
+def source_digest(folder: Path = SOURCES) -> str:
+    """Returns the SHA-256 of all that the library is made from, or "" where the C was taken away."""
+    files = sorted([*folder.glob("*.c"), *folder.glob("*.h")])
+    digest = hashlib.sha256(repr((FLAGS, LEVELS)).encode())
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest() if files else ""
+
+
+def _build(compiler: list[str], temporary: Path, folder: Path) -> Built:
+    openmp = _has_openmp(compiler, temporary)
+    flags = (*FLAGS, *(_OPENMP if openmp else ()))
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        running = {
+            name: pool.submit(_compile, compiler, flags, name, temporary) for name in _wanted_levels()
+        }
+    failed = {name: future.result() for name, future in running.items()}
+    if failed["plain"]:
+        raise BuildError(f"{' '.join(compiler)} failed: {failed['plain']}")
+    # An older compiler may know fewer instructions.
+    levels = tuple(name for name, told in failed.items() if not told)
+    library = temporary / LIBRARY
+    defined = [f"-DHAS_{name.upper()}" for name in levels]
+    objects = [str(temporary / f"{name}.o") for name in levels]
+    dispatch = str(SOURCES / "dispatch.c")
+    told = _run([*compiler, *flags, *defined, "-shared", dispatch, *objects, "-o", str(library), "-lm"])
+    if told:
+        raise BuildError(f"{' '.join(compiler)} failed: {told}")
+    data = library.read_bytes()
+    record = {
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "sources": source_digest(),
+        "levels": levels,
+        "openmp": openmp,
+    }
+    (temporary / RECORD).write_text(json.dumps(record) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (LIBRARY, RECORD):  # At once whole: another process may load it.
+        beside = folder / f".{name}.{os.getpid()}.tmp"
+        shutil.copyfile(temporary / name, beside)
+        os.replace(beside, folder / name)
+    return Built(folder / LIBRARY, folder / RECORD, levels, openmp)
+
+
+def _wanted_levels() -> list[str]:
+    """Returns the levels that this machine's processors may have."""
+    names = list(LEVELS) if platform.machine().lower() in _X86 else ["plain"]
+    most = os.environ.get("EMO_TORCH_ISA")
+    return names[: names.index(most) + 1] if most in names else names
+
+
+def _has_openmp(compiler: list[str], temporary: Path) -> bool:
+    """Returns whether a program with OpenMP can be linked."""
+    source = temporary / "openmp.c"
+    source.write_text("#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n")
+    target = str(temporary / "openmp.so")
+    return not _run([*compiler, "-fPIC", "-shared", *_OPENMP, str(source), "-o", target])
+
+
+def _compile(compiler: list[str], flags: Sequence[str], level: str, temporary: Path) -> str:
+    """Compiles the steps for one level; returns "" or why that failed."""
+    names = [f"-D{name}={name}_{level}" for name in _STEPS]
+    if level != "plain":
+        # What does not depend on the level is taken from the plain one.
+        exported = re.findall(r"^[a-z]\w*[ *]+(emo_\w+)\(", (SOURCES / "cpu.c").read_text(), re.MULTILINE)
+        names += [f"-D{name}={name}_{level}" for name in exported]
+    told = ""
+    for own in LEVELS[level]:
+        target = str(temporary / f"{level}.o")
+        told = _run([*compiler, *flags, *own, *names, "-c", str(SOURCES / "cpu.c"), "-o", target])
+        if not told:
+            break
+    return told
+
+
+def _run(command: list[str]) -> str:
+    """Runs a compiler; returns "" or why it failed."""
+    try:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=600)
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error) or type(error).__name__
+    told = done.stderr.decode(errors="replace").strip()  # Not every compiler writes UTF-8.
+    return "" if done.returncode == 0 else told or f"exit status {done.returncode}"
+
+
+def main() -> int:
+    """Builds in place; returns 1 and says why where that is not possible."""
+    try:
+        built = build(SOURCES)
+    except BuildError as error:
+        print(f"emo_torch steps without compiled code: {error}", file=sys.stderr)
+        return 1
+    threads = "several threads" if built.openmp else "one thread, since the compiler has no OpenMP"
+    print(f"built {built.library} for {', '.join(built.levels)}, with {threads}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
