@@ -26,7 +26,7 @@ $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py
 
 # The compiled code: built by the editable install, and again where its sources change. Without a C compiler
 # everything goes on without it.
-COMPILED = emo_torch/_fused/cpu.json
+COMPILED = emo_torch/_fused/emo_kernels.json
 $(COMPILED): $(VENV)/ready $(wildcard emo_torch/_fused/*.c emo_torch/_fused/*.h) emo_torch/build.py
 	-$(VENV)/bin/python emo_torch/build.py
 
@@ -59,4 +59,4 @@ lint: $(VENV)/ready
 	$(VENV)/bin/python -m mypy
 
 clean:
-	rm -rf $(VENV) .venv-* emo_torch/_fused/cpu.so emo_torch/_fused/cpu.json build dist output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* emo_torch/_fused/emo_kernels.so emo_torch/_fused/emo_kernels.json build dist output .pytest_cache .mypy_cache .ruff_cache .hypothesis

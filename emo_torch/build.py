@@ -25,9 +25,9 @@ from typing import NamedTuple
 
 SOURCES = Path(__file__).parent / "_fused"
 """Where the C stands."""
-LIBRARY = "cpu.dll" if sys.platform == "win32" else "cpu.so"
+LIBRARY = "emo_kernels.dll" if sys.platform == "win32" else "emo_kernels.so"
 """The file name of the library, beside the C once it is built in place."""
-RECORD = "cpu.json"
+RECORD = "emo_kernels.json"
 """The file name of what is known of the library: its size and SHA-256, and the digest of its sources."""
 
 # No flag that lets a compiler reorder sums or forget NaN: the numbers are those of the other paths.
