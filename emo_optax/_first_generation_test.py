@@ -14,6 +14,7 @@ from emo_optax._emo_clan import choose_rule as clan_rule
 from emo_optax._emo_neco import choose_rule as neco_rule
 from emo_optax._emo_zeal import choose_first_step
 from emo_optax._switch import select_by_emotion
+from emo_optax._weight_decay import WeightDecayMode
 
 MEMBERS: dict[str, Callable[..., Any]] = {
     name: getattr(emo_optax, name)
@@ -301,7 +302,8 @@ def test_both_steps_of_zeal_follow_the_schedule() -> None:
 def test_l2_decay_is_the_gradients_own_for_both_steps_of_zeal() -> None:
     ends = []
     with jax.enable_x64(True):
-        for mode, decay in (("l2", 0.1), ("decoupled", 0.0)):
+        decays: dict[WeightDecayMode, float] = {"l2": 0.1, "decoupled": 0.0}
+        for mode, decay in decays.items():
             optimizer = emo_optax.emo_zeal(0.1, weight_decay=decay, weight_decay_mode=mode)
             params = jnp.full((2, 3), 2.0)
             state = optimizer.init(params)

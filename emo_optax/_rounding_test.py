@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import emo_optax
-from emo_optax._rounding import round_bits, rounding_keys, scramble
+from emo_optax._rounding import Rounding, round_bits, rounding_keys, scramble
 
 FAMILY: list[Any] = [
     *(emo_optax.emo_sens, emo_optax.emo_airy, emo_optax.emo_cats),
@@ -270,9 +270,10 @@ def start(*dtypes: Any) -> dict[str, jax.Array]:
 
 
 @every_rounding
-def test_full_precision_is_left_alone_to_the_last_bit(rounding: str) -> None:
+def test_full_precision_is_left_alone_to_the_last_bit(rounding: Rounding) -> None:
     params = start(jnp.float32, jnp.bfloat16)
-    plain, other = (emo_optax.emo_sens(use_shadow=True, rounding=name) for name in ("nearest", rounding))
+    plain = emo_optax.emo_sens(use_shadow=True, rounding="nearest")
+    other = emo_optax.emo_sens(use_shadow=True, rounding=rounding)
     expected, _ = train(plain, params, plain.init(params), 0, 8)
     found, _ = train(other, params, other.init(params), 0, 8)
     is_same = {name: bool((found[name] == expected[name]).all()) for name in params}
@@ -282,7 +283,7 @@ def test_full_precision_is_left_alone_to_the_last_bit(rounding: str) -> None:
 
 
 @every_rounding
-def test_no_step_is_none(rounding: str) -> None:
+def test_no_step_is_none(rounding: Rounding) -> None:
     def step_size(step: Any) -> Any:
         return jnp.where(step < 20, 3e-4, 0.0)
 
@@ -293,7 +294,7 @@ def test_no_step_is_none(rounding: str) -> None:
 
 
 @every_rounding
-def test_a_run_that_was_broken_off_goes_on_as_if_it_had_not(rounding: str) -> None:
+def test_a_run_that_was_broken_off_goes_on_as_if_it_had_not(rounding: Rounding) -> None:
     optimizer = emo_optax.emo_sens(1e-4, rounding=rounding)
     params, state = train(optimizer, start(jnp.bfloat16), optimizer.init(start(jnp.bfloat16)), 0, 6)
     copied = pickle.loads(pickle.dumps((params, state)))

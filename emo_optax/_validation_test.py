@@ -254,7 +254,7 @@ def test_what_is_no_number_is_refused(name: str, value: Any) -> None:
 
 def test_options_of_what_is_off_are_looked_at_too() -> None:
     with pytest.raises(ValueError, match="Invalid shadow_ratio: 'v3'"):
-        emo_optax.emo_sens(shadow_ratio="v3")
+        emo_optax.emo_sens(shadow_ratio="v3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Invalid shadow_rate: 7"):
         emo_optax.emo_sens(shadow_rate=7.0)
     with pytest.raises(ValueError, match="Invalid theta"):

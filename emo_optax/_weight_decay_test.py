@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import emo_optax
+from emo_optax._weight_decay import WeightDecayMode
 
 
 def test_decay_adds_a_share_of_the_parameters_to_the_updates() -> None:
@@ -97,7 +98,7 @@ def test_the_place_in_a_chain_makes_it_l2_decoupled_or_absolute() -> None:
     ("mode", "expected"), [("decoupled", 8 * (1 - 0.5 * 0.25)), ("absolute", 8 * (1 - 0.25)), ("l2", 7.5)]
 )
 def test_the_modes_of_a_member_shrink_a_parameter_without_gradient_as_defined(
-    mode: str, expected: float
+    mode: WeightDecayMode, expected: float
 ) -> None:
     # L2 makes a gradient of 2 from none, whose sign is the step.
     optimizer = emo_optax.emo_cats(0.5, weight_decay=0.25, weight_decay_mode=mode)
@@ -108,11 +109,12 @@ def test_the_modes_of_a_member_shrink_a_parameter_without_gradient_as_defined(
 
 def test_neither_the_scale_nor_the_filter_touches_the_decay_unless_it_is_l2() -> None:
     scale = 1 - np.tanh(0.725)
-    for mode, expected in (
-        ("decoupled", [-0.5 * 2 - 0.5 * scale, -0.5 * 2]),
-        ("absolute", [-2 - 0.5 * scale, -2.0]),
-        ("l2", [-0.5 * scale, -0.5 * scale]),
-    ):
+    expected_by_mode: dict[WeightDecayMode, list[float]] = {
+        "decoupled": [-0.5 * 2 - 0.5 * scale, -0.5 * 2],
+        "absolute": [-2 - 0.5 * scale, -2.0],
+        "l2": [-0.5 * scale, -0.5 * scale],
+    }
+    for mode, expected in expected_by_mode.items():
         optimizer = emo_optax.emo_cats(0.5, weight_decay=0.25, weight_decay_mode=mode, theta=0.5)
         params = jnp.asarray([8.0, 8.0])
         grads = jnp.asarray([1.0, 0.01])
@@ -134,7 +136,7 @@ def test_decay_acts_on_the_blended_parameters() -> None:
 def test_an_unknown_mode_is_refused_with_those_known() -> None:
     for member in (emo_optax.emo_sens, emo_optax.emo_airy, emo_optax.emo_cats):
         with pytest.raises(ValueError, match="'decoupled', 'absolute', 'l2'"):
-            member(weight_decay_mode="L2")
+            member(weight_decay_mode="L2")  # type: ignore[arg-type]
 
 
 def test_the_usual_mask_is_of_two_dimensions_and_more() -> None:

@@ -759,10 +759,10 @@ class EmoOptimizer(LossOptimizer):
         if not any(group["use_shadow"] for group in self.param_groups):
             return Feeling(scalar, self._shadow_ratio)
         # A name that came from a file goes before a function that the optimizer was made with.
-        name: str | Callable[[Tensor], Tensor] = group["shadow_ratio"]
-        if name == "function" and self._shadow_ratio_of is not None:
-            name = self._shadow_ratio_of
-        ratio_of = shadow_ratio_function(name)
+        given: ShadowRatio = group["shadow_ratio"]
+        if group["shadow_ratio"] == "function" and self._shadow_ratio_of is not None:
+            given = self._shadow_ratio_of
+        ratio_of = shadow_ratio_function(given)
         ratio = torch.as_tensor(ratio_of(scalar), dtype=scalar.dtype, device=scalar.device)
         self._shadow_ratio.copy_(ratio * self._shadow_exists)
         self._shadow_exists.logical_or_(ratio > 0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import emo_torch
 from emo_torch._rounding import (
+    Rounding,
     multi_tensor_round_stochastically,
     multi_tensor_round_with_kahan,
     round_bits,
@@ -280,7 +281,7 @@ def test_a_group_may_have_a_rounding_of_its_own() -> None:
 
 
 @every_rounding
-def test_no_step_is_none(rounding: str) -> None:
+def test_no_step_is_none(rounding: Rounding) -> None:
     weight = torch.nn.Parameter(torch.full((64,), 3.0, dtype=torch.bfloat16))
     optimizer = emo_torch.EmoCats([weight], lr=3e-4, rounding=rounding)
     for step in range(60):

@@ -5,7 +5,7 @@ import torch
 
 import emo_torch
 from emo_torch import add_weight_decay
-from emo_torch._weight_decay import multi_tensor_add_weight_decay
+from emo_torch._weight_decay import WeightDecayMode, multi_tensor_add_weight_decay
 
 FAMILY: list[Any] = [emo_torch.EmoSens, emo_torch.EmoAiry, emo_torch.EmoCats]
 
@@ -100,7 +100,7 @@ def test_decay_over_the_first_learning_rate_follows_a_schedule_from_there(foreac
 
 
 @pytest.mark.parametrize("mode", ["absolute", "l2"])
-def test_decay_over_the_learning_rate_is_a_way_of_the_decoupled_mode_only(mode: str) -> None:
+def test_decay_over_the_learning_rate_is_a_way_of_the_decoupled_mode_only(mode: WeightDecayMode) -> None:
     with pytest.raises(ValueError, match="decoupled_weight_decay=True is a way of the mode 'decoupled'"):
         emo_torch.EmoCats(
             [torch.nn.Parameter(torch.ones(1))], decoupled_weight_decay=True, weight_decay_mode=mode

@@ -1,6 +1,6 @@
 /* One step of many tensors at once, on the CPU, reading and writing each stream of memory once.
  *
- * The numbers are those of `single_tensor` in ../_emotional.py: the same operations in the same order.
+ * The numbers are those of `single_tensor` in ../_ways.py: the same operations in the same order.
  * ../build.py compiles this file once for each level of instructions. job.py holds the twins of the
  * structures below.
  */

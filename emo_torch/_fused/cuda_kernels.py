@@ -1,7 +1,7 @@
 """The kernels of `cuda.py`, in Triton: each takes a step of many tensors in one launch.
 
 A table says where each tensor begins, others which tensor a program works on and from which element on.
-The numbers are those of `single_tensor` in ../_emotional.py: the same operations in the same order. All
+The numbers are those of `single_tensor` in ../_ways.py: the same operations in the same order. All
 that can change between steps is read from the device, so that a captured graph replays it. Loops are
 `while`, as not every version's interpreter takes a `range` to a number that was loaded.
 """
