@@ -1,8 +1,12 @@
+import copy
+import dataclasses
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
-from emo_torch import filter_by_emotion, keep_elements, keep_rows_and_columns, step_scale
+from emo_torch import EmoAiry, filter_by_emotion, keep_elements, keep_rows_and_columns, step_scale
 
 WIDE = torch.float64
 
@@ -85,3 +89,26 @@ def test_what_is_stopped_is_zero_even_where_it_was_not_finite() -> None:
 @pytest.mark.parametrize(("scalar", "scale"), [(0.0, 1.0), (0.25, 0.75), (-0.75, 0.25), (1.0, 0.0)])
 def test_the_step_shrinks_by_the_size_of_the_scalar(scalar: float, scale: float) -> None:
     assert step_scale(torch.tensor(scalar)).item() == scale
+
+
+def test_the_test_of_rows_and_columns_can_be_made_in_traced_code() -> None:
+    keep = keep_rows_and_columns(1e-3)
+    # PyTorch 2.11 and 2.12 cannot trace the making of one whose field is not read.
+    assert not dataclasses.is_dataclass(keep)
+    assert keep == keep_rows_and_columns(1e-3) != keep_rows_and_columns(1e-4)
+    assert hash(keep) == hash(keep_rows_and_columns(1e-3))
+    assert pickle.loads(pickle.dumps(keep)) == copy.deepcopy(keep) == keep
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3), ()])
+def test_a_compiled_step_of_emo_airy_is_one_graph(shape: tuple[int, ...]) -> None:
+    results = []
+    for is_compiled in (False, True):
+        param = torch.nn.Parameter(torch.ones(shape))
+        optimizer = EmoAiry([param], lr=1e-2, theta=0.3, foreach=False)
+        param.grad = torch.full(shape, 0.5)
+        optimizer.step(loss=torch.tensor(1.0))  # Makes the state.
+        step = torch.compile(optimizer.step, backend="eager", fullgraph=True)
+        (step if is_compiled else optimizer.step)(loss=torch.tensor(2.0))
+        results.append(param.detach())
+    assert results[0].equal(results[1])

@@ -186,3 +186,18 @@ def test_a_shadow_may_be_turned_on_and_off_on_the_way() -> None:
     optimizer.param_groups[0]["use_shadow"] = False
     before = weight.detach().clone()
     assert torch.equal(step(5.0), before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_shadow_at_rest_stays_as_it_is_beside_what_is_not_finite(
+    many: bool, value: float, dtype: torch.dtype
+) -> None:
+    both = Blended(many=many, dtype=dtype)
+    for tensor in (both.params[0], both.shadows[0], both.params[1]):
+        tensor.view(-1)[0] = value
+    before = both.numbers()
+    both.blend(0.0)
+    assert repr(both.numbers()) == repr(before)
+    both.blend(0.5)  # The other one's shadow becomes a copy.
+    assert repr(both.shadows[1].tolist()) == repr(both.params[1].tolist()) == repr([[value]])

@@ -190,6 +190,22 @@ def test_gradients_that_are_not_finite_go_where_they_go_in_the_readable_way(name
         torch.testing.assert_close(value, theirs[key], equal_nan=True, rtol=1e-5, atol=1e-5, msg=key)
 
 
+@pytest.mark.parametrize("way", [{}, {"foreach": True}], ids=["chosen by itself", "foreach"])
+@pytest.mark.parametrize("name", [name for name in MEMBERS if not name.startswith("ref")])
+def test_weights_that_are_not_finite_leave_a_resting_shadow_alone(name: str, way: dict[str, Any]) -> None:
+    found = []
+    for chosen in (way, {"foreach": False, "fused": False}):
+        param = torch.nn.Parameter(torch.ones(4, 3))
+        optimizer = emo_torch.create_optimizer(name, [param], use_shadow=True, **chosen)
+        for step in range(4):
+            param.grad = torch.ones(4, 3)
+            param.grad[0, step % 3] = [float("nan"), float("inf"), 1.0, 1.0][step]
+            optimizer.step(loss=1.0)
+        found.append([param.detach(), *optimizer.state[param].values()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
 def _transposed(params: list[Tensor]) -> list[Tensor]:
     return [torch.nn.Parameter(param.detach().t()) if param.ndim == 2 else param for param in params]
 

@@ -295,35 +295,61 @@ FAULTS: tuple[Fault, ...] = (
     ),
 )
 
-_C = "_fused/cpu_rules.h"
 FAULTS_IN_C = tuple(
-    Fault("emo_torch", _C, old, new, f"compiled: {what}", by)
-    for old, new, what, by in (
+    Fault("emo_torch", f"_fused/cpu_{file}.h", old, new, f"compiled: {what}", by)
+    for file, old, new, what, by in (
         (
+            "elements",
             "grad * grad * c2;\n            firsts",
             "grad * c2;\n            firsts",
             "no square in the second moment",
             "EmoSens",
         ),
-        ("(REAL)(1.0 - rule->b1)", "(REAL)(1.0 - rule->b2)", "the weight of another moment", "EmoSens"),
-        ("        update *= scale;\n        params", "        params", "no step scale", "EmoSens"),
-        ("*job->shadows_exist[tensor] = 1;", ";", "the shadow never exists", "EmoSens"),
-        ("(double)rows) + signal->eps", "(double)columns) + signal->eps", "a wrong axis", "EmoAiry"),
         (
-            "SQRT(mean) * signal->c1;\n            int",
-            "mean * signal->c1;\n            int",
+            "run",
+            "(REAL)(1.0 - rule->b1)",
+            "(REAL)(1.0 - rule->b2)",
+            "the weight of another moment",
+            "EmoSens",
+        ),
+        (
+            "elements",
+            "        update *= scale;\n        params",
+            "        params",
+            "no step scale",
+            "EmoSens",
+        ),
+        ("run", "*job->shadows_exist[tensor] = 1;", ";", "the shadow never exists", "EmoSens"),
+        (
+            "factors",
+            "(double)rows) + signal->eps",
+            "(double)columns) + signal->eps",
+            "a wrong axis",
+            "EmoAiry",
+        ),
+        (
+            "factors",
+            "SQRT(mean) * signal->c1;\n        int",
+            "mean * signal->c1;\n        int",
             "no root",
             "EmoAiry",
         ),
         (
+            "elements",
             "NAME(sign_of)(grad) ? direction : 0;\n            else",
             "NAME(sign_of)(grad) ? direction : direction;\n            else",
             "no caution",
             "EmoNeco",
         ),
-        ("cautious) * lr", "cautious) * lr * (REAL)1.01", "the first step longer by 1 %", "EmoZeal"),
-        ("< -most ? -most", "< -most ? most", "the injection's lower bound", _REF),
-        ("before < 0 ? norm", "before < 2 ? norm", "the norm forgets", _REF),
+        (
+            "factors",
+            "cautious) * lr",
+            "cautious) * lr * (REAL)1.01",
+            "the first step longer by 1 %",
+            "EmoZeal",
+        ),
+        ("ref", "< -most ? -most", "< -most ? most", "the injection's lower bound", _REF),
+        ("run", "before < 0 ? norm", "before < 2 ? norm", "the norm forgets", _REF),
     )
 )
 
@@ -370,7 +396,7 @@ def planted(fault: Fault) -> Iterator[dict[str, Member]]:
                 f"{fault.what}: {fault.old!r} stands {text.count(fault.old)} times in {path.name}"
             )
         path.write_text(text.replace(fault.old, fault.new))
-        if fault.file == _C:  # Not for its speed: compiled as quickly as can be.
+        if fault.file.endswith((".c", ".h")):  # Not for its speed: compiled as quickly as can be.
             build = copy / "build.py"
             build.write_text(build.read_text().replace('"-O3"', '"-O1"'))
             environment = {**os.environ, "EMO_TORCH_ISA": "plain"}

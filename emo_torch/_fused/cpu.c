@@ -115,7 +115,10 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 #define SQRT sqrtf
 #define ABS fabsf
 #define NEXT nextafterf
-#include "cpu_rules.h"
+#include "cpu_elements.h"
+#include "cpu_ref.h"
+#include "cpu_factors.h"
+#include "cpu_run.h"
 #undef REAL
 #undef NAME
 #undef SQRT
@@ -127,7 +130,10 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 #define SQRT sqrt
 #define ABS fabs
 #define NEXT nextafter
-#include "cpu_rules.h"
+#include "cpu_elements.h"
+#include "cpu_ref.h"
+#include "cpu_factors.h"
+#include "cpu_run.h"
 
 /* A tensor as DLPack describes it. */
 typedef struct {

@@ -2,6 +2,9 @@
 
 It takes dense tensors in the CPU's memory that are contiguous and of one dtype, and leaves the rest to the
 other ways. The numbers are theirs, up to the rounding of sums.
+
+Compiled code makes the same bits with any number of threads. The other ways leave sums (norms, means of
+rows and columns) to PyTorch, whose last bits depend on `torch.get_num_threads()` for large tensors.
 """
 
 import ctypes

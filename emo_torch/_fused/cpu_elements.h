@@ -1,0 +1,124 @@
+/* Included by cpu.c, once for each dtype: what all rules share, and those that look at one element at a time. */
+
+/* What is the same for every element of a step. */
+typedef struct {
+    REAL sign, bound, row_bound, scale, lr, weight_decay, ratio, stay, rate;
+    int keeps_all, mode;
+    int64_t rule;
+    REAL b1, c1, b2, c2, eps; /* c1 = 1 - b1, c2 = 1 - b2, from float64 */
+    int64_t first_step;
+} NAME(Signal);
+
+INLINE REAL NAME(sign_of)(REAL x) { return (REAL)((x > 0) - (x < 0)); }
+
+INLINE REAL NAME(follow)(REAL from, REAL to, REAL rate) {
+    return rate < (REAL)0.5 ? from + rate * (to - from) : to - (to - from) * (1 - rate);
+}
+
+/* The gradient as the rule sees it. */
+INLINE REAL NAME(uphill)(REAL grad, REAL weight, REAL sign, REAL weight_decay, int mode) {
+    grad *= sign;
+    return mode == L2 ? grad + weight_decay * weight : grad;
+}
+
+/* Weight decay and learning rate: from a rule's update to the new weight. */
+INLINE REAL NAME(move)(REAL weight, REAL update, REAL weight_decay, REAL lr, int mode) {
+    if (mode == DECOUPLED) update += weight_decay * weight;
+    update *= lr;
+    if (mode == ABSOLUTE) update += weight_decay * weight;
+    return weight - update;
+}
+
+/* The rules that look at one element at a time. */
+INLINE void NAME(elements)(
+    int64_t count, REAL *restrict params, const REAL *restrict grads, REAL *restrict firsts,
+    REAL *restrict seconds, REAL *restrict shadows, const NAME(Signal) *signal, REAL length,
+    const int rule, const int mode, const int blends) {
+    const REAL sign = signal->sign, bound = signal->bound, scale = signal->scale, lr = signal->lr;
+    const REAL weight_decay = signal->weight_decay, ratio = signal->ratio, stay = signal->stay;
+    const REAL rate = signal->rate, b1 = signal->b1, c1 = signal->c1, b2 = signal->b2;
+    const REAL c2 = signal->c2, eps = signal->eps;
+    const int keeps_all = signal->keeps_all;
+#pragma GCC ivdep
+    for (int64_t index = 0; index < count; index++) {
+        REAL weight = params[index];
+        if (blends) {
+            weight = weight * stay + shadows[index] * ratio;
+            shadows[index] = NAME(follow)(shadows[index], weight, rate);
+        }
+        REAL grad = NAME(uphill)(grads[index], weight, sign, weight_decay, mode);
+        REAL update;
+        if (rule == ADAM) {
+            REAL first = firsts[index] * b1 + grad * c1;
+            REAL second = seconds[index] * b2 + grad * grad * c2;
+            firsts[index] = first;
+            seconds[index] = second;
+            update = first / (SQRT(second) + eps);
+        } else {
+            REAL mixed = firsts[index] * b1 + grad * c1;
+            firsts[index] = firsts[index] * b2 + grad * c2;
+            REAL direction = NAME(sign_of)(mixed);
+            if (rule == LION) update = direction;
+            else if (rule == CAUTIOUS) update = direction == NAME(sign_of)(grad) ? direction : 0;
+            else update = mixed / (1 + ABS(mixed)) * length;
+        }
+        update = (ABS(grad) >= bound) | keeps_all ? update : 0;
+        update *= scale;
+        params[index] = NAME(move)(weight, update, weight_decay, lr, mode);
+    }
+}
+
+#define WITH_MODE(rule, mode, blends)                                                              \
+    NAME(elements)(count, params, grads, firsts, seconds, shadows, signal, length, rule, mode, blends)
+#define WITH_RULE(rule)                                                                            \
+    do {                                                                                           \
+        if (blends) {                                                                              \
+            if (signal->mode == DECOUPLED) WITH_MODE(rule, DECOUPLED, 1);                          \
+            else if (signal->mode == ABSOLUTE) WITH_MODE(rule, ABSOLUTE, 1);                       \
+            else WITH_MODE(rule, L2, 1);                                                           \
+        } else {                                                                                   \
+            if (signal->mode == DECOUPLED) WITH_MODE(rule, DECOUPLED, 0);                          \
+            else if (signal->mode == ABSOLUTE) WITH_MODE(rule, ABSOLUTE, 0);                       \
+            else WITH_MODE(rule, L2, 0);                                                           \
+        }                                                                                          \
+    } while (0)
+
+static void NAME(step_elements)(
+    int64_t count, REAL *params, const REAL *grads, REAL *firsts, REAL *seconds, REAL *shadows,
+    const NAME(Signal) *signal, REAL length, int rule, int blends) {
+    if (rule == ADAM) WITH_RULE(ADAM);
+    else if (rule == LION) WITH_RULE(LION);
+    else if (rule == CAUTIOUS) WITH_RULE(CAUTIOUS);
+    else WITH_RULE(SOFTSIGN);
+}
+
+#undef WITH_MODE
+#undef WITH_RULE
+
+/* The pull to the shadow alone, for what must see the pulled weights before it steps. */
+static void NAME(blend)(int64_t count, REAL *restrict params, REAL *restrict shadows,
+                        const NAME(Signal) *signal) {
+    for (int64_t index = 0; index < count; index++) {
+        REAL weight = params[index] * signal->stay + shadows[index] * signal->ratio;
+        shadows[index] = NAME(follow)(shadows[index], weight, signal->rate);
+        params[index] = weight;
+    }
+}
+
+/* The sum of the squared gradients of a block. */
+static double NAME(sum_of_squares)(int64_t count, const REAL *restrict grads,
+                                   const REAL *restrict params, const NAME(Signal) *signal) {
+    const REAL sign = signal->sign, weight_decay = signal->weight_decay;
+    REAL sum = 0;
+    if (signal->mode == L2) {
+#pragma omp simd reduction(+ : sum)
+        for (int64_t index = 0; index < count; index++) {
+            REAL grad = NAME(uphill)(grads[index], params[index], sign, weight_decay, L2);
+            sum += grad * grad;
+        }
+    } else {
+#pragma omp simd reduction(+ : sum)
+        for (int64_t index = 0; index < count; index++) sum += grads[index] * grads[index];
+    }
+    return sum;
+}

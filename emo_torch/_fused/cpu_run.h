@@ -1,0 +1,371 @@
+/* Included by cpu.c, once for each dtype: one step of all tensors, shared among threads. */
+
+/* What the threads share. A tensor of which several have a part is shared; its sums are kept by blocks. */
+typedef struct {
+    const Job *job;
+    const Rule *rule;
+    NAME(Signal) signal, vector_signal; /* the latter filters vectors where the rule has factors */
+    int64_t shares;                     /* into how many the elements are cut: one for each thread */
+    int64_t *starts;                    /* of each tensor, and the end of all */
+    int64_t longest;                    /* the most columns */
+    int64_t *squares_at, *columns_at;   /* where a shared tensor's sums begin, in the next two */
+    double *squares;                    /* of each block */
+    REAL *column_squares;               /* of each block, for each column */
+    double *sums;                       /* over columns, for each share */
+    REAL *means;                        /* of columns: for each share those of a whole tensor, those of the
+                                           shared one that begins there, and room for others */
+    int *keeps;                         /* whether a share's columns of its first and its last tensor, if
+                                           those are shared, are all kept by the filter */
+    REAL *norms;                        /* of gradients, smoothed: the new ones */
+    int blends_before;
+} NAME(Work);
+
+INLINE double *NAME(sums_of)(const NAME(Work) *work, int64_t own) {
+    return work->sums + own * work->longest;
+}
+
+INLINE REAL *NAME(means_of)(const NAME(Work) *work, int64_t own, int which) {
+    return work->means + (own * 3 + which) * work->longest;
+}
+
+static int NAME(has_factors)(const NAME(Work) *work, int64_t tensor) {
+    return work->rule->kind == FACTORS && work->job->columns[tensor] > 0;
+}
+
+static int NAME(needs_norm)(const NAME(Work) *work) {
+    return work->rule->kind == SOFTSIGN || work->rule->kind == REF;
+}
+
+/* The elements of a block of a tensor; where there are no sums, a line of cache or more. */
+INLINE int64_t NAME(unit_of)(const NAME(Work) *work, int64_t tensor) {
+    const int64_t columns = work->job->columns[tensor];
+    if (NAME(has_factors)(work, tensor)) return rows_of_block(columns) * columns;
+    return NAME(needs_norm)(work) ? VECTOR_BLOCK : 64;
+}
+
+INLINE int64_t NAME(blocks_of)(const NAME(Work) *work, int64_t tensor) {
+    const int64_t unit = NAME(unit_of)(work, tensor);
+    return (size_of(work->job, tensor) + unit - 1) / unit;
+}
+
+/* The elements of a tensor that belong to a share. */
+INLINE Share NAME(part_of)(const NAME(Work) *work, int64_t tensor, int64_t own) {
+    int64_t start = work->starts[tensor], size = size_of(work->job, tensor);
+    int64_t unit = NAME(unit_of)(work, tensor);
+    Share share = share_of(work->starts[work->job->tensors], own, work->shares);
+    Share part = {cut(share.begin, start, size, unit), cut(share.end, start, size, unit)};
+    return part;
+}
+
+/* The norm of the gradient of a shared tensor. */
+static REAL NAME(norm_of)(const NAME(Work) *work, int64_t tensor) {
+    const double *squares = work->squares + work->squares_at[tensor];
+    const int64_t blocks = NAME(blocks_of)(work, tensor);
+    double sum = 0;
+    for (int64_t block = 0; block < blocks; block++) sum += squares[block];
+    return (REAL)sqrt(sum);
+}
+
+#define POINTERS(work, tensor, from)                                                               \
+    const Job *job = (work)->job;                                                                  \
+    REAL *params = (REAL *)job->params[tensor] + (from);                                           \
+    REAL *grads = (REAL *)job->grads[tensor] + (from);                                             \
+    REAL *shadows = job->shadows ? (REAL *)job->shadows[tensor] + (from) : NULL;                   \
+    REAL *firsts = (REAL *)(work)->rule->first[tensor];                                            \
+    REAL *seconds = (REAL *)(work)->rule->second[tensor];                                          \
+    const int wakes = shadows != NULL && (work)->signal.ratio > 0;                                 \
+    const int blends = wakes && *job->shadows_exist[tensor] && !(work)->blends_before
+
+/* The step of a part of a tensor by a learning rate from the norm of its gradient. */
+static void NAME(finish_ref)(const NAME(Work) *work, int64_t tensor, Share part, REAL norm) {
+    const Job *job = work->job;
+    const REAL before = *(const REAL *)job->norms[tensor], factor = (REAL)job->norm_factor;
+    if (!isfinite(norm)) {
+        /* Nothing is changed. */
+        if (part.begin == 0) work->norms[tensor] = before;
+        return;
+    }
+    const REAL smoothed = before < 0 ? norm : (REAL)(1.0 - job->norm_factor) * before + factor * norm;
+    REAL lr = work->signal.lr * smoothed / (norm + (REAL)1e-12);
+    if (lr < (REAL)job->least_lr) lr = (REAL)job->least_lr;
+    if (lr > (REAL)job->most_lr) lr = (REAL)job->most_lr;
+    if (!(work->signal.lr > 0)) lr = 0;
+    int64_t from = part.begin;
+    NAME(step_ref)(part.end - from, (REAL *)job->params[tensor] + from,
+                   (const REAL *)job->grads[tensor] + from, (REAL *)work->rule->first[tensor] + from,
+                   (REAL *)work->rule->second[tensor] + from, &work->signal, lr,
+                   *(const REAL *)job->share, (REAL)job->injection_bound);
+    /* Written at the end: other threads still read the one before. */
+    if (part.begin == 0) work->norms[tensor] = smoothed;
+}
+
+/* The step of a part of a tensor, once all is known of the whole. */
+static void NAME(finish)(const NAME(Work) *work, int64_t tensor, Share part, REAL norm,
+                         const REAL *means, int keeps, int64_t own) {
+    if (work->rule->kind == REF) {
+        NAME(finish_ref)(work, tensor, part, norm);
+        return;
+    }
+    POINTERS(work, tensor, part.begin);
+    const REAL length = norm + work->signal.eps;
+    int64_t columns = job->columns[tensor], count = part.end - part.begin;
+    if (NAME(has_factors)(work, tensor)) {
+        if (!work->signal.keeps_all)
+            for (int64_t row = 0; row < count / columns; row++)
+                keeps &= !signbit(firsts[part.begin / columns + row]);
+        REAL *roots = NAME(means_of)(work, own, 2);
+        for (int64_t column = 0; column < columns; column++) roots[column] = SQRT(seconds[column]);
+        NAME(factor)(count / columns, columns, params, grads, firsts + part.begin / columns, roots,
+                     means, shadows, &work->signal, length, keeps, blends);
+        return;
+    }
+    const NAME(Signal) *signal = work->rule->kind == FACTORS ? &work->vector_signal : &work->signal;
+    int rule = work->rule->kind == FACTORS ? ADAM : (int)work->rule->kind;
+    NAME(step_elements)(count, params, grads, firsts + part.begin, seconds ? seconds + part.begin : NULL,
+                        shadows, signal, length, rule, blends);
+}
+
+/* The sums of a matrix, or of the part of one: by blocks where it is shared, else all of them, and the
+ * columns' means with them. Returns the sum of squares of what is whole. */
+static double NAME(begin_matrix)(const NAME(Work) *work, int64_t tensor, Share part, int64_t own,
+                                 int *keeps) {
+    POINTERS(work, tensor, part.begin);
+    const int64_t columns = job->columns[tensor], rows = (part.end - part.begin) / columns;
+    const int64_t unit = rows_of_block(columns), first_row = part.begin / columns;
+    const int is_whole = part.end - part.begin == size_of(job, tensor), ahead = rows * columns <= CACHED;
+    REAL *narrow = NAME(means_of)(work, own, 2);
+    double *sums = NAME(sums_of)(work, own), *block_squares = NULL, squares = 0;
+    (void)shadows, (void)blends;
+    if (is_whole) {
+        memset(sums, 0, sizeof(double) * (size_t)columns);
+    } else {
+        narrow = work->column_squares + work->columns_at[tensor] + first_row / unit * columns;
+        block_squares = work->squares + work->squares_at[tensor] + first_row / unit;
+    }
+    for (int64_t row = 0; row < rows; row += unit) {
+        const int64_t many = rows - row < unit ? rows - row : unit;
+        const double square = NAME(gather)(many, columns, params + row * columns, grads + row * columns,
+                                           firsts + first_row + row, narrow, &work->signal, ahead);
+        if (is_whole) {
+            for (int64_t column = 0; column < columns; column++) sums[column] += narrow[column];
+            squares += square;
+        } else {
+            narrow += columns;
+            *block_squares++ = square;
+        }
+    }
+    if (is_whole)
+        *keeps = NAME(settle_columns)(rows, columns, sums, NAME(means_of)(work, own, 0), seconds,
+                                      &work->signal);
+    return squares;
+}
+
+/* What can be done of a part before the other threads have seen theirs; all of it, for most. */
+static void NAME(begin)(const NAME(Work) *work, int64_t tensor, Share part, int64_t own) {
+    POINTERS(work, tensor, part.begin);
+    const int64_t count = part.end - part.begin;
+    const int is_whole = count == size_of(job, tensor);
+    if (wakes && !*job->shadows_exist[tensor]) memcpy(shadows, params, sizeof(REAL) * (size_t)count);
+    else if (wakes && work->blends_before) NAME(blend)(count, params, shadows, &work->signal);
+    (void)blends, (void)firsts, (void)seconds;
+    double squares = 0;
+    int keeps = 1;
+    if (NAME(has_factors)(work, tensor)) {
+        squares = NAME(begin_matrix)(work, tensor, part, own, &keeps);
+    } else if (NAME(needs_norm)(work)) {
+        double *kept = is_whole ? NULL : work->squares + work->squares_at[tensor] + part.begin / VECTOR_BLOCK;
+        for (int64_t block = 0; block < count; block += VECTOR_BLOCK) {
+            const int64_t many = count - block < VECTOR_BLOCK ? count - block : VECTOR_BLOCK;
+            const double square = NAME(sum_of_squares)(many, grads + block, params + block, &work->signal);
+            if (is_whole) squares += square;
+            else *kept++ = square;
+        }
+    } else {
+        NAME(finish)(work, tensor, part, 0, NULL, 1, own);
+        return;
+    }
+    if (is_whole)
+        NAME(finish)(work, tensor, part, (REAL)sqrt(squares), NAME(means_of)(work, own, 0), keeps, own);
+}
+
+/* The share that a shared tensor begins in. */
+INLINE int64_t NAME(owner_of)(const NAME(Work) *work, int64_t tensor, int64_t own) {
+    while (NAME(part_of)(work, tensor, own).begin > 0) own--;
+    return own;
+}
+
+/* Some columns of a shared tensor: as many for each share that has a part of it. */
+static void NAME(join)(const NAME(Work) *work, int64_t tensor, int64_t own) {
+    const int64_t columns = work->job->columns[tensor], blocks = NAME(blocks_of)(work, tensor);
+    const int64_t owner = NAME(owner_of)(work, tensor, own);
+    int64_t before = 0, parts = 0;
+    for (int64_t other = owner; other < work->shares; other++) {
+        const Share part = NAME(part_of)(work, tensor, other);
+        if (part.end <= part.begin) continue;
+        before += other < own;
+        parts++;
+    }
+    const int64_t first = columns * before / parts, many = columns * (before + 1) / parts - first;
+    const REAL *narrow = work->column_squares + work->columns_at[tensor] + first;
+    double *sums = NAME(sums_of)(work, own);
+    memset(sums, 0, sizeof(double) * (size_t)many);
+    for (int64_t block = 0; block < blocks; block++, narrow += columns)
+        for (int64_t column = 0; column < many; column++) sums[column] += narrow[column];
+    work->keeps[2 * own + (own == owner)] =
+        NAME(settle_columns)(work->job->rows[tensor], many, sums, NAME(means_of)(work, owner, 1) + first,
+                             (REAL *)work->rule->second[tensor] + first, &work->signal);
+}
+
+/* The step of a part of a shared tensor, once its columns are joined. */
+static void NAME(finish_shared)(const NAME(Work) *work, int64_t tensor, Share part, int64_t own) {
+    const REAL norm = NAME(norm_of)(work, tensor);
+    if (!NAME(has_factors)(work, tensor)) {
+        NAME(finish)(work, tensor, part, norm, NULL, 1, own);
+        return;
+    }
+    const int64_t owner = NAME(owner_of)(work, tensor, own);
+    int keeps = 1;
+    for (int64_t other = owner; other < work->shares; other++) {
+        const Share theirs = NAME(part_of)(work, tensor, other);
+        if (theirs.end > theirs.begin) keeps &= work->keeps[2 * other + (other == owner)];
+    }
+    NAME(finish)(work, tensor, part, norm, NAME(means_of)(work, owner, 1), keeps, own);
+}
+
+static int64_t NAME(first_tensor)(const NAME(Work) *work, int64_t at) {
+    int64_t low = 0, high = work->job->tensors;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (work->starts[middle + 1] <= at) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+/* Finds the shared tensors, and how much room their sums need. */
+static void NAME(find_shared)(NAME(Work) *work, size_t *squares, size_t *column_squares) {
+    const int64_t total = work->starts[work->job->tensors];
+    int64_t last = -1;
+    *squares = *column_squares = 0;
+    for (int64_t own = 1; own < work->shares; own++) {
+        const int64_t tensor = NAME(first_tensor)(work, share_of(total, own, work->shares).begin);
+        if (tensor <= last || tensor >= work->job->tensors || NAME(part_of)(work, tensor, own).begin <= 0)
+            continue;
+        const size_t blocks = (size_t)NAME(blocks_of)(work, tensor);
+        last = tensor;
+        work->squares_at[tensor] = (int64_t)*squares;
+        work->columns_at[tensor] = (int64_t)*column_squares;
+        if (NAME(has_factors)(work, tensor))
+            *column_squares += blocks * (size_t)work->job->columns[tensor];
+        if (NAME(has_factors)(work, tensor) || NAME(needs_norm)(work)) *squares += blocks;
+    }
+}
+
+static void NAME(run)(const NAME(Work) *work) {
+    const int64_t total = work->starts[work->job->tensors];
+#pragma omp parallel num_threads((int)work->shares)
+    {
+        /* There may be fewer threads than were asked for. */
+        const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+#define EACH_PART                                                                                  \
+    for (int64_t own = thread; own < work->shares; own += threads) {                               \
+        const Share share = share_of(total, own, work->shares);                                    \
+        for (int64_t tensor = NAME(first_tensor)(work, share.begin);                               \
+             tensor < work->job->tensors && work->starts[tensor] < share.end; tensor++) {          \
+            const Share part = NAME(part_of)(work, tensor, own);                                   \
+            if (part.end <= part.begin) continue;
+#define EACH_SHARED_PART                                                                           \
+        EACH_PART                                                                                  \
+            if (part.end - part.begin == size_of(work->job, tensor)) continue;
+#define END }}
+        EACH_PART
+            NAME(begin)(work, tensor, part, own);
+        END
+#pragma omp barrier
+        if (work->rule->kind == FACTORS) {
+            EACH_SHARED_PART
+                if (NAME(has_factors)(work, tensor)) NAME(join)(work, tensor, own);
+            END
+#pragma omp barrier
+        }
+        if (work->rule->kind == FACTORS || NAME(needs_norm)(work)) {
+            EACH_SHARED_PART
+                if (NAME(has_factors)(work, tensor) || NAME(needs_norm)(work))
+                    NAME(finish_shared)(work, tensor, part, own);
+            END
+        }
+#undef EACH_PART
+#undef EACH_SHARED_PART
+#undef END
+    }
+}
+
+/* Takes the step; returns 0, or 1 where memory was wanting, before anything changed. */
+int NAME(emo_step)(const Job *job) {
+    NAME(Work) work = {.job = job, .longest = 1};
+    const Rule *rule = work.rule = &job->rule[choice(job->chosen, job->rules)];
+    const REAL tolerance = *(const REAL *)job->tolerance;
+    NAME(Signal) *signal = &work.signal;
+    signal->sign = job->maximize ? -1 : 1;
+    signal->scale = job->filter == KEEP_ALL ? 1 : *(const REAL *)job->scale;
+    signal->lr = *(const REAL *)job->lr;
+    signal->weight_decay = (REAL)job->weight_decay;
+    signal->ratio = *(const REAL *)job->ratio;
+    signal->stay = 1 - signal->ratio;
+    signal->rate = (REAL)job->shadow_rate;
+    signal->keeps_all = job->filter == KEEP_ALL || job->filter == KEEP_MATRICES;
+    signal->bound = signal->row_bound = tolerance * tolerance * tolerance;
+    signal->mode = (int)job->mode;
+    signal->b1 = (REAL)rule->b1;
+    signal->c1 = (REAL)(1.0 - rule->b1);
+    signal->b2 = (REAL)rule->b2;
+    signal->c2 = (REAL)(1.0 - rule->b2);
+    signal->eps = (REAL)rule->eps;
+    signal->first_step =
+        job->first_steps ? job->first_step[choice(job->chosen_first, job->first_steps)] : NO_FIRST;
+    work.vector_signal = *signal;
+    work.vector_signal.keeps_all = job->filter == KEEP_ALL;
+    /* There the filter is strict: at least the next number. */
+    work.vector_signal.bound = NEXT(tolerance * SQRT(tolerance), (REAL)INFINITY);
+    work.blends_before = signal->mode == L2 && rule->kind == FACTORS;
+    work.blends_before |= signal->mode == L2 && rule->kind == SOFTSIGN;
+
+    for (int64_t tensor = 0; tensor < job->tensors; tensor++)
+        if (job->columns[tensor] > work.longest) work.longest = job->columns[tensor];
+    if (rule->kind != FACTORS) work.longest = 1;
+    work.shares = job->threads;
+    const size_t shares = (size_t)job->threads, tensors = (size_t)job->tensors;
+    size_t squares = 0, column_squares = 0;
+    work.starts = malloc(sizeof(int64_t) * (tensors + 1));
+    work.squares_at = malloc(sizeof(int64_t) * (tensors + 1));
+    work.columns_at = malloc(sizeof(int64_t) * (tensors + 1));
+    work.sums = malloc(sizeof(double) * shares * (size_t)work.longest);
+    work.means = malloc(sizeof(REAL) * shares * 3 * (size_t)work.longest);
+    work.keeps = calloc(2 * shares, sizeof(int));
+    work.norms = calloc(tensors + 1, sizeof(REAL));
+    int fails = !work.starts || !work.squares_at || !work.columns_at || !work.sums || !work.means ||
+                !work.keeps || !work.norms;
+    if (!fails) {
+        int64_t end = work.starts[0] = 0;
+        for (int64_t tensor = 0; tensor < job->tensors; tensor++)
+            work.starts[tensor + 1] = end += size_of(job, tensor);
+        NAME(find_shared)(&work, &squares, &column_squares);
+        work.squares = malloc(sizeof(double) * (squares + 1));
+        work.column_squares = malloc(sizeof(REAL) * (column_squares + 1));
+        fails = !work.squares || !work.column_squares;
+    }
+    if (!fails) {
+        NAME(run)(&work);
+        if (job->shadows != NULL && signal->ratio > 0)
+            for (int64_t tensor = 0; tensor < job->tensors; tensor++) *job->shadows_exist[tensor] = 1;
+        if (rule->kind == REF)
+            for (int64_t tensor = 0; tensor < job->tensors; tensor++)
+                *(REAL *)job->norms[tensor] = work.norms[tensor];
+    }
+    void *rooms[] = {work.starts, work.squares_at, work.columns_at,     work.sums, work.means,
+                     work.keeps,  work.norms,      work.column_squares, work.squares};
+    for (size_t room = 0; room < sizeof(rooms) / sizeof(*rooms); room++) free(rooms[room]);
+    return fails;
+}
+
+#undef POINTERS
