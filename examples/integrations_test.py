@@ -40,6 +40,12 @@ def test_an_example_of_optax_alone_trains_in_each_way(
     assert capsys.readouterr().out.count("loss ") == 3
 
 
+def test_the_example_of_injected_hyperparameters_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    first, last = example("inject_hyperparams", "optax").main()
+    assert last < 0.9 * first
+    assert capsys.readouterr().out.startswith("loss ")
+
+
 # Orbax asks the event loop of asyncio for its threads.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:orbax")
 def test_the_example_of_orbax_resumes_bit_for_bit(capsys: pytest.CaptureFixture[str]) -> None:
