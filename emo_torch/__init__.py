@@ -1,5 +1,6 @@
 """The Emo optimizers for PyTorch: optimizers that read the loss."""
 
+from emo_torch._any_optimizer import Emotional as Emotional
 from emo_torch._bridge import ARRAYS_VERSION as ARRAYS_VERSION
 from emo_torch._bridge import from_arrays as from_arrays
 from emo_torch._bridge import load_arrays as load_arrays
@@ -30,7 +31,6 @@ from emo_torch._emotion import EmotionState as EmotionState
 from emo_torch._emotion import feel as feel
 from emo_torch._emotion import init_emotion as init_emotion
 from emo_torch._emotional import EmoOptimizer as EmoOptimizer
-from emo_torch._emotional import Emotional as Emotional
 from emo_torch._emotional import LossOptimizer as LossOptimizer
 from emo_torch._errors import CheckpointError as CheckpointError
 from emo_torch._errors import LossMissingError as LossMissingError
