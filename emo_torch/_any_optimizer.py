@@ -1,8 +1,7 @@
 """Any optimizer of PyTorch made emotional: `Emotional`, which holds it and steps it."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,18 +9,16 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from emo_torch._accumulation import CollectedLosses
+from emo_torch._around_inner import AroundInner
 from emo_torch._emotional import (
-    SHARED_OPTIONS,
     EmoOptimizer,
     Feeling,
     Group,
     LossOptimizer,
-    State,
     use_foreach,
 )
 from emo_torch._fused.plan import Seen
 from emo_torch._inner_check import Manner, manner_of
-from emo_torch._inner_state import SHADOW, as_standard, join, split, unshare
 from emo_torch._inner_step import (
     Averages,
     Copies,
@@ -43,15 +40,15 @@ from emo_torch._validation import (
     check_factor,
     check_flag,
     check_function,
-    check_group_form,
     check_inner,
     check_not_negative,
     check_shadow_ratio,
-    check_state_form,
 )
 
+__all__ = ["Emotional", "scale_change"]
 
-class Emotional(EmoOptimizer):
+
+class Emotional(AroundInner):
     r"""Makes any optimizer of PyTorch emotional.
 
     One emotion, felt once a step; with the shadow, `inner` steps from the blended parameters
@@ -112,7 +109,6 @@ class Emotional(EmoOptimizer):
     Source: EmoSens v2.0 by muooon.
     """
 
-    inner: Optimizer
     _loss: Tensor | None = None
     _closure: Callable[[], Any] | None = None
     _undo: "list[Callable[[], None]] | None" = None
@@ -183,7 +179,7 @@ class Emotional(EmoOptimizer):
         self._share_memory(self.first_memory(), self._device())
 
     def _choose_way(self, through_lr: bool | None) -> bool | None:
-        """Returns whether steps are scaled through lr; `None` for: where that needs no wait for a device."""
+        """Returns whether steps are scaled through lr; `None`: where no device has to be waited for."""
         name, manner = type(self.inner).__name__, self._manner
         have_rates = all("lr" in group for group in self.inner.param_groups)
         if through_lr and not have_rates:
@@ -194,9 +190,9 @@ class Emotional(EmoOptimizer):
             return through_lr
         if self._follows_parameters() and not (manner.obeys_rate and have_rates):
             raise ValueError(
-                f"{name} keeps track of where it moved the parameters ({', '.join(manner.follows)}), and its "
-                "next step does not obey a changed lr: a part of its step would spoil its memory. Choose "
-                "another optimizer, or pass through_lr=False if you know that what it keeps does no harm."
+                f"{name} keeps track of where it moved the parameters ({', '.join(manner.follows)}), "
+                "and its next step does not obey a changed lr: a part of its step would spoil its memory. "
+                "Choose another optimizer, or pass through_lr=False if what it keeps does no harm."
             )
         if self._follows_parameters():
             return True
@@ -205,41 +201,6 @@ class Emotional(EmoOptimizer):
     def _follows_parameters(self) -> bool:
         # The average of ASGD is corrected after each step.
         return bool(self._manner.follows) and not isinstance(self.inner, torch.optim.ASGD)
-
-    @property
-    def rule(self) -> str:  # type: ignore[override]
-        """None of `_rules`; what asks for one is for the family alone."""
-        raise ValueError(
-            f"The state of {type(self.inner).__name__} has no plain arrays that emo_optax could read: "
-            "save its state_dict()"
-        )
-
-    @property
-    def param_groups(self) -> list[Group]:  # type: ignore[override]
-        """The groups of the inner optimizer."""
-        return self.inner.param_groups
-
-    @property
-    def state(self) -> Any:  # type: ignore[override]
-        """The state of the inner optimizer."""
-        return self.inner.state
-
-    def __getattr__(self, name: str) -> Any:
-        """Hands on what the inner optimizer has and this one lacks, such as `train` and `eval`."""
-        inner = self.__dict__.get("inner")
-        # An optimizer further inside is not handed on: `unwrap` would go past this one.
-        if name.startswith("_") or inner is None or isinstance(getattr(inner, name, None), Optimizer):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(inner, name)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Resets the gradients as the inner optimizer does, and forgets the losses that go with them.
-
-        Args:
-            set_to_none: whether gradients become `None`, and not 0.
-        """
-        self._collected.discard()
-        self.inner.zero_grad(set_to_none=set_to_none)
 
     # The step.
 
@@ -251,9 +212,10 @@ class Emotional(EmoOptimizer):
         try:
             return super().step_with(closure, loss, **beside)
         except BaseException as error:
-            for undo in reversed(self._undo or []):
+            undone: list[Callable[[], None]] = self._undo or []
+            for undo in reversed(undone):
                 undo()
-            if self._undo and self._manner.needs_closure and closure is None:
+            if undone and self._manner.needs_closure and closure is None:
                 error.add_note(
                     f"A step of {type(self.inner).__name__} needs a closure that computes the gradients "
                     "again: give it to Emotional.step(closure). It is called once for the loss, and once "
@@ -267,7 +229,7 @@ class Emotional(EmoOptimizer):
         """Takes in the loss, and keeps it for an inner optimizer that reads it, too."""
         self._loss = loss
         memory, collected = self._memory, vars(self._collected).copy()
-        if not [*map(_place, self._spare)] == [*map(_place, memory)]:
+        if [*map(_place, self._spare)] != [*map(_place, memory)]:
             self._spare = tuple(tensor.clone() for tensor in memory)
         torch._foreach_copy_(self._spare, memory)
 
@@ -328,8 +290,7 @@ class Emotional(EmoOptimizer):
             for group, _ in moved
         )
         return rates_are_here and all(
-            (group["theta"] == 0.0
-            and self._keep is keep_elements)
+            (group["theta"] == 0.0 and self._keep is keep_elements)
             or all(
                 param.device.type == "cpu" or keeps_all(self._keep, param, group["theta"])
                 for param in params
@@ -377,23 +338,7 @@ class Emotional(EmoOptimizer):
         rate, foreach = group["shadow_rate"], use_foreach(params, group)
         blend(params, states, feeling.shadow_ratio, shadow_rate=rate, foreach=foreach)
 
-    @contextmanager
-    def _shadows_apart(self) -> Iterator[dict[Tensor, State]]:
-        """Takes the shadows out of the state: some optimizers begin theirs only where it is empty."""
-        shadows: dict[Tensor, State] = {}
-        for param in self._params():
-            state = self.state.get(param, {})
-            if "shadow" in state:
-                shadows[param] = {name: state.pop(name) for name in SHADOW}
-                if not state:
-                    del self.state[param]
-        try:
-            yield shadows
-        finally:
-            for param, shadow in shadows.items():
-                self.state.setdefault(param, {}).update(shadow)
-
-    # Groups and state.
+    # Options.
 
     def check_options(self, options: Group) -> None:
         """Raises a `ValueError` for an option of a group that is out of its range."""
@@ -407,109 +352,13 @@ class Emotional(EmoOptimizer):
         if options["use_shadow"] and self._follows_parameters():
             raise ValueError(
                 f"{type(self.inner).__name__} keeps track of where it moved the parameters "
-                f"({', '.join(self._manner.follows)}), and use_shadow=True would move them in between: leave "
-                "use_shadow False"
+                f"({', '.join(self._manner.follows)}), and use_shadow=True would move them in between: "
+                "leave use_shadow False"
             )
-
-    def add_param_group(self, param_group: Group) -> None:
-        """Adds a group of parameters, which shares the emotion that the others have.
-
-        Args:
-            param_group: the parameters under `"params"`, and options of their own.
-
-        Raises:
-            ValueError: for an option out of its range, or one that belongs to the one emotion and
-                differs from the other groups'.
-        """
-        check_group_form(param_group)
-        first = self.param_groups[0] if self.param_groups else self._options
-        shared = {name: first[name] for name in SHARED_OPTIONS if name in self._options}
-        if isinstance(param_group, dict):
-            self.check_options({**self.defaults, **shared, **param_group})
-            self._check_shared_options({**self.defaults, **shared, **param_group}, first)
-        self.inner.add_param_group(param_group)
-        for name, value in {**self._options, **shared}.items():
-            self.param_groups[-1].setdefault(name, value)
-        self._share_memory(self._memory, self._memory[0].device)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns what the inner optimizer saves, with emotion and shadows beside it.
-
-        They stand under their names in `"param_groups"` and `"state"`; if the inner optimizer saves no such
-        parts, under `"emotion"` and `"shadows"`.
-        """
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
-        with self._shadows_apart() as shadows:
-            saved = self.inner.state_dict()
-        names = (*self._options, *self.memory_names())
-        ours = [{name: group[name] for name in names} for group in self.param_groups]
-        params = [list(group["params"]) for group in self.param_groups]
-        saved = join(saved, ours, params, shadows)
-        for after in self._optimizer_state_dict_post_hooks.values():
-            changed = after(self, saved)
-            saved = saved if changed is None else changed
-        return saved
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state; also one of the inner optimizer alone, which leaves the emotion as it is.
-
-        The inner optimizer loads its part itself, by its own rules about dtypes and devices.
-
-        Args:
-            state_dict: what `state_dict()` returned; it is not changed.
-
-        Raises:
-            ValueError: before anything is changed, if the state lacks a part of the emotion, or shadows have
-                other shapes; and what the inner optimizer raises.
-        """
-        loaded = state_dict.copy() if isinstance(state_dict, Mapping) else state_dict
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            changed = before(self, loaded)
-            loaded = loaded if changed is None else changed
-        names = (*self._options, *self.memory_names())
-        check_state_form(type(self).__name__, as_standard(loaded))
-        theirs, ours = split(loaded, names)
-        self._check_state_dict(ours)
-        here = [{name: group[name] for name in names} for group in self.param_groups]
-        with self._shadows_apart() as shadows:
-            self.inner.load_state_dict(theirs)
-            unshare(self.state, theirs)
-            shadows.clear()
-            shadows.update(self._own_shadows(ours))
-            for group, old, new in zip(self.param_groups, here, ours["param_groups"], strict=True):
-                group.update({**old, **{name: new[name] for name in names if name in new}})
-        self._share_memory(self.memory_of(self.param_groups[0]), self._device())
-        for after in self._optimizer_load_state_dict_post_hooks.values():
-            after(self)
-
-    def _own_shadows(self, loaded: dict[str, Any]) -> dict[Tensor, State]:
-        """Returns loaded shadows as tensors of their own where their parameters are."""
-        return {
-            param: {name: saved[name].detach().to(device=param.device, copy=True) for name in SHADOW}
-            for param, saved in self._saved_params(loaded)
-        }
-
-    def moment_names(self, param: Tensor) -> tuple[str, ...]:  # noqa: ARG002
-        """Returns no names: the moments are the inner optimizer's."""
-        return ()
-
-    def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:  # noqa: ARG002
-        """Returns no moments: they are the inner optimizer's."""
-        return {}
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("defaults", "inner", "_options", "_keep", "_shadow_ratio_of", "_replicas", "_manner")
         return {name: self.__dict__[name] for name in (*names, "_through_lr")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        Optimizer.__setstate__(self, state)
-        self._collected = CollectedLosses()
-        self._share_memory(self.memory_of(self.param_groups[0]), self._device())
-
-    def __repr__(self) -> str:
-        name = type(self.inner).__name__
-        return super().__repr__().replace("Emotional (", f"Emotional {name} (", 1)
 
 
 def _place(tensor: Tensor) -> tuple[torch.device, torch.dtype]:

@@ -5,11 +5,9 @@ options and attributes, without hooks, whose parameters have a few elements each
 steps with fixed gradients. The result is cached for each class and its options.
 """
 
-import copy
 import random
 import warnings
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -18,6 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from emo_torch._emotional import LossOptimizer
+from emo_torch._stand_in import numbers_of, stand_in, tensors_of
 
 STEPS = 12
 RATES = (1e-3, 1.0, 30.0)
@@ -113,27 +112,38 @@ def _key(inner: Optimizer) -> str:
 
 
 def _examine(inner: Optimizer) -> Manner:
+    """Returns the findings in float64; if those are not linear by roundings alone, perhaps, in float32."""
+    first = None
     for dtype in TOLERANCES:
-        for is_seeded in (False, True):
-            for needs_closure in (False, True):
+        found = _examine_in(inner, dtype)
+        if found is not None and (found.is_linear or found.follows):
+            return found
+        first = first or found
+    return first or Manner()
 
-                def walk(
-                    rate: float,
-                    shares: tuple[float, ...],
-                    dtype: torch.dtype = dtype,
-                    is_seeded: bool = is_seeded,
-                    needs_closure: bool = needs_closure,
-                    **given: Any,
-                ) -> _Walk:
-                    twin = _stand_in(inner, dtype, given.pop("shift", 0.0), is_seeded=is_seeded)
-                    return _walk(twin, rate, shares, needs_closure=needs_closure, **given)
 
-                try:
-                    with _in_peace(inner):
-                        return _compare(walk, dtype)._replace(needs_closure=needs_closure)
-                except Exception:  # noqa: BLE001, S112: foreign code may raise anything.
-                    continue
-    return Manner()
+def _examine_in(inner: Optimizer, dtype: torch.dtype) -> Manner | None:
+    """Returns the findings in one dtype, or `None` if the stand-in could not be built or stepped."""
+    for is_seeded in (False, True):
+        for needs_closure in (False, True):
+
+            def walk(
+                rate: float,
+                shares: tuple[float, ...],
+                shift: float = 0.0,
+                is_seeded: bool = is_seeded,
+                needs_closure: bool = needs_closure,
+                through_rate: bool = False,
+            ) -> _Walk:
+                twin = stand_in(inner, dtype, shift, is_seeded=is_seeded)
+                return _walk(twin, rate, shares, needs_closure=needs_closure, through_rate=through_rate)
+
+            try:
+                with _Peace(inner):
+                    return _compare(walk, dtype)._replace(needs_closure=needs_closure)
+            except Exception:  # Foreign code may raise anything.
+                continue
+    return None
 
 
 def _compare(walk: Callable[..., _Walk], dtype: torch.dtype) -> Manner:
@@ -152,7 +162,11 @@ def _compare(walk: Callable[..., _Walk], dtype: torch.dtype) -> Manner:
     ]
     if not is_linear:
         slow = walk(RATES[0], SHARES, through_rate=True)
-        follows += [name for name, value in here.numbers.items() if slow.numbers.get(name, value) != value]
+        rates = {RATES[0] * share for share in SHARES}
+        pairs = {name: (value, slow.numbers.get(name, value)) for name, value in here.numbers.items()}
+        # What is a record of the learning rate depends on it without keeping track of anything.
+        records = {name for name, pair in pairs.items() if pair[0] == RATES[0] and pair[1] in rates}
+        follows += [name for name, pair in pairs.items() if pair[0] != pair[1] and name not in records]
 
     ahead = (1.0,) * (STEPS - 1)
     full, half = walk(RATES[0], (*ahead, 1.0)), walk(RATES[0], (*ahead, 0.5), through_rate=True)
@@ -167,12 +181,13 @@ def _is_same_way(ours: list[Tensor], theirs: list[Tensor], relative: float, abso
     moved = torch.zeros_like(start)
     for index in range(1, len(ours)):
         if not (ours[index].isfinite().all() and theirs[index].isfinite().all()):
-            return None if index == 1 else True if moved.max() > 0 else None
+            return True if moved.max() > 1e3 * absolute else None
         moved = torch.maximum(moved, (ours[index] - ours[index - 1]).abs())
         size = torch.maximum(start.abs(), ours[index].abs())
         if ((ours[index] - theirs[index]).abs() > relative * moved + absolute * (1 + size)).any():
             return False
-    return True if moved.max() > 0 else None
+    # Steps that are as small as roundings show nothing.
+    return True if moved.max() > 1e3 * absolute else None
 
 
 def _is_shifted(here: Tensor, there: Tensor | None) -> bool:
@@ -183,12 +198,9 @@ def _is_shifted(here: Tensor, there: Tensor | None) -> bool:
     return bool(((shift - SHIFT).abs() < 0.05 * SHIFT).all())
 
 
-def _in_peace(inner: Optimizer) -> Any:
-    """Returns a context in which a stand-in steps without a trace: no warnings, random numbers or hooks."""
-    return _Peace(inner)
-
-
 class _Peace:
+    """A context in which a stand-in leaves no trace: no warnings, random numbers, hooks or compiling."""
+
     def __init__(self, inner: Optimizer) -> None:
         devices = {param.device for group in inner.param_groups for param in group["params"]}
         self._cuda = [device for device in devices if device.type == "cuda"]
@@ -232,9 +244,9 @@ def _walk(
         twin.train()  # type: ignore[attr-defined]
     torch.manual_seed(0)
     random.seed(0)
-    groups = list(_groups(twin))
+    groups = twin.param_groups
     params = list(dict.fromkeys(param for group in groups for param in group["params"]))
-    before_numbers = dict(_numbers(twin))
+    before_numbers = dict(numbers_of(twin))
     places = [_together(params)]
     for step in range(STEPS):
         share = shares[step % len(shares)]
@@ -253,10 +265,10 @@ def _walk(
         places.append(_together(params))
     numbers = {
         name: value
-        for name, value in _numbers(twin)
+        for name, value in numbers_of(twin)
         if value != before_numbers.get(name) and not name.endswith((".lr", ".initial_lr"))
     }
-    kept = {name: tensor for name, tensor in _tensors(twin, set(map(id, params)))}
+    kept = dict(tensors_of(twin, params))
     return _Walk(places, kept, numbers)
 
 
@@ -269,7 +281,7 @@ def _step(twin: Optimizer, params: list[Tensor], step: int, *, needs_closure: bo
             _give_gradients(params, step)
             return torch.ones((), device=params[0].device)
 
-        twin.step(closure)
+        twin.step(closure)  # type: ignore[arg-type]
     else:
         twin.step()
 
@@ -284,116 +296,3 @@ def _give_gradients(params: list[Tensor], step: int) -> None:
 
 def _together(params: list[Tensor]) -> Tensor:
     return torch.cat([param.detach().double().cpu().reshape(-1) for param in params])
-
-
-# Building a stand-in.
-
-
-def _stand_in(inner: Optimizer, dtype: torch.dtype, shift: float, *, is_seeded: bool) -> Optimizer:
-    """Returns a copy of an optimizer with tiny parameters, without its hooks.
-
-    The state is empty; seeded, it has what stands for each state tensor of a parameter's shape: the tiny
-    parameter itself where both are equal, else zeros.
-    """
-    memo: dict[int, Any] = {}
-    made: dict[tuple[int, int, str], torch.nn.Parameter] = {}
-    generator = torch.Generator().manual_seed(1)
-    for index, group in enumerate(inner.param_groups):
-        for param in group["params"]:
-            device = "cpu" if param.device.type == "meta" else str(param.device)
-            key = (index, param.ndim, device)
-            if key not in made:
-                values = torch.randn(
-                    (4, 3, 2, 2, 2)[: param.ndim], generator=generator, dtype=torch.float64
-                )
-                made[key] = torch.nn.Parameter((values + shift).to(device=device, dtype=dtype))
-            memo[id(param)] = made[key]
-    return _copy(inner, memo, is_seeded=is_seeded)
-
-
-def _copy(inner: Optimizer, memo: dict[int, Any], *, is_seeded: bool) -> Optimizer:
-    if id(inner) in memo:
-        twin: Optimizer = memo[id(inner)]
-        return twin
-    twin = object.__new__(type(inner))
-    memo[id(inner)] = twin
-    for value in vars(inner).values():
-        for each in _optimizers(value):
-            _copy(each, memo, is_seeded=is_seeded)
-    for group in inner.param_groups:
-        memo[id(group["params"])] = list(dict.fromkeys(memo[id(param)] for param in group["params"]))
-    if id(inner.state) not in memo:
-        state: Any = defaultdict(dict)
-        for param, kept in inner.state.items() if is_seeded else ():
-            if id(param) in memo and isinstance(kept, dict):
-                state[memo[id(param)]] = {name: _tiny(value, param, memo) for name, value in kept.items()}
-        memo[id(inner.state)] = state
-    for name, value in vars(inner).items():
-        if name.startswith("_optimizer_") and name.endswith("_hooks"):
-            twin.__dict__[name] = OrderedDict()
-        elif name != "step":  # Schedulers put a function there that steps the optimizer itself.
-            twin.__dict__[name] = copy.deepcopy(value, memo)
-    return twin
-
-
-def _tiny(value: Any, param: Tensor, memo: dict[int, Any]) -> Any:
-    if not isinstance(value, Tensor) or value.shape != param.shape:
-        return copy.deepcopy(value, memo)
-    tiny: Tensor = memo[id(param)].detach()
-    return tiny.clone() if torch.equal(value, param.detach()) else torch.zeros_like(tiny)
-
-
-# Looking into a stand-in.
-
-
-def _optimizers(value: Any) -> Iterator[Optimizer]:
-    if isinstance(value, Optimizer):
-        yield value
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _optimizers(each)
-
-
-def _groups(twin: Optimizer) -> Iterator[dict[str, Any]]:
-    """Yields the groups whose learning rate a user would change."""
-    yield from twin.param_groups
-
-
-def _numbers(twin: Optimizer) -> Iterator[tuple[str, float]]:
-    """Yields the numbers that an optimizer keeps in its groups and attributes."""
-    places = [(f"group {index}", group) for index, group in enumerate(twin.param_groups)]
-    for place, values in [*places, ("self", vars(twin))]:
-        for name, value in values.items():
-            is_one = isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta
-            if (is_one or isinstance(value, int | float)) and not isinstance(value, bool):
-                yield f"{place}.{name}", float(value)
-
-
-def _tensors(twin: Optimizer, params: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Yields the tensors that an optimizer keeps, the parameters left out, each with the names to it."""
-    seen = set(params)
-
-    def look(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-        if id(value) in seen:
-            return
-        seen.add(id(value))
-        if isinstance(value, Tensor):
-            if type(value) in (Tensor, torch.nn.Parameter):
-                yield name, value.detach()
-        elif isinstance(value, dict):
-            for key, each in value.items():
-                yield from look(key if isinstance(key, str) else name, each)
-        elif isinstance(value, list | tuple):
-            for each in value:
-                yield from look(name, each)
-        elif isinstance(value, Optimizer):
-            yield from look(name, vars(value))
-
-    states = twin.state
-    for index, state in enumerate(states.values()):
-        for name, tensor in look("", state):
-            yield f"{index}.{name}", tensor
-    for name, value in vars(twin).items():
-        if name not in ("param_groups", "defaults"):
-            for inside, tensor in look(name, value):
-                yield f"self.{inside}", tensor

@@ -1,4 +1,4 @@
-"""How `Emotional` lets the optimizer inside go a part of its way: by its learning rate, or after the step."""
+"""How the optimizer inside goes a part of its way: by its learning rate, or back after the step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,29 +137,37 @@ def put_back(resting: list[Resting]) -> None:
 class RestingBeside:
     """The same elements of what an optimizer keeps about where its parameters are, beside them.
 
-    A schedule-free optimizer, for example, keeps where it would be without averaging: there, too, an element
-    must rest, or the two come apart.
+    A schedule-free optimizer, for example, keeps where it would be without averaging: there, too, an
+    element must rest, or the two come apart.
     """
 
     def __init__(self, resting: list[Resting], names: set[str], states: Any) -> None:
         self._known: list[Resting] = []
         self._new: list[tuple[Resting, str]] = []
         for each in resting:
-            state = states.get(each.owner, {})
+            found = dict(_named_tensors(states.get(each.owner, {}), names))
             for name in names:
-                value = state.get(name)
-                if isinstance(value, Tensor) and value.shape == each.owner.shape:
-                    self._known.append(rest(value, each.mask))
-                elif value is None:
+                if name not in found:
                     self._new.append((each, name))
+                elif found[name].shape == each.owner.shape:
+                    self._known.append(rest(found[name], each.mask))
 
     def put_back(self, states: Any) -> None:
         """Gives the elements what they were, or the parameter's where they began in this very step."""
         put_back(self._known)
         for each, name in self._new:
-            value = states.get(each.owner, {}).get(name)
-            if isinstance(value, Tensor) and value.shape == each.owner.shape:
-                put_back([each._replace(owner=value, values=each.values.to(value.dtype))])
+            for _, tensor in _named_tensors(states.get(each.owner, {}), {name}):
+                if tensor.shape == each.owner.shape:
+                    put_back([each._replace(owner=tensor, values=each.values.to(tensor.dtype))])
+
+
+def _named_tensors(state: Any, names: set[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors of a state, however deep, that have one of the names."""
+    for name, value in state.items():
+        if isinstance(value, Tensor) and name in names:
+            yield name, value
+        elif isinstance(value, dict):
+            yield from _named_tensors(value, names)
 
 
 def which_move(params: list[Tensor], keep: Keep, theta: float, scalar: Tensor) -> list[Tensor]:

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from emo_torch._any_optimizer import scale_change
 from emo_torch._emotion import wide_dtype
 from emo_torch._emotional import use_foreach
+from emo_torch._inner_step import scale_change
 from emo_torch._sharded import whole
 from emo_torch._validation import check_bounds, check_inner, check_not_negative
 

@@ -1,4 +1,4 @@
-"""Which gradients have a small element: one pass over memory, in compiled code where there is a compiler."""
+"""Which gradients have a small element: one pass over memory, in compiled code if there is a compiler."""
 
 import ctypes
 import functools
@@ -57,14 +57,7 @@ def which_are_below(tensors: list[Tensor], bound: float) -> list[bool]:
 
 def _is_below(tensor: Tensor, bound: float) -> bool:
     """Does the same for one tensor, in blocks, so that nothing of its size is written."""
-    rows = tensor.reshape(-1) if tensor.is_contiguous() else tensor
     limit = torch.tensor(bound, dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
-    return (
-        any(
-            not bool((part.abs().to(limit.dtype) >= limit).all())
-            for part in rows.split(_BLOCK)
-            if part.numel()
-        )
-        if rows.ndim
-        else not bool(rows.abs() >= limit)
-    )
+    rows = tensor.reshape(-1) if tensor.is_contiguous() or tensor.ndim == 0 else tensor
+    blocks = (block for block in rows.split(_BLOCK) if block.numel())
+    return any(not bool((block.abs().to(limit.dtype) >= limit).all()) for block in blocks)
