@@ -167,9 +167,11 @@ class Emotional(AroundInner):
         self._keep = keep
         self._replicas = Replicas(process_group)
         self._collected = CollectedLosses()
-        # Some wrappers have defaults that their groups lack.
+        # Some have defaults that their groups lack, or private ones that they do not save.
         own = {
-            name: value for name, value in defaults.items() if all(name in g for g in inner.param_groups)
+            name: value
+            for name, value in defaults.items()
+            if not name.startswith("_") and all(name in group for group in inner.param_groups)
         }
         # The way in which torch makes an optimizer that has its groups already.
         Optimizer.__setstate__(self, {"defaults": {**own, **options}})

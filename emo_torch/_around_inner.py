@@ -135,11 +135,9 @@ class AroundInner(EmoOptimizer):
             changed = before(self, loaded)
             loaded = loaded if changed is None else changed
         names = (*self._options, *self.memory_names())
+        ours: dict[str, Any] = {"state": {}, "param_groups": [{"params": []} for _ in self.param_groups]}
         if self._is_of_nested(loaded):
-            theirs, ours = (
-                dict(loaded),
-                {"state": {}, "param_groups": [{"params": []} for _ in self.param_groups]},
-            )
+            theirs = dict(loaded)
         else:
             check_state_form(type(self).__name__, as_standard(loaded))
             theirs, ours = split(loaded, names)

@@ -175,7 +175,7 @@ def test_two_optimizers_share_no_tensor_of_a_state() -> None:
 def test_hooks_see_the_whole_state_and_those_of_the_inner_one_theirs() -> None:
     weight, optimizer = made(torch.optim.AdamW, use_shadow=True)
     train(weight, optimizer, (1.0, 3.0, 2.0))
-    seen: list[str] = []
+    seen: list[Any] = []
     optimizer.register_state_dict_pre_hook(lambda _: seen.append("before saving"))
     optimizer.register_state_dict_post_hook(
         lambda _, saved: {**saved, "mark": "emotion_short" in str(saved)}

@@ -144,7 +144,12 @@ def test_an_answer_is_cached_for_a_class_and_its_options(monkeypatch: pytest.Mon
 
     looked: list[Any] = []
     examine = module._examine
-    monkeypatch.setattr(module, "_examine", lambda inner: looked.append(inner) or examine(inner))
+
+    def look(inner: Any) -> Manner:
+        looked.append(inner)
+        return examine(inner)
+
+    monkeypatch.setattr(module, "_examine", look)
 
     class Own(torch.optim.SGD):
         pass
@@ -156,13 +161,15 @@ def test_an_answer_is_cached_for_a_class_and_its_options(monkeypatch: pytest.Mon
 
 def test_an_optimizer_that_cannot_be_copied_is_taken_for_nothing_special() -> None:
     class Stubborn(torch.optim.SGD):
+        never: Any = None
+
         def step(self, closure: Any = None) -> Any:
             if self.param_groups[0]["params"][0].shape != (3, 4) or self.never:
                 raise ArithmeticError
             return super().step(closure)
 
     inner = Stubborn(params(), lr=0.1)
-    inner.never = open  # type: ignore[assignment]
+    inner.never = open
     assert manner_of(inner) == Manner()
 
 
@@ -257,7 +264,7 @@ def test_a_step_makes_no_tensor_of_a_parameters_size(theta: float) -> None:
 
     class Sizes(TorchDispatchMode):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             self.largest = 0
 
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -19,9 +19,16 @@ def has_groups(saved: Any) -> bool:
 
 def as_standard(saved: Any) -> Any:
     """Returns saved emotion and shadows in the form that the optimizers of PyTorch give what they save."""
-    if not isinstance(saved, Mapping) or EMOTION_PART not in saved:
+    if not isinstance(saved, Mapping):
         return saved
-    return {"param_groups": saved[EMOTION_PART], "state": saved.get(SHADOW_PART, {})}
+    if EMOTION_PART in saved:
+        return {"param_groups": saved[EMOTION_PART], "state": saved.get(SHADOW_PART, {})}
+    groups, states = saved.get("param_groups"), saved.get("state")
+    if not isinstance(groups, list | tuple) or not isinstance(states, Mapping):
+        return saved
+    # Some optimizers keep numbers of the whole run beside the states of the parameters.
+    keys = {key for group in groups if isinstance(group, dict) for key in group.get("params") or ()}
+    return {**saved, "state": {key: state for key, state in states.items() if key in keys}}
 
 
 def join(
@@ -72,17 +79,19 @@ def split(loaded: Any, names: tuple[str, ...]) -> tuple[Saved, Saved]:
         {name: value for name, value in group.items() if name not in names}
         for group in loaded["param_groups"]
     ]
+    dicts = {key: state for key, state in loaded["state"].items() if isinstance(state, Mapping)}
     states = {
         key: {name: value for name, value in state.items() if name not in SHADOW}
-        for key, state in loaded["state"].items()
+        for key, state in dicts.items()
     }
     # A state that was a shadow alone is none of the inner optimizer's.
-    kept = {key: state for key, state in states.items() if state or not loaded["state"][key]}
-    theirs = {**loaded, "state": kept, "param_groups": groups}
-    shadows = {
-        key: {name: state[name] for name in SHADOW if name in state}
+    kept = {
+        key: states.get(key, state)
         for key, state in loaded["state"].items()
+        if key not in states or states[key] or not state
     }
+    theirs = {**loaded, "state": kept, "param_groups": groups}
+    shadows = {key: {name: state[name] for name in SHADOW if name in state} for key, state in dicts.items()}
     ours = [
         {name: value for name, value in group.items() if name in (*names, "params")}
         for group in loaded["param_groups"]
@@ -107,5 +116,5 @@ def unshare(states: Any, saved: Any) -> None:
     collect(saved.get("state", {}))
     for state in states.values():
         for name, value in state.items() if isinstance(state, dict) else ():
-            if isinstance(value, Tensor) and id(value) in ids:
+            if type(value) is Tensor and id(value) in ids:  # Not every subclass can be cloned.
                 state[name] = value.clone()

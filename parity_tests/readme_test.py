@@ -89,7 +89,7 @@ ONE_SIDED = {
         "_wrappers_test.py": "Optax's own wrappers",
     },
     "emo_torch": {
-        "_any_optimizer.py": "classes that hold an optimizer; there, `emotional` is a function in _emotional",
+        "_any_optimizer.py": "holds an optimizer; there, `emotional` is a function in _emotional",
         "_around_inner.py": "an optimizer that saves and loads itself; Optax's states are trees of arrays",
         "_around_inner_test.py": "the same",
         "_blocked_test.py": "what steps without a compiler",

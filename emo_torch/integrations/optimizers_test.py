@@ -93,7 +93,6 @@ FOLLOWS: dict[str, tuple[str, Make]] = {
         f"schedulefree {name}": ("schedulefree", by_name(name, lr=1e-2))
         for name in ("AdamWScheduleFree", "SGDScheduleFree", "RAdamScheduleFree")
     },
-    "schedulefree ScheduleFreeWrapper": ("schedulefree", around("ScheduleFreeWrapper", torch.optim.SGD)),
     **{
         f"dadaptation {name}": ("dadaptation", by_name(name))
         for name in ("DAdaptAdam", "DAdaptSGD", "DAdaptAdaGrad", "DAdaptLion", "DAdaptAdan")
@@ -244,6 +243,9 @@ def test_an_optimizer_whose_memory_cannot_be_kept_right_is_refused() -> None:
     case = ("pytorch_optimizer", around("TRAC"))
     _, inner = made(case)
     with pytest.raises(ValueError, match=r"TRAC keeps track of where it moved .* pass through_lr=False"):
+        emo_torch.Emotional(inner)
+    _, inner = made(("schedulefree", around("ScheduleFreeWrapper", torch.optim.SGD)))
+    with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer"):  # It is not one.
         emo_torch.Emotional(inner)
 
 
