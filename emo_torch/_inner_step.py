@@ -84,12 +84,12 @@ class Resting(NamedTuple):
 
     Attributes:
         owner: the parameter, or the tensor of its state.
-        mask: which elements rest, booleans in the tensor's shape.
+        places: where the elements are that rest, as an index of each axis.
         values: what they are, shape `[count]`.
     """
 
     owner: Tensor
-    mask: Tensor
+    places: tuple[Tensor, ...]
     values: Tensor
 
 
@@ -117,21 +117,27 @@ def find_resting(params: list[Tensor], keep: Keep, theta: float, scalar: Tensor)
         for param in some:
             grad = param.grad.to(dtype)  # type: ignore[union-attr]
             if not keeps_all(keep, grad, theta):
-                mask = ~own_part(keep(grad, tolerance))
-                if mask.any():
-                    found.append(rest(param, mask))
+                index = own_part(keep(grad, tolerance)).logical_not().nonzero(as_tuple=True)
+                if index[0].numel():
+                    found.append(rest(param, index))
     return found
 
 
-def rest(owner: Tensor, mask: Tensor) -> Resting:
+def rest(owner: Tensor, places: tuple[Tensor, ...]) -> Resting:
     """Remembers the elements of a tensor that rest."""
-    return Resting(owner, mask, own_part(owner).masked_select(mask))
+    return Resting(owner, places, _with_axes(owner)[places])
 
 
 def put_back(resting: list[Resting]) -> None:
     """Gives the elements that rest what they were."""
     for each in resting:
-        own_part(each.owner).masked_scatter_(each.mask, each.values)
+        _with_axes(each.owner).index_put_(each.places, each.values)
+
+
+def _with_axes(owner: Tensor) -> Tensor:
+    """Returns this process's part of a tensor, with an axis if it has none."""
+    own = own_part(owner)
+    return own if own.ndim else own.unsqueeze(0)
 
 
 class RestingBeside:
@@ -150,7 +156,7 @@ class RestingBeside:
                 if name not in found:
                     self._new.append((each, name))
                 elif found[name].shape == each.owner.shape:
-                    self._known.append(rest(found[name], each.mask))
+                    self._known.append(rest(found[name], each.places))
 
     def put_back(self, states: Any) -> None:
         """Gives the elements what they were, or the parameter's where they began in this very step."""
