@@ -4,6 +4,7 @@ from emo_shared.arrays import ARRAYS_VERSION as ARRAYS_VERSION
 from emo_shared.arrays import load_arrays as load_arrays
 from emo_shared.arrays import save_arrays as save_arrays
 from emo_shared.errors import CheckpointError as CheckpointError
+from emo_torch._any_optimizer import Emotional as Emotional
 from emo_torch._bridge import from_arrays as from_arrays
 from emo_torch._bridge import to_arrays as to_arrays
 from emo_torch._by_name import create_optimizer as create_optimizer
@@ -31,7 +32,6 @@ from emo_torch._emotion import EmotionState as EmotionState
 from emo_torch._emotion import feel as feel
 from emo_torch._emotion import init_emotion as init_emotion
 from emo_torch._emotional import EmoOptimizer as EmoOptimizer
-from emo_torch._emotional import Emotional as Emotional
 from emo_torch._emotional import LossOptimizer as LossOptimizer
 from emo_torch._errors import EmoWarning as EmoWarning
 from emo_torch._errors import LossMissingError as LossMissingError

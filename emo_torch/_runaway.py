@@ -9,7 +9,7 @@ from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from emo_torch._emotion import wide_dtype
-from emo_torch._emotional import scale_change
+from emo_torch._inner_step import scale_change
 from emo_torch._sharded import whole
 from emo_torch._validation import check_bounds, check_inner, check_not_negative
 from emo_torch._ways import use_foreach

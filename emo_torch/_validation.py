@@ -305,7 +305,7 @@ def check_inner(inner: object) -> None:
             "parameters went all of the way that it sent them: a part of it would spoil its memory. "
             "Choose an optimizer whose closure is optional."
         )
-    if inner.defaults.get("differentiable"):
+    if getattr(inner, "defaults", {}).get("differentiable"):
         raise ValueError(f"{name} was made with differentiable=True, and this step has no gradient")
 
 

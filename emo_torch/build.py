@@ -147,8 +147,8 @@ def _build(compiler: list[str], temporary: Path, folder: Path) -> Built:
     library = temporary / LIBRARY
     defined = [f"-DHAS_{name.upper()}" for name in levels]
     objects = [str(temporary / f"{name}.o") for name in levels]
-    dispatch = str(SOURCES / "dispatch.c")
-    told = _run([*compiler, *flags, *defined, "-shared", dispatch, *objects, "-o", str(library), "-lm"])
+    others = [str(SOURCES / "dispatch.c"), str(SOURCES / "least.c")]
+    told = _run([*compiler, *flags, *defined, "-shared", *others, *objects, "-o", str(library), "-lm"])
     if told:
         raise BuildError(f"{' '.join(compiler)} failed: {told}")
     data = library.read_bytes()

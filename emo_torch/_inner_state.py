@@ -1,0 +1,120 @@
+"""What an inner optimizer saves, joined with what stands beside it, and taken apart again."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+SHADOW = ("shadow", "shadow_exists")
+EMOTION_PART, SHADOW_PART = "emotion", "shadows"
+"""Where emotion and shadows stand if the inner optimizer saves no `"param_groups"` and `"state"`."""
+
+Saved = dict[str, Any]
+
+
+def has_groups(saved: Any) -> bool:
+    """Returns whether something saved has the form that the optimizers of PyTorch give it."""
+    return isinstance(saved, Mapping) and "state" in saved and "param_groups" in saved
+
+
+def as_standard(saved: Any) -> Any:
+    """Returns saved emotion and shadows in the form that the optimizers of PyTorch give what they save."""
+    if not isinstance(saved, Mapping):
+        return saved
+    if EMOTION_PART in saved:
+        return {"param_groups": saved[EMOTION_PART], "state": saved.get(SHADOW_PART, {})}
+    groups, states = saved.get("param_groups"), saved.get("state")
+    if not isinstance(groups, list | tuple) or not isinstance(states, Mapping):
+        return saved
+    # Some optimizers keep numbers of the whole run beside the states of the parameters.
+    keys = {key for group in groups if isinstance(group, dict) for key in group.get("params") or ()}
+    return {**saved, "state": {key: state for key, state in states.items() if key in keys}}
+
+
+def join(
+    saved: Saved, ours: list[Saved], params: list[list[Tensor]], shadows: dict[Tensor, dict[str, Tensor]]
+) -> Saved:
+    """Returns what an inner optimizer saved, with options, emotion and shadows beside it.
+
+    Args:
+        saved: what the inner optimizer saved; it is not changed.
+        ours: the options and the emotion of each group.
+        params: the parameters of each group.
+        shadows: the shadows of parameters.
+    """
+    if not has_groups(saved):
+        numbers = iter(range(sum(map(len, params))))
+        keys = [[next(numbers) for _ in group] for group in params]
+        groups = [{**own, "params": key} for own, key in zip(ours, keys, strict=True)]
+        return {**saved, EMOTION_PART: groups, SHADOW_PART: _by_key(keys, params, shadows)}
+    groups = [{**group, **own} for group, own in zip(saved["param_groups"], ours, strict=True)]
+    beside = _by_key([group["params"] for group in groups], params, shadows)
+    state = {**saved["state"]}
+    for key, shadow in beside.items():
+        state[key] = {**state.get(key, {}), **shadow}
+    return {**saved, "state": state, "param_groups": groups}
+
+
+def _by_key(
+    keys: list[list[Any]], params: list[list[Tensor]], shadows: dict[Tensor, dict[str, Tensor]]
+) -> dict[Any, dict[str, Tensor]]:
+    pairs = [
+        pair for some, group in zip(keys, params, strict=True) for pair in zip(some, group, strict=True)
+    ]
+    return {key: shadows[param] for key, param in pairs if param in shadows}
+
+
+def split(loaded: Any, names: tuple[str, ...]) -> tuple[Saved, Saved]:
+    """Returns the part of a state that the inner optimizer saved, and what stood beside it.
+
+    Args:
+        loaded: what `join` returned, or the inner optimizer's state alone; it is not changed.
+        names: the names of the options and of the emotion in a group.
+    """
+    if EMOTION_PART in loaded:
+        parts = (EMOTION_PART, SHADOW_PART)
+        theirs = {name: value for name, value in loaded.items() if name not in parts}
+        return theirs, {"state": loaded.get(SHADOW_PART, {}), "param_groups": loaded[EMOTION_PART]}
+    groups = [
+        {name: value for name, value in group.items() if name not in names}
+        for group in loaded["param_groups"]
+    ]
+    dicts = {key: state for key, state in loaded["state"].items() if isinstance(state, Mapping)}
+    states = {
+        key: {name: value for name, value in state.items() if name not in SHADOW}
+        for key, state in dicts.items()
+    }
+    # A state that was a shadow alone is none of the inner optimizer's.
+    kept = {
+        key: states.get(key, state)
+        for key, state in loaded["state"].items()
+        if key not in states or states[key] or not state
+    }
+    theirs = {**loaded, "state": kept, "param_groups": groups}
+    shadows = {key: {name: state[name] for name in SHADOW if name in state} for key, state in dicts.items()}
+    ours = [
+        {name: value for name, value in group.items() if name in (*names, "params")}
+        for group in loaded["param_groups"]
+    ]
+    return theirs, {"state": {key: each for key, each in shadows.items() if each}, "param_groups": ours}
+
+
+def unshare(states: Any, saved: Any) -> None:
+    """Gives a state tensors of its own where loading took those that were saved."""
+    ids: set[int] = set()
+
+    def collect(value: Any) -> None:
+        if isinstance(value, Tensor):
+            ids.add(id(value))
+        elif isinstance(value, Mapping):
+            for each in value.values():
+                collect(each)
+        elif isinstance(value, list | tuple):
+            for each in value:
+                collect(each)
+
+    collect(saved.get("state", {}))
+    for state in states.values():
+        for name, value in state.items() if isinstance(state, dict) else ():
+            if type(value) is Tensor and id(value) in ids:  # Not every subclass can be cloned.
+                state[name] = value.clone()
