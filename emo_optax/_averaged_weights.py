@@ -79,7 +79,7 @@ def average_weights(inner: optax.GradientTransformation) -> optax.GradientTransf
         ...     updates, state = optimizer.update(jnp.asarray([-1.0]), state, params)
         ...     params = optax.apply_updates(params, updates)
         >>> print(params, emo_optax.eval_params(state, params).round(2))
-        [3.] [2.72]
+        [3.] [2.8]
 
     Source: Shamir and Zhang, 2013.
     """

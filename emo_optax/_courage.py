@@ -77,7 +77,7 @@ def move_courage(
         >>> for step in range(1, 31):
         ...     courage = emo_optax.move_courage(courage, jnp.float32(0.3), jnp.float32(0), jnp.int32(step))
         >>> print(f"{courage.courage:.1f}")
-        9.7
+        11.2
 
     Source: ours (EmoPilot), after hypergradient descent (Baydin et al., 2018).
     """

@@ -251,7 +251,7 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
         >>> bool(jnp.sum(average**2) > jnp.sum(params**2))  # The average lies between start and end.
         True
     """
-    trees = [node.average for node in nodes(state, SteeredState) if node.average != ()]
+    trees = [node.average for node in nodes(state, SteeredState) if jax.tree.leaves(node.average)]
     trees += [node.average for node in nodes(state, AverageWeightsState)]
     if not trees:
         raise ValueError(

@@ -76,8 +76,8 @@ def feel_relative(state: RelativeEmotionState, loss: jax.Array, step: jax.Array)
         ...             emotion, jnp.float32(unit * loss), jnp.int32(step + 1)
         ...         )
         ...     print(f"{emotion.scalar:.3f}")
-        -0.408
-        -0.408
+        -0.404
+        -0.404
 
     Source: ours (EmoPilot), after the averages of EmoSens by muooon.
     """

@@ -47,10 +47,10 @@ from emo_torch._pilot import PilotState as PilotState
 from emo_torch._ref_adamw_mini_schedule_free import (
     RefAdamWMiniScheduleFree as RefAdamWMiniScheduleFree,
 )
-from emo_torch._replicas import average_over_replicas as average_over_replicas
 from emo_torch._relative_emotion import RelativeEmotionState as RelativeEmotionState
 from emo_torch._relative_emotion import feel_relative as feel_relative
 from emo_torch._relative_emotion import init_relative_emotion as init_relative_emotion
+from emo_torch._replicas import average_over_replicas as average_over_replicas
 from emo_torch._rounding import round_stochastically as round_stochastically
 from emo_torch._rounding import round_with_kahan as round_with_kahan
 from emo_torch._rounding import rounding_keys as rounding_keys

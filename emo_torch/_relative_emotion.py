@@ -78,8 +78,8 @@ def feel_relative(state: RelativeEmotionState, loss: Tensor, step: Tensor) -> Re
         ...             emotion, torch.tensor(unit * loss), torch.tensor(step + 1)
         ...         )
         ...     print(f"{emotion.scalar:.3f}")
-        -0.408
-        -0.408
+        -0.404
+        -0.404
 
     Source: ours (EmoPilot), after the averages of EmoSens by muooon.
     """
