@@ -6,13 +6,21 @@ new ones over the old ones, where it would hold both at once.
 
 from emo_optax._accumulation import AccumulateState as AccumulateState
 from emo_optax._accumulation import accumulate as accumulate
+from emo_optax._autopilot import autopilot as autopilot
+from emo_optax._averaged_weights import AverageWeightsState as AverageWeightsState
+from emo_optax._averaged_weights import average_rate as average_rate
+from emo_optax._averaged_weights import average_weights as average_weights
 from emo_optax._bridge import from_arrays as from_arrays
 from emo_optax._bridge import to_arrays as to_arrays
 from emo_optax._by_name import create_optimizer as create_optimizer
 from emo_optax._by_name import list_optimizers as list_optimizers
+from emo_optax._ceiling import step_ceiling as step_ceiling
 from emo_optax._checkpoint import CHECKPOINT_VERSION as CHECKPOINT_VERSION
 from emo_optax._checkpoint import load_checkpoint as load_checkpoint
 from emo_optax._checkpoint import save_checkpoint as save_checkpoint
+from emo_optax._courage import CourageState as CourageState
+from emo_optax._courage import init_courage as init_courage
+from emo_optax._courage import move_courage as move_courage
 from emo_optax._divergence import DivergenceState as DivergenceState
 from emo_optax._divergence import init_divergence as init_divergence
 from emo_optax._divergence import injection_strength as injection_strength
@@ -40,6 +48,8 @@ from emo_optax._emo_lynx36 import emo_lynx36 as emo_lynx36
 from emo_optax._emo_navi import emo_navi as emo_navi
 from emo_optax._emo_navi36 import emo_navi36 as emo_navi36
 from emo_optax._emo_neco import emo_neco as emo_neco
+from emo_optax._emo_pilot import PilotMomentsState as PilotMomentsState
+from emo_optax._emo_pilot import emo_pilot as emo_pilot
 from emo_optax._emo_sens import emo_sens as emo_sens
 from emo_optax._emo_sens3 import emo_sens3 as emo_sens3
 from emo_optax._emo_tion import emo_tion as emo_tion
@@ -58,11 +68,19 @@ from emo_optax._errors import EmotionMissingError as EmotionMissingError
 from emo_optax._errors import EmoWarning as EmoWarning
 from emo_optax._errors import LossMissingError as LossMissingError
 from emo_optax._export import register_for_export as register_for_export
+from emo_optax._gate import GateByNormState as GateByNormState
+from emo_optax._gate import gate as gate
+from emo_optax._gate import gate_by_norm as gate_by_norm
 from emo_optax._get_pulse import Drive as Drive
 from emo_optax._get_pulse import Pulse as Pulse
 from emo_optax._get_pulse import get_drive as get_drive
 from emo_optax._get_pulse import get_pulse as get_pulse
 from emo_optax._metrics import get_metrics as get_metrics
+from emo_optax._pilot import Pilot as Pilot
+from emo_optax._pilot import PilotState as PilotState
+from emo_optax._pilot import SteeredState as SteeredState
+from emo_optax._pilot import eval_params as eval_params
+from emo_optax._pilot import get_pilot as get_pilot
 from emo_optax._pulse import PulseState as PulseState
 from emo_optax._pulse import feel_pulse as feel_pulse
 from emo_optax._pulse import init_pulse as init_pulse
@@ -74,6 +92,9 @@ from emo_optax._ref_adamw_mini_schedule_free import get_divergence as get_diverg
 from emo_optax._ref_adamw_mini_schedule_free import (
     ref_adamw_mini_schedule_free as ref_adamw_mini_schedule_free,
 )
+from emo_optax._relative_emotion import RelativeEmotionState as RelativeEmotionState
+from emo_optax._relative_emotion import feel_relative as feel_relative
+from emo_optax._relative_emotion import init_relative_emotion as init_relative_emotion
 from emo_optax._rounding import RoundStochasticallyState as RoundStochasticallyState
 from emo_optax._rounding import RoundWithKahanState as RoundWithKahanState
 from emo_optax._rounding import round_stochastically as round_stochastically

@@ -5,13 +5,18 @@ from emo_shared.arrays import load_arrays as load_arrays
 from emo_shared.arrays import save_arrays as save_arrays
 from emo_shared.errors import CheckpointError as CheckpointError
 from emo_torch._any_optimizer import Emotional as Emotional
+from emo_torch._averaged_weights import average_rate as average_rate
 from emo_torch._bridge import from_arrays as from_arrays
 from emo_torch._bridge import to_arrays as to_arrays
 from emo_torch._by_name import create_optimizer as create_optimizer
 from emo_torch._by_name import list_optimizers as list_optimizers
+from emo_torch._ceiling import step_ceiling as step_ceiling
 from emo_torch._checkpoint import CHECKPOINT_VERSION as CHECKPOINT_VERSION
 from emo_torch._checkpoint import load_checkpoint as load_checkpoint
 from emo_torch._checkpoint import save_checkpoint as save_checkpoint
+from emo_torch._courage import CourageState as CourageState
+from emo_torch._courage import init_courage as init_courage
+from emo_torch._courage import move_courage as move_courage
 from emo_torch._divergence import DivergenceState as DivergenceState
 from emo_torch._divergence import init_divergence as init_divergence
 from emo_torch._divergence import injection_strength as injection_strength
@@ -25,6 +30,7 @@ from emo_torch._emo_fact import EmoFact as EmoFact
 from emo_torch._emo_lynx import EmoLynx as EmoLynx
 from emo_torch._emo_navi import EmoNavi as EmoNavi
 from emo_torch._emo_neco import EmoNeco as EmoNeco
+from emo_torch._emo_pilot import EmoPilot as EmoPilot
 from emo_torch._emo_sens import EmoSens as EmoSens
 from emo_torch._emo_zeal import EmoZeal as EmoZeal
 from emo_torch._emotion import Emotion as Emotion
@@ -35,10 +41,16 @@ from emo_torch._emotional import EmoOptimizer as EmoOptimizer
 from emo_torch._emotional import LossOptimizer as LossOptimizer
 from emo_torch._errors import EmoWarning as EmoWarning
 from emo_torch._errors import LossMissingError as LossMissingError
+from emo_torch._gate import gate as gate
 from emo_torch._metrics import get_metrics as get_metrics
+from emo_torch._pilot import Pilot as Pilot
+from emo_torch._pilot import PilotState as PilotState
 from emo_torch._ref_adamw_mini_schedule_free import (
     RefAdamWMiniScheduleFree as RefAdamWMiniScheduleFree,
 )
+from emo_torch._relative_emotion import RelativeEmotionState as RelativeEmotionState
+from emo_torch._relative_emotion import feel_relative as feel_relative
+from emo_torch._relative_emotion import init_relative_emotion as init_relative_emotion
 from emo_torch._replicas import average_over_replicas as average_over_replicas
 from emo_torch._rounding import round_stochastically as round_stochastically
 from emo_torch._rounding import round_with_kahan as round_with_kahan

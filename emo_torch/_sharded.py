@@ -96,3 +96,19 @@ def places(tensor: Tensor) -> Tensor:
         here: Any = everywhere.redistribute(placements=along)
         found = found + here.to_local().to(own.device)
     return found.expand(own.shape)
+
+
+def sum_of_parts(values: Tensor, like: Tensor) -> Tensor:
+    """Returns the sums over all processes of numbers that each process took of its own part of a tensor.
+
+    Args:
+        values: the numbers of this process, plain.
+        like: the tensor that they were taken of; one that lies here alone leaves them as they are.
+    """
+    if not is_sharded(like):
+        return values
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    kinds = [Replicate() if getattr(one, "dim", None) is None else Partial() for one in placements]
+    return DTensor.from_local(values, mesh, kinds, run_check=False).full_tensor()

@@ -1,0 +1,386 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import emo_optax
+
+LOSSES = [
+    3.0,
+    2.5,
+    2.6,
+    2.2,
+    2.4,
+    2.0,
+    1.9,
+    2.3,
+    1.7,
+    1.6,
+    9.0,
+    1.5,
+    1.4,
+    1.2,
+    1.3,
+    1.1,
+    1.0,
+    0.9,
+    1.0,
+    0.8,
+]
+
+
+def problem(seed=0, steps=40, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    params = {"a": rng.normal(size=(4, 3)) * 0.2, "b": rng.normal(size=(3,)), "c": np.array([[0.01]])}
+    grads = [
+        {
+            k: (0.3 * v + 0.1 * rng.normal(size=v.shape)) * (50.0 if t == 20 else 1.0)
+            for k, v in params.items()
+        }
+        for t in range(steps)
+    ]
+    losses = [LOSSES[t % len(LOSSES)] * 0.9 ** (t // len(LOSSES)) for t in range(steps)]
+    cast = lambda tree: jax.tree.map(lambda x: np.asarray(x, dtype), tree)
+    return cast(params), [cast(g) for g in grads], losses
+
+
+def reference(params, grads, losses, lr=1e-2, wd=0.01, kmin=0.03, kmax=100.0):
+    """The rule in plain NumPy, one number after the other."""
+    p = {k: v.copy() for k, v in params.items()}
+    m, v = ({k: np.zeros_like(x) for k, x in p.items()} for _ in range(2))
+    average = {k: x.copy() for k, x in p.items()}
+    t, k, q, c, a2 = 0, 1.0, 0.0, 0.0, 0.0
+    short = long = previous = norm_average = 0.0
+
+    def direction(t):
+        return {n: (m[n] / (1 - 0.9**t)) / (np.sqrt(v[n] / (1 - 0.999**t)) + 1e-8) for n in p}
+
+    for g, loss in zip(grads, losses, strict=True):
+        norm = math.sqrt(sum(float((x * x).sum()) for x in g.values()))
+        if not (math.isfinite(norm) and math.isfinite(loss)):
+            continue
+        t += 1
+        if t == 1:
+            short = long = previous = loss
+            norm_average = norm
+        sigma = math.sqrt(q / c) if c else 0.0
+        d, previous = abs(loss - previous), loss
+        if t > 5:
+            d, loss = min(d, 4 * sigma), min(loss, short + 8 * sigma)
+        short += 0.3 * (loss - short)
+        long += max(0.05, 1 / (t + 1)) * (loss - long)
+        q, c = 0.95 * q + 0.025 * d * d, 0.95 * c + 0.05
+        s = math.tanh((short - long) / (2 * math.sqrt(q / c) + 1e-7 * abs(long))) if t > 5 else 0.0
+        factor = min(1.0, 2.5 * norm_average / norm) if t > 1 else 1.0
+        g = {n: factor * x for n, x in g.items()}
+        if t > 1:
+            norm_average += max(0.05, 1 / t) * (factor * norm - norm_average)
+            u = direction(t - 1)
+            size = math.sqrt(sum(float((x * x).sum()) for x in u.values()))
+            a = sum(float((g[n] * u[n]).sum()) for n in p) / (factor * norm * size)
+            a2 = a * a if t == 2 else a2 + 0.05 * (a * a - a2)
+            z = math.tanh(a / math.sqrt(a2))
+            rise, fall = max(0.0, (s - 0.5) / 0.5), max(0.0, (-s - 0.5) / 0.5)
+            if t > 5:
+                growth = 0.05 * (1 + 40 / (t + 10)) * (z + 0.4 * fall)
+                k = min(kmax, max(kmin, k * math.exp(-0.2 * rise if s > 0.5 else growth)))
+        for n in p:
+            m[n] = 0.9 * m[n] + 0.1 * g[n]
+            v[n] = 0.999 * v[n] + 0.001 * g[n] ** 2
+        u = direction(t)
+        for n in p:
+            ceiling = 0.08 * min(0.1, max(0.02, math.sqrt(float((p[n] ** 2).mean()))))
+            step = k * min(lr, ceiling)
+            p[n] = p[n] - step * (u[n] + wd * p[n])
+            average[n] = average[n] + min(1.0, 9 / (t + 8)) * (p[n] - average[n])
+    return p, average, k
+
+
+def run(optimizer, params, grads, losses):
+    params = jax.tree.map(jnp.asarray, params)
+    state = optimizer.init(params)
+    update = jax.jit(lambda g, s, p, loss: optimizer.update(g, s, p, value=loss))
+    for g, loss in zip(grads, losses, strict=True):
+        updates, state = update(g, state, params, loss)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def assert_close(tree, other, rtol):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol), tree, other)
+
+
+def test_the_rule_is_that_of_plain_numpy():
+    params, grads, losses = problem()
+    with jax.enable_x64(True):
+        ended, state = run(emo_optax.emo_pilot(1e-2), params, grads, losses)
+        wanted, average, courage = reference(params, grads, losses)
+        assert_close(ended, wanted, 1e-12)
+        assert_close(emo_optax.eval_params(state, ended), average, 1e-12)
+        assert emo_optax.get_pilot(state).courage == pytest.approx(courage, rel=1e-11)
+
+
+def test_float32_follows_float64():
+    params, grads, losses = problem(dtype=np.float32)
+    ended, _ = run(emo_optax.emo_pilot(1e-2), params, grads, losses)
+    wanted, _, _ = reference(*problem())
+    assert_close(ended, wanted, 1e-5)
+
+
+@pytest.mark.parametrize("place", ["loss", "gradient"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_step_that_is_not_finite_is_skipped(place, bad):
+    params, grads, losses = problem(dtype=np.float32)
+    spoilt, lost = list(grads), list(losses)
+    at = {"a": grads[0]["a"] * 0 + np.float32(bad), "b": grads[0]["b"], "c": grads[0]["c"]}
+    for index in (0, 7, 30):
+        spoilt.insert(index, at if place == "gradient" else grads[index])
+        lost.insert(index, losses[index] if place == "gradient" else bad)
+    ended, state = run(emo_optax.emo_pilot(1e-2), params, spoilt, lost)
+    wanted, other = run(emo_optax.emo_pilot(1e-2), params, grads, losses)
+    jax.tree.map(np.testing.assert_array_equal, ended, wanted)
+    assert emo_optax.get_pilot(state).skipped == 3
+    assert emo_optax.get_pilot(state).steps == emo_optax.get_pilot(other).steps == 40
+
+
+@pytest.mark.parametrize("unit", [1e-3, 10.0, 100.0])
+def test_a_loss_in_another_unit_takes_the_same_steps(unit):
+    params, grads, losses = problem(dtype=np.float32)
+    scaled = [jax.tree.map(lambda x: np.float32(unit) * x, g) for g in grads]
+    optimizer = emo_optax.emo_pilot(1e-2, eps=0.0)
+    ended, _ = run(optimizer, params, scaled, [unit * loss for loss in losses])
+    wanted, _ = run(optimizer, params, grads, losses)
+    assert_close(ended, wanted, 1e-4)
+
+
+def test_courage_of_at_most_1_never_steps_longer_than_the_learning_rate():
+    params, grads, losses = problem()
+    losses = [loss * 0.9**t for t, loss in enumerate(losses)]
+    longest = []
+    optimizer = emo_optax.emo_pilot(1e-3, max_courage=1.0)
+    state = optimizer.init(params)
+    for g, loss in zip(grads, losses, strict=True):
+        _, state = optimizer.update(g, state, params, value=loss)
+        longest.append(float(emo_optax.get_pilot(state).learning_rate))
+    assert max(longest) <= 1e-3 * (1 + 1e-6)
+    bold = emo_optax.get_pilot(run(emo_optax.emo_pilot(1e-3), params, grads, losses)[1])
+    assert bold.learning_rate > 1e-3
+
+
+def test_a_schedule_multiplies_the_step_also_where_the_ceiling_bounds_it():
+    params, grads, losses = problem(steps=4)
+    lengths = {}
+    for name, rate in (("constant", 0.5), ("half", lambda t: jnp.where(t < 3, 0.5, 0.25))):
+        _, state = run(emo_optax.emo_pilot(rate), params, grads, losses)
+        lengths[name] = float(emo_optax.get_pilot(state).learning_rate)
+    assert lengths["half"] == pytest.approx(lengths["constant"] / 2)
+
+
+def test_a_learning_rate_of_0_moves_nothing():
+    params, grads, losses = problem(dtype=np.float32)
+    ended, _ = run(emo_optax.emo_pilot(0.0), params, grads, losses)
+    jax.tree.map(np.testing.assert_array_equal, ended, params)
+
+
+def test_without_averaging_the_state_holds_no_average_and_the_steps_are_the_same():
+    params, grads, losses = problem(dtype=np.float32)
+    ended, state = run(emo_optax.emo_pilot(average=False), params, grads, losses)
+    wanted, other = run(emo_optax.emo_pilot(), params, grads, losses)
+    jax.tree.map(np.testing.assert_array_equal, ended, wanted)
+    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    assert size(other) - size(state) == size(params)
+    with pytest.raises(ValueError, match="average=True"):
+        emo_optax.eval_params(state, ended)
+
+
+@pytest.mark.parametrize("wrap", ["chain", "masked", "partition", "multi_steps"])
+def test_averages_are_found_in_what_stands_around(wrap):
+    params, grads, losses = problem(dtype=np.float32)
+    pilot = emo_optax.emo_pilot()
+    optimizer = {
+        "chain": optax.chain(optax.clip_by_global_norm(1e9), pilot),
+        "masked": optax.masked(pilot, {"a": True, "b": False, "c": True}),
+        "partition": optax.partition(
+            {"x": pilot, "y": emo_optax.emo_pilot(1e-3)}, {"a": "x", "b": "y", "c": "x"}
+        ),
+        "multi_steps": optax.MultiSteps(pilot, 1).gradient_transformation(),
+    }[wrap]
+    if wrap == "masked":
+        optimizer = optax.chain(
+            optimizer, optax.masked(optax.set_to_zero(), {"a": False, "b": True, "c": False})
+        )
+    ended, state = run(optimizer, params, grads, losses)
+    average = emo_optax.eval_params(state, ended)
+    moved = jax.tree.map(lambda a, p: bool(np.any(a != p)), average, ended)
+    assert moved == {"a": True, "b": wrap != "masked", "c": True}
+
+
+def test_accumulated_gradients_take_the_step_of_their_mean():
+    params, grads, losses = problem(steps=12, dtype=np.float32)
+    halves = [
+        jax.tree.map(lambda x, f=f: f * x, g) for g in grads for f in (np.float32(0.5), np.float32(1.5))
+    ]
+    doubled = [f * loss for loss in losses for f in (0.5, 1.5)]
+    ended, _ = run(emo_optax.accumulate(emo_optax.emo_pilot(), 2), params, halves, doubled)
+    wanted, _ = run(emo_optax.emo_pilot(), params, grads, losses)
+    assert_close(ended, wanted, 1e-5)
+
+
+def test_empty_and_one_element_leaves_and_an_empty_tree():
+    params = {"none": jnp.zeros((0, 3)), "one": jnp.asarray(2.0), "zero": jnp.zeros(2)}
+    grads = [
+        {"none": np.zeros((0, 3), np.float32), "one": np.float32(1), "zero": np.zeros(2, np.float32)}
+    ] * 8
+    ended, state = run(emo_optax.emo_pilot(), params, grads, LOSSES[:8])
+    assert 1.0 < ended["one"] < 2.0
+    np.testing.assert_array_equal(ended["zero"], 0.0)
+    assert np.isfinite(emo_optax.get_pilot(state).courage)
+    optimizer = emo_optax.emo_pilot()
+    updates, _ = optimizer.update({}, optimizer.init({}), {}, value=1.0)
+    assert updates == {}
+
+
+def test_gradients_of_0_at_first_do_not_close_the_gate():
+    params, grads, losses = problem(dtype=np.float32)
+    still = [jax.tree.map(np.zeros_like, grads[0])] * 3
+    ended, _ = run(emo_optax.emo_pilot(), params, still + grads, [1.0] * 3 + losses)
+    assert all(np.any(ended[name] != params[name]) for name in params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("rounding", ["nearest", "kahan", "stochastic"])
+def test_strict_promotion_and_low_precision(dtype, rounding):
+    params, grads, losses = problem(steps=12, dtype=np.float32)
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    with jax.numpy_dtype_promotion("strict"):
+        ended, _ = run(
+            emo_optax.emo_pilot(rounding=rounding),
+            params,
+            [jax.tree.map(lambda x: jnp.asarray(x, dtype), g) for g in grads],
+            losses,
+        )
+    wanted, _, _ = reference(*problem(steps=12))
+    assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(ended))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=12 * 2.0**-8), ended, wanted)
+
+
+def test_jit_compiles_once():
+    params, grads, losses = problem(dtype=np.float32)
+    optimizer, traces = emo_optax.emo_pilot(), []
+
+    @jax.jit
+    def step(g, state, params, loss):
+        traces.append(1)
+        return optimizer.update(g, state, params, value=loss)
+
+    state = optimizer.init(params)
+    for g, loss in zip(grads[:3], losses[:3], strict=True):
+        _, state = step(g, state, params, jnp.float32(loss))
+    assert len(traces) == 1
+
+
+def test_sharded_parameters_take_the_steps_of_the_whole():
+    params, grads, losses = problem(steps=12, dtype=np.float32)
+    params, grads = {"a": params["a"]}, [{"a": g["a"]} for g in grads]
+    wanted, _ = run(emo_optax.emo_pilot(), params, grads, losses)
+    optimizer = emo_optax.emo_pilot(shard_axis_name="parts")
+    split = lambda x: jnp.asarray(x).reshape(2, 2, 3)
+    parts, state = jax.vmap(lambda p: (p, optimizer.init(p)))({"a": split(params["a"])})
+    update = jax.vmap(
+        lambda g, s, p, loss: optimizer.update(g, s, p, value=loss), (0, 0, 0, None), axis_name="parts"
+    )
+    for g, loss in zip(grads, losses, strict=True):
+        updates, state = update({"a": split(g["a"])}, state, parts, loss)
+        parts = optax.apply_updates(parts, updates)
+    np.testing.assert_allclose(parts["a"].reshape(4, 3), wanted["a"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(*emo_optax.get_pilot(state).courage)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"learning_rate": -1.0}, "learning rate"),
+        ({"b1": 1.0}, "b1"),
+        ({"b2": -0.1}, "b2"),
+        ({"eps": -1.0}, "eps"),
+        ({"weight_decay": math.nan}, "weight_decay"),
+        ({"min_courage": 2.0, "max_courage": 1.0}, "min_courage"),
+        ({"max_courage": math.inf}, "max_courage"),
+        ({"gate_limit": -2.0}, "gate_limit"),
+        ({"weight_decay_mode": "none"}, "weight_decay_mode"),
+        ({"average": 1}, "average"),
+        ({"axis_name": 3}, "axis_name"),
+        ({"rounding": "up"}, "rounding"),
+    ],
+)
+def test_options_out_of_range(options, problem):
+    with pytest.raises((TypeError, ValueError), match=problem):
+        emo_optax.emo_pilot(**options)
+
+
+def test_a_missing_loss_and_complex_parameters():
+    optimizer = emo_optax.emo_pilot()
+    state = optimizer.init(jnp.ones(2))
+    with pytest.raises(emo_optax.LossMissingError):
+        optimizer.update(jnp.ones(2), state, jnp.ones(2))
+    with pytest.raises(ValueError, match="complex"):
+        optimizer.init(jnp.ones(2, jnp.complex64))
+
+
+@pytest.mark.parametrize("mode", ["decoupled", "absolute", "l2"])
+def test_weight_decay_follows_the_mask(mode):
+    params, grads, losses = problem(dtype=np.float32)
+    mask = {"a": True, "b": False, "c": False}
+    options = {"weight_decay": 0.1, "weight_decay_mode": mode}
+    ended, _ = run(emo_optax.emo_pilot(mask=mask, **options), params, grads[:1], losses[:1])
+    free, _ = run(emo_optax.emo_pilot(weight_decay=0.0), params, grads[:1], losses[:1])
+    assert np.any(ended["a"] != free["a"]) or mode == "l2"
+    np.testing.assert_array_equal(ended["b"], free["b"])
+
+
+@pytest.mark.parametrize("inner", [optax.sgd(1e-2, momentum=0.9), optax.adam(1e-2), optax.lion(1e-3)])
+def test_autopilot_steers_any_optimizer(inner):
+    start = jnp.asarray([[1.0, -2.0], [0.5, 3.0]])
+    optimizer = emo_optax.autopilot(inner)
+    params, state = start, optimizer.init(start)
+    step = jax.jit(
+        lambda p, s, loss: optimizer.update(jax.grad(lambda q: jnp.sum(q**2))(p), s, p, value=loss)
+    )
+    for index in range(150):
+        loss = jnp.sum(params**2) if index != 50 else jnp.nan
+        updates, state = step(params, state, loss)
+        params = optax.apply_updates(params, updates)
+    assert jnp.sum(params**2) < 0.5 * jnp.sum(start**2)
+    assert emo_optax.get_pilot(state).skipped == 1
+    assert emo_optax.eval_params(state, params).shape == params.shape
+
+
+def test_autopilot_with_courage_1_and_no_ceiling_is_the_optimizer_itself():
+    params = jnp.full((3,), 2.0)
+    inner = optax.adam(1e-3)
+    optimizer = emo_optax.autopilot(inner, min_courage=1.0, max_courage=1.0)
+    state, plain = optimizer.init(params), inner.init(params)
+    for _ in range(10):
+        updates, state = optimizer.update(params, state, params, value=1.0)
+        wanted, plain = inner.update(params, plain, params)
+        np.testing.assert_allclose(updates, wanted, rtol=1e-6)
+
+
+def test_averaged_weights_alone_around_any_optimizer():
+    params, grads, losses = problem(dtype=np.float32)
+    optimizer = emo_optax.average_weights(optax.adamw(1e-2))
+    ended, state = run(optimizer, params, grads, losses)
+    wanted, _ = run(optax.with_extra_args_support(optax.adamw(1e-2)), params, grads, losses)
+    jax.tree.map(np.testing.assert_array_equal, ended, wanted)
+    assert np.any(emo_optax.eval_params(state, ended)["a"] != ended["a"])
+
+
+def test_the_gate_alone():
+    piece = emo_optax.gate_by_norm()
+    state = piece.init(jnp.ones(2))
+    for size, wanted in ((1.0, 1.0), (math.nan, math.nan), (1.0, 1.0), (1e6, 2.5), (0.0, 0.0)):
+        updates, state = piece.update(jnp.asarray([size, 0.0]), state)
+        np.testing.assert_allclose(updates[0], wanted)

@@ -1,0 +1,60 @@
+"""Averaged weights: train on the parameters, evaluate and export their average."""
+
+import torch
+from torch import Tensor
+
+
+def average_rate(step: Tensor, dtype: torch.dtype) -> Tensor:
+    r"""Returns how far the average follows the parameters in one step.
+
+    .. math:: \min\bigl(1,\, \tfrac{9}{t+8}\bigr)
+
+    Args:
+        step: t, the number of the step, counted from 1, an integer tensor of shape `[]`.
+        dtype: the floating-point dtype of the result.
+
+    Returns:
+        The rate, in (0, 1], shape `[]`.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> print(emo_torch.average_rate(torch.tensor(1), torch.float32))
+        tensor(1.)
+
+    Source: polynomial-decay averaging, Shamir and Zhang, 2013.
+    """
+    return (9.0 / (step.to(dtype) + 8.0)).clamp(max=1.0)
+
+
+def swap_average(param: Tensor, state: dict[str, Tensor]) -> None:
+    """Puts the average of a parameter into it, and the trained values into its state; no memory is kept.
+
+    For a parameter of a lower precision than its average the trained values go into the state beside the
+    average, so that neither is rounded.
+
+    Args:
+        param: the parameter.
+        state: its state, with `"average"`.
+    """
+    average = state["average"]
+    if average.dtype == param.dtype:
+        trained = param.clone()
+        param.copy_(average)
+        average.copy_(trained)
+    else:
+        state["trained"] = param.clone()
+        param.copy_(average)
+
+
+def swap_back(param: Tensor, state: dict[str, Tensor]) -> None:
+    """Puts the trained values back into a parameter, and its average back into its state.
+
+    Args:
+        param: the parameter, after `swap_average`.
+        state: its state.
+    """
+    if "trained" in state:
+        param.copy_(state.pop("trained"))
+    else:
+        swap_average(param, state)
