@@ -2,11 +2,11 @@
 
 Run with `python -m parity_tests.isolated`. It has two parts, and `--only` chooses one:
 
-- `smoke` builds a source distribution and, from it, a wheel; installs the wheel in a new environment with the
-  extra `jax`, and in another one with the extra `torch`; makes sure that the other framework is absent;
+- `smoke` builds a source distribution and, from it, a wheel; installs the wheel in a new environment with
+  the extra `jax`, and in another one with the extra `torch`; makes sure that the other framework is absent;
   imports every module and steps with every optimizer.
-- `suites` runs all tests of each package in this environment, where the other's framework is hidden from the
-  tests and from every process that they start.
+- `suites` runs all tests of each package in this environment, where the other's framework is hidden from
+  the tests and from every process that they start.
 """
 
 import argparse
