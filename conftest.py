@@ -16,7 +16,7 @@ SLOW = re.compile(
     | ^emo_torch/_(any_optimizer|emotional|rounding|torch_optim|ways)_test
     | ^emo_optax/_(aliases|any_optimizer|first_generation|reference|rounding|state|wrappers)_test
     | ^emo_optax/_ref_adamw_mini_schedule_free_test
-    | ^parity_tests/(?!__init__|alone|compare|divergence|readme|signatures|versions)
+    | ^parity_tests/(?!__init__|compare|divergence|signatures|versions)
     """,
     re.VERBOSE,
 )

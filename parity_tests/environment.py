@@ -34,8 +34,8 @@ def plan(installs: Sequence[dict[str, Any]], kept: Sequence[str] = ()) -> str:
     if cuda:
         lines.append(
             f"PyTorch {found.get('torch', '')} comes as a build for CUDA, with {len(cuda)} packages of "
-            "NVIDIA: together about 3 GB to download and 6 GB on disk. An index with builds for CPUs, named "
-            "in PIP_EXTRA_INDEX_URL, makes it less."
+            "NVIDIA: together about 3 GB to download and 6 GB on disk. An index with builds for CPUs, "
+            "named in PIP_EXTRA_INDEX_URL, makes it less."
         )
     return "\n".join(lines)
 

@@ -99,10 +99,13 @@ def smoke(package: str, wheel: Path, folder: Path) -> None:
     python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile")
     _run(*pip, "--disable-pip-version-check", "-c", CONSTRAINTS, f"{wheel}[{extra}]")
+    # As a user has it: without what the variables of a test run need besides, and without another path.
+    dropped = ("JAX_", "PYTHON")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     # The wheel brings both packages; only the framework tells them apart.
-    check([name for name in absent if not name.startswith("emo_")], dict(os.environ, PYTHONPATH=""), python)
+    check([name for name in absent if not name.startswith("emo_")], variables, python)
     code = SMOKE.format(framework=extra, package=package, step=step)
-    _run(python, "-I", "-W", "error", "-c", code, cwd=folder)
+    _run(python, "-I", "-W", "error", "-c", code, cwd=folder, environment=variables)
 
 
 def suite(package: str, folder: Path, workers: str) -> None:

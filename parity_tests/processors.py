@@ -49,6 +49,7 @@ class Processor(NamedTuple):
     capability: str | None = None
 
 
+SWITCH = "EMO_TORCH_COMPILE"
 _BASIC = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 _AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
@@ -57,8 +58,8 @@ PROCESSORS = {
     "AVX2": Processor(_AVX2, {"XLA_FLAGS": "--xla_cpu_max_isa=AVX2"}, "AVX2"),
     # XLA calls its smallest set AVX: no product and sum in one rounding.
     "basic": Processor(_BASIC, {"XLA_FLAGS": "--xla_cpu_max_isa=AVX"}, "DEFAULT"),
-    "AVX2, not compiled": Processor({**_AVX2, "EMO_TORCH_COMPILE": "0"}, {}, "AVX2"),
-    "basic, not compiled": Processor({**_BASIC, "EMO_TORCH_COMPILE": "0"}, {}, "DEFAULT"),
+    "AVX2, not compiled": Processor({**_AVX2, SWITCH: "0"}, {}, "AVX2"),
+    "basic, not compiled": Processor({**_BASIC, SWITCH: "0"}, {}, "DEFAULT"),
 }
 """The instruction sets, by name. PyTorch's own compiled step is left out in two of them."""
 
@@ -144,7 +145,8 @@ def lockstep(
             place = folder / f"{side}_{name.replace(', ', '_')}"
             place.mkdir()
             variables = environment(processor, place)
-            _, arrays[side][name] = trajectories(side, chosen, "cpu", place, variables=variables)
+            driven = [_without_compiler(case) for case in chosen] if told.get(SWITCH) == "0" else chosen
+            _, arrays[side][name] = trajectories(side, driven, "cpu", place, variables=variables)
     found = {}
     for ours, values in arrays["optax"].items():
         for theirs, references in arrays["torch"].items():
@@ -153,6 +155,12 @@ def lockstep(
                 for value, reference, case in zip(values, references, chosen, strict=True)
             ]
     return found
+
+
+def _without_compiler(case: Case) -> Case:
+    """Returns a case for a process without compiled code: `foreach` in place of `fused`."""
+    options = {name: value for name, value in case.options.items() if name != "fused"}
+    return case._replace(options={**options, "foreach": True} if "fused" in case.options else options)
 
 
 def _told(side: str, name: str) -> Mapping[str, str]:
