@@ -1,23 +1,40 @@
 # Everything here sets itself up from nothing but Python 3.11.
 PYTHON ?= python3.11
 VENV ?= .venv
+# What the oldest and the newest versions of all dependencies run on.
+PYTHON_OLDEST ?= python3.11
+PYTHON_NEWEST ?= python3.13
 # The tests use small arrays, and one process for each core.
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
+PYTEST = -m pytest -n $(WORKERS) --dist loadgroup --durations=20
 # What joins other libraries, which an environment with one framework lacks.
 INTEGRATIONS = emo_optax/integrations emo_torch/integrations
 # What goes to the demo, for example: make demo ARGS="--optimizer emo_cats --learning-rate 3e-4"
 ARGS ?=
 
-.PHONY: help demo test build isolated parity lint bench clean
+# Programs that XLA has compiled are kept for the tests that come later, and by `make test` only for one run.
+# With a largest size, JAX locks the folder, which several processes write to. Benchmarks keep nothing.
+CACHE = $(CURDIR)/build/jax-cache
+TESTS = test check isolated smoke suites parity processors test-oldest test-newest
+$(TESTS): export JAX_COMPILATION_CACHE_DIR = $(CACHE)
+$(TESTS): export JAX_COMPILATION_CACHE_MAX_SIZE = 8000000000
+$(TESTS): export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+$(TESTS): export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
+
+.PHONY: help demo build lint bench clean $(TESTS)
 
 help:
-	@echo "make demo   train on handwritten digits in Flax and in PyTorch, compare, draw"
-	@echo "make test   all tests: style and types, each package alone, parity, examples"
-	@echo "make build  compile the C of emo_torch in place, without an install"
-	@echo "make lint   style and types only"
-	@echo "make bench  what a step costs, as ratios to AdamW's; on an idle machine"
-	@echo "make clean  remove what the others made"
+	@echo "make demo         train on handwritten digits in Flax and in PyTorch, compare, draw"
+	@echo "make check        style, types and the fast tests, for every change"
+	@echo "make test         all tests: style and types, each package alone, parity, examples"
+	@echo "make build        compile the C of emo_torch in place, without an install"
+	@echo "make lint         style and types only"
+	@echo "make processors   both frameworks under several instruction sets"
+	@echo "make test-oldest  each package and parity on the oldest versions that are admitted"
+	@echo "make test-newest  each package and parity on the newest versions"
+	@echo "make bench        what a step costs, as ratios to AdamW's; on an idle machine"
+	@echo "make clean        remove what the others made"
 
 $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py
 	$(PYTHON) -m venv $(VENV)
@@ -30,24 +47,52 @@ COMPILED = emo_torch/_fused/emo_kernels.json
 $(COMPILED): $(VENV)/ready $(wildcard emo_torch/_fused/*.c emo_torch/_fused/*.h) emo_torch/build.py
 	-$(VENV)/bin/python emo_torch/build.py
 
-demo: $(VENV)/ready $(COMPILED)
-	$(VENV)/bin/python -m examples.digits $(ARGS)
-
-# Each package's own tests run where the other's framework is absent: once is enough. Types are checked by
-# one core while the other installs.
-test: $(VENV)/ready $(COMPILED)
-	$(MAKE) --jobs=2 lint isolated
-	$(MAKE) parity
-
-# In place, for a checkout that is used through PYTHONPATH. Without a C compiler it says so.
+# In place, for a checkout that is used through PYTHONPATH. Without a C compiler the command says so.
 build:
 	-$(PYTHON) emo_torch/build.py
 
-isolated: $(VENV)/ready
-	$(VENV)/bin/python -m parity_tests.isolated
+demo: $(VENV)/ready $(COMPILED)
+	$(VENV)/bin/python -m examples.digits $(ARGS)
+
+# One core checks types while the other one installs the wheel.
+test: $(VENV)/ready $(COMPILED)
+	rm -rf $(CACHE)
+	$(MAKE) --jobs=2 lint smoke
+	$(MAKE) suites
+	$(MAKE) parity
+
+# For the inner loop; what has a process of its own or compiles much is left to `make test`.
+check: $(VENV)/ready $(COMPILED) lint
+	$(VENV)/bin/python $(PYTEST) -q --fast emo_shared emo_optax emo_torch parity_tests
+
+isolated: smoke suites
+
+smoke: $(VENV)/ready
+	$(VENV)/bin/python -m parity_tests.isolated --only smoke
+
+# Each package's own tests run without the other's framework: once is enough.
+suites: $(VENV)/ready $(COMPILED)
+	$(VENV)/bin/python -m parity_tests.isolated --only suites --workers $(WORKERS)
 
 parity: $(VENV)/ready $(COMPILED)
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup parity_tests examples benchmarks $(INTEGRATIONS)
+	$(VENV)/bin/python $(PYTEST) emo_shared parity_tests examples benchmarks $(INTEGRATIONS)
+
+processors: $(VENV)/ready $(COMPILED)
+	$(VENV)/bin/python -m parity_tests.processors $(ARGS)
+
+# What is downloaded is said before it is.
+.venv-oldest/ready: pyproject.toml constraints-oldest.txt
+	$(PYTHON_OLDEST) -m parity_tests.environment .venv-oldest constraints-oldest.txt
+	@touch $@
+
+.venv-newest/ready: pyproject.toml
+	$(PYTHON_NEWEST) -m parity_tests.environment .venv-newest
+	@touch $@
+
+test-oldest test-newest: test-%: .venv-%/ready
+	.venv-$*/bin/python -m parity_tests.versions
+	.venv-$*/bin/python -m parity_tests.isolated --only suites --workers $(WORKERS)
+	.venv-$*/bin/python $(PYTEST) parity_tests/recordings_test.py parity_tests/lockstep_test.py
 
 # Timings: never beside tests, nor with their one thread.
 bench: $(VENV)/ready $(COMPILED)
@@ -59,4 +104,4 @@ lint: $(VENV)/ready
 	$(VENV)/bin/python -m mypy
 
 clean:
-	rm -rf $(VENV) .venv-* emo_torch/_fused/emo_kernels.so emo_torch/_fused/emo_kernels.json build dist output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* emo_torch/_fused/emo_kernels.* build dist output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,9 +17,23 @@ from parity_tests.tolerances import CLOSED_LOOP, VISIBLE
 
 STEPS_PER_EPOCH = 44
 
-SWITCHING = ("emo_clan", "emo_neco")
-"""Members that choose a rule by the scalar: in float32 a rounding of the loss, fed back over some hundred
-steps, sooner or later decides which. They are held to the band in float64."""
+EPOCHS = 7
+
+FLOAT32_EPOCHS = {"emo_lynx": 1, "emo_zeal": 1, "emo_clan": 0, "emo_neco": 0}
+"""How many epochs some members are held to the band in float32; the others as long as in float64.
+
+A member that takes a sign, or chooses a rule by the scalar, does one thing on one side of a border and
+another thing on the other side. In float32 a rounding of a gradient, fed back, sooner or later decides on
+which side a number lies, and every processor rounds in its own way. These are the epochs before the first
+such decision, whatever the processor: `parity_tests.roundings` finds it with noise, and
+`closed_loop_test.py` holds these numbers to it. In float64 a rounding is 2^29 times smaller, and the same
+decisions stand far from a border.
+"""
+
+
+def epochs(optimizer: str, dtype: str) -> int:
+    """Returns how many epochs a member is held to the band in a dtype."""
+    return FLOAT32_EPOCHS.get(optimizer, EPOCHS) if dtype == "float32" else EPOCHS
 
 
 def pairs(optimizers: Collection[str] = tuple(OPTIMIZERS)) -> list[tuple[str, str]]:
@@ -28,7 +42,7 @@ def pairs(optimizers: Collection[str] = tuple(OPTIMIZERS)) -> list[tuple[str, st
         (name, dtype)
         for name in optimizers
         for dtype in CLOSED_LOOP
-        if name in OPTIMIZERS and not (name in SWITCHING and dtype == "float32")
+        if name in OPTIMIZERS and epochs(name, dtype) > 0
     ]
 
 
@@ -62,27 +76,29 @@ class ClosedLoop(NamedTuple):
     @property
     def of_band(self) -> float:
         """The largest difference of the losses, in units of the band."""
-        return float(np.max(self.gap / _band(self.torch_loss, self.dtype)))
+        return float(np.max(self.gap / band(self.torch_loss, self.dtype)))
 
 
-def _band(losses: NDArray[Any], dtype: str) -> NDArray[Any]:
+def band(losses: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Returns how far a loss may be from each of some losses."""
     tolerance = CLOSED_LOOP[dtype]
-    band: NDArray[Any] = tolerance.absolute + tolerance.relative * np.abs(losses)
-    return band
+    found: NDArray[Any] = tolerance.absolute + tolerance.relative * np.abs(losses)
+    return found
 
 
 def _first(found: NDArray[np.bool_]) -> int | None:
     return int(np.argmax(found)) if found.any() else None
 
 
-def run(optimizer: str, dtype: str = "float32", epochs: int = 7, seed: int = 0) -> ClosedLoop:
-    """Trains the network in both frameworks, 44 steps an epoch."""
+def run(optimizer: str, dtype: str = "float32", length: int | None = None, seed: int = 0) -> ClosedLoop:
+    """Trains the network in both frameworks, for `length` epochs or as many as the member is held."""
     rate = OPTIMIZERS[optimizer].learning_rate
-    settings = Settings(optimizer=optimizer, learning_rate=rate, epochs=epochs, seed=seed, dtype=dtype)
-    comparison = compare(settings)
+    length = epochs(optimizer, dtype) if length is None else length
+    settings = Settings(optimizer=optimizer, learning_rate=rate, epochs=length, seed=seed, dtype=dtype)
+    comparison = compare(settings, with_control=False)
     flax, torch = comparison.flax.loss, comparison.torch.loss
     # Written such that a NaN counts as outside.
-    outside = ~(np.abs(flax - torch) <= _band(torch, dtype))
+    outside = ~(np.abs(flax - torch) <= band(torch, dtype))
     visible = ~(comparison.difference <= VISIBLE[dtype])
     return ClosedLoop(
         optimizer, dtype, flax, torch, comparison.difference, _first(outside), _first(visible)

@@ -1,10 +1,16 @@
-"""Builds the distribution and uses each package where the other's framework is not installed.
+"""Builds the distribution and uses each package without the other's framework.
 
-Run with `python -m parity_tests.isolated`. It builds a source distribution and, from it, a wheel;
-makes two virtual environments, one with the extra `jax` and one with the extra `torch`; makes sure
-that the other framework is absent; and runs the package's own tests on what was installed.
+Run with `python -m parity_tests.isolated`. It has two parts, and `--only` chooses one:
+
+- `smoke` builds a source distribution and, from it, a wheel; installs the wheel in a new environment with
+  the extra `jax`, and in another one with the extra `torch`; makes sure that the other framework is absent;
+  imports every module and steps with every optimizer.
+- `suites` runs all tests of each package in this environment, where the other's framework is hidden from
+  the tests and from every process that they start.
 """
 
+import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -12,21 +18,71 @@ import tempfile
 import venv
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
+
+from parity_tests.alone import check, hidden
 
 ROOT = Path(__file__).parent.parent
-ALONE = {
-    # Package: its extra, the frameworks that must be absent, what its tests need besides.
-    "emo_optax": ("jax", ("torch", "flax"), ()),
-    "emo_torch": (
+CONSTRAINTS = ROOT / "constraints.txt"
+
+
+class Package(NamedTuple):
+    """How a package is used alone.
+
+    Attributes:
+        extra: the extra with which it is installed.
+        absent: the packages that must not be needed.
+        step: code that steps once with the optimizer `name`.
+    """
+
+    extra: str
+    absent: tuple[str, ...]
+    step: str
+
+
+PACKAGES = {
+    "emo_optax": Package(
+        "jax",
+        ("torch", "flax", "emo_torch"),
+        """
+    params = {"w": jax.numpy.ones((2, 3))}
+    optimizer = package.create_optimizer(name, 0.05)
+    updates, state = optimizer.update(params, optimizer.init(params), params, value=1.0)
+    assert float(jax.numpy.abs(updates["w"]).sum()) > 0.0, name
+""",
+    ),
+    "emo_torch": Package(
         "torch",
-        ("jax", "optax", "flax"),
-        ("expecttest", "hypothesis", "triton; sys_platform == 'linux'"),
+        ("jax", "jaxlib", "optax", "flax", "emo_optax"),
+        """
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = package.create_optimizer(name, [weight], lr=0.05)
+    weight.grad = torch.ones(2, 3)
+    optimizer.step(loss=1.0)
+    assert not torch.equal(weight.detach(), torch.ones(2, 3)), name
+""",
     ),
 }
 
+# An installed package holds both; whoever imports the other one needs its framework.
+SMOKE = """
+import importlib, pathlib, pkgutil, sys
+import {framework}, {package} as package
 
-def _run(*command: str | Path, cwd: Path = ROOT) -> None:
-    subprocess.run([str(part) for part in command], cwd=cwd, check=True)
+assert pathlib.Path(package.__file__).is_relative_to(sys.prefix), package.__file__
+for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    if not module.name.endswith(("_test", "__main__")) and ".integrations" not in module.name:
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            assert error.name == "triton", error  # Not everywhere is there a GPU to compile kernels for.
+for name in package.list_optimizers():{step}
+print({package!r}, "works:", ", ".join(package.list_optimizers()))
+"""
+
+
+def _run(*command: str | Path, cwd: Path = ROOT, environment: dict[str, str] | None = None) -> None:
+    subprocess.run([str(part) for part in command], cwd=cwd, env=environment, check=True)
 
 
 def build(folder: Path) -> Path:
@@ -43,52 +99,52 @@ def build(folder: Path) -> Path:
     return wheel
 
 
-def test_alone(package: str, wheel: Path, folder: Path) -> None:
-    """Installs the wheel with one framework and runs the package's tests."""
-    extra, absent, needs = ALONE[package]
+def smoke(package: str, wheel: Path, folder: Path) -> None:
+    """Installs the wheel with one framework, imports every module and steps with every optimizer."""
+    extra, absent, step = PACKAGES[package]
     environment = folder / f"only_{extra}"
-    venv.create(environment, with_pip=True)
+    venv.create(environment)
     python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    _run(*pip, "-c", ROOT / "constraints.txt", f"{wheel}[{extra},test]", *needs)
-    for framework in absent:
-        found = subprocess.run([python, "-c", f"import {framework}"], capture_output=True, check=False)
-        if found.returncode == 0:
-            raise SystemExit(f"{framework} is installed where {package} should be alone")
-    print(f"testing {package}, installed without {', '.join(absent)}", flush=True)
-    options = (
-        "-n",
-        "2",
-        "--dist",
-        "loadgroup",
-        "-W",
-        "error",
-        # As pyproject.toml has it, which is not there.
-        "-W",
-        "ignore:A learning rate of",
-        "--doctest-modules",
-        "--import-mode=importlib",
-    )
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile")
+    _run(*pip, "--disable-pip-version-check", "-c", CONSTRAINTS, f"{wheel}[{extra}]")
+    # As a user has it: without what the variables of a test run need besides, and without another path.
+    dropped = ("JAX_", "PYTHON")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    # The wheel brings both packages; only the framework tells them apart.
+    check([name for name in absent if not name.startswith("emo_")], variables, python)
+    code = SMOKE.format(framework=extra, package=package, step=step)
+    _run(python, "-I", "-W", "error", "-c", code, cwd=folder, environment=variables)
+
+
+def suite(package: str, folder: Path, workers: str) -> None:
+    """Runs the tests of a package while the other's framework is hidden."""
+    absent = PACKAGES[package].absent
+    place = folder / f"without_{absent[0]}"
+    place.mkdir()
+    environment = hidden(absent, place)
+    check(absent, environment)
+    print(f"testing {package} without {', '.join(absent)}", flush=True)
+    options = ("-n", workers, "--dist", "loadgroup", "--durations=20", "-q")
     # What joins other libraries is tested where those are.
-    files = (
-        "-o",
-        "python_files=*_test.py",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-        "--ignore-glob=*/integrations/*",
-    )
-    packages = (package, "emo_shared")
-    _run(python, "-m", "pytest", *options, *files, "--pyargs", *packages, cwd=folder)
+    ignored = ("-p", "no:cacheprovider", "--ignore-glob=*/integrations/*")
+    _run(sys.executable, "-m", "pytest", *options, *ignored, package, environment=environment)
 
 
-def main() -> None:
-    """Builds once, then tests each package alone."""
+def main(arguments: list[str] | None = None) -> None:
+    """Builds once, tries each package alone, then runs its tests."""
+    parser = argparse.ArgumentParser(prog="python -m parity_tests.isolated", description=__doc__)
+    parser.add_argument("--only", choices=["smoke", "suites"], help="default: both")
+    parser.add_argument("--workers", default="2", help="processes of a suite; default: %(default)s")
+    given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        wheel = build(folder / "dist")
-        for package in ALONE:
-            test_alone(package, wheel, folder)
+        if given.only != "suites":
+            wheel = build(folder / "dist")
+            for package in PACKAGES:
+                smoke(package, wheel, folder)
+        if given.only != "smoke":
+            for package in PACKAGES:
+                suite(package, folder, given.workers)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Both packages, step for step, under the bounds of `tolerances`."""
 
+from typing import Any
+
 import pytest
 
 from parity_tests.cases import STEPS, cases
-from parity_tests.family import FAMILY
+from parity_tests.family import FAMILY, optax_options
 from parity_tests.lockstep import Case, run
 from parity_tests.sequences import LOSSES
 from parity_tests.tolerances import LOCKSTEP
@@ -14,7 +16,13 @@ def _name(case: Case) -> str:
     return f"{case.optimizer}-{case.dtype}-{case.losses}-{options}"
 
 
-@pytest.mark.parametrize("case", cases(), ids=_name)
+def _of_one_program(case: Case) -> Any:
+    """Sends cases that Optax compiles to one program to one process, which compiles it once."""
+    program = f"{case.optimizer}-{case.dtype}-{sorted(optax_options(dict(case.options)).items())}"
+    return pytest.param(case, id=_name(case), marks=pytest.mark.xdist_group(program))
+
+
+@pytest.mark.parametrize("case", [_of_one_program(case) for case in cases()])
 def test_stays_in_step(case: Case) -> None:
     result = run(case)
     assert result.first_excess is None, result.first_excess

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from parity_tests.drive import Arrays
@@ -29,7 +29,12 @@ def find_gpu() -> str | None:
 
 
 def trajectories(
-    side: str, cases: list[Case], device: str, job: Path, advance: Callable[[], None] = lambda: None
+    side: str,
+    cases: list[Case],
+    device: str,
+    job: Path,
+    advance: Callable[[], None] = lambda: None,
+    variables: Mapping[str, str] | None = None,
 ) -> tuple[str, list[Arrays]]:
     """Runs one side of all cases in a new process.
 
@@ -39,12 +44,16 @@ def trajectories(
         device: "cpu" or "cuda".
         job: a folder for the files.
         advance: called after every case.
+        variables: the environment of the process, if it is not that of this one.
 
     Returns:
         The name of the device, and the arrays of every case.
     """
     (job / "cases.json").write_text(json.dumps(cases))
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment = {
+        **(os.environ if variables is None else variables),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
     environment["JAX_PLATFORMS"] = "cuda" if side == "optax" and device == "cuda" else "cpu"
     # Exact float32 products, not TensorFloat-32: nothing here multiplies matrices, but users may add it.
     environment["NVIDIA_TF32_OVERRIDE"] = "0"

@@ -83,7 +83,8 @@ FOLLOWING = {
 
 CLOSED_LOOP = {
     # Each framework takes its own gradients, so roundings feed back. Some hundred steps let them grow
-    # a hundredfold; where a filter or a sign stands on its threshold, one weight takes another step.
+    # a hundredfold; where a filter or a sign stands on its threshold, one weight takes another step. How
+    # long float32 is held to it, on every processor, stands in `closed_loop.FLOAT32_EPOCHS`.
     "float64": Tolerance(absolute=1e-12, relative=1e-10),
     "float32": Tolerance(absolute=1e-5, relative=1e-3),
 }

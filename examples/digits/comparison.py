@@ -32,7 +32,7 @@ class Comparison(NamedTuple):
         torch: the training in PyTorch, from the same weights.
         difference: how far apart the two are after each step in the weight that differs most; shape
             `[steps]`.
-        control_difference: the same between PyTorch and its control.
+        control_difference: the same between PyTorch and its control; shape `[0]` without a control.
     """
 
     flax: History
@@ -45,13 +45,16 @@ def compare(
     settings: Settings,
     on_step: Callable[[str], None] = lambda _: None,
     on_epoch: Callable[[Comparison], None] = lambda _: None,
+    *,
+    with_control: bool = True,
 ) -> Comparison:
-    """Trains three times with the same batches.
+    """Trains two or three times with the same batches.
 
     Args:
         settings: how to train.
         on_step: is told the name of the training, one of `RUNS`, behind each of its steps.
         on_epoch: is told what happened in an epoch behind each of them.
+        with_control: whether the control is trained, too.
 
     Returns:
         What happened in all epochs.
@@ -65,18 +68,21 @@ def compare(
         runs: dict[str, Run] = {
             "Flax NNX": flax_run,
             "PyTorch": TorchRun(settings, weights),
-            "Control": TorchRun(settings, torch_side.next_numbers(weights)),
         }
+        if with_control:
+            runs["Control"] = TorchRun(settings, torch_side.next_numbers(weights))
         generator = np.random.default_rng(settings.seed)
         epochs = []
         for _ in range(settings.epochs):
             batches = data.shuffled_batches(generator, settings.batch_size)
-            (flax, flax_weights), (torch, torch_weights), (_, control_weights) = (
+            (flax, flax_weights), (torch, torch_weights), *controls = (
                 _train_epoch(run, digits, batches, partial(on_step, name)) for name, run in runs.items()
             )
             # Here, because the weights after every step of all epochs would fill the memory.
             difference = np.abs(flax_weights - torch_weights).max(axis=1)
-            control_difference = np.abs(control_weights - torch_weights).max(axis=1)
+            control_difference = np.zeros(0)
+            for _, control_weights in controls:
+                control_difference = np.abs(control_weights - torch_weights).max(axis=1)
             epochs.append(Comparison(flax, torch, difference, control_difference))
             on_epoch(epochs[-1])
     return Comparison(

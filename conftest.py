@@ -1,0 +1,35 @@
+"""What holds for the tests of both packages: the option `--fast`, which leaves the slow files out.
+
+It imports neither framework: each package is tested where the other's is hidden.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent
+SLOW = re.compile(
+    r"""
+    ^(examples|benchmarks)/ | /integrations/
+    | _(compiled_step|cuda|devices|distributed|fault_campaign|import|kill|triton)_test
+    | ^emo_torch/_(any_optimizer|emotional|rounding|torch_optim|ways)_test
+    | ^emo_optax/_(aliases|any_optimizer|first_generation|reference|rounding|state|wrappers)_test
+    | ^emo_optax/_ref_adamw_mini_schedule_free_test
+    | ^parity_tests/(?!__init__|compare|divergence|signatures|versions)
+    """,
+    re.VERBOSE,
+)
+"""Files of tests that start processes, compile many programs or take many steps."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option."""
+    parser.addoption("--fast", action="store_true", help="leave the slow files out, for the inner loop")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves the slow files out where that is asked for, before they are imported."""
+    if config.getoption("--fast") and collection_path.is_file():
+        return True if SLOW.search(collection_path.relative_to(ROOT).as_posix()) else None
+    return None

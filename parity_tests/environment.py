@@ -1,0 +1,65 @@
+"""Makes a virtual environment for the tests, and says what it downloads before it does.
+
+Run by `make test-oldest` and `make test-newest`, as `python -m parity_tests.environment FOLDER [PINS]`: the
+Python that runs it is the one of the environment, and PINS is a file of constraints. It needs nothing but
+Python itself. Without PINS the newest release of every dependency is installed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+CUDA = ("nvidia-", "cuda-", "triton")
+"""How the names of packages begin that a build of PyTorch for CUDA needs."""
+
+
+def plan(installs: Sequence[dict[str, Any]], kept: Sequence[str] = ()) -> str:
+    """Says in words what pip is going to install.
+
+    Args:
+        installs: the field `install` of pip's report.
+        kept: lines to say before.
+    """
+    found = {one["metadata"]["name"].lower(): one["metadata"]["version"] for one in installs}
+    lines = [*kept, f"{len(found)} packages are downloaded and installed:"]
+    lines.append("  " + ", ".join(f"{name} {version}" for name, version in sorted(found.items())))
+    cuda = [name for name in found if name.startswith(CUDA) and name != "triton"]
+    if cuda:
+        lines.append(
+            f"PyTorch {found.get('torch', '')} comes as a build for CUDA, with {len(cuda)} packages of "
+            "NVIDIA: together about 3 GB to download and 6 GB on disk. An index with builds for CPUs, "
+            "named in PIP_EXTRA_INDEX_URL, makes it less."
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Makes the environment: resolves, says what is downloaded, installs."""
+    parser = argparse.ArgumentParser(prog="python -m parity_tests.environment", description=__doc__)
+    parser.add_argument("folder", type=Path, help="the environment to make or to bring up to date")
+    parser.add_argument("pins", type=Path, nargs="?", help="constraints; without, the newest releases")
+    given = parser.parse_args(arguments)
+    venv.create(given.folder, with_pip=True)
+    python = given.folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", "--quiet", "--upgrade", "pip>=24"], check=True)
+    what = ["--upgrade", "-e", f"{ROOT}[dev]"]
+    # In place of constraints that the machine may set for every installation.
+    pins = "" if given.pins is None else str(given.pins.resolve())
+    variables = {**os.environ, "PIP_CONSTRAINT": pins}
+    asked = [*pip, "install", "--quiet", "--dry-run", "--report", "-", *what]
+    report = subprocess.run(asked, env=variables, check=True, stdout=subprocess.PIPE, text=True).stdout
+    title = f"{given.folder}: Python {sys.version.split()[0]}, {pins or 'the newest releases'}"
+    print(plan(json.loads(report)["install"], [title]), flush=True)
+    subprocess.run([*pip, "install", "--quiet", *what], env=variables, check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Prints the versions that the tests run on: `python -m parity_tests.versions`."""
+
+import importlib.metadata
+import platform
+
+PACKAGES = (
+    *("torch", "jax", "jaxlib", "optax", "numpy", "safetensors", "flax", "orbax-checkpoint"),
+    *("transformers", "lightning", "accelerate", "peft", "pytest", "pytest-xdist"),
+)
+"""The packages whose versions decide what the tests show."""
+
+
+def versions() -> dict[str, str]:
+    """Returns the version of Python and of every package of `PACKAGES` that is installed."""
+    found = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    print(", ".join(f"{name} {version}" for name, version in versions().items()))
