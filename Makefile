@@ -43,8 +43,8 @@ $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py
 
 # The compiled code: built by the editable install, and again where its sources change. Without a C compiler
 # everything goes on without it.
-COMPILED = emo_torch/_fused/emo_kernels.json
-$(COMPILED): $(VENV)/ready $(wildcard emo_torch/_fused/*.c emo_torch/_fused/*.h) emo_torch/build.py
+COMPILED = emo_torch/_kernels/emo_kernels.json
+$(COMPILED): $(VENV)/ready $(wildcard emo_torch/_kernels/*.c emo_torch/_kernels/*.h) emo_torch/build.py
 	-$(VENV)/bin/python emo_torch/build.py
 
 # In place, for a checkout that is used through PYTHONPATH. Without a C compiler the command says so.
@@ -104,4 +104,4 @@ lint: $(VENV)/ready
 	$(VENV)/bin/python -m mypy
 
 clean:
-	rm -rf $(VENV) .venv-* emo_torch/_fused/emo_kernels.* build dist output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* emo_torch/_kernels/emo_kernels.* build dist output .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -37,7 +37,7 @@ class CompiledCode(BuildHookInterface[Any]):
         if is_editable:
             return
         for path in (built.library, built.record):
-            build_data["force_include"][str(path)] = f"emo_torch/_fused/{path.name}"
+            build_data["force_include"][str(path)] = f"emo_torch/_kernels/{path.name}"
         build_data["pure_python"] = False
         # Nothing in it depends on Python's version: only on the platform.
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")

@@ -27,7 +27,7 @@ from benchmarks.step_time.problems import PROBLEMS, Problem
 from benchmarks.step_time.report import table
 from benchmarks.step_time.store import environment
 from benchmarks.step_time.torch_side import TorchSide
-from emo_torch import _fused
+from emo_torch import _kernels as _fused
 
 WAYS = {"one by one": False, "the default": None}
 """The ways to step, by what `foreach` is then: the readable reference, and compiled code."""

@@ -8,7 +8,7 @@ import torch
 import emo_torch
 from benchmarks import step_profile
 from benchmarks.step_profile import PARTS, WAYS, watched
-from emo_torch import _fused
+from emo_torch import _kernels as _fused
 
 
 def test_the_page_has_a_row_for_each_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

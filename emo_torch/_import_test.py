@@ -13,7 +13,7 @@ import pytest
 
 import emo_shared
 import emo_torch
-from emo_torch._fused import library
+from emo_torch._kernels import library
 
 ALONE = """
 import sys

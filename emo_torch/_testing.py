@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import emo_torch
-from emo_torch._ways import Feeling
+from emo_torch._step.ways import Feeling
 
 
 class Listening(emo_torch.EmoSens):

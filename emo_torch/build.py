@@ -23,10 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCES = Path(__file__).parent / "_fused"
+SOURCES = Path(__file__).parent / "_kernels"
 """Where the C stands."""
-LIBRARY = "emo_kernels.dll" if sys.platform == "win32" else "emo_kernels.so"
-"""The file name of the library, beside the C once it is built in place."""
+LIBRARY = "emo_kernels.bin"
+"""The file name of the library, beside the C; not a name that Python would import."""
 RECORD = "emo_kernels.json"
 """The file name of what is known of the library: its size and SHA-256, and the digest of its sources."""
 

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "add_a_member.md").read_text()
-PATH = re.compile(r"`(emo_\w+/\w+\.py)`")
+PATH = re.compile(r"`(emo_\w+/[\w/]+\.py)`")
 MOST_LINES = 90
 
 LOOK = """
@@ -87,13 +87,13 @@ def test_the_page_adds_a_file_of_few_lines_and_three_lines_on_either_side() -> N
     assert [path for path, _ in steps] == [
         f"{package}/{file}"
         for package in ("emo_torch", "emo_optax")
-        for file in ("_emo_echo.py", "_by_name.py", "__init__.py")
+        for file in ("_members/emo_echo.py", "_members/by_name.py", "__init__.py")
     ]
-    assert [len(code.splitlines()) for path, code in steps if "_emo_" not in path] == [2, 1, 2, 1]
+    assert [len(code.splitlines()) for path, code in steps if "emo_echo" not in path] == [2, 1, 2, 1]
 
 
 def test_a_member_that_is_added_by_the_page_is_seen_everywhere(tmp_path: Path) -> None:
-    for name in ("emo_torch", "emo_optax", "parity_tests", "benchmarks", "examples"):
+    for name in ("emo_shared", "emo_torch", "emo_optax", "parity_tests", "benchmarks", "examples"):
         skipped = shutil.ignore_patterns("__pycache__", "recordings", "add_a_member_test.py")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=skipped)
     for path, code in _steps():
@@ -114,7 +114,7 @@ def test_a_member_that_is_added_by_the_page_is_seen_everywhere(tmp_path: Path) -
 
 @pytest.mark.parametrize("package", ["emo_torch", "emo_optax"])
 def test_the_code_on_the_page_is_formatted_like_the_rest(package: str) -> None:
-    path = f"{package}/_emo_echo.py"
+    path = f"{package}/_members/emo_echo.py"
     for command in (["check"], ["format", "--check"]):
         run = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "--stdin-filename", path, "-"],

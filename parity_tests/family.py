@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import torch
 
 import emo_torch
-from emo_optax import _by_name as optax_names
-from emo_torch import _by_name as torch_names
+from emo_optax._members import by_name as optax_names
+from emo_torch._members import by_name as torch_names
 from parity_tests.tolerances import LOCKSTEP
 
 

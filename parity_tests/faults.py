@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from emo_torch._fused import library
+from emo_torch._kernels import library
 from parity_tests.drive import Arrays
 from parity_tests.family import FAMILY, ROUNDED, Member
 from parity_tests.lockstep import Case, compare, trajectory
@@ -38,7 +38,7 @@ class Fault(NamedTuple):
 
     Attributes:
         package: "emo_optax" or "emo_torch".
-        file: the module, without its leading underscore and ending; or a file of C, in its folder.
+        file: the name of the module, in whatever folder of the package; or a path inside of the package.
         old: what stands there, once.
         new: what is put in its place.
         what: the fault in words.
@@ -296,7 +296,7 @@ FAULTS: tuple[Fault, ...] = (
 )
 
 FAULTS_IN_C = tuple(
-    Fault("emo_torch", f"_fused/cpu_{file}.h", old, new, f"compiled: {what}", by)
+    Fault("emo_torch", f"_kernels/cpu_{file}.h", old, new, f"compiled: {what}", by)
     for file, old, new, what, by in (
         (
             "elements",
@@ -389,7 +389,7 @@ def planted(fault: Fault) -> Iterator[dict[str, Member]]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / package
         shutil.copytree(ROOT / package, copy, ignore=shutil.ignore_patterns("*_test.py", "__pycache__"))
-        path = copy / (fault.file if "/" in fault.file else f"_{fault.file}.py")
+        path = copy / fault.file if "/" in fault.file else next(copy.rglob(f"{fault.file}.py"))
         text = path.read_text()
         if text.count(fault.old) != 1:
             raise AssertionError(

@@ -67,7 +67,7 @@ def test_a_wheel_with_compiled_code_is_one_for_this_platform(
     (folder,) = asked
     assert ROOT not in folder.parents
     names = (hook._build_module(ROOT).LIBRARY, hook._build_module(ROOT).RECORD)
-    assert data["force_include"] == {str(folder / name): f"emo_torch/_fused/{name}" for name in names}
+    assert data["force_include"] == {str(folder / name): f"emo_torch/_kernels/{name}" for name in names}
     assert not data["pure_python"]
     assert data["tag"] == "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
     assert own.warnings == []
@@ -79,7 +79,7 @@ def test_an_editable_install_has_it_beside_the_sources(hook: Any, monkeypatch: p
     own, asked = prepare(hook, monkeypatch)
     data: dict[str, Any] = {"force_include": {}}
     own.initialize("editable", data)
-    assert asked == [ROOT / "emo_torch" / "_fused"]
+    assert asked == [ROOT / "emo_torch" / "_kernels"]
     assert data == {"force_include": {}}
     own.finalize("editable", data, "")
 

@@ -92,8 +92,8 @@ def build(folder: Path) -> Path:
     print(f"built {sdist.name} and {wheel.name}", flush=True)
     names = zipfile.ZipFile(wheel).namelist()
     has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
-    library = "emo_kernels.dll" if sys.platform == "win32" else "emo_kernels.so"
-    is_compiled = {f"emo_torch/_fused/{name}" for name in (library, "emo_kernels.json")} <= set(names)
+    library = "emo_kernels.bin"
+    is_compiled = {f"emo_torch/_kernels/{name}" for name in (library, "emo_kernels.json")} <= set(names)
     if is_compiled != has_compiler or wheel.stem.endswith("-none-any") == has_compiler:
         raise SystemExit(f"{wheel.name}: compiled code {is_compiled}, a compiler {has_compiler}")
     return wheel

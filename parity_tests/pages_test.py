@@ -10,7 +10,7 @@ import pytest
 
 import emo_optax
 import emo_torch
-from emo_torch._metrics_test import NAMES
+from emo_torch._wrappers.metrics_test import NAMES
 
 DOCS = Path(__file__).parent.parent / "docs"
 

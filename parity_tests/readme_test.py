@@ -9,7 +9,7 @@ import pytest
 
 import emo_optax
 import emo_torch
-from emo_torch._fused import library
+from emo_torch._kernels import library
 from parity_tests.faults import every_fault
 
 ROOT = Path(__file__).parent.parent

@@ -9,11 +9,11 @@ import torch
 
 import emo_optax
 import emo_torch
-from emo_optax import _bridge
-from emo_optax._by_name import MEMBERS as OPTAX
-from emo_torch._by_name import MEMBERS as TORCH
-from emo_torch._family_rules import MOMENTS
-from emo_torch._options import NOT_OPTIONS
+from emo_optax._members.by_name import MEMBERS as OPTAX
+from emo_optax._state import bridge as _bridge
+from emo_torch._members.by_name import MEMBERS as TORCH
+from emo_torch._members.options import NOT_OPTIONS
+from emo_torch._rules.family_rules import MOMENTS
 from parity_tests.family import FAMILY, optax_options, torch_options
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from emo_optax._checks.states import with_arrays
+from emo_optax._checks.validation import check_moment_dtype
+from emo_optax._pieces.shadow_effect import row_and_column_means
 from emo_optax._rules.adam import ScaleByUncorrectedAdamState, scale_by_uncorrected_adam
 from emo_optax._rules.moments import average, map_leaves, stored, widened, zero_moments
-from emo_optax._shadow_effect import row_and_column_means
-from emo_optax._states import with_arrays
-from emo_optax._validation import check_moment_dtype
 
 
 class ScaleByFactorsState(NamedTuple):

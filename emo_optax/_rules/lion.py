@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emo_optax._checks.states import with_arrays
+from emo_optax._checks.validation import check_decay_rate, check_moment_dtype
 from emo_optax._rules.moments import average, interpolate, map_leaves, stored, widened, zero_moments
-from emo_optax._states import with_arrays
-from emo_optax._validation import check_decay_rate, check_moment_dtype
 
 
 class ScaleByLionState(NamedTuple):

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._emotion import wide_dtype
-from emo_optax._states import check_kind
-from emo_optax._validation import hyperparameter, is_number
+from emo_optax._checks.states import check_kind
+from emo_optax._checks.validation import hyperparameter, is_number
+from emo_optax._pieces.emotion import wide_dtype
 
 
 def zero_moments(params: optax.Params, moment_dtype: Any) -> optax.Params:

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import emo_optax
-from emo_optax._reference_test import find_in_state
+from emo_optax._members.reference_test import find_in_state
 from emo_optax._rules.moments import average, interpolate
 
 RULES = [

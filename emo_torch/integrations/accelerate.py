@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from emo_torch._wrappers import loss_optimizers
+from emo_torch._wrappers.wrappers import loss_optimizers
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from emo_torch._wrappers import loss_optimizers
+from emo_torch._wrappers.wrappers import loss_optimizers
 
 
 class LossAwareCallback(pl.Callback):

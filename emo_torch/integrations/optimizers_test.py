@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import emo_torch
-from emo_torch._inner_check import manner_of
+from emo_torch._wrappers.inner_check import manner_of
 
 Make = Callable[[Any, list[Parameter]], Any]
 LOSSES = (1.0, 1.3, 1.1, 1.2, 0.9, 1.0, 0.8, 0.85, 0.7, 0.9)

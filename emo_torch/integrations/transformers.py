@@ -7,7 +7,7 @@ from torch.nn import Module
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from emo_torch._wrappers import loss_optimizers
+from emo_torch._wrappers.wrappers import loss_optimizers
 
 
 class LossAwareTrainerMixin:

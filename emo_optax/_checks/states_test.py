@@ -1,0 +1,157 @@
+"""Numbers put into a state by hand, over every field of every state class."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import emo_optax
+from emo_optax._checks.states import check_kind
+
+PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(3), "s": jnp.ones(())}
+OPTIMIZERS: dict[str, Callable[[], Any]] = {
+    **{
+        f"{name} {rounding}": (
+            lambda name=name, rounding=rounding: emo_optax.create_optimizer(
+                name,
+                optax.linear_schedule(0.1, 0.0, 10),
+                weight_decay=optax.constant_schedule(0.1),
+                rounding=rounding,
+                **({} if name == "ref_adamw_mini_schedule_free" else {"use_shadow": True}),
+            )
+        )
+        for name, rounding in zip(
+            emo_optax.list_optimizers(), ["nearest", "kahan", "stochastic"] * 10, strict=False
+        )
+    },
+    "divided": lambda: emo_optax.emo_cats(0.1, decoupled_weight_decay=True),
+    "emotional": lambda: emo_optax.emotional(optax.sgd(0.1), use_shadow=True),
+    "accumulate": lambda: emo_optax.accumulate(emo_optax.emo_sens(0.1), 2),
+    "runaway": lambda: emo_optax.scale_by_runaway(optax.sgd(0.1)),
+    "track_runaway": lambda: emo_optax.track_runaway(),
+    "track_emotion": lambda: emo_optax.track_emotion(),
+    "share_emotion": lambda: emo_optax.share_emotion(
+        optax.chain(emo_optax.filter_by_emotion(optax.sgd(0.1)), emo_optax.scale_by_emotion())
+    ),
+    "switch": lambda: emo_optax.share_emotion(
+        emo_optax.switch_by_emotion([emo_optax.scale_by_lion()], lambda s: 0 * s.astype(jnp.int32))
+    ),
+    "step_first": lambda: emo_optax.step_first(emo_optax.emo_sens(0.1), optax.sgd(0.1)),
+    "decay": lambda: emo_optax.add_weight_decay(optax.constant_schedule(0.1), divisor=0.5),
+    "kahan": lambda: emo_optax.round_with_kahan(),
+    "stochastic": lambda: emo_optax.round_stochastically(),
+    "adam": lambda: emo_optax.scale_by_uncorrected_adam(),
+    "lion": lambda: emo_optax.scale_by_lion(),
+    "softsign": lambda: emo_optax.scale_by_softsign(),
+    "factors": lambda: emo_optax.scale_by_factored_moments(),
+}
+
+
+def numbers_for(leaf: jax.Array) -> list[Any]:
+    """Returns numbers that stand for a leaf of the shape `[]`."""
+    if leaf.dtype == jnp.bool_:
+        return [False, np.bool_(True)]
+    if jnp.issubdtype(leaf.dtype, jnp.integer):
+        return [0, np.int64(1)]
+    return [0, 0.5, np.float64(0.5), np.float32(0.5), np.int32(1)]
+
+
+def with_leaf(state: Any, index: int, leaf: Any) -> Any:
+    leaves, structure = jax.tree.flatten(state)
+    return jax.tree.unflatten(structure, [*leaves[:index], leaf, *leaves[index + 1 :]])
+
+
+def kinds(tree: Any) -> list[Any]:
+    return [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_number_in_a_state_is_an_array_of_the_dtype_of_its_place(name: str) -> None:
+    optimizer = OPTIMIZERS[name]()
+
+    def update(state: Any) -> Any:
+        return optimizer.update(PARAMS, state, PARAMS, value=2.0)
+
+    state = optimizer.init(PARAMS)
+    expected = kinds(jax.eval_shape(update, state))
+    leaves, structure = jax.tree.flatten(state)
+    numbers, arrays = list(leaves), list(leaves)
+    for index, leaf in enumerate(leaves):
+        if leaf.shape == ():
+            for number in numbers_for(leaf):
+                changed = with_leaf(state, index, number)
+                assert kinds(jax.eval_shape(lambda changed=changed: update(changed))) == expected
+                if isinstance(number, bool | int | float):  # Under jit, as an argument.
+                    assert kinds(jax.eval_shape(update, changed)) == expected
+            numbers[index] = numbers_for(leaf)[0]
+            arrays[index] = jnp.asarray(numbers[index]).astype(leaf.dtype)
+    # All at once, by the numbers.
+    got, wanted = (update(jax.tree.unflatten(structure, each)) for each in (numbers, arrays))
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("in_jit", [False, True])
+def test_a_flag_and_a_count_may_be_set_by_their_names(in_jit: bool) -> None:
+    for name in emo_optax.list_optimizers():
+        if name == "ref_adamw_mini_schedule_free":
+            continue
+        optimizer = optax.chain(optax.clip(1.0), emo_optax.create_optimizer(name, 0.1))
+        state = optax.tree.set(optimizer.init(PARAMS), should_stop=True, felt=7, short=1, long=0.5)
+        update = jax.jit(optimizer.update) if in_jit else optimizer.update
+        _, state = update(PARAMS, state, PARAMS, value=1.0)
+        emotion = emo_optax.get_emotion(state)
+        assert (bool(emotion.should_stop), int(emotion.felt)) == (True, 8)
+        assert (float(emotion.short), float(emotion.long)) == (1.0, pytest.approx(0.505))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("felt", 1.5), ("felt", True), ("should_stop", 1), ("should_stop", 0.0), ("scalar", True)],
+)
+@pytest.mark.parametrize("in_jit", [False, True])
+def test_a_number_of_another_kind_is_refused_by_its_place(field: str, value: Any, in_jit: bool) -> None:
+    optimizer = emo_optax.emo_sens(0.1)
+    state = optax.tree.set(optimizer.init(PARAMS), **{field: value})
+    update = jax.jit(optimizer.update) if in_jit else optimizer.update
+    with pytest.raises((TypeError, ValueError), match=rf"{field}\b.*(must be an array|is bool)"):
+        update(PARAMS, state, PARAMS, value=1.0)
+
+
+def test_a_number_where_an_array_of_another_shape_belongs_is_refused() -> None:
+    optimizer = emo_optax.emo_sens(0.1)
+    state = optax.tree.set(optimizer.init(PARAMS), history=0.5)
+    with pytest.raises(TypeError, match=r"history of the optimizer's state must be an array of float32"):
+        optimizer.update(PARAMS, state, PARAMS, value=1.0)
+
+
+def test_the_functions_that_take_a_state_ask_for_arrays() -> None:
+    emotion = emo_optax.init_emotion(jnp.float32)
+    for name in emotion._fields:
+        with pytest.raises(ValueError, match=rf"{name}' must be an array"):
+            emo_optax.feel(emotion._replace(**{name: 0}), jnp.ones([]))
+    divergence = emo_optax.init_divergence(jnp.float32)
+    for name in divergence._fields:
+        with pytest.raises(ValueError, match=rf"{name}' must be an array"):
+            emo_optax.watch(divergence._replace(**{name: 0}), jnp.ones([]))
+    with pytest.raises(ValueError, match="'x' must be an array, and is None"):
+        check_kind("x", None, jnp.floating, ())
+
+
+def test_the_monitor_and_the_looks_take_numbers() -> None:
+    stop = emo_optax.early_stop()
+    state = stop.init()
+    for number in (True, np.bool_(True)):
+        assert stop.update(state._replace(is_quiet=number), 1.0).is_quiet.dtype == jnp.bool_
+    changed = state._replace(emotion=state.emotion._replace(felt=3, short=1))
+    for update in (stop.update, jax.jit(stop.update)):
+        assert int(update(changed, 1.0).emotion.felt) == 4
+    optimizer = emo_optax.emo_sens(0.1)
+    state = optax.tree.set(optimizer.init(PARAMS), should_stop=False, felt=2, short=1, scalar=0.5)
+    assert emo_optax.get_metrics(state)["emotion/felt"] == 2.0
+    assert float(emo_optax.get_emotion(state).step_scale) == 0.5

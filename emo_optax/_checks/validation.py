@@ -1,0 +1,355 @@
+"""Checks of what a user passes in, made before anything is computed.
+
+Numbers are checked where they are known: `optax.inject_hyperparams` passes traced arrays, whose values
+nobody knows while a step is traced.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from emo_optax._checks.errors import LOSS_MISSING, PARAMS_MISSING, LossMissingError
+from emo_optax._checks.states import are_alike, how_trees_differ
+from emo_shared.choices import check_choice as check_choice
+from emo_shared.choices import check_function as check_function
+from emo_shared.choices import check_seed as check_seed
+
+
+def is_number(value: object) -> bool:
+    """Returns whether a value is a number that is known while a step is traced."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def hyperparameter(value: Any, dtype: Any) -> Any:
+    """Returns a hyperparameter such that arithmetic with it stays in `dtype`."""
+    # A number stays one (`1 - b2` taken in float32 would be off by 1e-5), but a NumPy double, which
+    # would widen what it meets, becomes Python's.
+    return float(value) if is_number(value) else jnp.asarray(value, dtype)
+
+
+def check_precision(name: str, value: object, *, may_be_schedule: bool = False) -> None:
+    """Raises a `TypeError` for a hyperparameter in a dtype of less than 32 bits.
+
+    The nearest bfloat16 to 0.999 is 1.0, and the nearest float16 to 1e-8 is 0. The dtype is known under
+    `jax.jit`, too, where the value is not. A learning rate and a weight decay, which may be schedules,
+    may have 16 bits: they lose digits and keep their size.
+    """
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        return
+    if jnp.dtype(dtype).itemsize < (2 if may_be_schedule else 4):
+        raise TypeError(
+            f"Invalid {name}: a number of the dtype {dtype}, which is too coarse for it (bfloat16 makes "
+            "1.0 of 0.999, and float16 makes 0 of 1e-8). Give a Python float or a float32 array. Under "
+            "optax.inject_hyperparams, which makes numbers the parameters' dtype, give it "
+            "hyperparam_dtype=jnp.float32."
+        )
+
+
+def _known(name: str, value: Any, *, may_be_schedule: bool = False) -> Any:
+    """Returns a number where it is known already, else `None`, or raises an error if it is none at all."""
+    kinds = "a number, an array or a schedule" if may_be_schedule else "a number or an array"
+    check_precision(name, value, may_be_schedule=may_be_schedule)
+    if is_number(value):
+        if isinstance(value, complex | np.complexfloating):
+            raise TypeError(f"Invalid {name}: {value!r}; it must be a real number")
+        return value
+    if isinstance(value, jax.Array | np.ndarray):
+        if value.shape != ():
+            raise ValueError(f"Invalid {name}: an array of the shape {value.shape}; it must be one number")
+        if not _is_real(value.dtype):
+            raise TypeError(
+                f"Invalid {name}: an array of the dtype {value.dtype}; it must be a real number"
+            )
+        is_here = isinstance(value, np.ndarray) or (
+            not isinstance(value, jax.core.Tracer) and value.is_fully_addressable
+        )
+        return value.item() if is_here else None
+    if may_be_schedule and callable(value):
+        return None
+    raise TypeError(f"Invalid {name}: {value!r}; it must be {kinds}")
+
+
+def _is_real(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer))
+
+
+def check_learning_rate(learning_rate: object) -> None:
+    """Raises an error unless the learning rate is a schedule or finite and >= 0."""
+    known = _known("learning_rate", learning_rate, may_be_schedule=True)
+    if known is not None and not 0.0 <= known < math.inf:
+        raise ValueError(f"Invalid learning rate: {learning_rate}; it must be finite and at least 0")
+
+
+def check_decay_rate(name: str, value: object) -> None:
+    """Raises an error unless a decay rate of an average is in [0, 1)."""
+    known = _known(name, value)
+    if known is not None and not 0.0 <= known < 1.0:
+        raise ValueError(f"Invalid {name}: {value}; it must be in [0, 1)")
+
+
+def check_factor(name: str, value: object) -> None:
+    """Raises an error unless the weight of a new value in an average is in (0, 1]."""
+    known = _known(name, value)
+    if known is not None and not 0.0 < known <= 1.0:
+        raise ValueError(f"Invalid {name}: {value}; it must be in (0, 1]")
+
+
+def check_not_negative(name: str, value: object, *, may_be_schedule: bool = False) -> None:
+    """Raises an error unless a number is finite and at least 0."""
+    known = _known(name, value, may_be_schedule=may_be_schedule)
+    if known is not None and not 0.0 <= known < math.inf:
+        raise ValueError(f"Invalid {name}: {value}; it must be finite and at least 0")
+
+
+def check_at_most_one(name: str, value: object) -> None:
+    """Raises an error unless a share is in [0, 1]."""
+    known = _known(name, value)
+    if known is not None and not 0.0 <= known <= 1.0:
+        raise ValueError(f"Invalid {name}: {value}; it must be in [0, 1]")
+
+
+def check_order(low_name: str, low: object, high_name: str, high: object) -> None:
+    """Raises a `ValueError` if the first of two numbers is above the second."""
+    known_low, known_high = _known(low_name, low), _known(high_name, high)
+    if known_low is not None and known_high is not None and known_low > known_high:
+        raise ValueError(f"Invalid {low_name}: {low}; it must not be above {high_name}, {high}")
+
+
+def check_max_steps(value: object) -> None:
+    """Raises an error unless the length of a run is a whole number >= 1, or not known."""
+    known = None if value is None else _known("ref_max_steps", value)
+    if known is not None and not (1 <= known < 2**31 and known == int(known)):
+        raise ValueError(f"Invalid ref_max_steps: {value}; it must be a whole number >= 1, or None")
+
+
+def check_every_k_schedule(value: Any) -> Any:
+    """Returns how many micro-batches make a step, a whole number >= 1 or a function, or raises an error."""
+    if callable(value):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"Invalid every_k_schedule: {value!r}; it must be a whole number or a function")
+    if value < 1:
+        raise ValueError(f"Invalid every_k_schedule: {value}; it must be at least 1")
+    return int(value)
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raises a `TypeError` unless a switch is on or off."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"Invalid {name}: {value!r}; it must be True or False")
+
+
+def check_bounds(name: str, value: Any) -> None:
+    """Raises a `ValueError` unless bounds are `None` or a smaller and a larger number."""
+    if value is None:
+        return
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"Invalid {name}: {value!r}; it must be a pair, the least and the largest value")
+    known = [_known(name, bound) for bound in value]
+    if any(bound is not None and math.isnan(bound) for bound in known) or (
+        None not in known and not known[0] <= known[1]
+    ):
+        raise ValueError(f"Invalid {name}: {value!r}; the first must not be above the second")
+
+
+def check_not_injected(name: str, value: object) -> None:
+    """Raises a `TypeError` for an array where optax.inject_hyperparams took a function for a schedule."""
+    if isinstance(value, jax.Array):
+        raise TypeError(
+            f"Invalid {name}: an array. optax.inject_hyperparams takes every function for a schedule; "
+            'say static_args=("mask", "shadow_ratio", "moment_dtype") to it'
+        )
+
+
+def check_shadow_ratio(value: object) -> None:
+    """Raises an error unless the shadow's ratio is "v2.0", "v1.0" or a function of the scalar."""
+    check_not_injected("shadow_ratio", value)
+    if not callable(value) and value not in ("v2.0", "v1.0"):
+        raise ValueError(
+            f"Invalid shadow_ratio: {value!r}; it must be 'v2.0', 'v1.0' or a function of the scalar"
+        )
+
+
+def checked_mask(mask: Any) -> Callable[[Any], Any]:
+    """Returns a function from the parameters to a mask that was found to fit them."""
+    check_not_injected("mask", mask)
+
+    def check(tree: Any) -> Any:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not isinstance(leaf, bool | np.bool_) and getattr(leaf, "dtype", None) != jnp.bool_:
+                place = jax.tree_util.keystr(path)
+                raise TypeError(f"Invalid mask: mask{place} must be True or False, and is {leaf!r}")
+        return tree
+
+    if not callable(mask):
+        check(mask)
+
+    def mask_of(params: Any) -> Any:
+        tree = check(mask(params) if callable(mask) else mask)
+        try:
+            jax.tree.map(lambda *_: None, tree, params)
+        except (TypeError, ValueError) as error:
+            problem = how_trees_differ(tree, params)
+            raise ValueError(f"Invalid mask: it is another tree than the parameters: {problem}") from error
+        return tree
+
+    return mask_of
+
+
+def takes_extra_args(inner: Any) -> optax.GradientTransformationExtraArgs:
+    """Returns an Optax transformation such that it takes a loss, or says that it is none."""
+    if not (hasattr(inner, "init") and hasattr(inner, "update")):
+        raise TypeError(
+            f"A transformation of Optax is needed, such as optax.adam(1e-3), and this is {inner!r}"
+        )
+    return optax.with_extra_args_support(inner)
+
+
+def check_params(params: Any) -> None:
+    """Raises a `ValueError` if the parameters were not passed to `update`."""
+    if params is None:
+        raise ValueError(PARAMS_MISSING)
+
+
+def _checked_leaf(title: str, leaf: Any) -> Any:
+    """Returns a leaf of a tree as an array, or raises an error if it is none of real numbers."""
+    try:
+        # `init` needs no more than shapes.
+        array = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{title} must be an array of real numbers, and is {leaf!r}") from error
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"emo_optax does not support complex parameters, and {title} is complex. Store its real and "
+            "imaginary parts as two real parameters."
+        )
+    return array
+
+
+def checked_params(params: Any) -> Any:
+    """Returns the parameters as arrays; Python's floats are parameters, too.
+
+    Raises:
+        TypeError: for a leaf that is no array of floating-point numbers.
+        ValueError: for a complex one.
+    """
+
+    def check(path: Any, leaf: Any) -> jax.Array:
+        title = f"params{jax.tree_util.keystr(path)}"
+        array: jax.Array = _checked_leaf(title, leaf)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(
+                f"{title} has the dtype {array.dtype}, and a parameter must be of floating-point numbers. "
+                "Keep it out of what is optimized, or make it a float."
+            )
+        return array
+
+    return jax.tree_util.tree_map_with_path(check, params)
+
+
+def checked_gradients(updates: Any, params: Any) -> Any:
+    """Returns the gradients as arrays, each of which fits its parameter.
+
+    Raises:
+        TypeError: for a leaf that is no array of real numbers.
+        ValueError: for another tree than that of the parameters, another shape, or a complex gradient.
+    """
+    if not are_alike(updates, params):
+        raise ValueError(
+            f"The gradients are another tree than the parameters: {how_trees_differ(updates, params)}. "
+            "Pass what jax.grad returns for these parameters; where only some of them are trained, filter "
+            "gradients and parameters alike."
+        )
+
+    def check(path: Any, leaf: Any, param: jax.Array) -> jax.Array:
+        place = jax.tree_util.keystr(path)
+        if getattr(leaf, "dtype", None) == jax.dtypes.float0:
+            raise TypeError(f"The gradient of params{place} is that of whole numbers: leave it out")
+        array: jax.Array = _checked_leaf(f"the gradient of params{place}", leaf)
+        if array.dtype == jnp.bool_:
+            raise TypeError(f"The gradient of params{place} must be of real numbers, and holds booleans")
+        if array.shape != param.shape:
+            raise ValueError(
+                f"The gradient of params{place} has the shape {array.shape}, and the parameter "
+                f"{param.shape}: they must be the same"
+            )
+        return array
+
+    return jax.tree_util.tree_map_with_path(check, updates, params)
+
+
+def check_loss(value: Any, dtype: Any, name: str = "value") -> jax.Array:
+    """Returns the loss as an array of shape `()` in the emotion's dtype.
+
+    The loss stays a function of what it was computed from: a gradient through an update is complete.
+
+    Raises:
+        LossMissingError: if there is no loss.
+        TypeError: if the loss is not a real number.
+        ValueError: if the loss is not a scalar.
+    """
+    if value is None:
+        raise LossMissingError(LOSS_MISSING)
+    if not isinstance(value, jax.Array):
+        value = _host_array(value, name)
+    if value.shape != ():
+        raise ValueError(
+            f"`{name}` must be a scalar, the loss of the whole step, and has the shape {value.shape}. "
+            f"Reduce it first, for example with `{name}=jnp.mean(losses)`."
+        )
+    if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+        raise TypeError(f"`{name}` must be the loss, a real number, and has the dtype {value.dtype}")
+    with np.errstate(over="ignore"):  # What is too large for the dtype is infinite there.
+        return jnp.asarray(value.astype(dtype))
+
+
+def _host_array(value: Any, name: str) -> np.ndarray[Any, Any]:
+    """Returns a number, or what NumPy can make an array of, in its own width."""
+    try:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        return np.asarray(float(value) if is_whole else value)
+    except OverflowError:
+        return np.asarray(np.inf)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be the loss, a real number, and is {value!r}") from error
+
+
+def check_moment_dtype(moment_dtype: Any) -> Any:
+    """Returns the dtype as JAX knows it here, or `None` for the default."""
+    if moment_dtype is None:
+        return None
+    problem = f"Invalid moment_dtype: {moment_dtype!r}; it must be a floating-point dtype"
+    check_not_injected("moment_dtype", moment_dtype)
+    try:
+        dtype = jax.dtypes.canonicalize_dtype(moment_dtype)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(problem) from error
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(problem)
+    return dtype
+
+
+def initial_value(learning_rate: Any) -> Any:
+    """Returns the learning rate of the first step: the number itself, or a schedule's at step 0."""
+    return learning_rate(jnp.zeros([], jnp.int32)) if isinstance(learning_rate, Callable) else learning_rate  # type: ignore[arg-type]
+
+
+def check_divisor(learning_rate: Any) -> None:
+    """Raises a `ValueError` if a learning rate that weight decay is divided by starts at 0."""
+    try:
+        with jax.ensure_compile_time_eval():
+            start = float(initial_value(learning_rate))
+    except jax.errors.ConcretizationTypeError:
+        return  # Traced: its value is not known here.
+    if start == 0.0:
+        raise ValueError(
+            "decoupled_weight_decay=True divides the weight decay by the learning rate that the "
+            "optimizer is made with, and that is 0. Start with a positive learning rate, or use "
+            "weight_decay_mode='absolute'."
+        )

@@ -1,0 +1,93 @@
+"""EmoLynx v3.6.1: the rule of Lion, by emoDrive."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from emo_optax._checks.validation import check_not_negative
+from emo_optax._pieces.drive import driven_rule
+from emo_optax._pieces.replicas import AxisName
+from emo_optax._rules.lion import scale_by_lion
+
+
+def emo_lynx36(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.995,
+    eps: jax.typing.ArrayLike = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.01,
+    mask: Any | Callable[[optax.Params], Any] | None = None,
+    *,
+    use_shadow: bool = False,
+    weight_decay_mode: str = "decoupled",
+    moment_dtype: Any | None = None,
+    rounding: str = "nearest",
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""EmoLynx v3.6.1: steps by the sign of an interpolated momentum, times emoDrive.
+
+    .. math::
+        s &= \tanh\left(\frac{long - short}{\max(long, 10^{-5})}\right) \\
+        p &\leftarrow p - \eta\,wd\,p \\
+        p &\leftarrow p - \eta\,e(s)\,\operatorname{sign}((1-b_1)\,g + b_1 m) \\
+        m &\leftarrow b_2 m + (1-b_2)\,g
+
+    `feel_drive` has the averages, and `drive_factor` the factor e of the update.
+
+    Args:
+        learning_rate: eta, a number >= 0 or a schedule; 8e-5 is advised.
+        b1: decay rate of the interpolation, in [0, 1).
+        b2: decay rate of the momentum, in [0, 1).
+        eps: as published, >= 0; without effect.
+        weight_decay: wd, a number >= 0 or a schedule.
+        mask: a tree of booleans, or a function from the parameters to one; `True` decays.
+        use_shadow: whether to pull the weights back to their shadow, by the rule of v3.6.1.
+        weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
+        moment_dtype: the floating-point dtype of the moments; `None` for that of the parameters, float32 at
+            least.
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
+        axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
+            replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
+
+    Returns:
+        A transformation whose `update(grads, state, params, value=loss)` takes the loss at `params`,
+        a scalar of any float dtype; its updates have the parameters' dtypes.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range; from `init`, for complex parameters; from
+            `update`, without `params` or for a loss that is not a scalar.
+        LossMissingError: from `update`, without a loss.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = optax.chain(optax.clip_by_global_norm(1.0), emo_optax.emo_lynx36(1e-2))
+        >>> params = jnp.asarray([[1.0, -2.0], [3.0, 0.5]])
+        >>> state = optimizer.init(params)
+        >>> losses = []
+        >>> for _ in range(30):
+        ...     loss, grads = jax.value_and_grad(lambda p: jnp.sum(p**2))(params)
+        ...     updates, state = optimizer.update(grads, state, params, value=loss)
+        ...     params = optax.apply_updates(params, updates)
+        ...     losses.append(float(loss))
+        >>> losses[-1] < losses[0]
+        True
+
+    Source: EmoLynx v3.6.1 by muooon.
+    """
+    check_not_negative("eps", eps)
+    return driven_rule(
+        scale_by_lion(b1, b2, moment_dtype=moment_dtype),
+        learning_rate,
+        weight_decay,
+        mask,
+        use_shadow=use_shadow,
+        weight_decay_mode=weight_decay_mode,
+        rounding=rounding,
+        axis_name=axis_name,
+    )

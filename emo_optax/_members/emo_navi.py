@@ -1,0 +1,105 @@
+"""EmoNavi: Adam's moments, with emotion acting through the shadow alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from emo_optax._checks.hints import with_hints
+from emo_optax._members.options import options_of
+from emo_optax._pieces.replicas import AxisName
+from emo_optax._pieces.rounding import Rounding
+from emo_optax._pieces.shadow_system import ShadowRatio
+from emo_optax._pieces.weight_decay import WeightDecayMode
+from emo_optax._rules.adam import scale_by_uncorrected_adam
+from emo_optax._wrappers.emotional import emotional_rule
+
+
+@with_hints
+def emo_navi(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.01,
+    mask: Any | Callable[[optax.Params], Any] | None = None,
+    *,
+    use_shadow: bool = True,
+    shadow_ratio: ShadowRatio = "v2.0",
+    shadow_rate: jax.typing.ArrayLike = 0.05,
+    short_factor: jax.typing.ArrayLike = 0.3,
+    long_factor: jax.typing.ArrayLike = 0.01,
+    gain: jax.typing.ArrayLike = 5.0,
+    weight_decay_mode: WeightDecayMode = "decoupled",
+    moment_dtype: Any | None = None,
+    rounding: Rounding = "nearest",
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Steps by Adam's moments without bias correction, and lets emotion pull the weights back.
+
+    .. math::
+        s &= \tanh(5\,(short - long)) \\
+        p &\leftarrow (1-r(s))\,p + r(s)\,shadow \\
+        p &\leftarrow p - \eta\,wd\,p \\
+        m &\leftarrow b_1 m + (1-b_1)\,g, \quad v \leftarrow b_2 v + (1-b_2)\,g^2 \\
+        p &\leftarrow p - \eta\,\frac{m}{\sqrt{v} + \epsilon}
+
+    The rule is that of EmoSens; steps are neither filtered nor scaled.
+
+
+    Args:
+        learning_rate: eta, a number >= 0 or a schedule.
+        b1: decay rate of the first moment, in [0, 1).
+        b2: decay rate of the second moment, in [0, 1).
+        eps: what is added to the root, >= 0.
+        weight_decay: wd, a number >= 0 or a schedule.
+        mask: a tree of booleans, or a function from the parameters to one; `True` decays.
+        use_shadow: whether to pull the weights back to their shadow (see `blend_with_shadow`).
+        shadow_ratio: r(s): "v2.0", "v1.0", or a function from a scalar array to a ratio in [0, 1].
+        shadow_rate: how far the shadow follows the parameters, in (0, 1].
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
+            least.
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
+        axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
+            replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
+
+    Returns:
+        A transformation whose `update(grads, state, params, value=loss)` takes the loss at `params`,
+        a scalar of any float dtype; its updates have the parameters' dtypes.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range; from `init`, for complex parameters; from
+            `update`, without `params` or for a loss that is not a scalar.
+        LossMissingError: from `update`, without a loss.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = optax.chain(optax.clip_by_global_norm(1.0), emo_optax.emo_navi(1e-2))
+        >>> params = jnp.asarray([[1.0, -2.0], [3.0, 0.5]])
+        >>> state = optimizer.init(params)
+        >>> losses = []
+        >>> for _ in range(30):
+        ...     loss, grads = jax.value_and_grad(lambda p: jnp.sum(p**2))(params)
+        ...     updates, state = optimizer.update(grads, state, params, value=loss)
+        ...     params = optax.apply_updates(params, updates)
+        ...     losses.append(float(loss))
+        >>> losses[-1] < losses[0]
+        True
+
+    Source: EmoNavi v2.0 by muooon.
+    """
+    options = options_of(locals())
+    return emotional_rule(
+        scale_by_uncorrected_adam(b1, b2, eps, moment_dtype=moment_dtype),
+        shadow_effect=False,
+        **options,
+    )

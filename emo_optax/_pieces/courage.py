@@ -1,0 +1,102 @@
+"""Courage: a factor on the step that grows while steps agree with new gradients."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from emo_optax._checks.validation import hyperparameter
+from emo_optax._pieces.relative_emotion import QUIET_STEPS
+
+
+class CourageState(NamedTuple):
+    """Courage and the size of the agreement that it is measured by; every field has the shape `[]`.
+
+    Attributes:
+        agreement: the cosine a of the gradient and the last direction, in [-1, 1].
+        agreement_square: the average of its square.
+        courage: the factor k on the step, > 0.
+    """
+
+    agreement: jax.Array
+    agreement_square: jax.Array
+    courage: jax.Array
+
+
+def init_courage(dtype: jax.typing.DTypeLike) -> CourageState:
+    """Returns the courage before any step: 1.
+
+    Args:
+        dtype: the floating-point dtype of every field.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> print(emo_optax.init_courage(jnp.float32).courage)
+        1.0
+    """
+    zero = jnp.zeros([], dtype)
+    return CourageState(zero, zero, jnp.ones([], dtype))
+
+
+def move_courage(
+    state: CourageState,
+    agreement: jax.Array,
+    scalar: jax.Array,
+    step: jax.Array,
+    min_courage: jax.typing.ArrayLike = 0.03,
+    max_courage: jax.typing.ArrayLike = 100.0,
+) -> CourageState:
+    r"""Moves the courage by the agreement of one step and by the emotion.
+
+    .. math::
+        a_2 &\leftarrow a_2 + 0.05\,(a^2 - a_2), \qquad z = \tanh(a / \sqrt{a_2}) \\
+        rise &= \max(0,\, 2s - 1), \qquad fall = \max(0,\, -2s - 1) \\
+        k &\leftarrow k\,\exp(-0.2\,rise) \quad\text{where } s > 0.5 \\
+        k &\leftarrow k\,\exp\bigl(0.05\,(1 + \tfrac{40}{t+10})\,(z + 0.4\,fall)\bigr) \quad\text{else}
+
+    The courage moves from the 6th step on, and stays between its bounds. It grows beyond what agreement
+    earns only while the loss demonstrably falls, so that noise alone does not drive it up.
+
+    Args:
+        state: the courage before this step.
+        agreement: a, the cosine of this gradient and the last direction, in [-1, 1], shape `[]`.
+        scalar: s, the scale-free emotion scalar, in [-1, 1], shape `[]` (see `feel_relative`).
+        step: t, the number of this step, counted from 1, an integer array of shape `[]`. The first one
+            has no last direction, and changes nothing.
+        min_courage: the least courage, > 0.
+        max_courage: the largest courage; 1 never takes a longer step than the learning rate says.
+
+    Returns:
+        The courage after this step.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> courage = emo_optax.init_courage(jnp.float32)
+        >>> for step in range(1, 31):
+        ...     courage = emo_optax.move_courage(courage, jnp.float32(0.3), jnp.float32(0), jnp.int32(step))
+        >>> print(f"{courage.courage:.1f}")
+        11.2
+
+    Source: ours (EmoPilot), after hypergradient descent (Baydin et al., 2018).
+    """
+    dtype = state.courage.dtype
+    tiny = jnp.finfo(dtype).tiny  # type: ignore[no-untyped-call]
+    t = step.astype(dtype)
+    square = agreement * agreement
+    moved = state.agreement_square + 0.05 * (square - state.agreement_square)
+    moved = jnp.where(step == 2, square, moved)
+    z = jnp.tanh(agreement / (jnp.sqrt(moved) + tiny))
+    rise = jnp.maximum(0.0, 2.0 * scalar - 1.0)
+    fall = jnp.maximum(0.0, -2.0 * scalar - 1.0)
+    growth = 0.05 * (1.0 + 40.0 / (t + 10.0)) * (z + 0.4 * fall)
+    exponent = jnp.where(scalar > 0.5, -0.2 * rise, growth)
+    least, most = (hyperparameter(bound, dtype) for bound in (min_courage, max_courage))
+    courage = jnp.clip(state.courage * jnp.exp(exponent), least, most)
+    is_first = step == 1
+    return CourageState(
+        jnp.where(is_first, state.agreement, agreement),
+        jnp.where(is_first, state.agreement_square, moved),
+        jnp.where(step > QUIET_STEPS, courage, state.courage),
+    )

@@ -1,0 +1,198 @@
+"""Divergence: what a jump of the loss, and a validation loss that rises, say about a run."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emo_optax._checks.states import check_kind
+from emo_optax._checks.validation import check_max_steps, check_precision, hyperparameter
+
+OVERFITTING_RISES = 3
+"""So many rises of the validation loss in a row are overfitting."""
+
+
+class DivergenceState(NamedTuple):
+    """What an optimizer remembers of the losses; every field is an array of shape `[]`.
+
+    Attributes:
+        steps: steps so far, with a loss or without, int32.
+        felt: losses taken in so far, int32.
+        held: losses and validation losses kept out because they were not finite, int32.
+        previous: the last finite loss, in the loss's unit.
+        level: how far the last finite loss jumped, 0 (not at all) to 3, int32.
+        diverging: steps in a row with a jump, int32.
+        val_felt: validation losses taken in so far, int32.
+        val_previous: the last finite validation loss, in its unit.
+        val_rises: rises of the validation loss in a row, int32.
+        val_improvements: improvements in a row while suppressed, since the last full run, int32.
+        val_runs: full runs of improvements while suppressed, int32.
+        suppressed: whether overfitting holds back the injection, bool.
+        injects: whether the last step injected the parameters, bool.
+    """
+
+    steps: jax.Array
+    felt: jax.Array
+    held: jax.Array
+    previous: jax.Array
+    level: jax.Array
+    diverging: jax.Array
+    val_felt: jax.Array
+    val_previous: jax.Array
+    val_rises: jax.Array
+    val_improvements: jax.Array
+    val_runs: jax.Array
+    suppressed: jax.Array
+    injects: jax.Array
+
+
+def init_divergence(dtype: Any) -> DivergenceState:
+    """Returns what an optimizer remembers before any step, each field in a buffer of its own."""
+    kinds = {"previous": dtype, "val_previous": dtype, "suppressed": jnp.bool_, "injects": jnp.bool_}
+    return DivergenceState(
+        **{name: jnp.zeros([], kinds.get(name, jnp.int32)) for name in DivergenceState._fields}
+    )
+
+
+def check_divergence(state: DivergenceState) -> None:
+    """Raises a `ValueError` unless every field has its shape and its kind of numbers."""
+    kinds = {"previous": jnp.floating, "val_previous": jnp.floating}
+    kinds |= {"suppressed": jnp.bool_, "injects": jnp.bool_}
+    for name, field in state._asdict().items():
+        check_kind(f"divergence.{name}", field, kinds.get(name, jnp.integer), ())
+
+
+def watch(
+    state: DivergenceState,
+    loss: jax.Array | None = None,
+    val_loss: jax.Array | None = None,
+    *,
+    ref_max_steps: Any | None = None,
+) -> DivergenceState:
+    r"""Takes in the losses of one step, and settles whether it injects the parameters.
+
+    .. math::
+        level = [\tfrac{L}{L' + 10^{-8}} > 1.2] + [\dots > 1.5] + [\dots > 2], \qquad
+        diverging \leftarrow [level > 0]\,(diverging + 1)
+
+    with the loss before, :math:`L'`. A validation loss that rose three times in a row suppresses the
+    injection, until it has fallen :math:`n = \min(20, \max(10, \lfloor 10^{-4} T \rfloor))` times in a
+    row, n times over; three rises in a row begin the wait anew. A step injects if it has a finite
+    loss, is not suppressed, and lies at 0.2 to 0.8 of the T steps (at 0.5, where T is not known).
+
+    Args:
+        state: what was remembered before this step.
+        loss: the loss, shape `[]`, in the state's dtype; `None` where there is none. One that is not
+            finite counts as none, and as held.
+        val_loss: the loss on data that is not learnt from, likewise.
+        ref_max_steps: T, the length of the run in steps, >= 1, or `None`.
+
+    Returns:
+        What is remembered after this step.
+
+    Raises:
+        ValueError: for a length that is not a whole number >= 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> state = emo_optax.init_divergence(jnp.float32)
+        >>> for loss in (1.0, 1.6, 4.0):
+        ...     state = emo_optax.watch(state, jnp.asarray(loss))
+        >>> print(state.level, state.diverging, state.injects)
+        3 2 True
+
+    Source: RefAdamWMiniScheduleFree by muooon.
+    """
+    check_max_steps(ref_max_steps)
+    check_divergence(state)
+    steps = optax.safe_increment(state.steps)
+    state = state._replace(steps=steps)
+    if val_loss is not None:
+        state = _watch_val_loss(state, val_loss, _patience(ref_max_steps))
+    is_felt = jnp.zeros([], jnp.bool_)
+    if loss is not None:
+        is_felt = jnp.isfinite(loss)
+        ratio = loss / (state.previous + 1e-8)
+        jump = sum((ratio > bound).astype(jnp.int32) for bound in (1.2, 1.5, 2.0))
+        jump = jnp.where(state.felt == 0, 0, jump).astype(jnp.int32)
+        in_a_row = jnp.where(jump > 0, optax.safe_increment(state.diverging), 0)
+        state = state._replace(
+            felt=jnp.where(is_felt, optax.safe_increment(state.felt), state.felt),
+            held=jnp.where(is_felt, state.held, optax.safe_increment(state.held)),
+            previous=jnp.where(is_felt, loss, state.previous),
+            level=jnp.where(is_felt, jump, state.level),
+            diverging=jnp.where(is_felt, in_a_row, state.diverging),
+        )
+    return state._replace(injects=is_felt & ~state.suppressed & _is_midway(steps, ref_max_steps))
+
+
+def _watch_val_loss(state: DivergenceState, val_loss: jax.Array, patience: Any) -> DivergenceState:
+    is_felt = jnp.isfinite(val_loss)
+    is_first = state.val_felt == 0
+    rose = ~is_first & (val_loss > state.val_previous)
+    fell = ~is_first & (val_loss < state.val_previous)
+    rises = jnp.where(rose, optax.safe_increment(state.val_rises), 0)
+    overfits = rises >= OVERFITTING_RISES
+    improvements = jnp.where(state.suppressed & fell, state.val_improvements + 1, 0)
+    is_run = improvements >= patience
+    improvements = jnp.where(is_run, 0, improvements)
+    runs = jnp.where(overfits, 0, state.val_runs + is_run.astype(jnp.int32))
+    is_over = runs >= patience
+    moved = state._replace(
+        val_felt=optax.safe_increment(state.val_felt),
+        val_previous=val_loss,
+        val_rises=rises,
+        val_improvements=improvements,
+        val_runs=jnp.where(is_over, 0, runs),
+        suppressed=(state.suppressed & ~is_over) | overfits,
+    )
+    kept = state._replace(held=optax.safe_increment(state.held))
+    pairs = zip(moved, kept, strict=True)
+    return DivergenceState(*(jnp.where(is_felt, new, old) for new, old in pairs))
+
+
+def _patience(ref_max_steps: Any | None) -> Any:
+    """Returns how many improvements make a run, and how many runs end the suppression."""
+    length = jnp.asarray(1000 if ref_max_steps is None else ref_max_steps).astype(jnp.int32)
+    return jnp.clip(length // 10_000, 10, 20)
+
+
+def _is_midway(steps: jax.Array, ref_max_steps: Any | None) -> jax.Array:
+    """Returns whether a step lies at 0.2 to 0.8 of the run, in whole numbers: exactly, everywhere."""
+    if ref_max_steps is None:
+        return jnp.ones([], jnp.bool_)
+    length = jnp.asarray(ref_max_steps).astype(jnp.int32)
+    fifth = length // 5 + (length % 5 > 0)
+    return (steps >= fifth) & (steps <= length - fifth)
+
+
+def injection_strength(state: DivergenceState, ref_alpha: jax.typing.ArrayLike, dtype: Any) -> jax.Array:
+    """Returns a, the share of the parameters in an injection: 0 where the step does not inject.
+
+    It is `ref_alpha` in peace, and 0.6, 0.8 or 1 from a divergence of level 1, 2 or 3, or of as many
+    steps in a row, on.
+
+    Args:
+        state: what `watch` returned.
+        ref_alpha: the share in peace, in [0, 1].
+        dtype: of the result.
+
+    Returns:
+        The share, shape `[]`, in [0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> state = emo_optax.watch(emo_optax.init_divergence(jnp.float32), jnp.asarray(1.0))
+        >>> print(emo_optax.injection_strength(state, 0.5, jnp.float32))
+        0.5
+
+    Source: RefAdamWMiniScheduleFree by muooon.
+    """
+    check_precision("ref_alpha", ref_alpha)
+    worst = jnp.maximum(state.level, state.diverging)
+    in_trouble = jnp.where(worst >= 3, 1.0, jnp.where(worst == 2, 0.8, 0.6)).astype(dtype)
+    strength = jnp.where(worst > 0, in_trouble, jnp.asarray(hyperparameter(ref_alpha, dtype), dtype))
+    return jnp.where(state.injects, strength, jnp.zeros([], dtype))

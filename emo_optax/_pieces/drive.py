@@ -1,0 +1,252 @@
+"""The emotion of EmoNavi, EmoFact and EmoLynx v3.6.1: three averages, trust, and emoDrive."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emo_optax._checks.states import check_kind
+from emo_optax._checks.validation import check_flag, check_learning_rate, check_loss, takes_extra_args
+from emo_optax._pieces.early_stop import went_quiet
+from emo_optax._pieces.emotion import (
+    EmotionState,
+    check_emotion,
+    init_emotion,
+    shared_emotion,
+    wide_dtype,
+)
+from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
+from emo_optax._pieces.trust import (
+    FLOOR,
+    Averages,
+    blend_by_trust,
+    move_averages,
+    relative_scalar,
+    trust_of,
+)
+from emo_optax._pieces.weight_decay import place_weight_decay
+from emo_optax._wrappers.emotional import _keep_dtypes
+
+
+class DriveState(NamedTuple):
+    """The memory of the losses that v3.6.1 keeps.
+
+    Attributes:
+        emotion: counts, short and long average, scalar, the last 32 scalars and the stop signal. The scalar
+            is above 0 where the loss is below its trend: the sign is that of v3, not that of v2.0.
+        medium: the medium average of the loss, shape `[]`, in the unit of the loss.
+    """
+
+    emotion: EmotionState
+    medium: jax.Array
+
+
+def init_drive(dtype: Any) -> DriveState:
+    """Returns the state before the first loss, each field in a buffer of its own."""
+    return DriveState(init_emotion(dtype), jnp.zeros([], dtype))
+
+
+def feel_drive(state: DriveState, loss: jax.Array) -> DriveState:
+    r"""Takes in the loss of one step, by the formulas of v3.6.1.
+
+    .. math::
+        short &\leftarrow 0.3\,L + 0.7\,short, \quad medium \leftarrow 0.05\,L + 0.95\,medium, \quad
+        long \leftarrow 0.01\,L + 0.99\,long \\
+        s &= \tanh\left(\frac{long - short}{\max(long, 10^{-5})}\right)
+
+    A loss that is not finite changes only the count of held losses. The stop signal is that of
+    `went_quiet` over the last 32 scalars, and stays set.
+
+    Args:
+        state: the state before this step.
+        loss: the loss at the parameters at which the gradient was taken; shape `[]`, in the dtype of the
+            state.
+
+    Returns:
+        The state after this step.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> state = emo_optax.init_drive(jnp.float32)
+        >>> for loss in (2.0, 1.0):
+        ...     state = emo_optax.feel_drive(state, jnp.asarray(loss))
+        >>> print(f"{state.medium:.2f} {state.emotion.scalar:.4f}")
+        1.95 0.1447
+
+    Source: EmoNavi v3.6.1 by muooon.
+    """
+    check_emotion(state.emotion)
+    check_kind("emotion.medium", state.medium, jnp.floating, ())
+    old = state.emotion
+    averages, felt, held = move_averages(
+        Averages(old.short, state.medium, old.long), loss, old.felt, old.held
+    )
+    is_felt = held == old.held
+    scalar = relative_scalar(averages, jnp.maximum(averages.long, FLOOR))
+    history = jnp.where(is_felt, jnp.concatenate([old.history[1:], scalar[None]]), old.history)
+    should_stop = old.should_stop | (is_felt & went_quiet(history, felt))
+    emotion = EmotionState(felt, held, averages.short, averages.long, scalar, history, should_stop)
+    return DriveState(emotion, averages.medium)
+
+
+def drive_factor(scalar: jax.Array) -> jax.Array:
+    r"""Returns emoDrive, the factor of the update of v3.6.1.
+
+    .. math::
+        e = 8\,|trust|\,(1 + 0.1\,trust) \;(0.25 < |s| < 0.5), \quad
+        1 - |s| \;(|s| > 0.75), \quad 1 \text{ else}; \qquad trust = \mathrm{copysign}(1 - |s|, s)
+
+    Args:
+        scalar: the emotion scalar s, in [-1, 1], any shape.
+
+    Returns:
+        The factor, in [0, 6.45], same shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> print(emo_optax.drive_factor(jnp.asarray([0.0, 0.3, -0.3, 0.5, -0.875])))
+        [1.    5.992 5.208 1.    0.125]
+
+    Source: emoDrive of EmoNavi, EmoFact and EmoLynx v3.6.1 by muooon.
+    """
+    size, trust = jnp.abs(scalar), trust_of(scalar)
+    fast = 8.0 * jnp.abs(trust) * (1.0 + 0.1 * trust)
+    calm = jnp.where(size > 0.75, 1.0 - size, jnp.ones([], scalar.dtype))
+    return jnp.where((size > 0.25) & (size < 0.5), fast, calm)
+
+
+class ShareDriveState(NamedTuple):
+    """The memory of the losses, and the state of the transformation that shares it."""
+
+    drive: DriveState
+    inner_state: optax.OptState
+
+
+def share_drive(
+    inner: optax.GradientTransformation, *, axis_name: AxisName = None
+) -> optax.GradientTransformationExtraArgs:
+    """Feels the loss once a step, by the formulas of v3.6.1, and hands the emotion to `inner`.
+
+    `inner` receives the extra argument `emotion`, an `EmotionState`. See `feel_drive` for the formulas.
+
+    Args:
+        inner: the transformation that shares the emotion.
+        axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
+            replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
+
+    Returns:
+        A transformation whose `update` takes the loss as `value`, a scalar of any float dtype.
+
+    Raises:
+        ValueError: from `update`, for a loss that is not a scalar.
+        LossMissingError: from `update`, without a loss.
+
+    Source: EmoNavi v3.6.1 by muooon.
+    """
+    check_axis_name(axis_name)
+    inner = takes_extra_args(inner)
+
+    def init_fn(params: optax.Params) -> ShareDriveState:
+        return ShareDriveState(init_drive(wide_dtype(params)), inner.init(params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ShareDriveState,
+        params: optax.Params | None = None,
+        *,
+        value: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ShareDriveState]:
+        loss = average_over_replicas(check_loss(value, state.drive.medium.dtype), axis_name)
+        drive = feel_drive(state.drive, loss)
+        extra_args = {
+            **extra_args,
+            "value": value if axis_name is None else loss,
+            "emotion": drive.emotion,
+        }
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        return updates, ShareDriveState(drive, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def scale_by_drive(
+    *, shared: bool = False, axis_name: AxisName = None
+) -> optax.GradientTransformationExtraArgs:
+    """Multiplies the updates by emoDrive (see `drive_factor`).
+
+    Args:
+        shared: whether the emotion comes from an enclosing `share_drive`.
+        axis_name: as in `share_drive`; unused where the emotion is shared.
+
+    Returns:
+        A transformation for `optax.chain` whose `update` takes the loss as `value`.
+
+    Raises:
+        LossMissingError: from `update`, without a loss.
+        EmotionMissingError: from `update`, with `shared=True` and no `share_drive` around it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = optax.chain(optax.sgd(1.0), emo_optax.scale_by_drive())
+        >>> params = jnp.ones(2)
+        >>> state = optimizer.init(params)
+        >>> for loss in (2.0, 0.1):
+        ...     updates, state = optimizer.update(params, state, params, value=loss)
+        >>> print(updates.round(3))
+        [-6.255 -6.255]
+
+    Source: emoDrive of EmoNavi v3.6.1 by muooon.
+    """
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        del params
+        return optax.EmptyState()
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        emotion: EmotionState | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params, extra_args
+        factor = drive_factor(shared_emotion(emotion).scalar)
+        return jax.tree.map(lambda update: factor.astype(update.dtype) * update, updates), state
+
+    piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return piece if shared else share_drive(piece, axis_name=axis_name)
+
+
+def driven_rule(
+    rule: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: optax.ScalarOrSchedule,
+    mask: Any | Callable[[optax.Params], Any] | None,
+    *,
+    use_shadow: bool,
+    weight_decay_mode: str,
+    rounding: str,
+    axis_name: AxisName,
+) -> optax.GradientTransformationExtraArgs:
+    """Puts a member of v3.6.1 together: emotion, shadow, rule, emoDrive, weight decay, learning rate."""
+    check_learning_rate(learning_rate)
+    check_flag("use_shadow", use_shadow)
+    decay = place_weight_decay(weight_decay_mode, weight_decay, mask)
+    step = optax.chain(
+        decay["l2"],
+        rule,
+        scale_by_drive(shared=True),
+        decay["decoupled"],
+        optax.scale_by_learning_rate(learning_rate),
+        decay["absolute"],
+    )
+    member = share_drive(blend_by_trust(step) if use_shadow else step, axis_name=axis_name)
+    return _keep_dtypes(member, rounding)

@@ -1,0 +1,49 @@
+"""The signal that training has gone quiet. It stops nothing by itself."""
+
+import jax
+import jax.numpy as jnp
+
+from emo_optax._checks.validation import check_precision
+
+WINDOW = 32
+"""How many scalars, one a step, the signal looks back on."""
+
+
+def went_quiet(
+    history: jax.Array,
+    felt: jax.Array,
+    *,
+    mean_below: jax.typing.ArrayLike = 0.05,
+    variance_below: jax.typing.ArrayLike = 0.005,
+) -> jax.Array:
+    r"""Tells whether the emotion has been close to 0, and steady, over the last 32 losses.
+
+    .. math::
+        \frac{1}{32} \sum_i |s_i| < 0.05 \quad\text{and}\quad
+        \frac{1}{32} \sum_i (s_i - \bar{s})^2 < 0.005
+
+    Args:
+        history: the last 32 scalars, oldest first; shape `[32]`, floating point, each in [-1, 1].
+        felt: how many losses have been felt; shape `[]`, integer. Below 32 the answer is no.
+        mean_below: the bound on the mean of the absolute scalars, in (0, 1].
+        variance_below: the bound on their variance (over 32, not 31), in (0, 1].
+
+    Returns:
+        A boolean of shape `[]`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from emo_optax import went_quiet
+        >>> print(went_quiet(jnp.full(32, 0.01), jnp.asarray(32)))
+        True
+        >>> print(went_quiet(jnp.full(32, 0.01), jnp.asarray(31)))
+        False
+
+    Source: the early-stop notice of EmoNavi and EmoSens v2.0, with a window of 32 steps; the
+    published code appends once per parameter tensor.
+    """
+    check_precision("mean_below", mean_below)
+    check_precision("variance_below", variance_below)
+    mean = jnp.mean(jnp.abs(history))
+    variance = jnp.mean(jnp.square(history - jnp.mean(history)))
+    return (felt >= WINDOW) & (mean < mean_below) & (variance < variance_below)

@@ -1,0 +1,304 @@
+"""Emotion: from the loss to one scalar, once a step for a whole optimizer."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emo_optax._checks.errors import EMOTION_MISSING, EmotionMissingError
+from emo_optax._checks.states import check_kind, with_arrays
+from emo_optax._checks.validation import (
+    check_factor,
+    check_loss,
+    check_not_negative,
+    check_precision,
+    hyperparameter,
+    takes_extra_args,
+)
+from emo_optax._pieces.early_stop import WINDOW, went_quiet
+from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
+
+
+class EmotionState(NamedTuple):
+    """What an optimizer remembers of the losses; every field is an array of shape `[]` but one.
+
+    Attributes:
+        felt: losses felt so far, int32.
+        held: losses kept out because they were not finite, int32.
+        short: the short average of the loss, in the loss's unit.
+        long: the long average of the loss, in the loss's unit.
+        scalar: the emotion scalar of the last finite loss, in [-1, 1]; 0 before any.
+        history: the last 32 scalars, oldest first, shape `[32]`; 0 where there was none yet.
+        should_stop: whether training has ever gone quiet, bool; stays set.
+    """
+
+    felt: jax.Array
+    held: jax.Array
+    short: jax.Array
+    long: jax.Array
+    scalar: jax.Array
+    history: jax.Array
+    should_stop: jax.Array
+
+
+class Emotion(NamedTuple):
+    """What a look at an optimizer's emotion shows; every field is an array of shape `[]`.
+
+    Attributes:
+        short: the short average of the loss, in the loss's unit.
+        long: the long average of the loss, in the loss's unit.
+        scalar: the emotion scalar s, in [-1, 1]; above 0 the loss is above its trend.
+        step_scale: 1 - |s|, in [0, 1]: what the update is multiplied by.
+        shadow_ratio: how far the last step pulled the weights to their shadow, in [0, 1]; 0 without one.
+        should_stop: whether training has ever gone quiet, bool; stays set.
+        is_quiet: whether training is quiet now, over the last 32 losses, bool.
+        felt: losses felt so far, int32.
+        held: losses kept out because they were not finite, int32.
+    """
+
+    short: jax.Array
+    long: jax.Array
+    scalar: jax.Array
+    step_scale: jax.Array
+    shadow_ratio: jax.Array
+    should_stop: jax.Array
+    is_quiet: jax.Array
+    felt: jax.Array
+    held: jax.Array
+
+
+def wide_dtype(tree: Any) -> Any:
+    """Returns what to compute in: float64 where a leaf is float64 (and x64 is on), else float32."""
+    is_double = any(jnp.result_type(leaf) == jnp.float64 for leaf in jax.tree.leaves(tree))
+    return jnp.float64 if is_double else jnp.float32
+
+
+def init_emotion(dtype: Any) -> EmotionState:
+    """Returns the emotion of an optimizer that has seen no loss, each field in a buffer of its own."""
+    return EmotionState(
+        felt=jnp.zeros([], jnp.int32),
+        held=jnp.zeros([], jnp.int32),
+        short=jnp.zeros([], dtype),
+        long=jnp.zeros([], dtype),
+        scalar=jnp.zeros([], dtype),
+        history=jnp.zeros([WINDOW], dtype),
+        should_stop=jnp.zeros([], jnp.bool_),
+    )
+
+
+def feel(
+    state: EmotionState,
+    loss: jax.Array,
+    *,
+    short_factor: jax.typing.ArrayLike = 0.3,
+    long_factor: jax.typing.ArrayLike = 0.01,
+    gain: jax.typing.ArrayLike = 5.0,
+    mean_below: jax.typing.ArrayLike = 0.05,
+    variance_below: jax.typing.ArrayLike = 0.005,
+) -> EmotionState:
+    r"""Takes in the loss of one step.
+
+    .. math::
+        short &\leftarrow 0.3\,L + 0.7\,short \\
+        long &\leftarrow 0.01\,L + 0.99\,long \\
+        s &= \tanh(5\,(short - long))
+
+    Both averages start at the first finite loss. A loss that is not finite, or that would make an
+    average so, changes nothing but the count of those held.
+
+    Args:
+        state: the emotion before this step.
+        loss: the loss at the parameters at which the gradient was taken; shape `[]`, in the state's
+            dtype.
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        mean_below: the stop signal's bound on the mean of the last 32 |s|, in (0, 1].
+        variance_below: its bound on their variance, in (0, 1].
+
+    Returns:
+        The emotion after this step.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> emotion = emo_optax.init_emotion(jnp.float32)
+        >>> for loss in (2.0, 1.0):
+        ...     emotion = emo_optax.feel(emotion, jnp.asarray(loss))
+        >>> print(f"{emotion.short:.2f} {emotion.long:.2f} {emotion.scalar:.4f}")
+        1.70 1.99 -0.8957
+
+    Source: EmoSens and EmoNavi v2.0 by muooon.
+    """
+    check_emotion(state)
+    check_precision("short_factor", short_factor)
+    check_precision("long_factor", long_factor)
+    check_precision("gain", gain)
+    dtype = state.scalar.dtype
+    is_first = state.felt == 0
+    is_finite = jnp.isfinite(loss)
+    loss = jnp.where(is_finite, loss, jnp.zeros([], dtype))
+
+    def average(before: jax.Array, factor: Any) -> jax.Array:
+        # In this form, and not `0.3 L + 0.7 before`, a constant loss leaves both averages alone to
+        # the last bit, however large it is.
+        moved = before + hyperparameter(factor, dtype) * (loss - before)
+        return jnp.where(is_first, loss, moved)
+
+    short = average(state.short, short_factor)
+    long = average(state.long, long_factor)
+    is_felt = is_finite & jnp.isfinite(short) & jnp.isfinite(long)
+    short = jnp.where(is_felt, short, state.short)
+    long = jnp.where(is_felt, long, state.long)
+    scalar = jnp.tanh(hyperparameter(gain, dtype) * (short - long))
+    felt = jnp.where(is_felt, optax.safe_increment(state.felt), state.felt)
+    held = jnp.where(is_felt, state.held, optax.safe_increment(state.held))
+    extended = jnp.concatenate([state.history[1:], scalar[None]])
+    history = jnp.where(is_felt, extended, state.history)
+    is_quiet = went_quiet(history, felt, mean_below=mean_below, variance_below=variance_below)
+    should_stop = state.should_stop | (is_felt & is_quiet)
+    return EmotionState(felt, held, short, long, scalar, history, should_stop)
+
+
+def check_emotion(state: EmotionState) -> None:
+    """Raises a `ValueError` unless every field has its shape and its kind of numbers."""
+    kinds = {"felt": jnp.integer, "held": jnp.integer, "should_stop": jnp.bool_}
+    for name, field in state._asdict().items():
+        shape = (WINDOW,) if name == "history" else ()
+        check_kind(f"emotion.{name}", field, kinds.get(name, jnp.floating), shape)
+
+
+class ShareEmotionState(NamedTuple):
+    """The emotion, and the state of what shares it."""
+
+    emotion: EmotionState
+    inner_state: optax.OptState
+
+
+def share_emotion(
+    inner: optax.GradientTransformation,
+    *,
+    short_factor: jax.typing.ArrayLike = 0.3,
+    long_factor: jax.typing.ArrayLike = 0.01,
+    gain: jax.typing.ArrayLike = 5.0,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Feels the loss once a step and hands the emotion to everything inside.
+
+    `inner` receives the extra argument `emotion`, an `EmotionState`; transformations that take no
+    extra arguments may stand in it too. See `feel` for the formula.
+
+    Args:
+        inner: the transformation that shares the emotion.
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, >= 0.
+        axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
+            replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
+
+    Returns:
+        A transformation whose `update` takes the loss as `value`, a scalar of any float dtype.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range; from `update`, for a loss of another shape.
+        LossMissingError: from `update`, without a loss.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = emo_optax.share_emotion(
+        ...     optax.chain(optax.sgd(0.1), emo_optax.scale_by_emotion())
+        ... )
+        >>> params = jnp.ones(2)
+        >>> updates, state = optimizer.update(params, optimizer.init(params), params, value=1.0)
+        >>> print(updates)
+        [-0.1 -0.1]
+
+    Source: EmoSens v2.0 by muooon.
+    """
+    check_factor("short_factor", short_factor)
+    check_factor("long_factor", long_factor)
+    check_not_negative("gain", gain)
+    check_axis_name(axis_name)
+    inner = takes_extra_args(inner)
+
+    def init_fn(params: optax.Params) -> ShareEmotionState:
+        return ShareEmotionState(init_emotion(wide_dtype(params)), inner.init(params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ShareEmotionState,
+        params: optax.Params | None = None,
+        *,
+        value: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ShareEmotionState]:
+        state = with_arrays(state, init_fn, updates if params is None else params)
+        loss = average_over_replicas(check_loss(value, state.emotion.scalar.dtype), axis_name)
+        emotion = feel(
+            state.emotion,
+            loss,
+            short_factor=short_factor,
+            long_factor=long_factor,
+            gain=gain,
+        )
+        if axis_name is not None:
+            value = loss  # What reads it in `inner` must not drift apart, either.
+        extra_args = {**extra_args, "value": value, "emotion": emotion}
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        return updates, ShareEmotionState(emotion, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def track_emotion(
+    *,
+    short_factor: jax.typing.ArrayLike = 0.3,
+    long_factor: jax.typing.ArrayLike = 0.01,
+    gain: jax.typing.ArrayLike = 5.0,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Feels the loss and lets the updates pass unchanged: emotion as a monitor.
+
+    Args:
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, >= 0.
+        axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
+            replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
+
+    Returns:
+        A transformation for `optax.chain` whose emotion `get_emotion` finds.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+        LossMissingError: from `update`, without a loss.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = optax.chain(optax.adam(1e-3), emo_optax.track_emotion())
+        >>> params = jnp.ones(2)
+        >>> updates, state = optimizer.update(params, optimizer.init(params), params, value=3.0)
+        >>> print(emo_optax.get_emotion(state).long)
+        3.0
+
+    Source: EmoSens v2.0 by muooon.
+    """
+    return share_emotion(
+        optax.identity(),
+        short_factor=short_factor,
+        long_factor=long_factor,
+        gain=gain,
+        axis_name=axis_name,
+    )
+
+
+def shared_emotion(emotion: EmotionState | None) -> EmotionState:
+    """Returns the emotion that an enclosing transformation handed in, or says that there is none."""
+    if emotion is None:
+        raise EmotionMissingError(EMOTION_MISSING)
+    return emotion

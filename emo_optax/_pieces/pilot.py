@@ -1,0 +1,268 @@
+"""The scalars that steer EmoPilot: gate, emotion, agreement and courage, once a step for all parameters."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emo_optax._pieces.averaged_weights import AverageWeightsState
+from emo_optax._pieces.courage import CourageState, init_courage, move_courage
+from emo_optax._pieces.gate import gate
+from emo_optax._pieces.relative_emotion import RelativeEmotionState, feel_relative, init_relative_emotion
+from emo_optax._pieces.replicas import AxisName
+
+
+class PilotState(NamedTuple):
+    """The scalars of EmoPilot; every field is an array of shape `[]` or a tuple of them.
+
+    Attributes:
+        step: steps taken so far, int32.
+        skipped: steps that were skipped, because the loss or a gradient was not finite, int32.
+        emotion: the averages and the noise of the loss.
+        norm: the running average of the gradient's norm.
+        gate: the factor that the last gradient was multiplied by, in [0, 1].
+        courage: the agreement of the last step, and the courage.
+        peak: the largest learning rate so far.
+        longest: the longest step of any parameter in the last step.
+        bound: the share of the parameters whose last step the ceiling bounded, in [0, 1].
+    """
+
+    step: jax.Array
+    skipped: jax.Array
+    emotion: RelativeEmotionState
+    norm: jax.Array
+    gate: jax.Array
+    courage: CourageState
+    peak: jax.Array
+    longest: jax.Array
+    bound: jax.Array
+
+
+class Pilot(NamedTuple):
+    """What a look at EmoPilot shows; every field is an array of shape `[]`.
+
+    Attributes:
+        short: the short average of the loss, in the unit of the loss.
+        long: the long average of the loss, in the unit of the loss.
+        noise: the standard deviation of the loss around its trend, in the unit of the loss.
+        scalar: the emotion scalar s, in [-1, 1]; above 0 the loss is above its trend.
+        agreement: the cosine of the last gradient and the direction before it, in [-1, 1].
+        courage: the factor on the learning rate.
+        gate: the factor that the last gradient was multiplied by, in [0, 1].
+        ceiling_bound: the share of the parameters whose last step the ceiling bounded, in [0, 1].
+        learning_rate: the longest step of any parameter in the last step.
+        steps: steps taken so far, int32.
+        skipped: steps that were skipped, because the loss or a gradient was not finite, int32.
+    """
+
+    short: jax.Array
+    long: jax.Array
+    noise: jax.Array
+    scalar: jax.Array
+    agreement: jax.Array
+    courage: jax.Array
+    gate: jax.Array
+    ceiling_bound: jax.Array
+    learning_rate: jax.Array
+    steps: jax.Array
+    skipped: jax.Array
+
+
+def init_pilot(dtype: jax.typing.DTypeLike) -> PilotState:
+    """Returns the scalars before any step, each in an array of its own."""
+    return PilotState(
+        step=jnp.zeros([], jnp.int32),
+        skipped=jnp.zeros([], jnp.int32),
+        emotion=init_relative_emotion(dtype),
+        norm=jnp.zeros([], dtype),
+        gate=jnp.ones([], dtype),
+        courage=init_courage(dtype),
+        peak=jnp.zeros([], dtype),
+        longest=jnp.zeros([], dtype),
+        bound=jnp.zeros([], dtype),
+    )
+
+
+def steer(
+    state: PilotState,
+    loss: jax.Array,
+    products: jax.Array,
+    *,
+    limit: jax.typing.ArrayLike,
+    min_courage: jax.typing.ArrayLike,
+    max_courage: jax.typing.ArrayLike,
+) -> tuple[PilotState, jax.Array]:
+    """Moves the scalars by the loss and the gradient of one step.
+
+    Args:
+        state: the scalars before this step.
+        loss: the loss of this step, shape `[]`.
+        products: over all parameters together <g, g>, <g, u> and <u, u> of the gradient g and the last
+            direction u, shape `[3]`.
+        limit: how many times its running average the norm of a gradient may be.
+        min_courage: the least courage.
+        max_courage: the largest courage.
+
+    Returns:
+        The scalars after this step, and whether the step can be taken (bool of shape `[]`): only if the
+        loss and the norm of the gradient are finite. The scalars mean nothing otherwise.
+    """
+    tiny = jnp.finfo(loss.dtype).tiny  # type: ignore[no-untyped-call]
+    norm, last = jnp.sqrt(products[0]), jnp.sqrt(products[2])
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    step = optax.safe_increment(state.step)
+    factor, average = gate(norm, state.norm, step, limit)
+    emotion = feel_relative(state.emotion, loss, step)
+    agreement = jnp.clip(products[1] / (norm * last + tiny), -1.0, 1.0)
+    courage = move_courage(state.courage, agreement, emotion.scalar, step, min_courage, max_courage)
+    new = state._replace(step=step, emotion=emotion, norm=average, gate=factor, courage=courage)
+    return new, is_finite
+
+
+def choose_finite(is_finite: jax.Array, new: Any, old: Any) -> Any:
+    """Returns the new tree where a step can be taken, else the old one, array by array."""
+    return jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, old)
+
+
+def skip(is_finite: jax.Array, new: PilotState, old: PilotState) -> PilotState:
+    """Returns the new scalars, or the old ones with one more skipped step."""
+    chosen: PilotState = choose_finite(is_finite, new, old)
+    missed = jnp.where(is_finite, old.skipped, optax.safe_increment(old.skipped))
+    return chosen._replace(skipped=missed)
+
+
+def learning_rate_at(learning_rate: Any, state: PilotState) -> jax.Array:
+    """Returns the learning rate of this step, of the dtype of the scalars."""
+    rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
+    return jnp.asarray(rate, state.norm.dtype)
+
+
+def scheduled(rate: jax.Array, peak: jax.Array) -> jax.Array:
+    """Returns what a schedule leaves of its largest learning rate so far, in [0, 1]; 1 without one."""
+    return jnp.where(peak > 0.0, rate / jnp.where(peak > 0.0, peak, 1.0), jnp.zeros_like(peak))
+
+
+def psum(values: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Returns the sum over the axes that parameters are split over, or the values without such axes."""
+    return values if axis_name is None else jax.lax.psum(values, axis_name)
+
+
+def get_pilot(state: optax.OptState) -> Pilot:
+    """Looks up the scalars of EmoPilot in any nested optimizer state, inside or outside of jit.
+
+    Args:
+        state: the state of `emo_pilot` or `autopilot`, however deeply wrapped.
+
+    Returns:
+        Its averages, noise, scalar, agreement, courage, gate, ceiling, step and counts, as arrays.
+
+    Raises:
+        ValueError: if there is no EmoPilot in the state.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> optimizer = emo_optax.emo_pilot()
+        >>> params = jnp.ones(2)
+        >>> _, state = optimizer.update(params, optimizer.init(params), params, value=0.7)
+        >>> pilot = emo_optax.get_pilot(state)
+        >>> print(pilot.courage, pilot.gate, pilot.steps)
+        1.0 1.0 1
+    """
+    found = first_node(state, PilotState)
+    if found is None:
+        raise ValueError(
+            "There is no EmoPilot in this state. Pass the state of emo_optax.emo_pilot(...) or "
+            "emo_optax.autopilot(...), or of a chain or wrapper around one."
+        )
+    emotion, courage = found.emotion, found.courage
+    weight = jnp.where(emotion.weight > 0.0, emotion.weight, jnp.ones_like(emotion.weight))
+    return Pilot(
+        short=jnp.asarray(emotion.short),
+        long=jnp.asarray(emotion.long),
+        noise=jnp.sqrt(emotion.square / weight),
+        scalar=jnp.asarray(emotion.scalar),
+        agreement=jnp.asarray(courage.agreement),
+        courage=jnp.asarray(courage.courage),
+        gate=jnp.asarray(found.gate),
+        ceiling_bound=jnp.asarray(found.bound),
+        learning_rate=jnp.asarray(found.longest),
+        steps=jnp.asarray(found.step),
+        skipped=jnp.asarray(found.skipped),
+    )
+
+
+def first_node(state: Any, kind: type) -> Any:
+    """Returns the first node of a type in a state, or `None`."""
+    return next(iter(nodes(state, kind)), None)
+
+
+def nodes(state: Any, kind: type) -> list[Any]:
+    """Returns all nodes of a type in a state."""
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
+    return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+
+class SteeredState(NamedTuple):
+    """The state of an optimizer that EmoPilot steers.
+
+    Attributes:
+        pilot: the scalars.
+        rule: the moments of the rule, or the state of the optimizer inside.
+        last: the last update, a tree like the parameters; `()` where the rule recomputes it.
+        average: the averaged weights, a tree like the parameters; `()` without them.
+    """
+
+    pilot: PilotState
+    rule: Any
+    last: Any
+    average: Any
+
+
+def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
+    """Returns the averaged weights, on which to evaluate and which to export.
+
+    Args:
+        state: the state of an optimizer that averages weights (`emo_pilot`, `autopilot` or
+            `average_weights`), however deeply wrapped.
+        params: the parameters that are trained, for their dtypes and for what is not averaged.
+
+    Returns:
+        A tree like `params`, in the dtypes of `params`; parameters that the optimizer does not own
+        (`optax.masked`, `optax.partition`) as they are.
+
+    Raises:
+        ValueError: if no optimizer in the state averages weights.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = emo_optax.emo_pilot()
+        >>> params = jnp.asarray([1.0, -2.0])
+        >>> state = optimizer.init(params)
+        >>> for _ in range(50):
+        ...     loss, grads = jax.value_and_grad(lambda p: jnp.sum(p**2))(params)
+        ...     updates, state = optimizer.update(grads, state, params, value=loss)
+        ...     params = optax.apply_updates(params, updates)
+        >>> average = emo_optax.eval_params(state, params)
+        >>> bool(jnp.sum(average**2) > jnp.sum(params**2))  # The average lies between start and end.
+        True
+    """
+    trees = [node.average for node in nodes(state, SteeredState) if jax.tree.leaves(node.average)]
+    trees += [node.average for node in nodes(state, AverageWeightsState)]
+    if not trees:
+        raise ValueError(
+            "No optimizer in this state averages weights. Make emo_pilot with average=True, or "
+            "put emo_optax.average_weights(...) around the optimizer."
+        )
+
+    def put(param: Any, average: Any) -> Any:
+        is_masked = isinstance(average, optax.MaskedNode)
+        return param if is_masked else jnp.asarray(average).astype(jnp.result_type(param))
+
+    for tree in trees:
+        params = jax.tree.map(put, params, tree)
+    return params

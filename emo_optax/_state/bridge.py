@@ -1,0 +1,237 @@
+"""The bridge to `emo_torch`: an optimizer's state as plain named arrays, in files and back."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from emo_optax._members.ref_adamw_mini_schedule_free import RefMomentsState
+from emo_optax._pieces.divergence import DivergenceState
+from emo_optax._pieces.drive import DriveState
+from emo_optax._pieces.emotion import EmotionState
+from emo_optax._pieces.pulse import PulseState
+from emo_optax._pieces.rounding import RoundStochasticallyState, RoundWithKahanState, is_narrow
+from emo_optax._pieces.shadow_system import BlendWithShadowState
+from emo_optax._pieces.weight_decay import AddWeightDecayState
+from emo_optax._rules.adam import ScaleByUncorrectedAdamState
+from emo_optax._rules.factors import ScaleByFactorsState
+from emo_optax._rules.lion import ScaleByLionState
+from emo_optax._rules.sign_rules import HoldNormState, ScaleByFreshSignState, ScaleBySignState
+from emo_optax._rules.signs import ScaleByMomentumState
+from emo_optax._rules.switch import StepFirstState, SwitchByEmotionState
+from emo_shared.arrays import ARRAYS_VERSION, Arrays, check_arrays
+
+_TREES: dict[type, dict[str, str]] = {
+    ScaleByUncorrectedAdamState: {"mu": "exp_avg", "nu": "exp_avg_sq"},
+    ScaleByLionState: {"mu": "exp_avg"},
+    ScaleByMomentumState: {"mu": "exp_avg"},
+    ScaleByFactorsState: {"row": "row", "column": "column"},
+    RefMomentsState: {"mu": "exp_avg", "nu": "exp_avg_sq", "norm": "exp_avg_norm"},
+    RoundWithKahanState: {"compensation": "compensation"},
+}
+_RULES: dict[type, str] = {
+    # In this order: switches, first steps and what holds a norm contain the others, and factored moments
+    # Adam's.
+    SwitchByEmotionState: "adam_factors_or_lion",
+    StepFirstState: "factored_moments_after_signs",
+    ScaleByMomentumState: "cautious_sign_or_softsign",
+    ScaleByFactorsState: "factored_moments",
+    ScaleByUncorrectedAdamState: "uncorrected_adam",
+    ScaleByLionState: "lion",
+    RefMomentsState: "ref_adamw_mini_schedule_free",
+    HoldNormState: "sign_under_a_norm",
+    ScaleByFreshSignState: "fresh_sign",
+    ScaleBySignState: "sign",
+}
+_SWITCHED = ("navi_", "fact_", "lynx_")
+"""What the names of moments begin with, for each rule of EmoClan."""
+_OURS = (
+    *(EmotionState, DivergenceState, BlendWithShadowState, AddWeightDecayState, SwitchByEmotionState),
+    *(DriveState, PulseState, HoldNormState, ScaleByFreshSignState),
+    *_TREES,
+)
+
+
+def to_arrays(state: optax.OptState) -> Arrays:
+    """Returns the state of a member of the family as named NumPy arrays that `emo_torch` reads, too.
+
+    A parameter's moments are named after its path in the tree, its parts joined by dots, as in
+    `exp_avg/layers.0.weight`. Narrow floats come out as float32, which NumPy has everywhere.
+
+    Members of one rule exchange state on purpose, since it is the same: `emo_navi` with `emo_sens`,
+    `emo_fact` with `emo_airy`, and `emo_lynx` with `emo_cats`.
+
+    Args:
+        state: the state, however deeply wrapped; not traced.
+
+    Returns:
+        The arrays: `version`, `rule`, `emotion/...` (or `pulse/...`, `divergence/...`), and `exp_avg/...`,
+        `exp_avg_sq/...`, `exp_avg_norm/...`, `row/...`, `column/...`, `shadow/...`,
+        `compensation/...` for each parameter that has them.
+
+    Raises:
+        ValueError: if the state is not one of a member of the family, and if two of its arrays have
+            one name: two parameters whose paths read the same, or the states of two members.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> state = emo_optax.emo_cats().init({"weight": jnp.ones(2)})
+        >>> arrays = emo_optax.to_arrays(state)
+        >>> print(arrays["exp_avg/weight"], arrays["emotion/felt"])
+        [0. 0.] 0
+    """
+    arrays: Arrays = {
+        "version": np.asarray(ARRAYS_VERSION, np.int32),
+        "rule": np.frombuffer(_rule(state).encode(), np.uint8),
+    }
+
+    def keep(name: str, leaf: jax.Array) -> jax.Array:
+        array = np.asarray(leaf)
+        if name in arrays:
+            raise ValueError(
+                f"Two arrays have the name {name!r}: two parameters whose paths read the same with dots, "
+                "or the states of two members, each of which needs a call of its own"
+            )
+        is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+        arrays[name] = array.astype(np.float32) if is_narrow else array
+        return leaf
+
+    _exchange(state, keep)
+    return arrays
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptState) -> optax.OptState:
+    """Returns a state with what named arrays hold in the place of what it holds.
+
+    Members of one rule exchange state on purpose, since it is the same: `emo_navi` with `emo_sens`,
+    `emo_fact` with `emo_airy`, and `emo_lynx` with `emo_cats`.
+
+    Args:
+        arrays: what `to_arrays` returned, here or in `emo_torch`.
+        state: a state of the same rule and parameters, as `init` makes it.
+
+    Returns:
+        The new state; schedules go on at the step that the arrays were taken at, also those in
+        `optax.inject_hyperparams`. A stateful schedule of your own stays as `state` has it.
+
+    Raises:
+        TypeError: for what is no dictionary of arrays.
+        ValueError: for an unknown version, another rule, and arrays that are missing, too many,
+            of another shape, of another kind (such as whole numbers for floats), or damaged, each by its
+            name.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> state = emo_optax.emo_cats().init({"weight": jnp.ones(2)})
+        >>> arrays = emo_optax.to_arrays(state)
+        >>> arrays["exp_avg/weight"] = arrays["exp_avg/weight"] + 1.0
+        >>> print(emo_optax.to_arrays(emo_optax.from_arrays(arrays, state))["exp_avg/weight"])
+        [1. 1.]
+    """
+    check_arrays(arrays, to_arrays(state))
+    counts = ("divergence/steps", "emotion/felt", "emotion/held", "pulse/felt", "pulse/held")
+    steps = sum(int(arrays[name]) for name in counts if name in arrays)
+
+    def put(name: str, leaf: jax.Array) -> jax.Array:
+        return jnp.array(np.asarray(arrays[name], leaf.dtype))
+
+    return _go_on(_exchange(state, put), steps)
+
+
+def _go_on(state: optax.OptState, steps: int) -> optax.OptState:
+    """Returns a state whose schedules, and random numbers, have taken so many steps."""
+    # What a schedule inside `optax.inject_hyperparams` counts with: optax does not export the type.
+    wrapped = type(optax.schedules.WrappedSchedule(lambda count: count).init())
+    injected = (optax.InjectStatefulHyperparamsState, optax.InjectHyperparamsState)
+    counting = (optax.ScaleByScheduleState, wrapped)
+
+    def visit(node: Any) -> Any:
+        if isinstance(node, counting):
+            return node._replace(count=jnp.array(steps, jnp.int32))
+        if isinstance(node, RoundStochasticallyState):
+            return RoundStochasticallyState(jnp.array(steps, jnp.int32))
+        if isinstance(node, AddWeightDecayState) and isinstance(node.steps, jax.Array):
+            return node._replace(steps=jnp.array(steps, jnp.int32))
+        if isinstance(node, injected):
+            fields = {name: _go_on(field, steps) for name, field in node._asdict().items()}
+            return node._replace(**{**fields, "count": jnp.array(steps, jnp.int32)})
+        return node
+
+    kinds = (*counting, RoundStochasticallyState, AddWeightDecayState, *injected)
+    return jax.tree.map(visit, state, is_leaf=lambda node: isinstance(node, kinds))
+
+
+def _rule(state: optax.OptState) -> str:
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, tuple(_RULES)))
+    kinds = {type(node) for node in nodes}
+    for kind, rule in _RULES.items():
+        if kind in kinds:
+            return rule
+    raise ValueError("This is not the state of a member of the family: none of its rules is in it")
+
+
+def _exchange(
+    state: optax.OptState, swap: Callable[[str, jax.Array], jax.Array], prefix: str = ""
+) -> optax.OptState:
+    """Calls `swap` with the name and the value of every leaf, and puts back what it returns."""
+
+    def swap_tree(name: str, tree: Any) -> Any:
+        def swap_leaf(path: Any, leaf: jax.Array) -> jax.Array:
+            if name == "compensation" and not is_narrow(leaf):
+                return leaf  # Stands in the place of a compensation that is not needed.
+            return swap(f"{prefix}{name}/{jax.tree_util.keystr(path, simple=True, separator='.')}", leaf)
+
+        return jax.tree_util.tree_map_with_path(swap_leaf, tree)
+
+    def visit(node: Any) -> Any:
+        if isinstance(node, EmotionState):
+            return EmotionState(
+                **{name: swap(f"emotion/{name}", leaf) for name, leaf in node._asdict().items()}
+            )
+        if isinstance(node, DivergenceState):
+            return DivergenceState(
+                **{name: swap(f"divergence/{name}", leaf) for name, leaf in node._asdict().items()}
+            )
+        if isinstance(node, DriveState):
+            return DriveState(_exchange(node.emotion, swap), swap("emotion/medium", node.medium))
+        if isinstance(node, PulseState):
+            return PulseState(
+                **{name: swap(f"pulse/{name}", leaf) for name, leaf in node._asdict().items()}
+            )
+        if isinstance(node, ScaleByFreshSignState):
+            return ScaleByFreshSignState(swap_tree("exp_avg", node.mu), swap("norm/kept", node.norm))
+        if isinstance(node, HoldNormState):
+            return HoldNormState(
+                norm=swap("norm/kept", node.norm),
+                counter=swap("norm/counter", node.counter),
+                was_quiet=swap("norm/was_quiet", node.was_quiet),
+                inner_state=_exchange(node.inner_state, swap),
+            )
+        if isinstance(node, BlendWithShadowState):
+            return BlendWithShadowState(
+                ratio=swap("emotion/shadow_ratio", node.ratio),
+                exists=swap("emotion/shadow_exists", node.exists),
+                shadow=swap_tree("shadow", node.shadow),
+                inner_state=_exchange(node.inner_state, swap),
+            )
+        if isinstance(node, AddWeightDecayState):
+            if isinstance(node.divisor, tuple):
+                return node
+            return node._replace(divisor=swap("weight_decay_divisor", node.divisor))
+        if isinstance(node, SwitchByEmotionState):
+            # A rule that keeps nothing has nothing to name: EmoZeal's switch of first steps.
+            named = zip(_SWITCHED, node.states, strict=True)
+            return SwitchByEmotionState(tuple(_exchange(own, swap, begin) for begin, own in named))
+        names = _TREES.get(type(node), {})
+        if names:
+            return node._replace(
+                **{field: swap_tree(name, getattr(node, field)) for field, name in names.items()}
+            )
+        return node
+
+    return jax.tree.map(visit, state, is_leaf=lambda node: isinstance(node, _OURS))

@@ -1,0 +1,167 @@
+"""Autopilot: any Optax optimizer with a step that finds its own length."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emo_optax._checks.validation import (
+    check_flag,
+    check_loss,
+    check_not_negative,
+    check_order,
+    takes_extra_args,
+)
+from emo_optax._pieces.averaged_weights import average_rate, init_average, move_average
+from emo_optax._pieces.ceiling import step_ceiling
+from emo_optax._pieces.emotion import wide_dtype
+from emo_optax._pieces.pilot import SteeredState, choose_finite, init_pilot, psum, skip, steer
+from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
+from emo_optax._wrappers.emotional import _keep_dtypes
+
+USUAL_SIZE = 0.3
+"""The usual root mean square of Adam's direction, for which `step_ceiling` was measured."""
+
+
+def autopilot(
+    inner: optax.GradientTransformation,
+    *,
+    min_courage: jax.typing.ArrayLike = 0.03,
+    max_courage: jax.typing.ArrayLike = 100.0,
+    gate_limit: jax.typing.ArrayLike = 2.5,
+    average: bool = True,
+    axis_name: AxisName = None,
+    shard_axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Steers the length of the steps of any optimizer, as `emo_pilot` steers its own.
+
+    .. math::
+        u &= inner(g\,\min(1,\, 2.5\,N / \lVert g \rVert)) \\
+        p &\leftarrow p + k\,\min\Bigl(1,\, \frac{0.3\,C}{\mathrm{RMS}(u)}\Bigr)\,u, \qquad
+            C = 0.08\,\min(0.1, \max(0.02, \mathrm{RMS}(p)))
+
+    N, k and C are those of `gate`, `move_courage` and `step_ceiling`; the agreement is the cosine of the
+    gradient and the last update of `inner`, which the state keeps. A step whose loss or gradient is not
+    finite is skipped, and the state of `inner` stays as it was.
+
+    Args:
+        inner: the optimizer, learning rate included; weight decay in it is scaled with the step.
+        min_courage: the least courage, >= 0.
+        max_courage: the largest courage; 1 never takes a longer step than `inner` would.
+        gate_limit: how many times its running average the norm of a gradient may be, >= 0.
+        average: whether to keep averaged weights, which `eval_params` finds in the state.
+        axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
+            replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
+        shard_axis_name: the mapped axes over which parameters are split, as in `emo_pilot`.
+
+    Returns:
+        A transformation whose `update(grads, state, params, value=loss)` takes the loss at `params`.
+
+    Raises:
+        ValueError: for an option out of its range; from `update`, without `params` or for a loss that is
+            not a scalar.
+        LossMissingError: from `update`, without a loss.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = emo_optax.autopilot(optax.sgd(1e-3, momentum=0.9))
+        >>> params = jnp.asarray([1.0, -2.0])
+        >>> state = optimizer.init(params)
+        >>> for _ in range(200):
+        ...     loss, grads = jax.value_and_grad(lambda p: jnp.sum(p**2))(params)
+        ...     updates, state = optimizer.update(grads, state, params, value=loss)
+        ...     params = optax.apply_updates(params, updates)
+        >>> bool(loss < 1.0)  # SGD alone with this learning rate would be at 2.3.
+        True
+
+    Source: ours.
+    """
+    check_not_negative("min_courage", min_courage)
+    check_not_negative("max_courage", max_courage)
+    check_order("min_courage", min_courage, "max_courage", max_courage)
+    check_not_negative("gate_limit", gate_limit)
+    check_flag("average", average)
+    check_axis_name(axis_name)
+    check_axis_name(shard_axis_name)
+    inner = takes_extra_args(inner)
+
+    def init_fn(params: optax.Params) -> SteeredState:
+        last = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide_dtype(p)), params)
+        start = init_average(params) if average else ()
+        return SteeredState(init_pilot(wide_dtype(params)), inner.init(params), last, start)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: SteeredState,
+        params: optax.Params,
+        *,
+        value: Any = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SteeredState]:
+        old = state.pilot
+        dtype = old.norm.dtype
+        loss = average_over_replicas(check_loss(value, dtype), axis_name)
+        gradients = jax.tree.map(lambda g, u: g.astype(u.dtype), updates, state.last)
+        each = jax.tree.map(
+            lambda g, u: jnp.stack([jnp.sum(g * g), -jnp.sum(g * u), jnp.sum(u * u)]).astype(dtype),
+            gradients,
+            state.last,
+        )
+        total = psum(sum(jax.tree.leaves(each), jnp.zeros([3], dtype)), shard_axis_name)
+        pilot, is_finite = steer(
+            old, loss, total, limit=gate_limit, min_courage=min_courage, max_courage=max_courage
+        )
+        gated = jax.tree.map(
+            lambda g, u: jnp.where(is_finite, g * pilot.gate.astype(g.dtype), jnp.zeros_like(g)).astype(
+                u.dtype
+            ),
+            gradients,
+            updates,
+        )
+        # A loss that is not finite must reach no optimizer inside that reads losses too.
+        felt = jnp.where(is_finite, loss, old.emotion.previous)
+        changes, rule = inner.update(gated, state.rule, params, value=felt, **extra_args)
+        changes = jax.tree.map(lambda c, u: c.astype(u.dtype), changes, state.last)
+        pilot, scales = _scales(pilot, changes, params, shard_axis_name)
+        scaled = jax.tree.map(
+            lambda c, s: jnp.where(is_finite, c * s.astype(c.dtype), jnp.zeros_like(c)), changes, scales
+        )
+        averaged = state.average
+        if average:
+            after = jax.tree.map(lambda p, c: p.astype(c.dtype) + c, params, scaled)
+            averaged = move_average(state.average, after, average_rate(pilot.step, dtype))
+            averaged = choose_finite(is_finite, averaged, state.average)
+        return scaled, SteeredState(
+            skip(is_finite, pilot, old),
+            choose_finite(is_finite, rule, state.rule),
+            choose_finite(is_finite, changes, state.last),
+            averaged,
+        )
+
+    return _keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn))
+
+
+def _scales(
+    pilot: Any, changes: optax.Updates, params: optax.Params, axis_name: AxisName
+) -> tuple[Any, Any]:
+    """Returns the factor for the update of each parameter: the courage, and what the ceiling leaves."""
+    dtype = pilot.norm.dtype
+    leaves, tree = jax.tree.flatten(changes)
+    if not leaves:
+        return pilot, changes
+    weights = [leaf.astype(wide_dtype(leaf)) for leaf in jax.tree.leaves(params)]
+    sums = jnp.stack([jnp.sum(jnp.square(leaf)).astype(dtype) for leaf in (*leaves, *weights)])
+    counts = jnp.asarray([leaf.size for leaf in leaves] * 2, dtype)
+    sums, counts = psum(sums, axis_name), psum(counts, axis_name)
+    squares = sums / jnp.maximum(counts, 1.0)
+    sizes, ceilings = jnp.sqrt(squares[: len(leaves)]), USUAL_SIZE * step_ceiling(squares[len(leaves) :])
+    is_bound = sizes > ceilings
+    shares = jnp.where(is_bound, ceilings / jnp.where(is_bound, sizes, 1.0), 1.0)
+    scales = pilot.courage.courage * shares
+    longest = jnp.max(scales * sizes)
+    pilot = pilot._replace(longest=longest, bound=jnp.mean(is_bound.astype(dtype)))
+    return pilot, tree.unflatten(list(scales))

@@ -1,0 +1,263 @@
+"""Putting it together: an optimizer made emotional, and a look at its emotion."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from emo_optax._checks.hints import with_hints
+from emo_optax._checks.states import check_state, with_arrays
+from emo_optax._checks.validation import (
+    check_factor,
+    check_flag,
+    check_function,
+    check_learning_rate,
+    check_not_negative,
+    check_params,
+    check_shadow_ratio,
+    checked_gradients,
+    checked_params,
+    takes_extra_args,
+)
+from emo_optax._pieces.early_stop import went_quiet
+from emo_optax._pieces.emotion import Emotion, EmotionState, ShareEmotionState, share_emotion, wide_dtype
+from emo_optax._pieces.replicas import AxisName
+from emo_optax._pieces.rounding import Rounding, add_rounding
+from emo_optax._pieces.shadow_effect import (
+    Keep,
+    filter_by_emotion,
+    keep_elements,
+    scale_by_emotion,
+    step_scale,
+)
+from emo_optax._pieces.shadow_system import BlendWithShadowState, ShadowRatio, blend_with_shadow
+from emo_optax._pieces.weight_decay import WeightDecayMode, place_weight_decay
+from emo_optax._rules.switch import step_first
+
+
+@with_hints
+def emotional(
+    inner: optax.GradientTransformation,
+    *,
+    shadow_effect: bool = True,
+    theta: jax.typing.ArrayLike = 1e-4,
+    keep: Keep = keep_elements,
+    use_shadow: bool = False,
+    shadow_ratio: ShadowRatio = "v2.0",
+    shadow_rate: jax.typing.ArrayLike = 0.05,
+    short_factor: jax.typing.ArrayLike = 0.3,
+    long_factor: jax.typing.ArrayLike = 0.01,
+    gain: jax.typing.ArrayLike = 5.0,
+    rounding: Rounding = "nearest",
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Makes any Optax optimizer emotional.
+
+    One emotion, felt once a step; with the shadow, `inner` sees the blended parameters
+    :math:`p' = (1-r)\,p + r\,shadow`; then its update :math:`u` is filtered and scaled:
+
+    .. math:: p \leftarrow p' + (1 - |s|)\,[\,|g|^{1/3} \ge \theta\,(1+|s|)\,]\,u
+
+    The pieces that need an emotion (`filter_by_emotion`, `scale_by_emotion`, `blend_with_shadow`,
+    `switch_by_emotion`) take this one where they stand in `inner`. The members of the family are built
+    so, with `shadow_effect=False`, to keep weight decay out of filter and scale.
+
+    Args:
+        inner: the optimizer, learning rate included.
+        shadow_effect: whether to filter and scale the whole update of `inner`.
+        theta: the filter's threshold on the cube root of the gradient's size, >= 0; 0 for none.
+        keep: which elements the filter keeps, `keep_elements` or `keep_rows_and_columns(eps)`.
+        use_shadow: whether to pull the weights back to their shadow.
+        shadow_ratio: r(s): "v2.0", "v1.0", or a function from a scalar array to a ratio in [0, 1].
+        shadow_rate: how far the shadow follows the parameters, in (0, 1].
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, >= 0.
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
+        axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
+            replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
+
+    Returns:
+        A transformation whose `update` takes the loss as `value` and needs `params`; its updates
+        have the parameters' dtypes.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range; from `init`, for complex parameters; from
+            `update`, without `params` or for a loss that is not a scalar.
+        LossMissingError: from `update`, without a loss.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = emo_optax.emotional(optax.adabelief(1e-1))
+        >>> params = jnp.asarray([1.0, -2.0])
+        >>> state = optimizer.init(params)
+        >>> for _ in range(3):
+        ...     loss, grads = jax.value_and_grad(lambda p: jnp.sum(p**2))(params)
+        ...     updates, state = optimizer.update(grads, state, params, value=loss)
+        ...     params = optax.apply_updates(params, updates)
+        >>> print(f"{params[0]:.2f} {params[1]:.2f}")
+        0.85 -1.85
+
+    Source: EmoSens v2.0 by muooon.
+    """
+    check_flag("shadow_effect", shadow_effect)
+    check_not_negative("theta", theta)
+    check_function("keep", keep)
+    check_flag("use_shadow", use_shadow)
+    check_shadow_ratio(shadow_ratio)
+    check_factor("shadow_rate", shadow_rate)
+    piece: optax.GradientTransformation = takes_extra_args(inner)
+    if shadow_effect:
+        piece = optax.chain(filter_by_emotion(piece, theta, keep=keep), scale_by_emotion())
+    if use_shadow:
+        piece = blend_with_shadow(piece, shadow_ratio, shadow_rate=shadow_rate)
+    piece = share_emotion(
+        piece, short_factor=short_factor, long_factor=long_factor, gain=gain, axis_name=axis_name
+    )
+    return _keep_dtypes(piece, rounding)
+
+
+def _keep_dtypes(
+    inner: optax.GradientTransformationExtraArgs, rounding: Rounding = "nearest"
+) -> optax.GradientTransformationExtraArgs:
+    """Rounds the updates once, at the end, to the parameters' dtypes."""
+    inner = add_rounding(inner, rounding)
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        checked_params(params)
+        state = inner.init(params)
+        if len(_nodes(state, EmotionState)) > 1:
+            raise TypeError("The optimizer inside is emotional already: use it as it is")
+        return state
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        check_params(params)
+        params = checked_params(params)
+        updates = checked_gradients(updates, params)
+        state = with_arrays(state, inner.init, params)
+        try:
+            updates, new_state = inner.update(updates, state, params, **extra_args)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            check_state(state, inner.init, params)
+            raise
+        # Where a state of other shapes was stretched to fit, something has grown.
+        if _shapes(updates) != _shapes(params) or _shapes(new_state) != _shapes(state):
+            check_state(state, inner.init, params)
+        return jax.tree.map(lambda u, p: u.astype(jnp.result_type(p)), updates, params), new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def emotional_rule(
+    rule: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: optax.ScalarOrSchedule,
+    mask: Any | Callable[[optax.Params], Any] | None,
+    *,
+    shadow_effect: bool = True,
+    theta: jax.typing.ArrayLike = 1e-4,
+    keep: Keep = keep_elements,
+    weight_decay_mode: WeightDecayMode = "decoupled",
+    decoupled_weight_decay: bool = False,
+    first: optax.GradientTransformation | None = None,
+    **emotion: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Builds a member of the family from its rule: emotion, shadow, first step, weight decay, update.
+
+    A member hands over its options with `options_of(locals())`.
+    """
+    check_flag("decoupled_weight_decay", decoupled_weight_decay)
+    check_learning_rate(learning_rate)
+    divisor = learning_rate if decoupled_weight_decay else None
+    decay = place_weight_decay(weight_decay_mode, weight_decay, mask, divisor)
+    step = rule
+    if shadow_effect:
+        step = optax.chain(filter_by_emotion(rule, theta, keep=keep), scale_by_emotion())
+    chain = optax.chain(step, decay["decoupled"], scale_by_learning_rate(learning_rate), decay["absolute"])
+    if first is not None:
+        chain = step_first(optax.chain(first, scale_by_learning_rate(learning_rate)), chain)
+    return emotional(optax.chain(decay["l2"], chain), shadow_effect=False, **emotion)
+
+
+def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """As `optax.scale_by_learning_rate`, without implicit promotion where the learning rate is an array."""
+    if not isinstance(learning_rate, jax.Array | np.ndarray):
+        return optax.scale_by_learning_rate(learning_rate)
+
+    def scale(update: jax.Array) -> jax.Array:
+        dtype = wide_dtype((learning_rate, update))
+        return -jnp.asarray(learning_rate, dtype) * update.astype(dtype)
+
+    return optax.stateless(lambda updates, _: jax.tree.map(scale, updates))
+
+
+def get_emotion(state: optax.OptState) -> Emotion:
+    """Looks up the emotion in any nested optimizer state, inside or outside of jit.
+
+    Args:
+        state: the state of an optimizer with an emotion in it, however deeply wrapped.
+
+    Returns:
+        Its averages, scalar, step scale, shadow ratio, stop signal (latched and live) and counts, as
+        arrays. Where several optimizers were put together (`optax.partition`), the first one's.
+
+    Raises:
+        ValueError: if there is no emotion in the state.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = optax.chain(optax.clip_by_global_norm(1.0), emo_optax.emo_sens(1e-3))
+        >>> params = jnp.ones(2)
+        >>> _, state = optimizer.update(params, optimizer.init(params), params, value=0.7)
+        >>> emotion = emo_optax.get_emotion(state)
+        >>> print(emotion.scalar, emotion.step_scale, emotion.should_stop)
+        0.0 1.0 False
+    """
+    shared = _find(state, ShareEmotionState)
+    felt = _find(state, EmotionState) if shared is None else shared.emotion
+    if felt is None:
+        raise ValueError(
+            "There is no emotion in this state. Pass the state of an optimizer made by emo_optax, or "
+            "of a chain or wrapper around one. get_pulse looks at the third generation."
+        )
+    # Some frameworks keep state in boxes of their own; those that hold an array turn into it.
+    felt = EmotionState(*(jnp.asarray(field) for field in felt))
+    shadow = _find(state if shared is None else shared.inner_state, BlendWithShadowState)
+    return Emotion(
+        short=felt.short,
+        long=felt.long,
+        scalar=felt.scalar,
+        step_scale=step_scale(felt.scalar),
+        shadow_ratio=jnp.zeros_like(felt.scalar) if shadow is None else jnp.asarray(shadow.ratio),
+        should_stop=felt.should_stop,
+        is_quiet=went_quiet(felt.history, felt.felt),
+        felt=felt.felt,
+        held=felt.held,
+    )
+
+
+def _nodes(state: Any, kind: type) -> list[Any]:
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
+    return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+
+def _find(state: Any, kind: type) -> Any:
+    return next(iter(_nodes(state, kind)), None)

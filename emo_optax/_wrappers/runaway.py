@@ -1,0 +1,258 @@
+"""Runaway detection: a number from the gradient's moments that tells a sudden one-sided change."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emo_optax._checks.states import with_arrays
+from emo_optax._checks.validation import (
+    check_bounds,
+    check_not_negative,
+    check_precision,
+    hyperparameter,
+    takes_extra_args,
+)
+from emo_optax._pieces.emotion import wide_dtype
+
+Bounds = tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]
+"""The least and the largest factor of a step."""
+
+
+class Runaway(NamedTuple):
+    """What the last gradient showed.
+
+    Attributes:
+        moments: the means of g, g^2, g^3 and g^4 over all elements of the gradient, shape `[4]`, in
+            powers of the gradient's unit; as they come, so not finite where the gradient is not.
+        emotion: m3 / (m2 + eps) exp(-m4), shape `[]`; always finite.
+        scale: what a step is multiplied by, shape `[]`: 1 - emotion, within the bounds if there are any.
+    """
+
+    moments: jax.Array
+    emotion: jax.Array
+    scale: jax.Array
+
+
+def gradient_moments(gradient: optax.Updates) -> jax.Array:
+    r"""Returns the first four moments of a gradient, over all elements of all its tensors.
+
+    .. math:: m_k = \operatorname{E}[g^k], \quad k = 1 \dots 4
+
+    Args:
+        gradient: a tree of real arrays of any shapes; none or empty ones are fine.
+
+    Returns:
+        The moments, shape `[4]`, in float32, or float64 where a tensor is; zeros without elements.
+
+    Raises:
+        ValueError: for a complex gradient.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from emo_optax import gradient_moments
+        >>> gradient = {"weight": jnp.asarray([1.0, 2.0]), "bias": jnp.asarray(0.0)}
+        >>> print(gradient_moments(gradient).round(2))
+        [1.   1.67 3.   5.67]
+
+    Source: the runaway detection of the Emo documents, an idea of muooon's.
+    """
+    dtype = wide_dtype(gradient)
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(gradient)]
+    if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in leaves):
+        raise ValueError(
+            "Runaway detection does not support complex gradients: pass real and imaginary parts"
+        )
+    sums = jnp.zeros([4], dtype)
+    for leaf in leaves:
+        values = leaf.astype(dtype)
+        squares = values * values
+        powers = (values, squares, squares * values, squares * squares)
+        sums = sums + jnp.stack([jnp.sum(power) for power in powers])
+    return sums / max(sum(leaf.size for leaf in leaves), 1)
+
+
+def runaway_emotion(moments: jax.Array, eps: jax.typing.ArrayLike = 1e-8) -> jax.Array:
+    r"""Returns how much a gradient looks like a sudden, one-sided change.
+
+    .. math:: \frac{m_3}{m_2 + \epsilon}\,\exp(-m_4)
+
+    Large where the gradient leans to one side; the exponential damps it where peaks are extreme. All
+    of it is in the gradient's own unit: gradients of a size of about 0.1 to 2 make it speak.
+
+    Args:
+        moments: the first four moments, shape `[4]`.
+        eps: what is added to the second moment, >= 0.
+
+    Returns:
+        The number, shape `[]`. Under 0.551 in size where all elements are equally large, but up to
+        0.551 f^(-1/4) where only a share f of them is not 0. It is 0 for a gradient without elements,
+        of zeros, or whose powers are too large for the dtype (the exponential is 0 there), and for one
+        with a NaN, of which nothing is known.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from emo_optax import gradient_moments, runaway_emotion
+        >>> gradient = jnp.asarray([1.0, 1.0, 1.0, -0.5])
+        >>> print(f"{runaway_emotion(gradient_moments(gradient)):.4f}")
+        0.4114
+
+    Source: the runaway detection of the Emo documents, an idea of muooon's.
+    """
+    check_precision("eps", eps)
+    _, second, third, fourth = moments
+    emotion = third / (second + hyperparameter(eps, moments.dtype)) * jnp.exp(-fourth)
+    return jnp.where(jnp.isfinite(emotion), emotion, jnp.zeros([], moments.dtype))
+
+
+class ScaleByRunawayState(NamedTuple):
+    """What the last gradient showed, and the state of what is scaled."""
+
+    runaway: Runaway
+    inner_state: optax.OptState
+
+
+def scale_by_runaway(
+    inner: optax.GradientTransformation | None = None,
+    *,
+    eps: jax.typing.ArrayLike = 1e-8,
+    bounds: Bounds | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scales what `inner` makes of a gradient by how little that looks like a runaway.
+
+    .. math:: u \leftarrow \left(1 - \frac{m_3}{m_2 + \epsilon}\,\exp(-m_4)\right) u
+
+    The moments are of the gradient that comes in, one number for all tensors; so a clip belongs
+    inside, or in front if the clipped gradient is what counts. The learning rate stands in `inner`:
+    scaling the update is scaling the learning rate, in weight decay, too. A gradient that leans to the
+    negative side makes steps longer.
+
+    Args:
+        inner: the optimizer whose steps are scaled; none scales the gradient itself.
+        eps: what is added to the second moment, >= 0.
+        bounds: the least and the largest factor, or `None` for what the formula gives. That is
+            between 0.449 and 1.551 where all elements are equally large, but where few are not 0 it
+            can turn a step round (one in a million at 20: a factor of -16): `bounds=(0.0, 2.0)`
+            never does.
+
+    Returns:
+        A transformation, whose `Runaway` `get_runaway` finds.
+
+    Raises:
+        ValueError: for an option out of its range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = emo_optax.scale_by_runaway(optax.sgd(1.0))
+        >>> params = jnp.zeros(2)
+        >>> gradient = jnp.asarray([0.5, 0.5])
+        >>> updates, state = optimizer.update(gradient, optimizer.init(params), params)
+        >>> print(updates.round(4), f"{emo_optax.get_runaway(state).scale:.4f}")
+        [-0.2651 -0.2651] 0.5303
+
+    Source: the runaway detection of the Emo documents, an idea of muooon's.
+    """
+    check_not_negative("eps", eps)
+    check_bounds("bounds", bounds)
+    inner = takes_extra_args(optax.identity() if inner is None else inner)
+
+    def init_fn(params: optax.Params) -> ScaleByRunawayState:
+        dtype = wide_dtype(params)
+        fresh = Runaway(jnp.zeros([4], dtype), jnp.zeros([], dtype), jnp.ones([], dtype))
+        return ScaleByRunawayState(fresh, inner.init(params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ScaleByRunawayState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScaleByRunawayState]:
+        state = with_arrays(state, init_fn, updates if params is None else params)
+        dtype = state.runaway.emotion.dtype
+        moments = gradient_moments(updates).astype(dtype)
+        emotion = runaway_emotion(moments, eps)
+        scale = 1.0 - emotion
+        if bounds is not None:
+            scale = jnp.clip(scale, *(hyperparameter(bound, dtype) for bound in bounds))
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        updates = jax.tree.map(lambda update: update * scale.astype(update.dtype), updates)
+        return updates, ScaleByRunawayState(Runaway(moments, emotion, scale), inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def track_runaway(
+    *, eps: jax.typing.ArrayLike = 1e-8, bounds: Bounds | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Looks at the gradient's moments and lets the updates pass unchanged: a monitor.
+
+    Its place is in front of the optimizer, where the updates are still the gradient. See
+    `scale_by_runaway` for the formula.
+
+    Args:
+        eps: what is added to the second moment, >= 0.
+        bounds: the least and the largest factor that is shown, or `None`.
+
+    Returns:
+        A transformation for `optax.chain`, whose `Runaway` `get_runaway` finds.
+
+    Raises:
+        ValueError: for an option out of its range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = optax.chain(emo_optax.track_runaway(), optax.adam(1e-3))
+        >>> params = jnp.zeros(2)
+        >>> updates, state = optimizer.update(jnp.asarray([0.5, 0.5]), optimizer.init(params), params)
+        >>> print(f"{emo_optax.get_runaway(state).emotion:.4f}")
+        0.4697
+
+    Source: the runaway detection of the Emo documents, an idea of muooon's.
+    """
+    monitor = scale_by_runaway(eps=eps, bounds=bounds)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: ScaleByRunawayState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScaleByRunawayState]:
+        _, state = monitor.update(updates, state, params, **extra_args)
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(monitor.init, update_fn)
+
+
+def get_runaway(state: optax.OptState) -> Runaway:
+    """Looks up what the last gradient showed in any nested optimizer state, inside or outside of jit.
+
+    Args:
+        state: the state of an optimizer with `scale_by_runaway` or `track_runaway` in it.
+
+    Returns:
+        Its moments, emotion and scale; the first one's, where there are several.
+
+    Raises:
+        ValueError: if there is none in the state.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> monitor = emo_optax.track_runaway()
+        >>> print(emo_optax.get_runaway(monitor.init(jnp.zeros(2))).scale)
+        1.0
+    """
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Runaway))
+    for leaf in leaves:
+        if isinstance(leaf, Runaway):
+            # Some frameworks keep state in boxes of their own; those that hold an array turn into it.
+            return Runaway(*(jnp.asarray(field) for field in leaf))
+    raise ValueError(
+        "There is no runaway detection in this state. Put emo_optax.track_runaway() in front of the "
+        "optimizer in an optax.chain, or emo_optax.scale_by_runaway(...) around it."
+    )

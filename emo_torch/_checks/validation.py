@@ -1,0 +1,375 @@
+"""Checks of what a user passes in, made before anything is changed."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from emo_shared.choices import check_choice as check_choice
+from emo_shared.choices import check_function as check_function
+from emo_shared.choices import check_seed as check_seed
+from emo_torch._checks.errors import LOSS_MISSING, LossMissingError
+from emo_torch._sharded import whole
+
+
+def _known(name: str, value: Any) -> float:
+    """Returns what an option is as a number, or raises an error if it is none."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"Invalid {name}: a tensor of the shape {tuple(value.shape)}; it must be one number"
+            )
+        if value.is_complex() or value.dtype == torch.bool or value.is_meta:
+            raise TypeError(f"Invalid {name}: {value!r}; it must be a real number")
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"Invalid {name}: {value!r}; it must be a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+
+
+def check_learning_rate(lr: float | Tensor) -> None:
+    """Raises an error unless the learning rate is finite and >= 0, a tensor of one element or a number."""
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
+    number = _known("learning rate", lr)
+    if not 0.0 <= number < math.inf:
+        raise ValueError(f"Invalid learning rate: {number if isinstance(lr, Tensor) else lr}")
+
+
+def check_scheduled_rate(lr: Any) -> None:
+    """Raises an error unless what a schedule left is a finite number, or a tensor of one; no sync."""
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1 or lr.is_complex() or lr.dtype == torch.bool:
+            raise TypeError(
+                f"Invalid learning rate: a tensor of the shape {tuple(lr.shape)} and {lr.dtype}"
+            )
+    elif not math.isfinite(_known("learning rate", lr)):
+        raise ValueError(f"Invalid learning rate: {lr}; it must be finite")
+
+
+def check_decay_rates(betas: tuple[float, float]) -> None:
+    """Raises an error unless the decay rates of the averages are two, in [0, 1)."""
+    if not isinstance(betas, tuple | list):
+        raise TypeError(f"Invalid betas: {betas!r}; it must be a pair of numbers")
+    if len(betas) != 2:
+        raise ValueError(f"Invalid betas: {betas}; there must be two of them")
+    for index, beta in enumerate(betas):
+        if not 0.0 <= _known(f"beta parameter at index {index}", beta) < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
+
+
+def check_factor(name: str, value: float) -> None:
+    """Raises an error unless the weight of a new value in an average is in (0, 1]."""
+    if not 0.0 < _known(name, value) <= 1.0:
+        raise ValueError(f"Invalid {name} value: {value}; it must be in (0, 1]")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Raises an error unless a number is finite and at least 0."""
+    if not 0.0 <= _known(name, value) < math.inf:
+        raise ValueError(f"Invalid {name} value: {value}")
+
+
+def check_at_most_one(name: str, value: float) -> None:
+    """Raises an error unless a share is in [0, 1]."""
+    if not 0.0 <= _known(name, value) <= 1.0:
+        raise ValueError(f"Invalid {name} value: {value}; it must be in [0, 1]")
+
+
+def check_order(low_name: str, low: float, high_name: str, high: float) -> None:
+    """Raises a `ValueError` if the first of two numbers is above the second."""
+    if low > high:
+        raise ValueError(f"Invalid {low_name} value: {low}; it must not be above {high_name}, {high}")
+
+
+def check_max_steps(value: int | None) -> None:
+    """Raises an error unless the length of a run is a whole number >= 1, or not known."""
+    number = None if value is None else _known("ref_max_steps", value)
+    if number is not None and not (1 <= number < 2**31 and number == int(number)):
+        raise ValueError(f"Invalid ref_max_steps: {value}; it must be a whole number >= 1, or None")
+
+
+def check_flag(name: str, value: object, *, may_be_none: bool = False) -> None:
+    """Raises a `TypeError` unless a switch is on or off, or left open where that may be."""
+    if not isinstance(value, bool) and not (may_be_none and value is None):
+        choices = "True, False or None" if may_be_none else "True or False"
+        raise TypeError(f"Invalid {name}: {value!r}; it must be {choices}")
+
+
+def check_bounds(name: str, value: Any) -> None:
+    """Raises an error unless bounds are `None` or a smaller and a larger number."""
+    if value is None:
+        return
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"Invalid {name}: {value!r}; it must be a pair, the least and the largest value")
+    least, largest = (_known(name, bound) for bound in value)
+    if not least <= largest:
+        raise ValueError(f"Invalid {name}: {value!r}; the first must not be above the second")
+
+
+def check_shadow_ratio(value: object) -> None:
+    """Raises a `ValueError` unless the shadow's ratio is "v2.0", "v1.0" or a function of the scalar."""
+    if not callable(value) and value not in ("v2.0", "v1.0"):
+        raise ValueError(
+            f"Invalid shadow_ratio: {value!r}; it must be 'v2.0', 'v1.0' or a function of the scalar"
+        )
+
+
+def check_gradients(owner: str, params: list[Tensor]) -> None:
+    """Raises a `RuntimeError` for a gradient that the optimizer `owner` cannot use."""
+    grads = [param.grad for param in params]
+    strange = [
+        g for g in grads if g is not None and (g.layout != torch.strided or not g.is_floating_point())
+    ]
+    if any(grad.layout != torch.strided for grad in strange):
+        raise RuntimeError(f"{owner} does not support sparse gradients")
+    if any(grad.is_complex() for grad in strange):
+        raise RuntimeError(f"{owner} does not support complex parameters")
+    if strange:
+        raise RuntimeError(
+            f"{owner} steps floating-point parameters alone, and one has a gradient of {strange[0].dtype}: "
+            "take its gradient away, or make it a float"
+        )
+
+
+def check_loss(loss: Any, dtype: torch.dtype, device: torch.device, name: str = "loss") -> Tensor:
+    """Returns the loss as a tensor of shape `()` in the emotion's dtype, detached, without a sync.
+
+    Raises:
+        LossMissingError: if there is no loss.
+        TypeError: if the loss is not a real number.
+        ValueError: if the loss is not a scalar.
+    """
+    if loss is None:
+        raise LossMissingError(LOSS_MISSING)
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            raise ValueError(
+                f"The {name} must be a scalar, that of the whole step, and has the shape "
+                f"{tuple(loss.shape)}. Reduce it first, for example with `{name}.mean()`."
+            )
+        if loss.is_complex() or loss.dtype == torch.bool:
+            raise TypeError(f"The {name} must be a real number, and has the dtype {loss.dtype}")
+        if loss.is_meta or loss.layout != torch.strided:
+            kind = "on the device 'meta', without a value" if loss.is_meta else f"of {loss.layout}"
+            raise TypeError(f"The {name} must be a dense tensor with a value, and is {kind}")
+        return whole(loss.detach()).to(device=device, dtype=dtype).reshape(())
+    if getattr(loss, "ndim", 0) and getattr(loss, "size", 0) == 1 and hasattr(loss, "item"):
+        loss = loss.item()  # As a tensor, an array of one element is one number.
+    # NumPy's truths ("b") and complex numbers ("c"), too, can be made a float; times and words look so.
+    kind = getattr(getattr(loss, "dtype", None), "kind", "f")
+    can_be_float = isinstance(loss, Real) or hasattr(type(loss), "__float__")
+    if isinstance(loss, bool) or not can_be_float or kind in "bcmMOSU":
+        raise TypeError(f"The {name} must be a tensor or a real number, and is {loss!r}")
+    try:
+        number = float(loss)
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The {name} must be a scalar, and is {loss!r}") from error
+    return torch.tensor(number, dtype=dtype, device=device)
+
+
+def check_has_graph(loss: Any) -> None:
+    """Raises an error for a loss that no backward pass can reach."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"A loss to watch must be a tensor, and is {loss!r}: give a number to `observe`")
+    if not loss.requires_grad:
+        raise ValueError(
+            "A loss without a graph has no backward pass that could be watched: call `opt.observe(loss)` "
+            "after the backward pass, or `opt.step(loss=loss)`"
+        )
+
+
+def check_closure_under_scaler(before: list[tuple[Tensor, int]], params: list[Tensor]) -> None:
+    """Raises a `RuntimeError` if a closure computed gradients while a gradient scaler is stepping.
+
+    Args:
+        before: the gradients that there were, with their versions.
+        params: the parameters.
+    """
+    after = [(param.grad, param.grad._version) for param in params if param.grad is not None]
+    is_same = len(before) == len(after) and all(
+        old is new and version == now for (old, version), (new, now) in zip(before, after, strict=True)
+    )
+    if is_same:
+        return
+    # The scaler unscaled the gradients that there were, and gives no sign of itself but being the caller.
+    frame = inspect.currentframe()
+    while frame is not None:
+        # Looking into a frame costs more than reading its name.
+        caller = frame.f_locals.get("self") if frame.f_code.co_name == "_maybe_opt_step" else None
+        if isinstance(caller, torch.amp.GradScaler) and caller.is_enabled():
+            raise RuntimeError(
+                "The closure computed gradients while a gradient scaler is stepping: they are scaled, and "
+                "nobody would unscale them. Call `scaler.step(opt, loss=loss)` after the backward pass, or "
+                "give a closure of the loss alone: `scaler.step(opt, lambda: loss.detach())`. Parameters "
+                "and state are as they were; the gradients are the closure's."
+            )
+        frame = frame.f_back
+
+
+def has_duplicates(params: Any) -> bool:
+    """Returns whether a parameter stands twice in a list."""
+    return isinstance(params, list | tuple) and len(set(map(id, params))) < len(params)
+
+
+def check_duplicates(params: Any, *, foreach: bool | None) -> None:
+    """Raises a `ValueError` for `foreach=True` where a parameter stands twice in the group."""
+    if foreach and has_duplicates(params):
+        raise ValueError(
+            "foreach=True steps with all parameters at once, and one of them stands twice in its group: "
+            "take it out, or leave foreach as it is by default, which steps with it twice"
+        )
+
+
+def check_fused(owner: str, params: Any, *, is_compiled: bool, has_triton: bool, has_kernel: bool) -> None:
+    """Raises a `RuntimeError` where parameters cannot be stepped in compiled code, which was asked for.
+
+    Args:
+        owner: the name of the optimizer.
+        params: its parameters, or one, with or without names.
+        is_compiled: whether there is compiled code for the CPU.
+        has_triton: whether Triton is installed, which makes the code for CUDA.
+        has_kernel: whether the optimizer has any for CUDA.
+    """
+    params = [params] if isinstance(params, Tensor) else list(params)
+    tensors = [param[1] if isinstance(param, tuple) else param for param in params]
+    wide = (torch.float32, torch.float64)
+    taken = {"cpu": wide, "cuda": (*wide, torch.bfloat16) if has_kernel else ()}
+    strange = [
+        f"{tensor.dtype} on {tensor.device}"
+        for tensor in tensors
+        if tensor.dtype not in taken.get(tensor.device.type, ())
+    ]
+    if strange:
+        more = ", bfloat16 too on CUDA" if has_kernel else ""
+        raise RuntimeError(
+            f"{owner} with fused=True takes float32 and float64 on the CPU{more}, and not {strange[0]}: "
+            "leave fused away"
+        )
+    devices = {tensor.device.type for tensor in tensors}
+    if not is_compiled and devices != {"cuda"}:
+        raise RuntimeError(
+            "fused=True needs the compiled code, and it is not there: logging.getLogger('emo_torch') says "
+            "why at the level WARNING. Leave fused away, or install a C compiler and run `python -m "
+            "emo_torch.build`."
+        )
+    if not has_triton and "cuda" in devices:
+        raise RuntimeError(
+            "fused=True needs Triton on CUDA, and it is not installed: pip install triton, or leave fused "
+            "away"
+        )
+
+
+def check_capture(owner: str, groups: list[dict[str, Any]], loss: Any) -> None:
+    """Raises a `RuntimeError` for a step that a CUDA graph, being captured, could not repeat."""
+    if torch.compiler.is_compiling() or not torch.cuda.is_available():
+        return
+    if not torch.cuda.is_current_stream_capturing():
+        return
+    if not all(group.get("capturable", True) for group in groups):
+        raise RuntimeError(f"{owner} can become part of a CUDA graph with capturable=True alone")
+    if loss is not None and not (isinstance(loss, Tensor) and loss.is_cuda):
+        raise RuntimeError(
+            "A CUDA graph would repeat this number as the loss for ever: give the loss as a tensor on the "
+            "GPU, the same one in each replay"
+        )
+
+
+def check_moment_dtype(moment_dtype: torch.dtype | None) -> None:
+    """Raises a `ValueError` unless the dtype is a floating-point one, or `None` for the default."""
+    if moment_dtype is None:
+        return
+    if not isinstance(moment_dtype, torch.dtype) or not moment_dtype.is_floating_point:
+        raise ValueError(f"Invalid moment_dtype: {moment_dtype!r}; it must be a floating-point dtype")
+
+
+def check_inner(inner: object) -> None:
+    """Raises an error for what cannot be made emotional, or scaled, from outside."""
+    if not isinstance(inner, Optimizer):
+        raise TypeError(f"What moves the parameters must be a torch.optim.Optimizer, and is {inner!r}")
+    name = type(inner).__name__
+    closure = inspect.signature(inner.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"{name} calls a closure for itself, several times a step, and takes it for granted that the "
+            "parameters went all of the way that it sent them: a part of it would spoil its memory. "
+            "Choose an optimizer whose closure is optional."
+        )
+    if getattr(inner, "defaults", {}).get("differentiable"):
+        raise ValueError(f"{name} was made with differentiable=True, and this step has no gradient")
+
+
+def check_divisor(lr: float | Tensor, mode: str) -> None:
+    """Raises a `ValueError` if weight decay cannot be divided by a learning rate."""
+    if mode != "decoupled":
+        raise ValueError(
+            "decoupled_weight_decay=True is a way of the mode 'decoupled'; "
+            f"leave it away for weight_decay_mode={mode!r}"
+        )
+    if float(lr) == 0.0:
+        raise ValueError(
+            "decoupled_weight_decay=True divides the weight decay by the learning rate that the "
+            "optimizer is made with, and that is 0. Start with a positive learning rate, or use "
+            "weight_decay_mode='absolute'."
+        )
+
+
+def check_group(group: Mapping[str, Any], modes: tuple[str, ...]) -> None:
+    """Raises the first error that the options of a parameter group deserve."""
+    check_learning_rate(group["lr"])
+    check_not_negative("epsilon", group["eps"])
+    check_decay_rates(group["betas"])
+    check_not_negative("weight_decay", group["weight_decay"])
+    check_not_negative("theta", group.get("theta", 0.0))  # Only a filter has one.
+    check_flag("use_shadow", group["use_shadow"])
+    check_factor("shadow_rate", group["shadow_rate"])
+    check_factor("short_factor", group["short_factor"])
+    check_factor("long_factor", group["long_factor"])
+    check_not_negative("gain", group["gain"])
+    check_choice("weight_decay_mode", group["weight_decay_mode"], modes)
+    check_moment_dtype(group["moment_dtype"])
+    check_ways(group)
+
+
+def check_group_form(group: Any) -> None:
+    """Raises an error unless a parameter group is a dictionary with parameters."""
+    if not isinstance(group, dict):
+        raise TypeError(f"param_group must be a dict with 'params' in it, and is {group!r}")
+    if "params" not in group:
+        raise ValueError(f"A parameter group needs 'params', and has {', '.join(map(repr, group))}")
+
+
+def check_state_form(owner: str, state: Any) -> None:
+    """Raises an error unless something has the form of what `state_dict` returns."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"What {owner} loads is what its `state_dict()` returned, and this is {state!r}")
+    missing = [name for name in ("state", "param_groups") if name not in state]
+    if missing:
+        raise ValueError(f"This is not the state of an optimizer: {missing[0]!r} is missing")
+    groups, states = state["param_groups"], state["state"]
+    if not isinstance(groups, list | tuple) or not all(
+        isinstance(group, dict) and isinstance(group.get("params"), list | tuple) for group in groups
+    ):
+        raise ValueError("The state is damaged: 'param_groups' must be a list of dicts with 'params'")
+    if not isinstance(states, Mapping) or not all(isinstance(each, Mapping) for each in states.values()):
+        raise ValueError("The state is damaged: 'state' must hold a dict for each parameter")
+
+
+def check_ways(group: Mapping[str, Any]) -> None:
+    """Raises an error for two ways to take one step, and for one that is neither on nor off."""
+    check_flag("maximize", group["maximize"])
+    check_flag("foreach", group["foreach"], may_be_none=True)
+    check_flag("capturable", group["capturable"])
+    check_flag("fused", group["fused"], may_be_none=True)
+    if group["foreach"] and group["fused"]:
+        raise ValueError("foreach=True and fused=True are two ways of one step: choose one, or neither")

@@ -1,0 +1,370 @@
+"""Whatever changes between two steps, the compiled way makes the numbers of the readable one.
+
+`python -m emo_torch._kernels.changes_test 2000` tries so many sequences of steps and changes; the suite
+tries fewer. It is a process of its own, so that a crash is a failure like any other.
+"""
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from torch import Tensor
+
+import emo_torch
+from emo_torch import _kernels as _fused
+
+CASES_IN_THE_SUITE = 100
+SHAPES = ((), (7,), (4, 6), (33, 9), (3, 4, 5), (64, 8), (70_000,), (0, 3))
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+BOUNDS = {torch.float32: 2e-5, torch.float64: 1e-11}
+MODES = ("decoupled", "absolute", "l2")
+
+
+class Another(Tensor):
+    """A tensor of another type."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Another":
+        del memo
+        return self.as_subclass(Tensor).clone().as_subclass(Another)
+
+
+def _random(shape: Any, dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def _strided(value: Tensor) -> Tensor:
+    return torch.stack([value, value], dim=-1)[..., 0]
+
+
+def _turned(value: Tensor) -> Tensor:
+    return value.t().contiguous().t() if value.ndim == 2 else value.clone()
+
+
+def _offset(value: Tensor) -> Tensor:
+    storage = torch.zeros(value.numel() + 5, dtype=value.dtype)
+    return storage[3 : 3 + value.numel()].copy_(value.reshape(-1)).view(value.shape)
+
+
+def _negative(value: Tensor) -> Tensor:
+    return torch._neg_view(-value)
+
+
+def _expanded(value: Tensor) -> Tensor:
+    return value[:1].expand(value.shape) if value.ndim and value.numel() else value.clone()
+
+
+def _of_another_type(value: Tensor) -> Tensor:
+    return value.clone().as_subclass(Another)
+
+
+LAYOUTS = {"contiguous": torch.clone, "strided": _strided, "turned": _turned, "offset": _offset}
+LAYOUTS["negative"] = _negative
+GRADIENT_LAYOUTS = {**LAYOUTS, "expanded": _expanded, "of another type": _of_another_type}
+layouts, indices, seeds = st.sampled_from(sorted(LAYOUTS)), st.integers(0, 5), st.integers(0, 2**31)
+
+
+class Side:
+    """A model with its optimizer, which steps in one of the ways."""
+
+    def __init__(self, name: str, groups: list[list[Tensor]], **options: Any) -> None:
+        self.groups = [[torch.nn.Parameter(param.clone()) for param in group] for group in groups]
+        given = [{"params": list(group)} for group in self.groups]
+        self.optimizer = emo_torch.create_optimizer(name, given, **options)
+        self.second = emo_torch.EmoLynx(self.params(), lr=1e-3, foreach=options.get("foreach"))
+
+    def params(self) -> list[Any]:
+        return [param for group in self.groups for param in group]
+
+    def pick(self, index: int) -> Any:
+        return self.params()[index % len(self.params())]
+
+    def replace(self, old: Tensor, new: Tensor) -> None:
+        """Puts another parameter in the place of one."""
+        self.optimizer.state.pop(old, None)
+        self.second.state.pop(old, None)
+        lists = [*self.groups, *(group["params"] for group in self.optimizer.param_groups)]
+        for params in (*lists, self.second.param_groups[0]["params"]):
+            params[:] = [new if param is old else param for param in params]
+
+    def values(self) -> list[Tensor]:
+        found = []
+        for param in self.params():
+            states = (self.optimizer.state.get(param, {}), self.second.state.get(param, {}))
+            found += [param.detach(), *(state[name] for state in states for name in sorted(state))]
+        return found
+
+
+class Changes(RuleBasedStateMachine):
+    """Steps of both ways, and what may happen between them."""
+
+    @initialize(
+        name=st.sampled_from(emo_torch.list_optimizers()),
+        shapes=st.lists(st.sampled_from(SHAPES), min_size=1, max_size=5),
+        dtype=st.sampled_from(DTYPES[:2]),
+        use_shadow=st.booleans(),
+        mode=st.sampled_from(MODES),
+        cut=st.integers(0, 4),
+    )
+    def start(self, name: str, shapes: Any, dtype: Any, use_shadow: bool, mode: str, cut: int) -> None:
+        params = [_random(shape, dtype, seed) for seed, shape in enumerate(shapes)]
+        groups = [group for group in (params[:cut], params[cut:]) if group]
+        options: dict[str, Any] = {"lr": 1e-2, "weight_decay_mode": mode}
+        if name != "ref_adamw_mini_schedule_free":
+            options["use_shadow"] = use_shadow
+        self.has_shadow = "use_shadow" in options
+        self.fast = Side(name, groups, **options)
+        self.plain = Side(name, groups, **options, foreach=False, fused=False)
+        self.sides = (self.fast, self.plain)
+        self.steps = 0
+        self.frozen: set[int] = set()
+
+    def both(self, change: Callable[[Side], Any]) -> None:
+        for side in self.sides:
+            change(side)
+
+    def take(self, which: str, seed: int, layout: str, absent: int, loss: float) -> None:
+        """Steps once on each side, and compares."""
+
+        def step(side: Side) -> None:
+            for index, param in enumerate(side.params()):
+                grad = _random(param.shape, param.dtype, seed + index)
+                is_absent = index == absent or index in self.frozen
+                param.grad = None if is_absent else GRADIENT_LAYOUTS[layout](grad)
+            getattr(side, which).step(loss=loss)
+
+        self.both(step)
+        ours, theirs = self.fast.values(), self.plain.values()
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one.dtype, one.shape) == (other.dtype, other.shape)
+            bound = BOUNDS.get(one.dtype, 0.0)
+            torch.testing.assert_close(
+                one.as_subclass(Tensor),
+                other.as_subclass(Tensor),
+                rtol=bound,
+                atol=bound,
+                equal_nan=True,
+            )
+            # What rounding made different must not grow.
+            one.copy_(other)
+
+    @rule(
+        seed=seeds,
+        layout=st.sampled_from(sorted(GRADIENT_LAYOUTS)),
+        absent=st.integers(-9, 5),
+        losses=st.lists(st.sampled_from([1.0, 1.5, 3.0, 0.5, float("nan")]), min_size=1, max_size=4),
+    )
+    def step(self, seed: int, layout: str, absent: int, losses: list[float]) -> None:
+        for index, loss in enumerate(losses):
+            self.take("optimizer", seed + index, layout, absent, loss)
+
+    @rule(seed=seeds)
+    def plain_steps(self, seed: int) -> None:
+        for index in range(3):
+            self.take("optimizer", seed + index, "contiguous", -1, 1.0 + index)
+
+    @rule(seed=seeds)
+    def step_of_another_optimizer(self, seed: int) -> None:
+        self.take("second", seed, "contiguous", -1, 1.0)
+
+    @rule(dtype=st.sampled_from(DTYPES), index=st.integers(-6, 5))
+    def cast(self, dtype: torch.dtype, index: int) -> None:
+        def change(side: Side) -> None:
+            for param in side.params() if index < 0 else [side.pick(index)]:
+                param.grad = None
+                param.data = param.data.to(dtype)
+
+        self.both(change)
+
+    @rule(index=indices, dtype=st.sampled_from(DTYPES[:2]))
+    def swap_tensors(self, index: int, dtype: torch.dtype) -> None:
+        def change(side: Side) -> None:
+            param = side.pick(index)
+            param.grad = None
+            torch.utils.swap_tensors(param, torch.nn.Parameter(_random(param.shape, dtype, 5)))
+
+        self.both(change)
+
+    @rule(index=indices, layout=layouts)
+    def replace_data(self, index: int, layout: str) -> None:
+        def change(side: Side) -> None:
+            param = side.pick(index)
+            param.data = LAYOUTS[layout](param.detach())
+
+        self.both(change)
+
+    @rule(index=indices, shape=st.sampled_from(SHAPES), seed=seeds)
+    def replace_parameter(self, index: int, shape: Any, seed: int) -> None:
+        self.both(
+            lambda side: side.replace(
+                side.pick(index), torch.nn.Parameter(_random(shape, torch.float32, seed))
+            )
+        )
+
+    @rule(index=indices, shape=st.sampled_from(SHAPES), seed=seeds)
+    def resize(self, index: int, shape: Any, seed: int) -> None:
+        def change(side: Side) -> None:
+            param = side.pick(index)
+            param.grad = None
+            param.data = _random(shape, param.dtype, seed)
+            side.optimizer.state.pop(param, None)
+            side.second.state.pop(param, None)
+
+        self.both(change)
+
+    @rule(index=indices)
+    def freeze_or_unfreeze(self, index: int) -> None:
+        self.frozen ^= {index % len(self.fast.params())}
+        self.both(lambda side: side.pick(index).requires_grad_(not side.pick(index).requires_grad))
+
+    @rule(index=indices, other=indices, skip=st.integers(0, 2))
+    def share_storage(self, index: int, other: int, skip: int) -> None:
+        def change(side: Side) -> None:
+            one, two = side.pick(index), side.pick(other)
+            if one.dtype == two.dtype and 0 < one.numel() <= two.numel() - skip and two.is_contiguous():
+                one.data = two.data.view(-1)[skip : skip + one.numel()].view(one.shape)
+
+        self.both(change)
+
+    @precondition(lambda self: self.fast.optimizer.state)
+    @rule(
+        index=indices,
+        place=indices,
+        layout=st.sampled_from(
+            [*sorted(LAYOUTS), "of another type", *map(str, DTYPES), "in place", "lost"]
+        ),
+    )
+    def change_a_moment(self, index: int, place: int, layout: str) -> None:
+        def change(side: Side) -> None:
+            state = side.optimizer.state.get(side.pick(index))
+            if not state:
+                return
+            name = sorted(state)[place % len(state)]
+            if layout == "lost":
+                del state[name]
+            elif layout == "in place":
+                state[name].data = state[name].data.clone()
+            elif layout.startswith("torch"):
+                dtypes = {str(dtype): dtype for dtype in DTYPES}
+                # The shadow is computed with, as it is.
+                if state[name].is_floating_point() and "shadow" not in name and "norm" not in name:
+                    state[name] = state[name].to(dtypes[layout])
+            elif state[name].is_floating_point():
+                state[name] = GRADIENT_LAYOUTS[layout](state[name])
+
+        self.both(change)
+
+    @rule(into_another=st.booleans())
+    def reload(self, into_another: bool) -> None:
+        def change(side: Side) -> None:
+            optimizer = side.optimizer
+            if into_another:
+                side.optimizer = type(optimizer)(
+                    [{"params": list(group["params"])} for group in optimizer.param_groups]
+                )
+            side.optimizer.load_state_dict(optimizer.state_dict())
+
+        self.both(change)
+
+    @rule()
+    def copy_everything(self) -> None:
+        def change(side: Side) -> None:
+            side.groups, side.optimizer, side.second = copy.deepcopy(
+                (side.groups, side.optimizer, side.second)
+            )
+
+        self.both(change)
+
+    @rule(index=indices, seed=seeds, is_new=st.booleans())
+    def regroup(self, index: int, seed: int, is_new: bool) -> None:
+        def change(side: Side) -> None:
+            groups = side.optimizer.param_groups
+            group = groups[index % len(groups)]["params"]
+            if is_new and len(side.params()) < 7:
+                param = torch.nn.Parameter(_random(SHAPES[index], torch.float32, seed))
+                side.groups.append([param])
+                side.optimizer.add_param_group({"params": [param]})
+            elif len(group) > 1:
+                group.append(group.pop(0))
+            else:
+                groups.append(groups.pop(0))
+
+        self.both(change)
+
+    @rule(
+        options=st.fixed_dictionaries(
+            {},
+            optional={
+                "lr": st.sampled_from([1e-3, 1e-1, 0.0]),
+                "betas": st.sampled_from([(0.5, 0.6), (0.0, 0.9)]),
+                "weight_decay": st.sampled_from([0.0, 0.3]),
+                "weight_decay_mode": st.sampled_from(MODES),
+                "use_shadow": st.booleans(),
+                "shadow_rate": st.sampled_from([0.1, 1.0]),
+                "eps": st.sampled_from([1e-8, 1e-3]),
+            },
+        ),
+        index=indices,
+    )
+    def change_options(self, options: dict[str, Any], index: int) -> None:
+        def change(side: Side) -> None:
+            groups = side.optimizer.param_groups
+            group = groups[index % len(groups)]
+            group.update({name: value for name, value in options.items() if name in group})
+
+        self.both(change)
+
+    @rule(way=st.sampled_from([{}, {"fused": True}, {"foreach": False}]))
+    def change_the_way(self, way: dict[str, bool]) -> None:
+        for group in self.fast.optimizer.param_groups:
+            group.update({"fused": None, "foreach": None, **way})
+
+    @rule(count=st.integers(1, 3))
+    def change_threads(self, count: int) -> None:
+        torch.set_num_threads(count)
+
+    def teardown(self) -> None:
+        torch.set_num_threads(1)
+
+
+def _run(cases: int, *, is_repeatable: bool) -> None:
+    run_state_machine_as_test(
+        Changes,
+        settings=settings(
+            max_examples=cases,
+            stateful_step_count=12,
+            deadline=None,
+            derandomize=is_repeatable,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.skipif(_fused.library() is None, reason="NO C COMPILER WAS FOUND")
+def test_the_compiled_way_equals_the_readable_one_whatever_changes() -> None:
+    root = str(Path(emo_torch.__file__).parents[1])
+    command = [sys.executable, "-P", __file__, str(CASES_IN_THE_SUITE), "repeatable"]
+    environment = {**os.environ, "PYTHONPATH": root}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-8000:]
+
+
+if __name__ == "__main__":
+    _run(int(sys.argv[1]), is_repeatable="repeatable" in sys.argv)

@@ -1,0 +1,274 @@
+"""Steps many tensors in one call of compiled C, which touches memory once.
+
+It takes dense tensors in the CPU's memory that are contiguous and of one dtype, and leaves the rest to the
+other ways. The numbers are theirs, up to the rounding of sums.
+
+Compiled code makes the same bits with any number of threads. The other ways leave sums (norms, means of
+rows and columns) to PyTorch, whose last bits depend on `torch.get_num_threads()` for large tensors.
+"""
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable, Iterable
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emo_torch._kernels import FILTERS, FIRST_STEPS, RULES, FusedRule, FusedStep, Signal
+from emo_torch._kernels.find import PLAIN, Numbers
+from emo_torch._kernels.job import FUNCTIONS, Job, Library, Rule, library
+from emo_torch._kernels.plan import (
+    EXISTS,
+    GRAD,
+    NORM,
+    PARAM,
+    SHADOW,
+    Key,
+    Layout,
+    Names,
+    Params,
+    State,
+    Streams,
+    are_apart,
+    sort_written,
+)
+from emo_torch._pieces.weight_decay import MODES
+
+# Sums over columns are kept for each thread: beyond this there would be as much of them as of weights.
+MOST_COLUMNS = 2**18
+# Fewer elements for a thread than these cost more to hand out than to do.
+LEAST_SHARE = 2**15
+
+_dtype, _is_cpu, _shape = attrgetter("dtype"), attrgetter("is_cpu"), attrgetter("shape")
+
+
+def step(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    spec: FusedStep,
+    *,
+    signal_of: Callable[[torch.dtype], Signal],
+    group: dict[str, Any],
+) -> list[int]:
+    """Takes the step of those parameters that compiled code can take.
+
+    Args:
+        params: the parameters; as `Params` they carry their layout from step to step.
+        grads: their gradients.
+        states: their moments, and their shadows where the group has any.
+        spec: what is done.
+        signal_of: makes the emotion's numbers of a dtype.
+        group: the options.
+
+    Returns:
+        The indices of the parameters that are as they were, for another way to step.
+    """
+    found = library()
+    if found is None:
+        return list(range(len(params)))
+    layout = cached_layout(params, spec, group) or describe(params, grads, states, spec, group)
+    if layout is not None:
+        is_done = _run(params, layout, spec, signal_of(params[0].dtype), group, found)
+        if is_done and isinstance(params, Params):
+            params.layout, params.finder = layout, found.finder
+        return [] if is_done else list(range(len(params)))
+    by_dtype: dict[torch.dtype, list[int]] = {}
+    for index, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
+        # Other dtypes are not worth a look.
+        if param.dtype in FUNCTIONS and describe([param], [grad], [state], spec, group) is not None:
+            by_dtype.setdefault(param.dtype, []).append(index)
+    rest = set(range(len(params)))
+    for dtype, indices in by_dtype.items():
+        own = [params[index] for index in indices]
+        read = [grads[index] for index in indices]
+        kept = [states[index] for index in indices]
+        layout = describe(own, read, kept, spec, group)
+        if layout is not None and _run(own, layout, spec, signal_of(dtype), group, found):
+            rest.difference_update(indices)
+    return sorted(rest)
+
+
+def cached_layout(params: list[Tensor], spec: FusedStep, group: dict[str, Any]) -> Layout | None:
+    """Returns the layout of parameters that are as they were, if it is the one that the step needs."""
+    layout = params.layout if isinstance(params, Params) else None
+    if layout is None or layout.names != _names(spec, group, next(iter(layout.names.values()))):
+        return None
+    return layout
+
+
+def describe(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    spec: FusedStep,
+    group: dict[str, Any],
+) -> Layout | None:
+    """Returns where parameters, gradients and states lie; `None` if compiled code cannot take all of them.
+
+    Nothing is taken from an earlier step. All are plain, contiguous tensors in the CPU's memory, none is
+    empty or a negative view, each moment has the parameters' dtype and the shape that its rule gives it.
+    """
+    dtype = params[0].dtype
+    if dtype not in FUNCTIONS or not _are_plain(params, dtype) or not _are_plain(grads, dtype):
+        return None
+    shapes = list(map(_shape, params))
+    if list(map(_shape, grads)) != shapes:
+        return None
+    size = _numbers(Tensor.numel, params)
+    if not size.all():
+        return None
+    names = _names(spec, group, {param.ndim for param in params})
+    streams = _streams(params, states, names)
+    for key, tensors in streams.items():
+        is_whole = key[-1] == "shadow" or "whole" in key
+        if list(map(_shape, tensors)) != (shapes if is_whole else [_shape_of(key, s) for s in shapes]):
+            return None
+        if not _are_plain(tensors, torch.bool if key == EXISTS else dtype):
+            return None
+    rows, columns = size, np.zeros_like(size)
+    if any(rule.kind == "factored_moments" for rule in spec.rules):
+        rows, columns = np.array(list(map(_rows_and_columns, shapes)), np.int64).T.copy()
+        if columns.max() > MOST_COLUMNS:
+            return None
+    streams = {PARAM: params, **streams, GRAD: grads}
+    try:
+        begins = {key: _numbers(Tensor.data_ptr, tensors) for key, tensors in streams.items()}
+    except RuntimeError:
+        return None  # A layout without addresses.
+    by_factor = {"0": np.where(columns > 0, rows, size), "1": np.where(columns > 0, columns, size)}
+    sizes = {key: by_factor[key[2]] if "factors" in key else size for key in streams}
+    sizes.update({key: np.ones_like(size) for key in (NORM, EXISTS) if key in streams})
+    return Layout(begins, sizes, rows, columns, names)
+
+
+def _are_plain(tensors: list[Tensor], dtype: torch.dtype) -> bool:
+    try:
+        return (
+            set(map(type, tensors)) <= PLAIN
+            and set(map(_dtype, tensors)) == {dtype}
+            and all(map(_is_cpu, tensors))
+            and all(map(Tensor.is_contiguous, tensors))
+            and not any(map(Tensor.is_neg, tensors))
+        )
+    except RuntimeError:
+        return False  # Tensors of some layouts cannot be asked.
+
+
+def _names(spec: FusedStep, group: dict[str, Any], dimensions: Iterable[int]) -> Names:
+    """Returns what stands in the states of parameters of so many dimensions, and is needed."""
+    names: Names = {}
+    for rule in spec.rules:
+        for place in range(rule.moments_each):
+            # Rules that share their moments share them here.
+            names[rule.prefix, rule.shape, str(place)] = {n: rule.moments(n)[place] for n in dimensions}
+    if any(rule.kind == "ref" for rule in spec.rules):
+        names[NORM] = dict.fromkeys(dimensions, "exp_avg_norm")
+    if group.get("use_shadow"):
+        names[SHADOW] = dict.fromkeys(dimensions, "shadow")
+        names[EXISTS] = dict.fromkeys(dimensions, "shadow_exists")
+    return names
+
+
+def _streams(params: list[Tensor], states: list[State], names: Names) -> Streams:
+    dimensions = [param.ndim for param in params]
+    return {
+        key: [state[own[ndim]] for state, ndim in zip(states, dimensions, strict=True)]
+        for key, own in names.items()
+    }
+
+
+@functools.lru_cache(maxsize=4096)
+def _shape_of(key: Key, shape: torch.Size) -> torch.Size:
+    """Returns the shape of a number or a factor in a state, by the parameter's shape."""
+    if key in (NORM, EXISTS):
+        return torch.Size()
+    if len(shape) < 2:
+        return shape
+    first, *others = shape
+    return torch.Size((first, *(1 for _ in others))) if key[2] == "0" else torch.Size((1, *others))
+
+
+def _run(
+    params: list[Tensor],
+    layout: Layout,
+    spec: FusedStep,
+    signal: Signal,
+    group: dict[str, Any],
+    found: Library,
+) -> bool:
+    """Takes the step of parameters that all fit and have one dtype; returns whether it did."""
+    begins, sizes = layout.begins, layout.sizes
+    if not layout.is_apart:
+        width = params[0].element_size()
+        written = sort_written(layout, width)
+        read = begins[GRAD]
+        if written is None or not are_apart(written, read, read + width * sizes[GRAD]):
+            return False
+    nothing = np.zeros(len(params), np.int64)
+
+    def rule_of(rule: FusedRule) -> Rule:
+        first, second = (begins.get((rule.prefix, rule.shape, place), nothing) for place in "01")
+        return Rule(RULES.index(rule.kind), *rule.betas, rule.eps, _at(first), _at(second))
+
+    is_decoupled = group["weight_decay_mode"] == "decoupled"
+    divisor = group.get("weight_decay_divisor") if is_decoupled else None
+    share = None if spec.share is None else spec.share(params[0].dtype)
+    bound = group.get("injection_bound")
+    enough = max(1, int(sizes[PARAM].sum()) // LEAST_SHARE)
+    job = Job(
+        tensors=len(params),
+        # Threads are not inherited: a forked process would wait for them for ever.
+        threads=min(torch.get_num_threads(), enough) if found.process == os.getpid() else 1,
+        rows=_at(layout.rows),
+        columns=_at(layout.columns),
+        params=_at(begins[PARAM]),
+        grads=_at(begins[GRAD]),
+        shadows=_at(begins[SHADOW]) if SHADOW in begins else None,
+        shadows_exist=_at(begins[EXISTS]) if EXISTS in begins else None,
+        tolerance=signal.tolerance.data_ptr(),
+        scale=signal.scale.data_ptr(),
+        ratio=signal.shadow_ratio.data_ptr(),
+        lr=signal.lr.data_ptr(),
+        weight_decay=group["weight_decay"] / (divisor or 1.0),
+        shadow_rate=group.get("shadow_rate", 0.0),
+        mode=MODES.index(group["weight_decay_mode"]),
+        maximize=group["maximize"],
+        filter=FILTERS.index(spec.filter),
+        rules=len(spec.rules),
+        chosen=None if spec.chosen is None else spec.chosen.data_ptr(),
+        rule=tuple(rule_of(rule) for rule in spec.rules),
+        first_steps=len(spec.first_steps),
+        chosen_first=None if spec.chosen_first is None else spec.chosen_first.data_ptr(),
+        first_step=tuple(FIRST_STEPS.index(name) for name in spec.first_steps),
+        norms=_at(begins[NORM]) if NORM in begins else None,
+        share=None if share is None else share.data_ptr(),
+        norm_factor=group.get("schedulefree_alpha", 0.0),
+        least_lr=group.get("min_lr", 0.0),
+        most_lr=group.get("max_lr", 0.0),
+        injection_bound=-1.0 if bound is None else bound,
+    )
+    try:
+        # What torch does not see it must be told, or a graph would be built on what is no more.
+        torch.autograd.graph.increment_version(params)
+    except RuntimeError:
+        return False  # Tensors made in inference mode have no versions.
+    return bool(getattr(found.handle, FUNCTIONS[params[0].dtype])(ctypes.byref(job)) == 0)
+
+
+def _numbers(of: Callable[[Tensor], int], tensors: list[Tensor]) -> Numbers:
+    return np.fromiter(map(of, tensors), np.int64, len(tensors))
+
+
+def _at(numbers: Numbers) -> int:
+    return int(numbers.ctypes.data)
+
+
+@functools.lru_cache(maxsize=4096)
+def _rows_and_columns(shape: torch.Size) -> tuple[int, int]:
+    """Returns a tensor's shape as a matrix; 0 columns for what is none."""
+    return (shape.numel(), 0) if len(shape) < 2 else (shape[0], shape[1:].numel())

@@ -1,0 +1,394 @@
+"""The fused way on CUDA: a step of many tensors in a few launches of Triton's, one for most rules.
+
+Only where `fused=True` asks for it. It takes dense, contiguous float32, float64 and bfloat16 and leaves
+the rest to the other ways. Nothing waits for the device, and a CUDA graph can capture it.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emo_torch._kernels import FIRST_STEPS, FusedRule, FusedStep, Signal
+from emo_torch._kernels.plan import Params, can_write
+from emo_torch._pieces.emotion import wide_dtype
+from emo_torch._pieces.weight_decay import MODES
+from emo_torch._rules.family_rules import KERNELS
+
+State = dict[str, Tensor]
+Tensors = list[Tensor]
+Numbers = NDArray[np.int64]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+DEVICES = ("cuda",)
+"""Where it steps. (Triton's interpreter, for tests, takes the CPU's memory, too.)"""
+RULES = tuple(rule.name for rule in KERNELS if rule.on_cuda)
+"""The rules that it knows, in the order that the kernels know them by."""
+BLOCK, HEIGHT, WIDTH = 1024, 128, 64
+"""How many elements a program takes, and how large a tile of a matrix it reads."""
+
+_PLAIN = {Tensor, torch.nn.Parameter}
+_Kind = tuple[Any, ...]
+
+
+@functools.cache
+def is_available() -> bool:
+    """Returns whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+class _Uploaded(NamedTuple):
+    """Tables in the device's memory.
+
+    Attributes:
+        made_of: the same on the host.
+        tables: the tables, by name.
+        pinned: the memory that they are copied from.
+    """
+
+    made_of: tuple[Numbers, ...]
+    tables: dict[str, Tensor]
+    pinned: Tensor
+
+
+class _Tables(NamedTuple):
+    """What the kernels look up, and the sizes of what they need in between.
+
+    Attributes:
+        pointers: where tensors begin: a row for parameters, gradients, moments, shadows and their flags.
+        constants: the options, as float64; a row for each rule.
+        layout: which program works on what; see `_layout`.
+        counts: how many programs, and how many elements of memory in between, there are.
+    """
+
+    pointers: _Uploaded
+    constants: _Uploaded
+    layout: _Uploaded
+    counts: dict[str, int]
+
+
+# Under this key an optimizer keeps the tables of captured graphs, which read them as long as they live.
+_CAPTURED = "captured"
+
+
+def step(
+    params: Tensors,
+    grads: Tensors,
+    states: list[State],
+    what: FusedStep,
+    *,
+    signal_of: Callable[[torch.dtype, torch.device], Signal],
+    group: dict[str, Any],
+) -> list[int]:
+    """Takes the step of those parameters that it can take; see `_fused.step`.
+
+    Args:
+        params: the parameters.
+        grads: their gradients.
+        states: their moments, and their shadows where the group has any.
+        what: what is done; the choice of a rule lies anywhere.
+        signal_of: makes the emotion's numbers of a dtype on a device.
+        group: the options.
+
+    Returns:
+        The indices of the parameters that are as they were, for another way to step.
+    """
+    if any(rule.kind not in RULES for rule in what.rules) or what.first_steps not in ((), FIRST_STEPS):
+        return list(range(len(params)))
+    kept = [_kept(param, state, what, group) for param, state in zip(params, states, strict=True)]
+    kinds: dict[_Kind, list[int]] = {}
+    rest: list[int] = []
+    uploads = params.uploads if isinstance(params, Params) else None
+    uploads = {} if uploads is None else uploads
+    for index, (param, grad, others) in enumerate(zip(params, grads, kept, strict=True)):
+        if not _fits(param, grad, others, states[index].get("shadow_exists")):
+            rest.append(index)
+            continue
+        dtypes = tuple(other.dtype for other in others)
+        kinds.setdefault((param.device, param.dtype, grad.dtype, dtypes, param.ndim >= 2), []).append(index)
+    for name in [name for name in uploads if name != _CAPTURED and name[1] not in kinds]:
+        del uploads[name]
+    for kind, indices in kinds.items():
+        some = [params[index] for index in indices]
+        read = [grads[index] for index in indices]
+        written = [kept[index] for index in indices]
+        if not can_write([some, *written], read):
+            rest += indices
+            continue
+        try:
+            # What torch does not see it must be told, or a graph would be built on what is no more.
+            torch.autograd.graph.increment_version(some)
+        except RuntimeError:
+            rest += indices  # Tensors made in inference mode have no versions.
+            continue
+        exists = [states[index]["shadow_exists"] for index in indices] if group.get("use_shadow") else []
+        signal = signal_of(wide_dtype(some[0]), some[0].device)
+        with torch.cuda.device_of(some[0]):
+            _run(kind, some, read, written, exists, what, signal, group, uploads)
+    return sorted(rest)
+
+
+def _kept(param: Tensor, state: State, what: FusedStep, group: dict[str, Any]) -> Tensors:
+    """Returns the moments of each rule, and the shadow where there is one."""
+    names = chain.from_iterable(rule.moments(param.ndim) for rule in what.rules)
+    shadow = ("shadow",) if group.get("use_shadow") else ()
+    return [state[name] for name in (*dict.fromkeys(names), *shadow)]
+
+
+def _fits(param: Tensor, grad: Tensor, others: Tensors, exists: Tensor | None) -> bool:
+    tensors = [param, grad, *others]
+    return all(
+        type(tensor) in _PLAIN
+        and tensor.dtype in DTYPES
+        and tensor.device == param.device
+        and tensor.layout == torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+        for tensor in tensors
+    ) and (
+        param.device.type in DEVICES
+        and param.numel() > 0
+        and grad.shape == param.shape
+        and (exists is None or exists.device == param.device)
+    )
+
+
+def _numbers(of: Any) -> Numbers:
+    return np.fromiter(of, np.int64)
+
+
+def _run(
+    kind: _Kind,
+    params: Tensors,
+    grads: Tensors,
+    kept: list[Tensors],
+    exists: Tensors,
+    what: FusedStep,
+    signal: Signal,
+    group: dict[str, Any],
+    uploads: dict[Any, Any],
+) -> None:
+    """Takes the step of parameters of one kind that all fit."""
+    names = list(dict.fromkeys(chain.from_iterable(rule.moments(params[0].ndim) for rule in what.rules)))
+    streams = [params, grads, *(list(stream) for stream in zip(*kept, strict=True))]
+    if exists:
+        streams.append(exists)
+    tables = _tables(kind, params, streams, what, group, uploads)
+    if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        uploads.setdefault(_CAPTURED, []).append(tables)
+    for index, rule in enumerate(what.rules):
+        moments = [2 + names.index(name) for name in rule.moments(params[0].ndim)]
+        _launch(index, rule, moments, tables, streams, what, signal, group)
+    if exists:
+        wakes = signal.shadow_ratio > 0
+        torch._foreach_copy_(exists, list((torch.stack(exists) | wakes).unbind()))
+
+
+def _tables(
+    kind: _Kind,
+    params: Tensors,
+    streams: list[Tensors],
+    what: FusedStep,
+    group: dict[str, Any],
+    uploads: dict[Any, Any],
+) -> _Tables:
+    """Returns the tables of parameters, from `uploads` where nothing has changed."""
+    count = len(params)
+    # Rows of an even length all begin where Triton likes them to.
+    pointers = np.zeros((len(streams), count + count % 2), np.int64)
+    for row, stream in zip(pointers, streams, strict=True):
+        row[:count] = _numbers(tensor.data_ptr() for tensor in stream)
+    shapes = np.array([_rows_and_columns(param) for param in params], np.int64).T
+    is_decoupled = group["weight_decay_mode"] == "decoupled"
+    divisor = group.get("weight_decay_divisor") if is_decoupled else None
+    sign = -1.0 if group["maximize"] else 1.0
+    shared = (sign, group["weight_decay"] / (divisor or 1.0), group.get("shadow_rate", 0.0))
+    constants = np.array(
+        [(*shared, b1, 1.0 - b1, b2, 1.0 - b2, eps) for _, (b1, b2), eps, _ in what.rules], np.float64
+    )
+    device = params[0].device
+
+    def table(name: str, made_of: tuple[Any, ...], make: Callable[..., dict[str, Any]]) -> _Uploaded:
+        found: _Uploaded | None = uploads.get((name, kind))
+        if found is None or not all(map(np.array_equal, found.made_of, made_of)):
+            uploads[name, kind] = found = _upload(made_of, make(*made_of), device)
+        return found
+
+    layout = table("layout", tuple(shapes), functools.partial(_layout, is_matrix=kind[-1]))
+    return _Tables(
+        table("pointers", (pointers,), lambda own: {"pointers": own}),
+        table("constants", (constants,), lambda own: {"constants": own.view(np.int64)}),
+        layout,
+        _counts(*shapes),
+    )
+
+
+def _rows_and_columns(param: Tensor) -> tuple[int, int]:
+    return (param.shape[0], param.shape[1:].numel()) if param.ndim >= 2 else (param.numel(), 1)
+
+
+def _upload(made_of: tuple[Any, ...], arrays: dict[str, Numbers], device: torch.device) -> _Uploaded:
+    """Copies tables to the device, without waiting for it."""
+    # All begin at an even place, which Triton likes.
+    ends = np.cumsum([array.size + array.size % 2 for array in arrays.values()]).tolist()
+    starts = [0, *ends[:-1]]
+    host = torch.zeros(ends[-1], dtype=torch.int64)
+    for start, array in zip(starts, arrays.values(), strict=True):
+        host[start : start + array.size] = torch.from_numpy(array.reshape(-1))
+    if device.type == "cuda":
+        host = host.pin_memory()
+    there = host.to(device, non_blocking=True)
+    pairs = zip(starts, arrays.items(), strict=True)
+    tables = {name: there[start : start + array.size].view(array.shape) for start, (name, array) in pairs}
+    return _Uploaded(made_of, tables, host)
+
+
+def _layout(heights: Numbers, columns: Numbers, *, is_matrix: bool) -> dict[str, Numbers]:
+    """Returns which program works on what, by name."""
+    blocks = -(-heights * columns // BLOCK)
+    layout = {"sizes": heights * columns, "heights": heights, "columns": columns, "blocks": blocks}
+    layout["never"] = np.zeros(2, np.int64)
+    layout["tensor_of"], layout["start_of"] = _tiles(blocks, BLOCK)
+    layout["first_blocks"] = _starts(blocks)
+    if is_matrix:
+        high, wide = -(-heights // HEIGHT), -(-columns // WIDTH)
+        layout["tensor_of_rows"], layout["row_of"] = _tiles(high, HEIGHT)
+        layout["tensor_of_columns"], layout["column_of"] = _tiles(wide, WIDTH)
+        layout["row_starts"], layout["column_starts"] = _starts(heights), _starts(columns)
+        layout["part_starts"] = _starts(high * columns)
+    return layout
+
+
+def _counts(heights: Numbers, columns: Numbers) -> dict[str, int]:
+    """Returns how many programs, and how many elements of memory in between, there are."""
+    high = -(-heights // HEIGHT)
+    counts = {"tensors": len(heights), "blocks": (-(-heights * columns // BLOCK)).sum()}
+    counts |= {"rows": heights.sum(), "columns": columns.sum(), "parts": (high * columns).sum()}
+    counts |= {"high": high.sum(), "wide": (-(-columns // WIDTH)).sum()}
+    return {name: int(count) for name, count in counts.items()}
+
+
+def _starts(sizes: Numbers) -> Numbers:
+    return np.cumsum(sizes) - sizes
+
+
+def _tiles(counts: Numbers, size: int) -> tuple[Numbers, Numbers]:
+    """Returns the tensor of each tile, and where in it the tile begins."""
+    tensor_of = np.repeat(np.arange(len(counts)), counts)
+    return tensor_of, (np.arange(len(tensor_of)) - _starts(counts)[tensor_of]) * size
+
+
+def _launch(
+    index: int,
+    rule: FusedRule,
+    moments: list[int],
+    tables: _Tables,
+    streams: list[Tensors],
+    what: FusedStep,
+    signal: Signal,
+    group: dict[str, Any],
+) -> None:
+    """Launches what a rule needs: one kernel, and more before it where it needs sums."""
+    from emo_torch._kernels import cuda_kernels as kernels
+
+    layout, counts = tables.layout.tables, tables.counts
+    constants = tables.constants.tables["constants"].view(torch.float64)[index]
+    params, grads, *others = tables.pointers.tables["pointers"].unbind()
+    first, second = others[moments[0] - 2], others[moments[-1] - 2]
+    has_shadow = bool(group.get("use_shadow"))
+    shadows, exists = others[-2:] if has_shadow else (params, params)
+    param = streams[0][0]
+    wide = wide_dtype(param)
+    is_factored = rule.kind == "factored_moments"
+    is_matrix = is_factored and param.ndim >= 2
+    # What a matrix may do before its rule.
+    steps_first = bool(what.first_steps) and param.ndim >= 2
+    never = layout["never"][0]
+    chosen = never if what.chosen is None else what.chosen
+    dtypes = {
+        "PARAM": _named(param),
+        "GRAD": _named(streams[1][0]),
+        "SHADOW": _named(streams[-2 if has_shadow else 0][0]),
+        "WIDE": _named(torch.empty(0, dtype=wide)),
+    }
+    # No fused multiplications and additions: the numbers are those of the other ways.
+    plain = {"enable_fp_fusion": False}
+    options = {"MODE": MODES.index(group["weight_decay_mode"]), "BLENDS": has_shadow}
+    kinds = {"FIRST": _named(streams[moments[0]][0]), "SECOND": _named(streams[moments[-1]][0])}
+    row_means = column_means = norms = constants
+    row_starts, column_starts = (
+        layout.get(name, layout["sizes"]) for name in ("row_starts", "column_starts")
+    )
+    blocks = (layout["tensor_of"], layout["start_of"], layout["sizes"])
+    if is_matrix:
+        row_means = param.new_empty(counts["rows"], dtype=wide)
+        column_means = param.new_empty(counts["columns"], dtype=wide)
+        parts = param.new_empty(counts["parts"], dtype=wide)
+        tiles = {"INDEX": index, "HEIGHT": HEIGHT, "WIDTH": WIDTH}
+        shape = (layout["heights"], layout["columns"])
+        kernels.rows[(counts["high"],)](
+            *(params, grads, first, shadows, exists),
+            *(layout["tensor_of_rows"], layout["row_of"], *shape),
+            *(row_starts, row_means, layout["part_starts"], parts),
+            *(constants, signal.shadow_ratio, chosen),
+            **plain,
+            **tiles,
+            **options,
+            **dtypes,
+            FIRST=kinds["FIRST"],
+        )
+        kernels.columns_of[(counts["wide"],)](
+            *(second, layout["tensor_of_columns"], layout["column_of"], *shape),
+            *(column_starts, column_means, layout["part_starts"], parts),
+            *(constants, chosen),
+            **plain,
+            **tiles,
+            SECOND=kinds["SECOND"],
+            WIDE=dtypes["WIDE"],
+        )
+    if rule.kind == "softsign" or steps_first:
+        norms = param.new_empty(counts["tensors"], dtype=wide)
+        parts = param.new_empty(counts["blocks"], dtype=wide)
+        kernels.squares[(counts["blocks"],)](
+            *(params, grads, shadows, exists, *blocks, parts, constants, signal.shadow_ratio),
+            **options,
+            **dtypes,
+            BLOCK=BLOCK,
+            **plain,
+        )
+        kernels.norms_of[(counts["tensors"],)](
+            parts, layout["first_blocks"], layout["blocks"], norms, BLOCK=BLOCK, **plain
+        )
+    filters = {"all": 0, "elements": 1, "rows_and_columns": 2, "matrices": 0}
+    kind = RULES.index("uncorrected_adam" if is_factored and not is_matrix else rule.kind)
+    is_all = what.filter == "all"
+    kernels.elements[(counts["blocks"],)](
+        *(params, grads, first, second, shadows, exists, *blocks, layout["columns"]),
+        *(row_starts, row_means, column_starts, column_means, norms, constants),
+        *(signal.tolerance, signal.scale, signal.shadow_ratio, signal.lr, chosen),
+        never if what.chosen_first is None else what.chosen_first,
+        INDEX=index,
+        STEPS_FIRST=steps_first,
+        RULE=kind,
+        # Vectors have a filter of their own where matrices have rows and columns.
+        FILTER=3 if is_factored and not is_matrix and not is_all else filters[what.filter],
+        SCALES=not is_all,
+        **options,
+        **dtypes,
+        **kinds,
+        BLOCK=BLOCK,
+        **plain,
+    )
+
+
+def _named(tensor: Tensor) -> Any:
+    """Returns a tensor's dtype as Triton's."""
+    import triton.language as tl
+
+    return {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16}[tensor.dtype]

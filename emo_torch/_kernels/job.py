@@ -1,0 +1,113 @@
+"""The job that compiled code takes, as a structure of C, and the library that takes it."""
+
+import ctypes
+import functools
+import logging
+import os
+from typing import NamedTuple
+
+import torch
+
+from emo_torch._kernels.find import Finder, finder
+from emo_torch._kernels.loader import load_library
+
+logger = logging.getLogger("emo_torch")
+
+JOB_VERSION = 1
+"""Counts the changes of `Job`: a library whose `JOB_VERSION` is another one is not used."""
+FUNCTIONS = {torch.float32: "emo_step_float", torch.float64: "emo_step_double"}
+"""The function that takes a job, by the dtype of the parameters."""
+
+
+class Rule(ctypes.Structure):
+    """The twin of `Rule` in cpu.c."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int64),
+        ("b1", ctypes.c_double),
+        ("b2", ctypes.c_double),
+        ("eps", ctypes.c_double),
+        ("first", ctypes.c_void_p),
+        ("second", ctypes.c_void_p),
+    )
+
+
+class Job(ctypes.Structure):
+    """The twin of `Job` in cpu.c: what one call of compiled code has to do."""
+
+    _fields_ = (
+        ("tensors", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("rows", ctypes.c_void_p),
+        ("columns", ctypes.c_void_p),
+        ("params", ctypes.c_void_p),
+        ("grads", ctypes.c_void_p),
+        ("shadows", ctypes.c_void_p),
+        ("shadows_exist", ctypes.c_void_p),
+        ("tolerance", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("ratio", ctypes.c_void_p),
+        ("lr", ctypes.c_void_p),
+        ("weight_decay", ctypes.c_double),
+        ("shadow_rate", ctypes.c_double),
+        ("mode", ctypes.c_int64),
+        ("maximize", ctypes.c_int64),
+        ("filter", ctypes.c_int64),
+        ("rules", ctypes.c_int64),
+        ("chosen", ctypes.c_void_p),
+        ("rule", Rule * 3),
+        ("first_steps", ctypes.c_int64),
+        ("chosen_first", ctypes.c_void_p),
+        ("first_step", ctypes.c_int64 * 3),
+        ("norms", ctypes.c_void_p),
+        ("share", ctypes.c_void_p),
+        ("norm_factor", ctypes.c_double),
+        ("least_lr", ctypes.c_double),
+        ("most_lr", ctypes.c_double),
+        ("injection_bound", ctypes.c_double),
+    )
+
+
+class Library(NamedTuple):
+    """The compiled code, the process that loaded it, and what it finds tensors with."""
+
+    handle: ctypes.CDLL
+    process: int
+    finder: Finder | None = None
+
+
+@functools.cache
+def library() -> Library | None:
+    """Returns the compiled code, loaded at the first call; `None` where there is none."""
+    handle = load_library()
+    if handle is None:
+        return None
+    complaint = _mismatch(handle)
+    if complaint:
+        logger.warning("stepping without compiled code: %s", complaint)
+        return None
+    for name in FUNCTIONS.values():
+        function = getattr(handle, name)
+        function.argtypes = (ctypes.POINTER(Job),)
+        function.restype = ctypes.c_int
+    return Library(handle, os.getpid(), finder(handle))
+
+
+def _mismatch(handle: ctypes.CDLL) -> str:
+    """Returns how a library differs from what this file describes; "" where it does not."""
+    expected = {
+        "emo_job_version": JOB_VERSION,
+        "emo_job_size": ctypes.sizeof(Job),
+        "emo_rule_size": ctypes.sizeof(Rule),
+    }
+    for name, value in expected.items():
+        try:
+            function = getattr(handle, name)
+        except AttributeError:
+            return f"{handle._name} has no function {name}"
+        function.argtypes, function.restype = (), ctypes.c_int64
+        if function() != value:
+            return (
+                f"{handle._name} says {name} is {function()}, and this version of emo_torch needs {value}"
+            )
+    return ""

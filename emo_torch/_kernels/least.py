@@ -1,0 +1,61 @@
+"""Which gradients have a small element: one pass over memory, in compiled code where there is any."""
+
+import ctypes
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emo_torch._kernels.job import library
+
+_FUNCTIONS = {torch.float32: "emo_any_below_float", torch.float64: "emo_any_below_double"}
+_BLOCK = 2**16
+
+
+@functools.cache
+def _function_of(handle: ctypes.CDLL, dtype: torch.dtype) -> Any:
+    """Returns the compiled function for a dtype, with the types of its arguments."""
+    function = getattr(handle, _FUNCTIONS[dtype])
+    function.restype = None
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = [pointer, pointer, count, ctypes.c_double, ctypes.c_int, pointer]
+    return function
+
+
+def which_are_below(tensors: list[Tensor], bound: float) -> list[bool]:
+    """Returns for each tensor whether an element of it is not at least `bound` in size, or is NaN.
+
+    Args:
+        tensors: floating-point tensors on the CPU, of one dtype, any shapes.
+        bound: what the elements' sizes are compared with, >= 0, a number of that dtype or of float32.
+
+    Example:
+        >>> import torch
+        >>> from emo_torch._kernels.least import which_are_below
+        >>> print(which_are_below([torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])], 1.0))
+        [False, True]
+    """
+    if not tensors:
+        return []
+    dtype = tensors[0].dtype
+    compiled = library() if dtype in _FUNCTIONS else None
+    are_plain = all(type(tensor) is Tensor and tensor.is_contiguous() for tensor in tensors)
+    if compiled is None or not are_plain:
+        return [_is_below(tensor, bound) for tensor in tensors]
+    parts = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.uintp)
+    counts = np.array([tensor.numel() for tensor in tensors], dtype=np.int64)
+    found = np.empty(len(tensors), dtype=np.uint8)
+    places = (parts.ctypes.data, counts.ctypes.data)
+    run = _function_of(compiled.handle, dtype)
+    run(*places, len(tensors), bound, torch.get_num_threads(), found.ctypes.data)
+    return [value != 0 for value in found.tolist()]
+
+
+def _is_below(tensor: Tensor, bound: float) -> bool:
+    """Does the same for one tensor, in blocks, so that nothing of its size is written."""
+    limit = torch.tensor(bound, dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+    rows = tensor.reshape(-1) if tensor.is_contiguous() or tensor.ndim == 0 else tensor
+    blocks = (block for block in rows.split(_BLOCK) if block.numel())
+    return any(not bool((block.abs().to(limit.dtype) >= limit).all()) for block in blocks)

@@ -1,0 +1,224 @@
+"""The kernels for CUDA, without a GPU: Triton's interpreter runs them, and its compiler takes them.
+
+What only a GPU can show is in `_cuda_test.py`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import emo_torch
+from emo_torch._checks.validation import check_fused
+from emo_torch._kernels import cuda
+from emo_torch._step import loss_optimizer as _emotional
+from emo_torch._step import ways as _ways
+
+needs_triton = pytest.mark.skipif(not cuda.is_available(), reason="TRITON IS NOT INSTALLED")
+BOUNDS = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 1e-2}
+SHAPES = ((), (0,), (7,), (19, 10), (3, 4, 5), (70,))
+LOSSES = (2.0, 9.0, 2.0)
+# EmoNavi, EmoFact and EmoLynx have the rules of EmoClan.
+MEMBERS = ("emo_sens", "emo_airy", "emo_cats", "emo_clan", "emo_neco", "emo_zeal")
+KINDS = (("float32", "decoupled"), ("float32", "l2"), ("float64", "absolute"), ("bfloat16", "decoupled"))
+CASES = [(name, *kind) for name in MEMBERS for kind in KINDS]
+
+
+def _train(name: str, dtype: str, spoils: bool, **options: Any) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
+    params: list[Tensor] = [torch.nn.Parameter(param.to(getattr(torch, dtype))) for param in drawn]
+    optimizer = emo_torch.create_optimizer(name, params, lr=1e-2, **options)
+    for loss in LOSSES:
+        for param in params:
+            gradient = torch.randn(param.shape, generator=generator, dtype=torch.float64)
+            gradient *= torch.rand(param.shape, generator=generator) > 0.2
+            if spoils and param.numel() > 3:
+                gradient.view(-1)[:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+            param.grad = gradient.to(param.dtype)
+        before = params[3]._version
+        optimizer.step(loss=loss)
+        assert params[3]._version > before
+    found = {**optimizer.named_memory(), **{f"param {i}": p.detach() for i, p in enumerate(params)}}
+    for index, param in enumerate(params):
+        found.update({f"{key} {index}": value for key, value in optimizer.state[param].items()})
+    return found
+
+
+def _differences(name: str, dtype: str, mode: str, *, is_plain: bool = False) -> list[str]:
+    """Returns what the interpreted kernels make other than the readable way does."""
+    options: dict[str, Any] = {
+        "weight_decay_mode": mode,
+        "maximize": mode == "absolute",
+        "weight_decay": 0.1,
+    }
+    options["use_shadow"] = not is_plain
+    if not is_plain and name in ("emo_sens", "emo_airy", "emo_cats"):
+        options["theta"] = 0.3  # A filter that bites.
+    left: list[int] = []
+    step = cuda.step
+
+    def count(params: list[Tensor], *args: Any, **given: Any) -> list[int]:
+        rest = step(params, *args, **given)
+        left.append(len(rest) - sum(param.numel() == 0 for param in params))
+        return rest
+
+    cuda.step = count
+    ours = _train(name, dtype, is_plain, fused=True, **options)
+    cuda.step = step
+    theirs = _train(name, dtype, is_plain, foreach=False, **options)
+    bound = BOUNDS[dtype]
+    wrong = [
+        key
+        for key, value in ours.items()
+        if not torch.allclose(value.double(), theirs[key].double(), bound, bound, equal_nan=True)
+    ]
+    return wrong if left == [0] * len(LOSSES) else [*wrong, f"left to the other ways: {left}"]
+
+
+def _interpret() -> None:
+    """Runs all cases and prints what differs; in a process of its own, whose Triton interprets."""
+    cuda.DEVICES = ("cpu",)
+    cuda.BLOCK, cuda.HEIGHT, cuda.WIDTH = 64, 8, 8  # Small, for every tensor to have several.
+    vars(_emotional)["check_fused"] = lambda *_, **__: None  # It would ask for a GPU.
+    found = {"-".join(case): _differences(*case) for case in CASES}
+    for name in MEMBERS:
+        found[f"{name} with plain options"] = _differences(name, "float32", "decoupled", is_plain=True)
+    print(json.dumps(found))
+
+
+def _compile() -> None:
+    """Compiles the kernels for a GPU that need not be there."""
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from emo_torch._kernels import cuda_kernels as kernels
+
+    floats = ("tolerance", "scale", "ratio", "lr", "row_means", "column_means", "norms", "parts")
+
+    def compile_for_gpu(kernel: Any, wide: str, **constants: Any) -> None:
+        types = {name: f"*{wide}" if name in floats else "*i64" for name in kernel.arg_names}
+        types |= {"constants": "*fp64"} if "constants" in types else {}
+        signature = {**types, **dict.fromkeys(constants, "constexpr")}
+        places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=places)
+        made = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"enable_fp_fusion": False})
+        assert made.asm["cubin"]
+
+    def elements(narrow: Any, wide: Any, rule: int, mode: int) -> None:
+        kinds = {"PARAM": narrow, "GRAD": narrow, "FIRST": wide, "SECOND": narrow, "SHADOW": wide}
+        more = {"WIDE": wide, "BLENDS": True, "INDEX": 0, "SCALES": True, "BLOCK": cuda.BLOCK}
+        own = {"RULE": rule, "MODE": mode, "FILTER": 2 if rule == 4 else 1, "STEPS_FIRST": rule == 4}
+        compile_for_gpu(kernels.elements, str(wide), **kinds, **more, **own)
+
+    elements(tl.bfloat16, tl.float32, 0, 0)
+    elements(tl.float32, tl.float32, 3, 1)
+    elements(tl.float64, tl.float64, 4, 2)
+    kinds = {"PARAM": tl.bfloat16, "GRAD": tl.bfloat16, "SHADOW": tl.float32, "WIDE": tl.float32}
+    tile = {"INDEX": 0, "HEIGHT": cuda.HEIGHT, "WIDTH": cuda.WIDTH}
+    compile_for_gpu(kernels.squares, "fp32", **kinds, BLENDS=True, MODE=2, BLOCK=cuda.BLOCK)
+    compile_for_gpu(kernels.norms_of, "fp32", BLOCK=cuda.BLOCK)
+    compile_for_gpu(kernels.rows, "fp32", **kinds, **tile, BLENDS=True, FIRST=tl.bfloat16, MODE=2)
+    compile_for_gpu(kernels.columns_of, "fp32", **tile, SECOND=tl.float32, WIDE=tl.float32)
+    print("compiled")
+
+
+def _run(task: str, environment: dict[str, str]) -> str:
+    root = str(Path(emo_torch.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, **environment}
+    command = [sys.executable, "-P", __file__, task]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+# Interpreting takes its time: one process does it for all.
+pytestmark = pytest.mark.xdist_group("triton")
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = json.loads(_run("interpret", {"TRITON_INTERPRET": "1"}))
+    return found
+
+
+@needs_triton
+@pytest.mark.parametrize("case", ["-".join(case) for case in CASES])
+def test_interpreted_kernels_equal_the_readable_way(case: str, interpreted: dict[str, list[str]]) -> None:
+    assert interpreted[case] == []
+
+
+@needs_triton
+@pytest.mark.parametrize("name", MEMBERS)
+def test_gradients_that_are_not_finite_go_where_they_go_in_the_readable_way(
+    name: str, interpreted: dict[str, list[str]]
+) -> None:
+    assert interpreted[f"{name} with plain options"] == []
+
+
+@needs_triton
+def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    assert _run("compile", environment).strip() == "compiled"
+
+
+def test_tiles_cover_every_element_once() -> None:
+    params = [torch.empty(shape) for shape in ((3, 1500), (300, 2), (1, 1))]
+    heights, columns = (
+        cuda._numbers(sizes) for sizes in zip(*map(cuda._rows_and_columns, params), strict=True)
+    )
+    layout, counts = cuda._layout(heights, columns, is_matrix=True), cuda._counts(heights, columns)
+    assert layout["tensor_of"].tolist() == [0, 0, 0, 0, 0, 1, 2]
+    assert layout["start_of"].tolist() == [0, 1024, 2048, 3072, 4096, 0, 0]
+    assert layout["tensor_of_rows"].tolist() == [0, 1, 1, 1, 2]
+    assert layout["row_of"].tolist() == [0, 0, 128, 256, 0]
+    assert layout["part_starts"].tolist() == [0, 1500, 1506]
+    assert counts["parts"] == 1507
+    assert (counts["blocks"], counts["high"], counts["wide"]) == (7, 5, 24 + 1 + 1)
+
+
+# Where it cannot be.
+
+CUDA = torch.device("cuda", 0)
+
+
+def _check(dtype: torch.dtype, device: torch.device = CUDA, **given: Any) -> None:
+    tensor = SimpleNamespace(dtype=dtype, device=device)
+    known: dict[str, Any] = {"is_compiled": True, "has_triton": True, "has_kernel": True}
+    check_fused("EmoSens", [tensor], **{**known, **given})
+
+
+def test_without_triton_fused_on_cuda_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"needs Triton on CUDA.*pip install triton"):
+        _check(torch.float32, has_triton=False)
+    _check(torch.float32, torch.device("cpu"), has_triton=False)
+    _check(torch.bfloat16, is_compiled=False)
+
+
+def test_fused_on_cuda_is_refused_for_what_it_cannot_take() -> None:
+    with pytest.raises(RuntimeError, match=r"float16 on cuda:0: leave fused away"):
+        _check(torch.float16)
+    with pytest.raises(RuntimeError, match=r"and not torch\.float32 on cuda:0"):
+        _check(torch.float32, has_kernel=False)
+    assert not emo_torch.RefAdamWMiniScheduleFree.has_cuda_kernel
+
+
+def test_on_cuda_the_fused_way_is_never_chosen_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "DEVICES", ("cpu",))
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    weight: list[Tensor] = [torch.ones(1)]
+    ways = {None: False, True: True, False: False}
+    assert {fused: _ways.use_fused(weight, {"fused": fused}) for fused in ways} == ways
+
+
+if __name__ == "__main__":
+    {"interpret": _interpret, "compile": _compile}[sys.argv[1]]()

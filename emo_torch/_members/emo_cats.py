@@ -1,0 +1,107 @@
+"""EmoCats: the sign of a momentum, steered by emotion."""
+
+from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from emo_torch._members.options import options_of
+from emo_torch._pieces.replicas import LossGroup
+from emo_torch._pieces.rounding import Rounding
+from emo_torch._pieces.shadow_system import ShadowRatio
+from emo_torch._pieces.weight_decay import WeightDecayMode
+from emo_torch._rules.family_rules import LION
+from emo_torch._step.loss_optimizer import EmoOptimizer
+from emo_torch._step.recipe import Recipe
+
+
+class EmoCats(EmoOptimizer):
+    r"""Steps by the sign of an interpolated momentum, as far as the emotion allows.
+
+    .. math::
+        s &= \tanh(5\,(short - long)) \\
+        p &\leftarrow p - \eta\,wd\,p \\
+        p &\leftarrow p - \eta\,(1-|s|)\,[\,|g|^{1/3} \ge \theta\,(1+|s|)\,]\,
+            \operatorname{sign}((1-b_1)\,g + b_1 m) \\
+        m &\leftarrow b_2 m + (1-b_2)\,g
+
+    Args:
+        params: the parameters, or groups of them, which may have options of their own.
+        lr: eta, a number >= 0 or a tensor of one element.
+        betas: decay rates of the interpolation and of the momentum, each in [0, 1).
+        eps: taken for a common signature with the other members; the rule has no use for it.
+        weight_decay: wd, >= 0.
+        decoupled_weight_decay: whether to divide wd by the lr that the optimizer is made with, which
+            must not be 0.
+        use_shadow: whether to pull the weights back to their shadow (see `blend_with_shadow`).
+        shadow_ratio: r(s): "v2.0", "v1.0", or a function from a scalar tensor to a ratio in [0, 1].
+        shadow_rate: how far the shadow follows the parameters, in (0, 1].
+        theta: the filter's threshold on the cube root of the gradient's size, >= 0; 0 for none.
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
+            least.
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
+        maximize: whether to go up instead of down; the loss, too, turns its sign.
+        foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
+        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU, and
+            bfloat16 too on CUDA, by Triton; `None` for yes on the CPU, where that can be and `foreach`
+            says nothing.
+        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            `None` for all of them, `False` for this one alone.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+        RuntimeError: for `fused=True` where it cannot be.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = emo_torch.EmoCats(model.parameters(), lr=1e-2)
+        >>> losses = []
+        >>> for _ in range(30):
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(4, 2)).square().mean()
+        ...     loss.backward()
+        ...     losses.append(optimizer.step(loss=loss).item())
+        >>> losses[-1] < losses[0]
+        True
+
+    Source: EmoCats v2.0 by muooon.
+    """
+
+    recipe = Recipe((LION,))
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        decoupled_weight_decay: bool = False,
+        use_shadow: bool = False,
+        shadow_ratio: ShadowRatio = "v2.0",
+        shadow_rate: float = 0.05,
+        theta: float = 1e-4,
+        short_factor: float = 0.3,
+        long_factor: float = 0.01,
+        gain: float = 5.0,
+        weight_decay_mode: WeightDecayMode = "decoupled",
+        moment_dtype: torch.dtype | None = None,
+        rounding: Rounding = "nearest",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
+        process_group: LossGroup = None,
+    ) -> None:
+        super().__init__(params, options_of(locals()), process_group=process_group)

@@ -1,0 +1,124 @@
+"""EmoZeal: row and column averages, and a first step where emotion is strong."""
+
+from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from emo_torch._members.options import options_of
+from emo_torch._pieces.replicas import LossGroup
+from emo_torch._pieces.rounding import Rounding
+from emo_torch._pieces.shadow_system import ShadowRatio
+from emo_torch._pieces.weight_decay import WeightDecayMode
+from emo_torch._rules.family_rules import CAUTIOUS_SIGN, FACTORS, NONE, SOFTSIGN
+from emo_torch._step.loss_optimizer import EmoOptimizer
+from emo_torch._step.recipe import FirstStep, Recipe
+
+
+def choose_first_step(scalar: Tensor) -> Tensor:
+    """Returns 2 (sign) above 0.6, 1 (softsign) above 0.1, else 0 (none), for the size of a scalar."""
+    size = scalar.abs()
+    return (size > 0.1).long() + (size > 0.6).long()
+
+
+class EmoZeal(EmoOptimizer):
+    r"""Steps by averages over rows and columns, and before that by sign or softsign as emotion demands.
+
+    For 2 or more dimensions, with :math:`w = (1-b_1)\,g`:
+
+    .. math::
+        s &= \tanh(5\,(short - long)) \\
+        p &\leftarrow p - \eta \begin{cases}
+            \operatorname{sign}(w) & |s| > 0.6 \\
+            \frac{w}{1 + |w|}\,(\lVert g \rVert_2 + \epsilon) & 0.1 < |s| \le 0.6 \\
+            0 & |s| \le 0.1
+        \end{cases} \\
+        p &\leftarrow p - \eta\,wd\,p \\
+        r &\leftarrow b_1 r + (1-b_1)\sqrt{R}, \quad c \leftarrow b_1 c + (1-b_1)\sqrt{C} \\
+        p &\leftarrow p - \eta\,\frac{g}{\sqrt{r c} + \epsilon}
+
+    See `scale_by_factored_moments` for R, C and vectors, which have no first step. Where weight decay
+    is "l2", :math:`g + wd\,p` takes the place of g in both steps, the first one and the factored one.
+    The published first step has a momentum that stays 0, and so none is kept.
+
+    Args:
+        params: the parameters, or groups of them, which may have options of their own.
+        lr: eta, a number >= 0 or a tensor of one element.
+        betas: decay rates, each in [0, 1): of the factors and of the vectors' first moment (1 - b1 of g is
+            softened), and of the vectors' second moment.
+        eps: what is added to means, roots and the norm, >= 0.
+        weight_decay: wd, >= 0.
+        use_shadow: whether to pull the weights back to their shadow (see `blend_with_shadow`).
+        shadow_ratio: r(s): "v2.0", "v1.0", or a function from a scalar tensor to a ratio in [0, 1].
+        shadow_rate: how far the shadow follows the parameters, in (0, 1].
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
+            least.
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
+        maximize: whether to go up instead of down; the loss, too, turns its sign.
+        foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
+        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU, and
+            bfloat16 too on CUDA, by Triton; `None` for yes on the CPU, where that can be and `foreach`
+            says nothing.
+        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            `None` for all of them, `False` for this one alone.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+        RuntimeError: for `fused=True` where it cannot be.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = emo_torch.EmoZeal(model.parameters(), lr=1e-2)
+        >>> losses = []
+        >>> for _ in range(30):
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(4, 2)).square().mean()
+        ...     loss.backward()
+        ...     losses.append(optimizer.step(loss=loss).item())
+        >>> losses[-1] < losses[0]
+        True
+
+    Source: EmoZeal v2.0 by muooon.
+    """
+
+    recipe = Recipe(
+        (FACTORS,),
+        filter=None,
+        first=FirstStep((NONE, SOFTSIGN, CAUTIOUS_SIGN), choose_first_step, least_ndim=2),
+        title="factored_moments_after_signs",
+    )
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        use_shadow: bool = False,
+        shadow_ratio: ShadowRatio = "v2.0",
+        shadow_rate: float = 0.05,
+        short_factor: float = 0.3,
+        long_factor: float = 0.01,
+        gain: float = 5.0,
+        weight_decay_mode: WeightDecayMode = "decoupled",
+        moment_dtype: torch.dtype | None = None,
+        rounding: Rounding = "nearest",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
+        process_group: LossGroup = None,
+    ) -> None:
+        super().__init__(params, options_of(locals()), process_group=process_group)

@@ -1,0 +1,419 @@
+"""RefAdamWMiniScheduleFree: AdamW whose momentum is fed the parameters in the middle of a run."""
+
+from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from emo_torch._checks.validation import (
+    check_at_most_one,
+    check_choice,
+    check_decay_rates,
+    check_factor,
+    check_learning_rate,
+    check_max_steps,
+    check_moment_dtype,
+    check_not_negative,
+    check_order,
+    check_ways,
+)
+from emo_torch._kernels import FusedRule, FusedStep, Signal
+from emo_torch._kernels.cpu import step as step_fused
+from emo_torch._members.options import options_of
+from emo_torch._pieces.divergence import DivergenceState, init_divergence, injection_strength, watch
+from emo_torch._pieces.emotion import wide_dtype
+from emo_torch._pieces.replicas import LossGroup
+from emo_torch._pieces.rounding import Rounding, check_rounding
+from emo_torch._pieces.smoothed_norm import learning_rate_from_norm, smooth_norm
+from emo_torch._pieces.weight_decay import (
+    MODES,
+    WeightDecayMode,
+    add_weight_decay,
+    multi_tensor_add_weight_decay,
+)
+from emo_torch._rules.family_rules import REF
+from emo_torch._rules.moments import average, multi_tensor_average, store
+from emo_torch._sharded import whole
+from emo_torch._step.loss_optimizer import LossOptimizer
+from emo_torch._step.recipe import Group, Recipe, State
+from emo_torch._step.ways import Ways, by_device_and_dtype
+
+
+class RefAdamWMiniScheduleFree(LossOptimizer):
+    r"""Steps by Adam's moments at a learning rate of each tensor's own, and feeds them the parameters.
+
+    .. math::
+        m &\leftarrow b_1 m + (1-b_1)\,g, \quad v \leftarrow b_2 v + (1-b_2)\,g^2, \quad
+        e \leftarrow (1-A)\,e + A\,\lVert g \rVert_2 \\
+        \eta' &= \max(\min(\eta_{max}, \frac{\eta\,e}{\lVert g \rVert_2 + 10^{-12}}), \eta_{min}) \\
+        p &\leftarrow p - \eta'\,wd\,p - \eta'\,[\,v > 0\,]\,\frac{m}{\sqrt{v} + \epsilon} \\
+        m &\leftarrow (1-a)\,m + a\,\operatorname{clip}(p, -c\sqrt{v}, c\sqrt{v})
+
+    The last line, the injection, takes place where a loss is given, at 0.2 to 0.8 of the run, and not
+    while a validation loss says overfitting; a is `ref_alpha` in peace, more under a diverging loss
+    (see `watch` and `injection_strength`). There is no emotion; `divergence` shows what is felt.
+
+    The published code has no bound c on the injection (`injection_bound=None`): where the gradient,
+    and so v, is small, a parameter takes the place of a gradient many times smaller, and real networks
+    become NaN within some steps. With c = 0.1 the injection adds at most what one gradient of usual
+    size adds, :math:`(1 - b_1) \sqrt{v}`.
+
+    A tensor whose gradient has no finite norm sits the step out: its parameters, moments and smoothed
+    norm stay. Losses that are not finite count as none.
+
+    Args:
+        params: the parameters, or groups of them, which may have options of their own.
+        lr: eta, a number >= 0 or a tensor of one element; 0, too, is raised to `min_lr`.
+        betas: decay rates of the first and the second moment, each in [0, 1).
+        eps: what is added to the root, >= 0.
+        weight_decay: wd, >= 0.
+        min_lr: the least learning rate of a tensor, >= 0.
+        max_lr: the greatest one, >= `min_lr`.
+        schedulefree_alpha: A, the weight of a new norm in the smoothed one, in (0, 1].
+        ref_alpha: a in peace, in [0, 1].
+        ref_max_steps: the length of the run in steps, a whole number >= 1; `None` where it is not
+            known: then every step with a loss injects, which pulls the weights towards 0 to the end.
+        injection_bound: c, >= 0; `None` for no bound, as published.
+        weight_decay_mode: "decoupled" (p - eta' wd p), "absolute" (p - wd p) or "l2" (g + wd p).
+        moment_dtype: the moments' floating-point dtype, such as float16 or bfloat16, in which they are
+            coarse; `None` for the parameters', float32 at least.
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
+        maximize: whether to go up instead of down; the losses, too, turn their sign.
+        foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
+        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
+            `None` for yes where that can be and `foreach` says nothing.
+        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            `None` for all of them, `False` for this one alone.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = emo_torch.RefAdamWMiniScheduleFree(model.parameters(), lr=1e-2)
+        >>> losses = []
+        >>> for _ in range(30):
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(1, 2)).square().mean()
+        ...     loss.backward()
+        ...     losses.append(optimizer.step(loss=loss).item())
+        >>> losses[-1] < losses[0], int(optimizer.divergence.steps)
+        (True, 30)
+
+    Source: RefAdamWMiniScheduleFree by muooon.
+    """
+
+    recipe = Recipe((REF,), filter=None, title="ref_adamw_mini_schedule_free")
+    loss_is_optional = True
+    memory_title = "divergence"
+    shared_options = ("ref_max_steps", "maximize")
+
+    _divergence: DivergenceState
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        min_lr: float = 1e-6,
+        max_lr: float = 1e-2,
+        schedulefree_alpha: float = 0.05,
+        ref_alpha: float = 0.5,
+        ref_max_steps: int | None = None,
+        injection_bound: float | None = 0.1,
+        weight_decay_mode: WeightDecayMode = "decoupled",
+        moment_dtype: torch.dtype | None = None,
+        rounding: Rounding = "nearest",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
+        process_group: LossGroup = None,
+    ) -> None:
+        super().__init__(params, options_of(locals()), process_group=process_group)
+
+    def check_options(self, options: Group) -> None:
+        """Raises a `ValueError` for an option of a group that is out of its range."""
+        check_learning_rate(options["lr"])
+        check_decay_rates(options["betas"])
+        check_not_negative("epsilon", options["eps"])
+        check_not_negative("weight_decay", options["weight_decay"])
+        check_not_negative("min_lr", options["min_lr"])
+        check_not_negative("max_lr", options["max_lr"])
+        check_order("min_lr", options["min_lr"], "max_lr", options["max_lr"])
+        check_factor("schedulefree_alpha", options["schedulefree_alpha"])
+        check_at_most_one("ref_alpha", options["ref_alpha"])
+        check_max_steps(options["ref_max_steps"])
+        if options["injection_bound"] is not None:
+            check_not_negative("injection_bound", options["injection_bound"])
+        check_choice("weight_decay_mode", options["weight_decay_mode"], MODES)
+        check_ways(options)
+        check_moment_dtype(options["moment_dtype"])
+        check_rounding(options)
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[[], Tensor | float | None] | None = None,
+        *,
+        loss: Tensor | float | None = None,
+        val_loss: Tensor | float | None = None,
+    ) -> Tensor | float | None:
+        """Takes one step; without a loss, one that does not inject.
+
+        Without a loss and with an lr of 0 in every group, a step makes missing state and changes nothing.
+
+        Args:
+            closure: computes the gradients and returns the loss, or nothing; runs with gradients
+                enabled.
+            loss: the loss at the parameters at which the gradients were taken, a tensor of one element
+                or a number; beside a closure it goes before what the closure returns.
+            val_loss: the loss on data that is not learnt from, likewise; every one given is a check
+                for overfitting.
+
+        Returns:
+            What the closure returned, or else the loss.
+
+        Raises:
+            TypeError: for a loss that is not a real number, or a closure that is no function.
+            ValueError: for a loss that is not a scalar.
+            RuntimeError: for sparse gradients and complex parameters.
+        """
+        return self.step_with(closure, loss, val_loss=val_loss)
+
+    # The losses.
+
+    @property
+    def divergence(self) -> DivergenceState:
+        """What is remembered of the losses, in tensors of its own; no sync with the device."""
+        return DivergenceState(*(tensor.clone() for tensor in self._divergence))
+
+    def take_in(self, loss: Tensor | None, **beside: Any) -> DivergenceState:
+        """Takes in the losses of a step; returns what is remembered behind it."""
+        group = self.param_groups[0]
+        losses = [loss, beside["val_loss"]]
+        if group["maximize"]:
+            losses = [None if each is None else -each for each in losses]
+        watched = watch(self._divergence, *losses, ref_max_steps=group["ref_max_steps"])
+        for tensor, new in zip(self._divergence, watched, strict=True):
+            tensor.copy_(new)  # In place: the groups, and captured graphs, hold these tensors.
+        return self._divergence
+
+    def first_memory(self) -> tuple[Tensor, ...]:
+        """Returns what is remembered before any loss."""
+        return init_divergence(torch.float32)
+
+    def hold_memory(self, memory: tuple[Tensor, ...]) -> State:
+        """Takes tensors to remember in, and returns them, flat, by the names that groups know them by."""
+        self._divergence = DivergenceState(*memory)
+        return {f"divergence_{name}": tensor for name, tensor in self._divergence._asdict().items()}
+
+    def memory_of(self, group: Group) -> tuple[Tensor, ...]:
+        """Returns what is remembered, from a group that came out of a file or a copy."""
+        return tuple(torch.as_tensor(group[name]) for name in self.memory_names())
+
+    def step_count(self) -> Tensor:
+        """Returns how many steps were taken, the one under way included, as a tensor of shape `[]`."""
+        return self._divergence.steps
+
+    def memory_names(self) -> tuple[str, ...]:
+        """Returns the names that groups know the memory by."""
+        return tuple(f"divergence_{name}" for name in DivergenceState._fields)
+
+    def named_memory(self) -> State:
+        """Returns the tensors of the memory by the names that the bridge to `emo_optax` gives them."""
+        return {f"divergence/{name}": tensor for name, tensor in self._divergence._asdict().items()}
+
+    # The rule.
+
+    def step_tensors(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[State],
+        *,
+        feeling: DivergenceState,
+        group: Group,
+    ) -> None:
+        """Moves those parameters of a group that have a gradient."""
+        WAYS.step(params, grads, states, divergence=feeling, group=group)
+
+
+def _single_tensor_ref(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    divergence: DivergenceState,
+    group: Group,
+) -> None:
+    b1, b2 = group["betas"]
+    mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
+    for param, grad, state in zip(params, grads, states, strict=True):
+        # Low precision is computed wide: weight decay alone would be rounded away.
+        dtype = wide_dtype(param)
+        weight = param.to(dtype)
+        grad = grad.to(dtype)
+        if group["maximize"]:
+            grad = -grad
+        if mode == "l2":
+            grad = grad.clone()
+            add_weight_decay(grad, weight, weight_decay)
+        norm = whole(torch.linalg.vector_norm(grad))
+        exp_avg = state["exp_avg"].to(dtype, copy=True)
+        exp_avg_sq = state["exp_avg_sq"].to(dtype, copy=True)
+        smoothed = smooth_norm(state["exp_avg_norm"].to(dtype), norm, group["schedulefree_alpha"])
+        lr = learning_rate_from_norm(
+            _rate(group, param, dtype), smoothed, norm, min_lr=group["min_lr"], max_lr=group["max_lr"]
+        )
+
+        average(exp_avg, grad, b1)
+        exp_avg_sq.mul_(b2).addcmul_(grad, grad, value=1.0 - b2)
+        root = exp_avg_sq.sqrt()
+        # Where v is 0, eps alone would divide.
+        update = torch.where(root > 0.0, exp_avg / (root + group["eps"]), _zero(root))
+        if mode == "decoupled":
+            add_weight_decay(update, weight, weight_decay)
+        update.mul_(lr)
+        if mode == "absolute":
+            add_weight_decay(update, weight, weight_decay)
+        moved = weight - update
+
+        injected = moved
+        if group["injection_bound"] is not None:
+            bound = root.mul(group["injection_bound"])
+            injected = torch.clamp(moved, -bound, bound)
+        share = injection_strength(divergence, group["ref_alpha"], dtype).to(param.device)
+        mixed = (1.0 - share) * exp_avg + share * injected
+        exp_avg = torch.where(share > 0.0, mixed, exp_avg)
+
+        _settle(param, state, norm.isfinite(), weight, moved, exp_avg, exp_avg_sq, smoothed)
+
+
+def _multi_tensor_ref(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    divergence: DivergenceState,
+    group: Group,
+) -> None:
+    b1, b2 = group["betas"]
+    mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
+    for (device, *_), indices in by_device_and_dtype(params).items():
+        narrow, saved = [params[index] for index in indices], [states[index] for index in indices]
+        dtype = wide_dtype(narrow[0])
+        weights = [param.to(dtype) for param in narrow]
+        gradients = [grads[index].to(dtype) for index in indices]
+        if group["maximize"]:
+            gradients = list(torch._foreach_neg(gradients))
+        if mode == "l2":
+            gradients = [grad.clone() for grad in gradients]
+            multi_tensor_add_weight_decay(gradients, weights, weight_decay)
+        norms = torch.stack([whole(norm) for norm in torch._foreach_norm(gradients)])
+        exp_avgs = [state["exp_avg"].to(dtype, copy=True) for state in saved]
+        exp_avg_sqs = [state["exp_avg_sq"].to(dtype, copy=True) for state in saved]
+        before = torch.stack([state["exp_avg_norm"].to(dtype) for state in saved])
+        smoothed = smooth_norm(before, norms, group["schedulefree_alpha"])
+        lrs = learning_rate_from_norm(
+            _rate(group, narrow[0], dtype), smoothed, norms, min_lr=group["min_lr"], max_lr=group["max_lr"]
+        )
+
+        multi_tensor_average(exp_avgs, gradients, b1)
+        torch._foreach_mul_(exp_avg_sqs, b2)
+        torch._foreach_addcmul_(exp_avg_sqs, gradients, gradients, value=1.0 - b2)
+        roots = torch._foreach_sqrt(exp_avg_sqs)
+        updates = list(torch._foreach_div(exp_avgs, torch._foreach_add(roots, group["eps"])))
+        updates = [
+            torch.where(root > 0.0, update, _zero(root))
+            for root, update in zip(roots, updates, strict=True)
+        ]
+        if mode == "decoupled":
+            multi_tensor_add_weight_decay(updates, weights, weight_decay)
+        torch._foreach_mul_(updates, list(lrs.unbind()))
+        if mode == "absolute":
+            multi_tensor_add_weight_decay(updates, weights, weight_decay)
+        moved = list(torch._foreach_sub(weights, updates))
+
+        injected = moved
+        if group["injection_bound"] is not None:
+            bounds = torch._foreach_mul(roots, group["injection_bound"])
+            injected = list(torch._foreach_minimum(moved, bounds))
+            torch._foreach_maximum_(injected, torch._foreach_neg(bounds))
+        share = injection_strength(divergence, group["ref_alpha"], dtype).to(device)
+        mixed = list(torch._foreach_mul(exp_avgs, 1.0 - share))
+        torch._foreach_add_(mixed, torch._foreach_mul(injected, share))
+        exp_avgs = [torch.where(share > 0.0, new, old) for new, old in zip(mixed, exp_avgs, strict=True)]
+
+        rows = zip(
+            narrow, saved, norms.isfinite(), weights, moved, exp_avgs, exp_avg_sqs, smoothed, strict=True
+        )
+        for row in rows:
+            _settle(*row)
+
+
+def _fused_ref(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+    *,
+    divergence: DivergenceState,
+    group: Group,
+) -> list[int]:
+    def signal_of(dtype: torch.dtype) -> Signal:
+        none = torch.zeros((), dtype=dtype)
+        lr = torch.as_tensor(group["lr"], dtype=dtype, device="cpu")
+        return Signal(tolerance=none, scale=none, shadow_ratio=none, lr=lr)
+
+    def share(dtype: torch.dtype) -> Tensor:
+        return injection_strength(divergence, group["ref_alpha"], dtype).cpu()
+
+    what = FusedStep((FusedRule("ref", group["betas"], group["eps"]),), "all", share=share)
+    return step_fused(params, grads, states, what, signal_of=signal_of, group=group)
+
+
+WAYS = Ways(_single_tensor_ref, _multi_tensor_ref, _fused_ref)
+
+
+def _settle(
+    param: Tensor,
+    state: State,
+    is_finite: Tensor,
+    weight: Tensor,
+    moved: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    smoothed: Tensor,
+) -> None:
+    """Puts what came of a step where it belongs; without a finite norm nothing is changed."""
+    for name, moment in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
+        store(name, torch.where(is_finite, moment, state[name].to(moment.dtype)), state[name])
+    state["exp_avg_norm"].copy_(smoothed)
+    moved = torch.where(is_finite, moved, weight)
+    if weight is param:
+        param.copy_(moved)
+    else:
+        # Rounded as an update first, then added: what optax.apply_updates does.
+        param.add_((moved - weight).to(param.dtype))
+
+
+def _rate(group: Group, param: Tensor, dtype: torch.dtype) -> float | Tensor:
+    """Returns eta in the dtype of the computation, and on the device of the parameter."""
+    lr: float | Tensor = group["lr"]
+    return lr.reshape(()).to(device=param.device, dtype=dtype) if isinstance(lr, Tensor) else float(lr)
+
+
+def _zero(like: Tensor) -> Tensor:
+    return torch.zeros((), dtype=like.dtype, device=like.device)

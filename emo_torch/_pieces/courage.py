@@ -1,0 +1,101 @@
+"""Courage: a factor on the step that grows while steps agree with new gradients."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from emo_torch._pieces.relative_emotion import QUIET_STEPS
+
+
+class CourageState(NamedTuple):
+    """Courage and the size of the agreement that it is measured by; every field has the shape `[]`.
+
+    Attributes:
+        agreement: the cosine a of the gradient and the last direction, in [-1, 1].
+        agreement_square: the average of its square.
+        courage: the factor k on the step, > 0.
+    """
+
+    agreement: Tensor
+    agreement_square: Tensor
+    courage: Tensor
+
+
+def init_courage(dtype: torch.dtype, device: torch.device | str = "cpu") -> CourageState:
+    """Returns the courage before any step: 1.
+
+    Args:
+        dtype: the floating-point dtype of every field.
+        device: the device of every field.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> print(emo_torch.init_courage(torch.float32).courage)
+        tensor(1.)
+    """
+    fields = (torch.tensor(start, dtype=dtype, device=device) for start in (0.0, 0.0, 1.0))
+    return CourageState(*fields)
+
+
+def move_courage(
+    state: CourageState,
+    agreement: Tensor,
+    scalar: Tensor,
+    step: Tensor,
+    min_courage: float = 0.03,
+    max_courage: float = 100.0,
+) -> CourageState:
+    r"""Moves the courage by the agreement of one step and by the emotion.
+
+    .. math::
+        a_2 &\leftarrow a_2 + 0.05\,(a^2 - a_2), \qquad z = \tanh(a / \sqrt{a_2}) \\
+        rise &= \max(0,\, 2s - 1), \qquad fall = \max(0,\, -2s - 1) \\
+        k &\leftarrow k\,\exp(-0.2\,rise) \quad\text{where } s > 0.5 \\
+        k &\leftarrow k\,\exp\bigl(0.05\,(1 + \tfrac{40}{t+10})\,(z + 0.4\,fall)\bigr) \quad\text{else}
+
+    The courage moves from the 6th step on, and stays between its bounds. It grows beyond what agreement
+    earns only while the loss demonstrably falls, so that noise alone does not drive it up.
+
+    Args:
+        state: the courage before this step.
+        agreement: a, the cosine of this gradient and the last direction, in [-1, 1], shape `[]`.
+        scalar: s, the scale-free emotion scalar, in [-1, 1], shape `[]` (see `feel_relative`).
+        step: t, the number of this step, counted from 1, an integer tensor of shape `[]`. The first one
+            has no last direction, and changes nothing.
+        min_courage: the least courage, > 0.
+        max_courage: the largest courage; 1 never takes a longer step than the learning rate says.
+
+    Returns:
+        The courage after this step.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> courage, calm = emo_torch.init_courage(torch.float32), torch.tensor(0.0)
+        >>> for step in range(1, 31):
+        ...     courage = emo_torch.move_courage(courage, torch.tensor(0.3), calm, torch.tensor(step))
+        >>> print(f"{courage.courage:.1f}")
+        11.2
+
+    Source: ours (EmoPilot), after hypergradient descent (Baydin et al., 2018).
+    """
+    dtype = state.courage.dtype
+    tiny = torch.finfo(dtype).tiny
+    t = step.to(dtype)
+    square = agreement * agreement
+    moved = state.agreement_square + 0.05 * (square - state.agreement_square)
+    moved = torch.where(step == 2, square, moved)
+    z = torch.tanh(agreement / (torch.sqrt(moved) + tiny))
+    rise = (2.0 * scalar - 1.0).clamp(min=0.0)
+    fall = (-2.0 * scalar - 1.0).clamp(min=0.0)
+    growth = 0.05 * (1.0 + 40.0 / (t + 10.0)) * (z + 0.4 * fall)
+    exponent = torch.where(scalar > 0.5, -0.2 * rise, growth)
+    courage = (state.courage * torch.exp(exponent)).clamp(min_courage, max_courage)
+    is_first = step == 1
+    return CourageState(
+        torch.where(is_first, state.agreement, agreement),
+        torch.where(is_first, state.agreement_square, moved),
+        torch.where(step > QUIET_STEPS, courage, state.courage),
+    )

@@ -1,0 +1,203 @@
+"""Emotion: from the loss to one scalar, once a step for a whole optimizer."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emo_torch._pieces.early_stop import WINDOW, went_quiet
+
+
+class EmotionState(NamedTuple):
+    """What an optimizer remembers of the losses; every field is a tensor of shape `[]` but one.
+
+    Attributes:
+        felt: losses felt so far, int32.
+        held: losses kept out because they were not finite, int32.
+        short: the short average of the loss, in the loss's unit.
+        long: the long average of the loss, in the loss's unit.
+        scalar: the emotion scalar of the last finite loss, in [-1, 1]; 0 before any.
+        history: the last 32 scalars, oldest first, shape `[32]`; 0 where there was none yet.
+        should_stop: whether training has ever gone quiet, bool; stays set.
+    """
+
+    felt: Tensor
+    held: Tensor
+    short: Tensor
+    long: Tensor
+    scalar: Tensor
+    history: Tensor
+    should_stop: Tensor
+
+
+class Emotion(NamedTuple):
+    """What a look at an optimizer's emotion shows; every field is a tensor of shape `[]`.
+
+    Attributes:
+        short: the short average of the loss, in the loss's unit.
+        long: the long average of the loss, in the loss's unit.
+        scalar: the emotion scalar s, in [-1, 1]; above 0 the loss is above its trend.
+        step_scale: 1 - |s|, in [0, 1]: what the update is multiplied by.
+        shadow_ratio: how far the last step pulled the weights to their shadow, in [0, 1]; 0 without one.
+        should_stop: whether training has ever gone quiet, bool; stays set.
+        is_quiet: whether training is quiet now, over the last 32 losses, bool.
+        felt: losses felt so far, int32.
+        held: losses kept out because they were not finite, int32.
+    """
+
+    short: Tensor
+    long: Tensor
+    scalar: Tensor
+    step_scale: Tensor
+    shadow_ratio: Tensor
+    should_stop: Tensor
+    is_quiet: Tensor
+    felt: Tensor
+    held: Tensor
+
+
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """Returns what to compute in: float64 where a tensor is float64, else float32."""
+    is_double = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if is_double else torch.float32
+
+
+def init_emotion(dtype: torch.dtype, device: torch.device | str = "cpu") -> EmotionState:
+    """Returns the emotion of an optimizer that has seen no loss, each field in a tensor of its own."""
+    return EmotionState(
+        felt=torch.zeros((), dtype=torch.int32, device=device),
+        held=torch.zeros((), dtype=torch.int32, device=device),
+        short=torch.zeros((), dtype=dtype, device=device),
+        long=torch.zeros((), dtype=dtype, device=device),
+        scalar=torch.zeros((), dtype=dtype, device=device),
+        history=torch.zeros(WINDOW, dtype=dtype, device=device),
+        should_stop=torch.zeros((), dtype=torch.bool, device=device),
+    )
+
+
+def feel(
+    state: EmotionState,
+    loss: Tensor,
+    *,
+    short_factor: float = 0.3,
+    long_factor: float = 0.01,
+    gain: float = 5.0,
+    mean_below: float = 0.05,
+    variance_below: float = 0.005,
+) -> EmotionState:
+    r"""Takes in the loss of one step, without a host sync.
+
+    .. math::
+        short &\leftarrow 0.3\,L + 0.7\,short \\
+        long &\leftarrow 0.01\,L + 0.99\,long \\
+        s &= \tanh(5\,(short - long))
+
+    Both averages start at the first finite loss. A loss that is not finite, or that would make an
+    average so, changes nothing but the count of those held.
+
+    Args:
+        state: the emotion before this step.
+        loss: the loss at the parameters at which the gradient was taken; shape `[]`, in the state's
+            dtype and on its device.
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        mean_below: the stop signal's bound on the mean of the last 32 |s|, in (0, 1].
+        variance_below: its bound on their variance, in (0, 1].
+
+    Returns:
+        The emotion after this step, in new tensors.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> emotion = emo_torch.init_emotion(torch.float32)
+        >>> for loss in (2.0, 1.0):
+        ...     emotion = emo_torch.feel(emotion, torch.tensor(loss))
+        >>> print(f"{emotion.short:.2f} {emotion.long:.2f} {emotion.scalar:.4f}")
+        1.70 1.99 -0.8957
+
+    Source: EmoSens and EmoNavi v2.0 by muooon.
+    """
+    is_first = state.felt == 0
+    is_finite = torch.isfinite(loss)
+    loss = torch.where(is_finite, loss, torch.zeros_like(loss))
+
+    def average(before: Tensor, factor: float) -> Tensor:
+        # In this form, and not `0.3 L + 0.7 before`, a constant loss leaves both averages alone to
+        # the last bit, however large it is.
+        moved = before + factor * (loss - before)
+        return torch.where(is_first, loss, moved)
+
+    short = average(state.short, short_factor)
+    long = average(state.long, long_factor)
+    is_felt = is_finite & torch.isfinite(short) & torch.isfinite(long)
+    short = torch.where(is_felt, short, state.short)
+    long = torch.where(is_felt, long, state.long)
+    scalar = torch.tanh(gain * (short - long))
+    felt = state.felt + is_felt
+    held = state.held + ~is_felt
+    extended = torch.cat([state.history[1:], scalar.unsqueeze(0)])
+    history = torch.where(is_felt, extended, state.history)
+    is_quiet = went_quiet(history, felt, mean_below=mean_below, variance_below=variance_below)
+    should_stop = state.should_stop | (is_felt & is_quiet)
+    return EmotionState(felt, held, short, long, scalar, history, should_stop)
+
+
+def feel_in_place(state: EmotionState, loss: Tensor, **options: float) -> None:
+    """Does what `feel` does, to the last bit, with the state's own tensors.
+
+    On the CPU a call of PyTorch costs ten times as much as the one number that it computes: there all
+    but the hyperbolic tangent, of which libraries have each their own, goes through NumPy.
+
+    Args:
+        state: the emotion before this step, and after it.
+        loss: the loss, as for `feel`.
+        **options: as for `feel`.
+    """
+    if not torch.compiler.is_compiling() and is_near(loss) and is_near(state.short):
+        _feel_on_cpu(state, loss.item(), **options)
+        return
+    for tensor, new in zip(state, feel(state, loss, **options), strict=True):
+        tensor.copy_(new)
+
+
+def is_near(tensor: Tensor) -> bool:
+    """Returns whether the numbers of a tensor can be had at once."""
+    return type(tensor) is Tensor and tensor.device.type == "cpu"
+
+
+def _feel_on_cpu(
+    state: EmotionState,
+    loss: float,
+    *,
+    short_factor: float,
+    long_factor: float,
+    gain: float,
+    **bounds: float,
+) -> None:
+    short, long, scalar = state.short.numpy(), state.long.numpy(), state.scalar.numpy()
+    real = short.dtype.type  # Every operation is rounded to it, as PyTorch's are.
+    value = real(loss) if math.isfinite(loss) else real(0.0)
+    with np.errstate(all="ignore"):
+        averages = [value, value]
+        if state.felt.item() != 0:
+            averages = [
+                short + real(short_factor) * (value - short),
+                long + real(long_factor) * (value - long),
+            ]
+        is_felt = math.isfinite(loss) and all(map(math.isfinite, averages))
+        if is_felt:
+            short[...], long[...] = averages
+        scalar[...] = real(gain) * (short - long)
+    state.scalar.tanh_()
+    count = (state.felt if is_felt else state.held).numpy()
+    count += 1
+    if is_felt:
+        history = state.history.numpy()
+        history[:-1] = history[1:]
+        history[-1] = scalar
+        if not state.should_stop.item():
+            state.should_stop.copy_(went_quiet(state.history, state.felt, **bounds))

@@ -1,0 +1,157 @@
+"""The scalars that steer EmoPilot: gate, emotion, agreement and courage, once a step for all parameters."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from emo_torch._pieces.courage import CourageState, init_courage, move_courage
+from emo_torch._pieces.gate import gate
+from emo_torch._pieces.relative_emotion import RelativeEmotionState, feel_relative, init_relative_emotion
+
+
+class PilotState(NamedTuple):
+    """The scalars of EmoPilot; every field is a tensor of shape `[]`.
+
+    Attributes:
+        step: steps taken so far, int32.
+        skipped: steps that were skipped, because the loss or a gradient was not finite, int32.
+        previous: the loss of the last step, in the unit of the loss.
+        short: the short average of the loss, in the unit of the loss.
+        long: the long average of the loss, in the unit of the loss.
+        square: the average of half the squared differences between the losses of neighbouring steps.
+        weight: the sum of the weights in `square`, in [0, 1).
+        scalar: the emotion scalar s, in [-1, 1].
+        norm: the running average of the gradient's norm.
+        gate: the factor that the last gradient was multiplied by, in [0, 1].
+        agreement: the cosine of the last gradient and the direction before it, in [-1, 1].
+        agreement_square: the average of its square.
+        courage: the factor on the step.
+        longest: the longest step of any parameter in the last step.
+        bound: the share of the parameters whose last step the ceiling bounded, in [0, 1].
+    """
+
+    step: Tensor
+    skipped: Tensor
+    previous: Tensor
+    short: Tensor
+    long: Tensor
+    square: Tensor
+    weight: Tensor
+    scalar: Tensor
+    norm: Tensor
+    gate: Tensor
+    agreement: Tensor
+    agreement_square: Tensor
+    courage: Tensor
+    longest: Tensor
+    bound: Tensor
+
+    @property
+    def emotion(self) -> RelativeEmotionState:
+        """The averages and the noise of the loss."""
+        return RelativeEmotionState(*self[2:8])
+
+    @property
+    def courage_state(self) -> CourageState:
+        """The agreement of the last step, and the courage."""
+        return CourageState(*self[10:13])
+
+
+class Pilot(NamedTuple):
+    """What a look at EmoPilot shows; every field is a tensor of shape `[]`.
+
+    Attributes:
+        short: the short average of the loss, in the unit of the loss.
+        long: the long average of the loss, in the unit of the loss.
+        noise: the standard deviation of the loss around its trend, in the unit of the loss.
+        scalar: the emotion scalar s, in [-1, 1]; above 0 the loss is above its trend.
+        agreement: the cosine of the last gradient and the direction before it, in [-1, 1].
+        courage: the factor on the learning rate.
+        gate: the factor that the last gradient was multiplied by, in [0, 1].
+        ceiling_bound: the share of the parameters whose last step the ceiling bounded, in [0, 1].
+        learning_rate: the longest step of any parameter in the last step.
+        steps: steps taken so far, int32.
+        skipped: steps that were skipped, because the loss or a gradient was not finite, int32.
+    """
+
+    short: Tensor
+    long: Tensor
+    noise: Tensor
+    scalar: Tensor
+    agreement: Tensor
+    courage: Tensor
+    gate: Tensor
+    ceiling_bound: Tensor
+    learning_rate: Tensor
+    steps: Tensor
+    skipped: Tensor
+
+
+def init_pilot(dtype: torch.dtype, device: torch.device | str = "cpu") -> PilotState:
+    """Returns the scalars before any step, each in a tensor of its own."""
+
+    def count() -> Tensor:
+        return torch.zeros((), dtype=torch.int32, device=device)
+
+    def number(value: float) -> Tensor:
+        return torch.tensor(value, dtype=dtype, device=device)
+
+    emotion, courage = init_relative_emotion(dtype, device), init_courage(dtype, device)
+    return PilotState(
+        count(), count(), *emotion, number(0.0), number(1.0), *courage, number(0.0), number(0.0)
+    )
+
+
+def steer(
+    state: PilotState,
+    loss: Tensor,
+    products: Tensor,
+    *,
+    limit: float,
+    min_courage: float,
+    max_courage: float,
+) -> tuple[PilotState, Tensor]:
+    """Moves the scalars by the loss and the gradient of one step.
+
+    Args:
+        state: the scalars before this step.
+        loss: the loss of this step, shape `[]`.
+        products: over all parameters together <g, g>, <g, u> and <u, u> of the gradient g and the last
+            direction u, shape `[3]`.
+        limit: how many times its running average the norm of a gradient may be.
+        min_courage: the least courage.
+        max_courage: the largest courage.
+
+    Returns:
+        The scalars after this step, and whether the step can be taken (bool of shape `[]`): only if the
+        loss and the norm of the gradient are finite. The scalars mean nothing otherwise.
+    """
+    tiny = torch.finfo(loss.dtype).tiny
+    norm, last = products[0].sqrt(), products[2].sqrt()
+    is_finite = loss.isfinite() & norm.isfinite()
+    step = state.step + 1
+    factor, average = gate(norm, state.norm, step, limit)
+    emotion = feel_relative(state.emotion, loss, step)
+    agreement = (products[1] / (norm * last + tiny)).clamp(-1.0, 1.0)
+    courage = move_courage(state.courage_state, agreement, emotion.scalar, step, min_courage, max_courage)
+    moved = (step, state.skipped, *emotion, average, factor, *courage, state.longest, state.bound)
+    return PilotState(*moved), is_finite
+
+
+def describe(state: PilotState) -> Pilot:
+    """Returns what a look at the scalars shows, in tensors of its own."""
+    weight = torch.where(state.weight > 0.0, state.weight, torch.ones_like(state.weight))
+    return Pilot(
+        short=state.short.clone(),
+        long=state.long.clone(),
+        noise=(state.square / weight).sqrt(),
+        scalar=state.scalar.clone(),
+        agreement=state.agreement.clone(),
+        courage=state.courage.clone(),
+        gate=state.gate.clone(),
+        ceiling_bound=state.bound.clone(),
+        learning_rate=state.longest.clone(),
+        steps=state.step.clone(),
+        skipped=state.skipped.clone(),
+    )

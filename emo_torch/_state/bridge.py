@@ -1,0 +1,156 @@
+"""The bridge to `emo_optax`: an optimizer's state as plain named arrays, in files and back."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emo_shared.arrays import ARRAYS_VERSION, Arrays, check_arrays
+from emo_torch._step.loss_optimizer import LossOptimizer
+
+
+def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor]]) -> Arrays:
+    """Returns the state of a member of the family as named NumPy arrays that `emo_optax` reads, too.
+
+    A parameter's moments are named after it, as in `exp_avg/layers.0.weight`. Narrow floats come out
+    as float32, which NumPy has everywhere.
+
+    Members of one rule exchange state on purpose, since it is the same: `EmoNavi` with `EmoSens`,
+    `EmoFact` with `EmoAiry`, and `EmoLynx` with `EmoCats`.
+
+    Args:
+        optimizer: the optimizer.
+        named_params: the names of its parameters, such as `model.named_parameters()`.
+
+    Returns:
+        The arrays: `version`, `rule`, `emotion/...` (or `divergence/...`), and `exp_avg/...`,
+        `exp_avg_sq/...`, `exp_avg_norm/...`, `row/...`, `column/...`, `shadow/...`,
+        `compensation/...` for each parameter that has them.
+
+    Raises:
+        ValueError: for an `Emotional`, whose inner optimizer has a state of its own kind; for a parameter
+            without a name, for a name that two parameters have, and for shadows that were not all
+            made.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> optimizer = emo_torch.EmoCats(model.parameters())
+        >>> arrays = emo_torch.to_arrays(optimizer, model.named_parameters())
+        >>> print(arrays["exp_avg/weight"], arrays["emotion/felt"])
+        [[0. 0.]] 0
+    """
+    arrays: Arrays = {
+        "version": np.asarray(ARRAYS_VERSION, np.int32),
+        "rule": np.frombuffer(optimizer.rule.encode(), np.uint8),
+    }
+    for name, tensor in optimizer.named_memory().items():
+        arrays[name] = _to_array(tensor)
+    if not any(group.get("use_shadow") for group in optimizer.param_groups):
+        arrays.pop("emotion/shadow_exists", None)
+        arrays.pop("emotion/shadow_ratio", None)
+    divisor = optimizer.param_groups[0].get("weight_decay_divisor")
+    if divisor is not None:
+        arrays["weight_decay_divisor"] = np.asarray(divisor, arrays["emotion/scalar"].dtype)
+    named = list(named_params)
+    by_name = dict(named)
+    for name, state in _named_states(optimizer, named).items():
+        for key in (*optimizer.moment_names(by_name[name]), "shadow", "compensation"):
+            if key in state:
+                arrays[f"{key}/{name}"] = _to_array(state[key])
+        made = state.get("shadow_exists")
+        if made is not None and bool(made) != bool(arrays["emotion/shadow_exists"]):
+            raise ValueError(
+                f"The shadow of {name!r} was not made when the others' were, which emo_optax cannot hold"
+            )
+    return arrays
+
+
+def from_arrays(
+    arrays: Mapping[str, np.ndarray[Any, Any]],
+    optimizer: LossOptimizer,
+    named_params: Iterable[tuple[str, Tensor]],
+) -> None:
+    """Puts what named arrays hold into an optimizer.
+
+    Members of one rule exchange state on purpose, since it is the same: `EmoNavi` with `EmoSens`,
+    `EmoFact` with `EmoAiry`, and `EmoLynx` with `EmoCats`.
+
+    Args:
+        arrays: what `to_arrays` returned, here or in `emo_optax`.
+        optimizer: an optimizer of the same rule, over the same parameters.
+        named_params: the names of its parameters, such as `model.named_parameters()`.
+
+    Raises:
+        TypeError: for what is no dictionary of arrays.
+        ValueError: for an unknown version, another rule, and arrays that are missing, too many,
+            of another shape, of another kind (such as whole numbers for floats), or damaged, each by its
+            name; for what `to_arrays` refuses; all before anything is changed.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> optimizer = emo_torch.EmoCats(model.parameters())
+        >>> arrays = emo_torch.to_arrays(optimizer, model.named_parameters())
+        >>> arrays["exp_avg/weight"] = arrays["exp_avg/weight"] + 1.0
+        >>> emo_torch.from_arrays(arrays, optimizer, model.named_parameters())
+        >>> print(optimizer.state[model.weight]["exp_avg"])
+        tensor([[1., 1.]])
+    """
+    named = list(named_params)
+    check_arrays(arrays, to_arrays(optimizer, named))
+    states = _named_states(optimizer, named)
+    for name, tensor in optimizer.named_memory().items():
+        if name in arrays:
+            _put(tensor, arrays[name])
+    if "weight_decay_divisor" in arrays:
+        for group in optimizer.param_groups:
+            group["weight_decay_divisor"] = float(arrays["weight_decay_divisor"])
+    by_name = dict(named)
+    for name, state in states.items():
+        for key in (*optimizer.moment_names(by_name[name]), "shadow", "compensation"):
+            if key in state:
+                _put(state[key], arrays[f"{key}/{name}"])
+        if "shadow_exists" in state:
+            _put(state["shadow_exists"], arrays["emotion/shadow_exists"])
+        optimizer.state[by_name[name]].update(state)
+
+
+def _to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    tensor = tensor.detach().cpu()
+    is_narrow = tensor.is_floating_point() and tensor.element_size() < 4
+    array: np.ndarray[Any, Any] = (tensor.float() if is_narrow else tensor.clone()).numpy()
+    return array
+
+
+def _put(tensor: Tensor, array: np.ndarray[Any, Any]) -> None:
+    with torch.no_grad():
+        # By way of what torch reads from NumPy whatever the file held, bfloat16 too.
+        is_float, is_bool = tensor.is_floating_point(), tensor.dtype == torch.bool
+        wide = np.float64 if is_float else np.bool_ if is_bool else np.int64
+        tensor.copy_(torch.tensor(np.asarray(array, wide)))
+
+
+def _named_states(
+    optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor]]
+) -> dict[str, dict[str, Tensor]]:
+    """Returns each parameter's state by its name, newly made where there is none yet."""
+    names: dict[Tensor, str] = {}
+    owners: dict[str, Tensor] = {}
+    for name, param in named_params:
+        if owners.setdefault(name, param) is not param:
+            raise ValueError(f"Two parameters have the name {name!r} in named_params")
+        names[param] = name
+    states = {}
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            if param not in names:
+                raise ValueError(
+                    f"A parameter of the shape {tuple(param.shape)} has no name in named_params"
+                )
+            states[names[param]] = optimizer.full_state(param, group)
+    return states

@@ -1,0 +1,363 @@
+"""Any optimizer of PyTorch made emotional: `Emotional`, which holds it and steps it."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from emo_torch._checks.validation import (
+    check_factor,
+    check_flag,
+    check_function,
+    check_inner,
+    check_not_negative,
+    check_shadow_ratio,
+)
+from emo_torch._kernels.plan import GroupTensors
+from emo_torch._pieces.accumulation import CollectedLosses
+from emo_torch._pieces.replicas import LossGroup, Replicas
+from emo_torch._pieces.shadow_effect import Keep, keep_elements, keeps_all, step_scale
+from emo_torch._pieces.shadow_system import ShadowRatio
+from emo_torch._sharded import copy_all
+from emo_torch._step.loss_optimizer import EmoOptimizer, LossOptimizer
+from emo_torch._step.recipe import Group
+from emo_torch._step.ways import Feeling, use_foreach
+from emo_torch._wrappers.around_inner import AroundInner
+from emo_torch._wrappers.inner_check import Manner, manner_of
+from emo_torch._wrappers.inner_step import (
+    Averages,
+    Copies,
+    Resting,
+    RestingBeside,
+    blend,
+    find_resting,
+    put_back,
+    scale_change,
+    scaled_rate,
+    which_move,
+    with_shadow,
+)
+
+__all__ = ["Emotional", "scale_change"]
+
+
+class Emotional(AroundInner):
+    r"""Makes any optimizer of PyTorch emotional.
+
+    One emotion, felt once a step; with the shadow, `inner` steps from the blended parameters
+    :math:`p' = (1-r)\,p + r\,shadow`; then what it changed is filtered and scaled:
+
+    .. math:: p \leftarrow p' + (1 - |s|)\,[\,|g|^{1/3} \ge \theta\,(1+|s|)\,]\,(inner(p') - p')
+
+    Where the step of `inner` is linear in its learning rate, or `inner` keeps track of where it moved the
+    parameters (as schedule-free optimizers and Prodigy do), the learning rate is scaled for the step, and
+    nothing is copied. Elsewhere a step holds a copy of the parameters that have a gradient, and a byte an
+    element. `emo_torch._wrappers.inner_check` finds out which of the two it is when this optimizer is made.
+
+    Groups and state are those of `inner`, under its own names, with the options and the emotion
+    beside them in the groups: schedulers, gradient scalers and checkpoints see an optimizer like any
+    other. `inner` saves and loads itself; methods that it has beside those of every optimizer, such as
+    `train` and `eval`, are handed on. From then on, step with this optimizer, not with `inner`.
+
+    Args:
+        inner: an instance of a `torch.optim.Optimizer`, learning rate included. Its groups may have
+            `shadow_effect`, `theta`, `use_shadow` and `shadow_rate` of their own.
+        shadow_effect: whether to filter and scale what `inner` changes.
+        theta: the filter's threshold on the cube root of the gradient's size, >= 0; 0 for none.
+        keep: which elements the filter keeps, `keep_elements` or `keep_rows_and_columns(eps)`.
+        use_shadow: whether to pull the weights back to their shadow (see `blend_with_shadow`).
+        shadow_ratio: r(s): "v2.0", "v1.0", or a function from a scalar tensor to a ratio in [0, 1].
+        shadow_rate: how far the shadow follows the parameters, in (0, 1].
+        short_factor: the weight of a new loss in the short average, in (0, 1].
+        long_factor: the same for the long average, in (0, 1].
+        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            `None` for all of them, `False` for this one alone.
+        through_lr: whether a step is scaled by the learning rate of `inner` (`True`) or by moving the
+            parameters a part of the way back (`False`); `None` for what was found out about `inner`.
+
+    Attributes:
+        inner: the optimizer that moves the parameters.
+
+    Raises:
+        TypeError: for an optimizer that is emotional already, one that calls a closure for itself, as
+            `torch.optim.LBFGS` does, or no optimizer.
+        ValueError: for an option out of its range, one that `inner` has for itself, or one that
+            belongs to the one emotion and differs between groups; for an `inner` that keeps track of where
+            it moved the parameters and does not obey a changed learning rate, or is to have a shadow.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> optimizer = emo_torch.Emotional(torch.optim.AdamW([weight], lr=1e-1))
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
+        ...     loss = weight.square().sum()
+        ...     loss.backward()
+        ...     _ = optimizer.step(loss=loss)
+        >>> print(weight.detach())
+        tensor([ 0.8616, -1.8602])
+
+    Source: EmoSens v2.0 by muooon.
+    """
+
+    _loss: Tensor | None = None
+    _closure: Callable[[], Any] | None = None
+    _undo: "list[Callable[[], None]] | None" = None
+    _spare: tuple[Tensor, ...] = ()
+
+    def __init__(
+        self,
+        inner: Optimizer,
+        *,
+        shadow_effect: bool = True,
+        theta: float = 1e-4,
+        keep: Keep = keep_elements,
+        use_shadow: bool = False,
+        shadow_ratio: ShadowRatio = "v2.0",
+        shadow_rate: float = 0.05,
+        short_factor: float = 0.3,
+        long_factor: float = 0.01,
+        gain: float = 5.0,
+        process_group: LossGroup = None,
+        through_lr: bool | None = None,
+    ) -> None:
+        check_inner(inner)
+        if isinstance(inner, EmoOptimizer):
+            raise TypeError(f"{type(inner).__name__} is emotional already: use it as it is")
+        check_shadow_ratio(shadow_ratio)
+        check_function("keep", keep)
+        check_flag("through_lr", through_lr, may_be_none=True)
+        options = {
+            "shadow_effect": shadow_effect,
+            "theta": theta,
+            "use_shadow": use_shadow,
+            "shadow_ratio": "function" if callable(shadow_ratio) else shadow_ratio,
+            "shadow_rate": shadow_rate,
+            "short_factor": short_factor,
+            "long_factor": long_factor,
+            "gain": gain,
+        }
+        defaults = getattr(inner, "defaults", {})
+        taken = [name for name in options if name in defaults]
+        if taken:
+            raise ValueError(
+                f"{type(inner).__name__} has an option {taken[0]!r} of its own, which would be mistaken "
+                "for that of the emotion: this optimizer cannot be made emotional"
+            )
+        self.inner = inner
+        self._manner = Manner()
+        for group in inner.param_groups:
+            self.check_options({**options, **group})
+            self._check_shared_options({**options, **group}, {**inner.param_groups[0], **options})
+        self._manner = manner_of(inner)
+        self._through_lr = self._choose_way(through_lr)
+        for group in inner.param_groups:
+            self.check_options({**options, **group})
+        self._options = options
+        self._shadow_ratio_of = shadow_ratio if callable(shadow_ratio) else None
+        self._keep = keep
+        self._replicas = Replicas(process_group)
+        self._collected = CollectedLosses()
+        # Some have defaults that their groups lack, or private ones that they do not save.
+        own = {
+            name: value
+            for name, value in defaults.items()
+            if not name.startswith("_") and all(name in group for group in inner.param_groups)
+        }
+        # The way in which torch makes an optimizer that has its groups already.
+        Optimizer.__setstate__(self, {"defaults": {**own, **options}})
+        for group in self.param_groups:
+            for name, value in options.items():
+                group.setdefault(name, value)
+        self._share_memory(self.first_memory(), self._device())
+
+    def _choose_way(self, through_lr: bool | None) -> bool | None:
+        """Returns whether steps are scaled through lr; `None`: where no device has to be waited for."""
+        name, manner = type(self.inner).__name__, self._manner
+        have_rates = all("lr" in group for group in self.inner.param_groups)
+        if through_lr and not have_rates:
+            raise ValueError(
+                f"through_lr=True scales the 'lr' of each group, and a group of {name} has none"
+            )
+        if through_lr is not None:
+            return through_lr
+        if self._follows_parameters() and not (manner.obeys_rate and have_rates):
+            raise ValueError(
+                f"{name} keeps track of where it moved the parameters ({', '.join(manner.follows)}), "
+                "and its next step does not obey a changed lr: a part of its step would spoil its memory. "
+                "Choose another optimizer, or pass through_lr=False if what it keeps does no harm."
+            )
+        if self._follows_parameters():
+            return True
+        return None if manner.is_linear and have_rates else False
+
+    def _follows_parameters(self) -> bool:
+        # The average of ASGD is corrected after each step.
+        return bool(self._manner.follows) and not isinstance(self.inner, torch.optim.ASGD)
+
+    # The step.
+
+    def step_with(
+        self, closure: Callable[[], Any] | None, loss: Tensor | float | None, **beside: Any
+    ) -> Tensor | float | None:
+        """Takes one step; a step that fails leaves emotion, shadows and learning rates as they were."""
+        self._closure, self._undo = closure, None
+        try:
+            return super().step_with(closure, loss, **beside)
+        except BaseException as error:
+            undone: list[Callable[[], None]] = self._undo or []
+            for undo in reversed(undone):
+                undo()
+            if undone and self._manner.needs_closure and closure is None:
+                error.add_note(
+                    f"A step of {type(self.inner).__name__} needs a closure that computes the gradients "
+                    "again: give it to Emotional.step(closure). It is called once for the loss, and once "
+                    "more by the optimizer inside."
+                )
+            raise
+        finally:
+            self._closure = self._undo = self._loss = None
+
+    def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
+        """Takes in the loss, and keeps it for an inner optimizer that reads it, too."""
+        self._loss = loss
+        memory, collected = self._memory, vars(self._collected).copy()
+        if [*map(_place, self._spare)] != [*map(_place, memory)]:
+            self._spare = tuple(tensor.clone() for tensor in memory)
+        torch._foreach_copy_(self._spare, memory)
+
+        def undo() -> None:
+            torch._foreach_copy_(memory, self._spare)
+            vars(self._collected).update(collected)
+
+        self._undo = [undo]
+        return super().take_in(loss, **beside)
+
+    def keep_of(self, group: Group) -> Keep:  # noqa: ARG002
+        """Returns which elements the filter keeps in a group."""
+        return self._keep
+
+    def _step_inner(self) -> None:
+        if isinstance(self.inner, LossOptimizer):
+            self.inner.step(loss=self._loss)
+        elif self._manner.needs_closure and self._closure is not None:
+            self.inner.step(torch.enable_grad()(self._closure))
+            self._collected.discard()  # What the closure was watched for a second time.
+        else:
+            self.inner.step()
+
+    def _make_missing_state(self) -> None:
+        params = [param for param in self._params() if param.grad is not None]
+        if all(self.state.get(param) for param in params):
+            return
+        befores = [param.clone() for param in params]
+        states = {param: copy.deepcopy(self.state[param]) for param in params if self.state.get(param)}
+        self.inner.step()
+        copy_all(params, befores)  # Some move by a learning rate of 0, too.
+        for param, state in states.items():
+            self.state[param] = state
+
+    def _move(self, feeling: Feeling, seen: list[GroupTensors | None]) -> None:  # noqa: ARG002
+        """Lets the inner optimizer move the parameters, and keeps as much of it as is felt."""
+        moved: list[tuple[Group, list[Tensor]]] = []
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None]
+            if group["use_shadow"] and params:
+                self._blend(params, group, feeling)
+            if group["shadow_effect"] and params:
+                moved.append((group, params))
+        if self._is_through_rate(moved, feeling):
+            self._step_through_rate(moved, feeling)
+        else:
+            self._step_and_scale(moved, feeling)
+
+    def _is_through_rate(self, moved: list[tuple[Group, list[Tensor]]], feeling: Feeling) -> bool:
+        """Returns whether to scale lr: always, never, or where no number has to be waited for."""
+        if self._through_lr is not None:
+            return self._through_lr
+        device = feeling.scalar.device
+        if torch.compiler.is_compiling():
+            return False
+        rates_are_here = all(
+            group["lr"].device == device if isinstance(group["lr"], Tensor) else device.type == "cpu"
+            for group, _ in moved
+        )
+        return rates_are_here and all(
+            (group["theta"] == 0.0 and self._keep is keep_elements)
+            or all(
+                param.device.type == "cpu" or keeps_all(self._keep, param, group["theta"])
+                for param in params
+            )
+            for group, params in moved
+        )
+
+    def _step_through_rate(self, moved: list[tuple[Group, list[Tensor]]], feeling: Feeling) -> None:
+        """Lets the inner optimizer step with a part of its learning rate; what rests is put back."""
+        resting: list[Resting] = []
+        for group, params in moved:
+            resting += find_resting(params, self._keep, group["theta"], feeling.scalar)
+        names = {name.split(".", 1)[1] for name in self._manner.follows}
+        beside = RestingBeside(resting, names, self.state)
+        with self._shadows_apart(), scaled_rate([group for group, _ in moved], step_scale(feeling.scalar)):
+            self._step_inner()
+        put_back(resting)
+        beside.put_back(self.state)
+
+    def _step_and_scale(self, moved: list[tuple[Group, list[Tensor]]], feeling: Feeling) -> None:
+        """Lets the inner optimizer step all of its way, and moves the parameters a part of the way back."""
+        ways = []
+        for group, params in moved:
+            befores = [param.clone() for param in params]
+            kept = which_move(params, self._keep, group["theta"], feeling.scalar)
+            ways.append((params, befores, kept, use_foreach(params, group)))
+        averages = None
+        if isinstance(self.inner, torch.optim.ASGD):
+            averages = Averages.before([param for _, params in moved for param in params], self.state)
+        with self._shadows_apart():
+            self._step_inner()
+        if averages is not None:
+            averages.stepped()
+        scale = step_scale(feeling.scalar)
+        for params, befores, kept, foreach in ways:
+            scale_change(params, befores, scale, kept=kept, foreach=foreach)
+        if averages is not None:
+            averages.correct(self.state)
+
+    def _blend(self, params: list[Tensor], group: Group, feeling: Feeling) -> None:
+        """Pulls parameters of a group to their shadows."""
+        states = [with_shadow(param, self.state) for param in params]
+        assert self._undo is not None
+        self._undo.append(Copies.of(params, states).put_back)
+        rate, foreach = group["shadow_rate"], use_foreach(params, group)
+        blend(params, states, feeling.shadow_ratio, shadow_rate=rate, foreach=foreach)
+
+    # Options.
+
+    def check_options(self, options: Group) -> None:
+        """Raises a `ValueError` for an option of a group that is out of its range."""
+        check_flag("shadow_effect", options["shadow_effect"])
+        check_flag("use_shadow", options["use_shadow"])
+        check_not_negative("theta", options["theta"])
+        check_factor("shadow_rate", options["shadow_rate"])
+        check_factor("short_factor", options["short_factor"])
+        check_factor("long_factor", options["long_factor"])
+        check_not_negative("gain", options["gain"])
+        if options["use_shadow"] and self._follows_parameters():
+            raise ValueError(
+                f"{type(self.inner).__name__} keeps track of where it moved the parameters "
+                f"({', '.join(self._manner.follows)}), and use_shadow=True would move them in between: "
+                "leave use_shadow False"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("defaults", "inner", "_options", "_keep", "_shadow_ratio_of", "_replicas", "_manner")
+        return {name: self.__dict__[name] for name in (*names, "_through_lr")}
+
+
+def _place(tensor: Tensor) -> tuple[torch.device, torch.dtype]:
+    return tensor.device, tensor.dtype

@@ -1,0 +1,193 @@
+"""An emotional optimizer whose groups and state are another one's, which saves and loads itself."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from emo_torch._checks.validation import check_group_form, check_state_form
+from emo_torch._pieces.accumulation import CollectedLosses
+from emo_torch._step.loss_optimizer import SHARED_OPTIONS, EmoOptimizer, Group, State
+from emo_torch._wrappers.inner_state import (
+    EMOTION_PART,
+    SHADOW,
+    as_standard,
+    has_groups,
+    join,
+    split,
+    unshare,
+)
+
+
+class AroundInner(EmoOptimizer):
+    """The base of `Emotional`: it holds an optimizer and hands on to it what is not the emotion's.
+
+    Attributes:
+        inner: the optimizer that moves the parameters.
+    """
+
+    inner: Optimizer
+    _options: Group
+    """The options of the emotion, which stand in the groups of the inner optimizer."""
+
+    @property
+    def rule(self) -> str:  # type: ignore[override]
+        """None of `_rules`; what asks for one is for the family alone."""
+        raise ValueError(
+            f"The state of {type(self.inner).__name__} has no plain arrays that emo_optax could read: "
+            "save its state_dict()"
+        )
+
+    @property
+    def param_groups(self) -> list[Group]:  # type: ignore[override]
+        """The groups of the inner optimizer."""
+        return self.inner.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The state of the inner optimizer."""
+        return self.inner.state
+
+    def __getattr__(self, name: str) -> Any:
+        """Hands on what the inner optimizer has and this one lacks, such as `train` and `eval`."""
+        inner = self.__dict__.get("inner")
+        # An optimizer further inside is not handed on: `unwrap` would go past this one.
+        if name.startswith("_") or inner is None or isinstance(getattr(inner, name, None), Optimizer):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(inner, name)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Resets the gradients as the inner optimizer does, and forgets the losses that go with them.
+
+        Args:
+            set_to_none: whether gradients become `None`, and not 0.
+        """
+        self._collected.discard()
+        self.inner.zero_grad(set_to_none=set_to_none)
+
+    @contextmanager
+    def _shadows_apart(self) -> Iterator[dict[Tensor, State]]:
+        """Takes the shadows out of the state: some optimizers begin theirs only where it is empty."""
+        shadows: dict[Tensor, State] = {}
+        for param in self._params():
+            state = self.state.get(param, {})
+            if "shadow" in state:
+                shadows[param] = {name: state.pop(name) for name in SHADOW}
+                if not state:
+                    del self.state[param]
+        try:
+            yield shadows
+        finally:
+            for param, shadow in shadows.items():
+                self.state.setdefault(param, {}).update(shadow)
+
+    # Groups and state.
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Adds a group of parameters, which shares the emotion that the others have.
+
+        Args:
+            param_group: the parameters under `"params"`, and options of their own.
+
+        Raises:
+            ValueError: for an option out of its range, or one that belongs to the one emotion and
+                differs from the other groups'.
+        """
+        check_group_form(param_group)
+        first = self.param_groups[0] if self.param_groups else self._options
+        shared = {name: first[name] for name in SHARED_OPTIONS if name in self._options}
+        if isinstance(param_group, dict):
+            self.check_options({**self.defaults, **shared, **param_group})
+            self._check_shared_options({**self.defaults, **shared, **param_group}, first)
+        self.inner.add_param_group(param_group)
+        for name, value in {**self._options, **shared}.items():
+            self.param_groups[-1].setdefault(name, value)
+        self._share_memory(self._memory, self._memory[0].device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what the inner optimizer saves, with emotion and shadows beside it.
+
+        They stand under their names in `"param_groups"` and `"state"`; if the inner optimizer saves no such
+        parts, under `"emotion"` and `"shadows"`.
+        """
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        with self._shadows_apart() as shadows:
+            saved = self.inner.state_dict()
+        names = (*self._options, *self.memory_names())
+        ours = [{name: group[name] for name in names} for group in self.param_groups]
+        params = [list(group["params"]) for group in self.param_groups]
+        saved = join(saved, ours, params, shadows)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            changed = after(self, saved)
+            saved = saved if changed is None else changed
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state; also one of the inner optimizer alone, which leaves the emotion as it is.
+
+        The inner optimizer loads its part itself, by its own rules about dtypes and devices.
+
+        Args:
+            state_dict: what `state_dict()` returned; it is not changed.
+
+        Raises:
+            ValueError: before anything is changed, if the state lacks a part of the emotion, or shadows
+                have other shapes; and what the inner optimizer raises.
+        """
+        loaded = state_dict.copy() if isinstance(state_dict, Mapping) else state_dict
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, loaded)
+            loaded = loaded if changed is None else changed
+        names = (*self._options, *self.memory_names())
+        ours: dict[str, Any] = {"state": {}, "param_groups": [{"params": []} for _ in self.param_groups]}
+        if self._is_of_nested(loaded):
+            theirs = dict(loaded)
+        else:
+            check_state_form(type(self).__name__, as_standard(loaded))
+            theirs, ours = split(loaded, names)
+        self._check_state_dict(ours)
+        here = [{name: group[name] for name in names} for group in self.param_groups]
+        with self._shadows_apart() as shadows:
+            self.inner.load_state_dict(theirs)
+            unshare(self.state, theirs)
+            shadows.clear()
+            shadows.update(self._own_shadows(ours))
+            for group, old, new in zip(self.param_groups, here, ours["param_groups"], strict=True):
+                group.update({**old, **{name: new[name] for name in names if name in new}})
+        self._share_memory(self.memory_of(self.param_groups[0]), self._device())
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _is_of_nested(self, loaded: Any) -> bool:
+        """Returns whether a state is one of the inner optimizer alone, in a form of its own."""
+        parts = ("state", "param_groups", EMOTION_PART)
+        is_other = isinstance(loaded, Mapping) and not any(name in loaded for name in parts)
+        return is_other and not has_groups(self.inner.state_dict())
+
+    def _own_shadows(self, loaded: dict[str, Any]) -> dict[Tensor, State]:
+        """Returns loaded shadows as tensors of their own where their parameters are."""
+        return {
+            param: {name: saved[name].detach().to(device=param.device, copy=True) for name in SHADOW}
+            for param, saved in self._saved_params(loaded)
+        }
+
+    def moment_names(self, param: Tensor) -> tuple[str, ...]:  # noqa: ARG002
+        """Returns no names: the moments are the inner optimizer's."""
+        return ()
+
+    def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:  # noqa: ARG002
+        """Returns no moments: they are the inner optimizer's."""
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Optimizer.__setstate__(self, state)
+        self._collected = CollectedLosses()
+        self._share_memory(self.memory_of(self.param_groups[0]), self._device())
+
+    def __repr__(self) -> str:
+        name = type(self.inner).__name__
+        return super().__repr__().replace("Emotional (", f"Emotional {name} (", 1)

@@ -1,0 +1,262 @@
+"""How the optimizer inside goes a part of its way: by its learning rate, or back after the step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from emo_torch._kernels.least import which_are_below
+from emo_torch._pieces.emotion import wide_dtype
+from emo_torch._pieces.shadow_effect import Keep, keep_elements, keeps_all
+from emo_torch._pieces.shadow_system import blend_with_shadow, multi_tensor_blend_with_shadow
+from emo_torch._sharded import copy_all, own_part
+from emo_torch._step.recipe import Group, State
+from emo_torch._step.ways import by_device_and_dtype
+
+
+def scale_change(
+    params: list[Tensor],
+    befores: list[Tensor],
+    scale: Tensor,
+    *,
+    kept: list[Tensor] | None = None,
+    foreach: bool = False,
+) -> None:
+    """Goes a part of the way from what parameters were to what they are, in place, without a sync.
+
+    Args:
+        params: the parameters as they are, any shapes; what is kept of the way goes here.
+        befores: as they were.
+        scale: the part, shape `[]`: 1 leaves them to the last bit as they are, 0 as they were.
+        kept: the elements that may move, as booleans in the parameters' shapes; `None` for all.
+        foreach: whether to move all tensors of one device and dtype at once.
+    """
+    for indices in by_device_and_dtype(params).values():
+        narrow = [params[index] for index in indices]
+        dtype = wide_dtype(narrow[0])
+        part = scale.to(device=narrow[0].device, dtype=dtype)
+        starts = [befores[index].to(dtype) for index in indices]
+        ends = [param.to(dtype) for param in narrow]
+        if foreach:
+            moved = list(torch._foreach_lerp(starts, ends, [part] * len(starts)))
+        else:
+            moved = [start.lerp(end, part) for start, end in zip(starts, ends, strict=True)]
+        if kept is not None:
+            masks = [kept[index] for index in indices]
+            moved = [
+                torch.where(mask, there, start)
+                for mask, there, start in zip(masks, moved, starts, strict=True)
+            ]
+        copy_all(narrow, moved)
+
+
+@contextmanager
+def scaled_rate(groups: list[Group], scale: Tensor) -> Iterator[None]:
+    """Multiplies the learning rates of groups by a scale, for as long as it lasts.
+
+    At the end every group has the very object as its learning rate that it had, also after an exception.
+
+    Args:
+        groups: parameter groups with an `"lr"`, a number or a tensor of one element.
+        scale: the factor, shape `[]`. A rate that is a number, or lies on another device, waits for it.
+    """
+    saved = [group["lr"] for group in groups]
+    factor: float | None = None
+    try:
+        for group, lr in zip(groups, saved, strict=True):
+            if isinstance(lr, Tensor) and lr.device == scale.device:
+                group["lr"] = (lr * scale).to(lr.dtype)
+                continue
+            factor = float(scale) if factor is None else factor
+            if isinstance(lr, Tensor):
+                group["lr"] = (lr * factor).to(lr.dtype)
+            elif factor != 1.0:
+                group["lr"] = lr * factor
+        yield
+    finally:
+        for group, lr in zip(groups, saved, strict=True):
+            group["lr"] = lr
+
+
+class Resting(NamedTuple):
+    """Elements of a tensor that a step must leave alone.
+
+    Attributes:
+        owner: the parameter, or the tensor of its state.
+        places: where the elements are that rest, as an index of each axis.
+        values: what they are, shape `[count]`.
+    """
+
+    owner: Tensor
+    places: tuple[Tensor, ...]
+    values: Tensor
+
+
+def find_resting(params: list[Tensor], keep: Keep, theta: float, scalar: Tensor) -> list[Resting]:
+    """Returns the elements of parameters that the filter stops, in one pass over the gradients.
+
+    Args:
+        params: parameters with a gradient, any shapes.
+        keep: which elements the filter keeps.
+        theta: the threshold, >= 0; 0 for no filter, and no pass.
+        scalar: the emotion scalar, shape `[]`.
+    """
+    if keep is keep_elements and theta == 0.0:
+        return []
+    found: list[Resting] = []
+    for indices in by_device_and_dtype(params).values():
+        some = [params[index] for index in indices]
+        dtype = wide_dtype(some[0])
+        tolerance = (theta * (1.0 + scalar.abs())).to(device=some[0].device, dtype=dtype)
+        if keep is keep_elements and some[0].device.type == "cpu":
+            bound = float(tolerance * tolerance * tolerance)
+            grads = [own_part(param.grad) for param in some if param.grad is not None]
+            below = which_are_below(grads, bound)
+            some = [param for param, is_below in zip(some, below, strict=True) if is_below]
+        for param in some:
+            grad = param.grad.to(dtype)  # type: ignore[union-attr]
+            if not keeps_all(keep, grad, theta):
+                index = own_part(keep(grad, tolerance)).logical_not().nonzero(as_tuple=True)
+                if index[0].numel():
+                    found.append(rest(param, index))
+    return found
+
+
+def rest(owner: Tensor, places: tuple[Tensor, ...]) -> Resting:
+    """Remembers the elements of a tensor that rest."""
+    return Resting(owner, places, _with_axes(owner)[places])
+
+
+def put_back(resting: list[Resting]) -> None:
+    """Gives the elements that rest what they were."""
+    for each in resting:
+        _with_axes(each.owner).index_put_(each.places, each.values)
+
+
+def _with_axes(owner: Tensor) -> Tensor:
+    """Returns this process's part of a tensor, with an axis if it has none."""
+    own = own_part(owner)
+    return own if own.ndim else own.unsqueeze(0)
+
+
+class RestingBeside:
+    """The same elements of what an optimizer keeps about where its parameters are, beside them.
+
+    A schedule-free optimizer, for example, keeps where it would be without averaging: there, too, an
+    element must rest, or the two come apart.
+    """
+
+    def __init__(self, resting: list[Resting], names: set[str], states: Any) -> None:
+        self._known: list[Resting] = []
+        self._new: list[tuple[Resting, str]] = []
+        for each in resting:
+            found = dict(_named_tensors(states.get(each.owner, {}), names))
+            for name in names:
+                if name not in found:
+                    self._new.append((each, name))
+                elif found[name].shape == each.owner.shape:
+                    self._known.append(rest(found[name], each.places))
+
+    def put_back(self, states: Any) -> None:
+        """Gives the elements what they were, or the parameter's where they began in this very step."""
+        put_back(self._known)
+        for each, name in self._new:
+            for _, tensor in _named_tensors(states.get(each.owner, {}), {name}):
+                if tensor.shape == each.owner.shape:
+                    put_back([each._replace(owner=tensor, values=each.values.to(tensor.dtype))])
+
+
+def _named_tensors(state: Any, names: set[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors of a state, however deep, that have one of the names."""
+    for name, value in state.items():
+        if isinstance(value, Tensor) and name in names:
+            yield name, value
+        elif isinstance(value, dict):
+            yield from _named_tensors(value, names)
+
+
+def which_move(params: list[Tensor], keep: Keep, theta: float, scalar: Tensor) -> list[Tensor]:
+    """Returns which elements the filter lets move, as booleans in the shapes of the parameters."""
+    tolerance = theta * (1.0 + scalar.abs())
+    moving = []
+    for param in params:
+        grad = param.grad.to(wide_dtype(param))  # type: ignore[union-attr]
+        if keeps_all(keep, grad, theta):
+            moving.append(torch.ones_like(grad, dtype=torch.bool))
+        else:
+            moving.append(keep(grad, tolerance.to(device=grad.device, dtype=grad.dtype)))
+    return moving
+
+
+class Copies(NamedTuple):
+    """Parameters and their shadows as they are before they are blended."""
+
+    tensors: list[Tensor]
+    values: list[Tensor]
+
+    @staticmethod
+    def of(params: list[Tensor], states: list[State]) -> "Copies":
+        """Copies parameters and their shadows."""
+        tensors = [*params, *(state[name] for state in states for name in ("shadow", "shadow_exists"))]
+        return Copies(tensors, [tensor.detach().clone() for tensor in tensors])
+
+    def put_back(self) -> None:
+        """Gives them what they were."""
+        copy_all(self.tensors, self.values)
+
+
+def with_shadow(param: Tensor, states: Any) -> State:
+    """Returns a parameter's state, with a shadow of the dtype that the model has now."""
+    state: State = states.setdefault(param, {})
+    dtype = wide_dtype(param)
+    if "shadow" not in state:
+        state["shadow"] = torch.zeros_like(param, dtype=dtype)
+        state["shadow_exists"] = torch.zeros((), dtype=torch.bool, device=param.device)
+    elif state["shadow"].dtype != dtype:
+        state["shadow"] = state["shadow"].to(dtype)
+    return state
+
+
+def blend(
+    params: list[Tensor], states: list[State], ratio: Tensor, *, shadow_rate: float, foreach: bool
+) -> None:
+    """Pulls parameters to their shadows, in place; each state has a shadow."""
+    for indices in by_device_and_dtype(params).values():
+        narrow = [params[index] for index in indices]
+        weights = [param.to(wide_dtype(param)) for param in narrow]
+        shadows = [states[index]["shadow"] for index in indices]
+        exists = [states[index]["shadow_exists"] for index in indices]
+        part = ratio.to(device=weights[0].device, dtype=weights[0].dtype)
+        if foreach:
+            multi_tensor_blend_with_shadow(weights, shadows, exists, part, shadow_rate=shadow_rate)
+        else:
+            for weight, shadow, exist in zip(weights, shadows, exists, strict=True):
+                blend_with_shadow(weight, shadow, exist, part, shadow_rate=shadow_rate)
+        if weights[0] is not narrow[0]:
+            copy_all(narrow, weights)
+
+
+class Averages(NamedTuple):
+    """The averages that `torch.optim.ASGD` keeps of where its parameters were, and the rate of each."""
+
+    params: list[Tensor]
+    rates: list[Any]
+    ends: list[Tensor]
+
+    @staticmethod
+    def before(params: list[Tensor], state: Any) -> "Averages":
+        """Remembers the rate at which each average will follow this step."""
+        rates = [state[param]["mu"].clone() if "mu" in state.get(param, {}) else 1.0 for param in params]
+        return Averages(params, rates, [])
+
+    def stepped(self) -> None:
+        """Remembers where the whole step went: the averages followed that far."""
+        self.ends.extend(param.detach().clone() for param in self.params)
+
+    def correct(self, state: Any) -> None:
+        """Lets the averages follow to where the parameters are instead."""
+        for param, rate, end in zip(self.params, self.rates, self.ends, strict=True):
+            average = state[param]["ax"]
+            average.add_((param - end) * rate)
