@@ -120,23 +120,38 @@ class Changes(RuleBasedStateMachine):
         use_shadow=st.booleans(),
         mode=st.sampled_from(MODES),
         cut=st.integers(0, 4),
+        first_steps=st.integers(0, 3),
     )
-    def start(self, name: str, shapes: Any, dtype: Any, use_shadow: bool, mode: str, cut: int) -> None:
+    def start(
+        self,
+        name: str,
+        shapes: Any,
+        dtype: Any,
+        use_shadow: bool,
+        mode: str,
+        cut: int,
+        first_steps: int,
+    ) -> None:
         params = [_random(shape, dtype, seed) for seed, shape in enumerate(shapes)]
         groups = [group for group in (params[:cut], params[cut:]) if group]
         options: dict[str, Any] = {"lr": 1e-2, "weight_decay_mode": mode}
         if name != "ref_adamw_mini_schedule_free":
             options["use_shadow"] = use_shadow
-        self.has_shadow = "use_shadow" in options
         self.fast = Side(name, groups, **options)
         self.plain = Side(name, groups, **options, foreach=False, fused=False)
         self.sides = (self.fast, self.plain)
-        self.steps = 0
+        self.changes = 0
         self.frozen: set[int] = set()
+        for seed in range(first_steps):  # Two make a plan.
+            self.take("optimizer", seed, "contiguous", -1, 1.0 + seed)
 
     def both(self, change: Callable[[Side], Any]) -> None:
+        """Changes both sides, and mostly steps at once: only some changes come two at a time."""
         for side in self.sides:
             change(side)
+        self.changes += 1
+        for seed in range(2 if self.changes % 3 else 0):
+            self.take("optimizer", self.changes + seed, "contiguous", -1, 1.0 + 0.5 * seed)
 
     def take(self, which: str, seed: int, layout: str, absent: int, loss: float) -> None:
         """Steps once on each side, and compares."""
@@ -148,7 +163,8 @@ class Changes(RuleBasedStateMachine):
                 param.grad = None if is_absent else GRADIENT_LAYOUTS[layout](grad)
             getattr(side, which).step(loss=loss)
 
-        self.both(step)
+        for side in self.sides:
+            step(side)
         ours, theirs = self.fast.values(), self.plain.values()
         assert len(ours) == len(theirs)
         for one, other in zip(ours, theirs, strict=True):
@@ -211,11 +227,10 @@ class Changes(RuleBasedStateMachine):
 
     @rule(index=indices, shape=st.sampled_from(SHAPES), seed=seeds)
     def replace_parameter(self, index: int, shape: Any, seed: int) -> None:
-        self.both(
-            lambda side: side.replace(
-                side.pick(index), torch.nn.Parameter(_random(shape, torch.float32, seed))
-            )
-        )
+        def change(side: Side) -> None:
+            side.replace(side.pick(index), torch.nn.Parameter(_random(shape, torch.float32, seed)))
+
+        self.both(change)
 
     @rule(index=indices, shape=st.sampled_from(SHAPES), seed=seeds)
     def resize(self, index: int, shape: Any, seed: int) -> None:
