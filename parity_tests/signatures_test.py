@@ -67,7 +67,8 @@ def test_the_defaults_are_those_of_the_spec(name: str, function: Callable[..., A
         **NUMBERS,
         **(LION if short in OF_LION else {}),
         **(SHADOW if short in OF_SHADOW else {}),
-        **({"learning_rate": None} if short == "get_metrics" else {}),  # Not one to step by.
+        # Not one to step by, and read from the state.
+        **({"learning_rate": None, "theta": None} if short == "get_metrics" else {}),
     }
     for parameter in inspect.signature(function).parameters.values():
         if parameter.default is not inspect.Parameter.empty and parameter.name in expected:
