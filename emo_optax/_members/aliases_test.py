@@ -108,13 +108,13 @@ def _compare(got: Any, expected: Any, what: str) -> None:
 def _check_moments(member: str, state: Any, reference: Reference) -> None:
     if member == "emo_cats":
         trees = [(find_in_state(state, emo_optax.ScaleByLionState).mu, reference.first)]
+    elif member == "emo_airy":  # For a vector its moments, in the place of row and column.
+        factors = find_in_state(state, emo_optax.ScaleByFactorsState)
+        trees = [(factors.row, reference.first), (factors.column, reference.second)]
     else:
         adam = find_in_state(state, emo_optax.ScaleByUncorrectedAdamState)
         trees = [(adam.mu, reference.first), (adam.nu, reference.second)]
     compared = set()
-    if member == "emo_airy":
-        factors = find_in_state(state, emo_optax.ScaleByFactorsState)
-        trees += [(factors.row, reference.first), (factors.column, reference.second)]
     for tree, expected in trees:
         for name, leaf in tree.items():
             if isinstance(leaf, jax.Array):

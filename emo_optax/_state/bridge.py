@@ -46,6 +46,8 @@ _RULES: dict[type, str] = {
     ScaleByFreshSignState: "fresh_sign",
     ScaleBySignState: "sign",
 }
+_OF_VECTORS = {"row": "exp_avg", "column": "exp_avg_sq"}
+"""The names of what the factored rule keeps of a parameter of 0 or 1 dimensions."""
 _SWITCHED = ("navi_", "fact_", "lynx_")
 """What the names of moments begin with, for each rule of EmoClan."""
 _OURS = (
@@ -184,7 +186,8 @@ def _exchange(
         def swap_leaf(path: Any, leaf: jax.Array) -> jax.Array:
             if name == "compensation" and not is_narrow(leaf):
                 return leaf  # Stands in the place of a compensation that is not needed.
-            return swap(f"{prefix}{name}/{jax.tree_util.keystr(path, simple=True, separator='.')}", leaf)
+            own = _OF_VECTORS.get(name, name) if jnp.ndim(leaf) < 2 else name
+            return swap(f"{prefix}{own}/{jax.tree_util.keystr(path, simple=True, separator='.')}", leaf)
 
         return jax.tree_util.tree_map_with_path(swap_leaf, tree)
 

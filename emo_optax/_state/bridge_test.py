@@ -85,3 +85,13 @@ def test_schedules_go_on(name: str) -> None:
         ours, stayed = optimizer.update(grads, stayed, PARAMS, value=loss)
         theirs, moved = optimizer.update(grads, moved, PARAMS, value=loss)
         jax.tree.map(np.testing.assert_array_equal, (theirs, moved), (ours, stayed))
+
+
+@pytest.mark.parametrize("name", ["emo_airy", "emo_clan", "emo_fact", "emo_zeal"])
+def test_vectors_of_the_factored_rule_have_the_names_of_moments(name: str) -> None:
+    state = emo_optax.create_optimizer(name).init({"w": jnp.ones((2, 3)), "b": jnp.ones(3)})
+    arrays = emo_optax.to_arrays(state)
+    begin = "fact_" if name == "emo_clan" else ""
+    assert {arrays[f"{begin}{kind}/b"].shape for kind in ("exp_avg", "exp_avg_sq")} == {(3,)}
+    assert (arrays[f"{begin}row/w"].shape, arrays[f"{begin}column/w"].shape) == ((2, 1), (1, 3))
+    assert not {f"{begin}row/b", f"{begin}column/b", f"{begin}exp_avg/w"} & arrays.keys()
