@@ -36,7 +36,8 @@ from emo_optax._pieces.pilot import (
     steer,
 )
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
-from emo_optax._pieces.weight_decay import MODES
+from emo_optax._pieces.rounding import Rounding
+from emo_optax._pieces.weight_decay import MODES, WeightDecayMode
 from emo_optax._rules.moments import stored
 from emo_optax._wrappers.emotional import _keep_dtypes
 
@@ -60,9 +61,9 @@ def emo_pilot(
     max_courage: jax.typing.ArrayLike = 100.0,
     gate_limit: jax.typing.ArrayLike = 2.5,
     average: bool = True,
-    weight_decay_mode: str = "decoupled",
+    weight_decay_mode: WeightDecayMode = "decoupled",
     moment_dtype: Any | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     axis_name: AxisName = None,
     shard_axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -149,7 +150,8 @@ def emo_pilot(
     def direction(mu: jax.Array, nu: jax.Array, step: jax.Array, dtype: Any) -> jax.Array:
         m, v = mu.astype(dtype), nu.astype(dtype)
         first, second = (correction(rate, step, dtype) for rate in (b1, b2))
-        return (m / first) / (jnp.sqrt(v / second) + hyperparameter(eps, dtype))
+        u: jax.Array = (m / first) / (jnp.sqrt(v / second) + hyperparameter(eps, dtype))
+        return u
 
     def products(g: jax.Array, mu: jax.Array, nu: jax.Array, step: jax.Array) -> jax.Array:
         # Before the first step there is no direction: step 0 would divide 0 by 0.
@@ -268,6 +270,7 @@ def step_lengths(
 ) -> tuple[PilotState, Any]:
     r"""Returns the step of each parameter, :math:`k\,\frac{\eta}{\eta_{max}} \min(\eta_{max}, C)`."""
     dtype = pilot.norm.dtype
+    tree: Any
     leaves, tree = jax.tree.flatten(weights)
     peak = jnp.maximum(pilot.peak, rate)
     if not leaves:

@@ -18,6 +18,7 @@ from emo_optax._pieces.emotion import (
     wide_dtype,
 )
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
+from emo_optax._pieces.rounding import Rounding
 from emo_optax._pieces.trust import (
     FLOOR,
     Averages,
@@ -26,7 +27,7 @@ from emo_optax._pieces.trust import (
     relative_scalar,
     trust_of,
 )
-from emo_optax._pieces.weight_decay import place_weight_decay
+from emo_optax._pieces.weight_decay import WeightDecayMode, place_weight_decay
 from emo_optax._wrappers.emotional import _keep_dtypes
 
 
@@ -232,8 +233,8 @@ def driven_rule(
     mask: Any | Callable[[optax.Params], Any] | None,
     *,
     use_shadow: bool,
-    weight_decay_mode: str,
-    rounding: str,
+    weight_decay_mode: WeightDecayMode,
+    rounding: Rounding,
     axis_name: AxisName,
 ) -> optax.GradientTransformationExtraArgs:
     """Puts a member of v3.6.1 together: emotion, shadow, rule, emoDrive, weight decay, learning rate."""

@@ -12,8 +12,9 @@ from emo_optax._checks.validation import check_flag, check_loss, check_not_negat
 from emo_optax._pieces.emotion import wide_dtype
 from emo_optax._pieces.pulse import LossUnit, PulseOptions, PulseState, Scope, feel_pulse, init_pulse
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
+from emo_optax._pieces.rounding import Rounding
 from emo_optax._pieces.trust import blend_by_trust
-from emo_optax._pieces.weight_decay import place_weight_decay
+from emo_optax._pieces.weight_decay import WeightDecayMode, place_weight_decay
 from emo_optax._wrappers.emotional import _keep_dtypes
 
 _PULSE_MISSING = (
@@ -254,8 +255,8 @@ def pulsed_rule(
     mask: Any | Callable[[optax.Params], Any] | None,
     *,
     use_shadow: bool,
-    weight_decay_mode: str,
-    rounding: str,
+    weight_decay_mode: WeightDecayMode,
+    rounding: Rounding,
     around: Callable[[optax.GradientTransformation], optax.GradientTransformation] = takes_extra_args,
     **pulse: Any,
 ) -> optax.GradientTransformationExtraArgs:

@@ -150,6 +150,7 @@ def _scales(
 ) -> tuple[Any, Any]:
     """Returns the factor for the update of each parameter: the courage, and what the ceiling leaves."""
     dtype = pilot.norm.dtype
+    tree: Any
     leaves, tree = jax.tree.flatten(changes)
     if not leaves:
         return pilot, changes

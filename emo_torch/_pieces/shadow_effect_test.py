@@ -95,9 +95,8 @@ def test_the_test_of_rows_and_columns_can_be_made_in_traced_code() -> None:
     keep = keep_rows_and_columns(1e-3)
     # PyTorch 2.11 and 2.12 cannot trace the making of one whose field is not read.
     assert not dataclasses.is_dataclass(keep)
-    assert keep == keep_rows_and_columns(1e-3) != keep_rows_and_columns(1e-4)
-    assert hash(keep) == hash(keep_rows_and_columns(1e-3))
-    assert pickle.loads(pickle.dumps(keep)) == copy.deepcopy(keep) == keep
+    assert type(keep).__eq__ is object.__eq__
+    assert repr(pickle.loads(pickle.dumps(keep))) == repr(copy.deepcopy(keep)) == repr(keep)
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 3), ()])
