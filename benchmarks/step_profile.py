@@ -28,6 +28,7 @@ from benchmarks.step_time.report import table
 from benchmarks.step_time.store import environment
 from benchmarks.step_time.torch_side import TorchSide
 from emo_torch import _kernels as _fused
+from emo_torch._kernels.job import FUNCTIONS
 
 WAYS = {"one by one": False, "the default": None}
 """The ways to step, by what `foreach` is then: the readable reference, and compiled code."""
@@ -82,7 +83,7 @@ def watched(optimizer: Any, spent: dict[str, float]) -> Iterator[None]:
     ]
     library = _fused.library()
     if library is not None:
-        name = _fused.DTYPES[torch.float32]
+        name = FUNCTIONS[torch.float32]
         compiled = timed("in C", getattr(library.handle, name))
         watches.append(mock.patch.object(library.handle, name, compiled))
     for watch in watches:

@@ -41,8 +41,8 @@ def outcomes() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         settings, report = Path(folder) / "pytest.ini", Path(folder) / "report.xml"
         settings.write_text("[pytest]\nmarkers = xdist_group\n")
-        options = ("-c", settings, f"--junitxml={report}", "-W", "error", "--import-mode=importlib")
-        options += ("-W", "ignore:A learning rate of")
+        warnings = ("-W", "error", "-W", "ignore:A learning rate of")
+        options = ("-c", settings, f"--junitxml={report}", *warnings, "--import-mode=importlib")
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *options, __file__],
             env=environment,

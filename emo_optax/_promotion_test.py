@@ -226,7 +226,7 @@ STRICT = {
     **{f"{name}, {how}": (make, name) for how, make in WRAPPED.items() for name in NAMES},
     **{
         f"{name}, shadow {ratio}": (
-            lambda name, ratio=ratio: emo_optax.create_optimizer(
+            lambda name, ratio=ratio: emo_optax.create_optimizer(  # type: ignore[misc]
                 name, 0.1, use_shadow=True, shadow_ratio=ratio
             ),
             name,
@@ -272,7 +272,8 @@ def _check_strict(case: str, dtype: Any) -> None:
             updates, after = jax.eval_shape(
                 lambda p, s, v: optimizer.update(p, s, p, value=v, val_value=v), params, state, value
             )
-            assert jax.tree.structure(after) == jax.tree.structure(state)
+            structure: Any = jax.tree.structure(after)
+            assert structure == jax.tree.structure(state)
             assert [leaf.dtype for leaf in jax.tree.leaves(after)] == [
                 leaf.dtype for leaf in jax.tree.leaves(state)
             ]

@@ -16,7 +16,7 @@ PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(3), "s": jnp.ones(())}
 OPTIMIZERS: dict[str, Callable[[], Any]] = {
     **{
         f"{name} {rounding}": (
-            lambda name=name, rounding=rounding: emo_optax.create_optimizer(
+            lambda name=name, rounding=rounding: emo_optax.create_optimizer(  # type: ignore[misc]
                 name,
                 optax.linear_schedule(0.1, 0.0, 10),
                 weight_decay=optax.constant_schedule(0.1),
@@ -107,7 +107,7 @@ def test_a_flag_and_a_count_may_be_set_by_their_names(in_jit: bool) -> None:
         _, state = update(PARAMS, state, PARAMS, value=1.0)
         emotion = emo_optax.get_emotion(state)
         assert (bool(emotion.should_stop), int(emotion.felt)) == (True, 8)
-        assert (float(emotion.short), float(emotion.long)) == (1.0, pytest.approx(0.505))
+        assert (float(emotion.short), float(emotion.long)) == (1.0, pytest.approx(0.505))  # type: ignore[comparison-overlap]
 
 
 @pytest.mark.parametrize(
@@ -134,11 +134,11 @@ def test_the_functions_that_take_a_state_ask_for_arrays() -> None:
     emotion = emo_optax.init_emotion(jnp.float32)
     for name in emotion._fields:
         with pytest.raises(ValueError, match=rf"{name}' must be an array"):
-            emo_optax.feel(emotion._replace(**{name: 0}), jnp.ones([]))
+            emo_optax.feel(emotion._replace(**{name: 0}), jnp.ones([]))  # type: ignore[arg-type]
     divergence = emo_optax.init_divergence(jnp.float32)
     for name in divergence._fields:
         with pytest.raises(ValueError, match=rf"{name}' must be an array"):
-            emo_optax.watch(divergence._replace(**{name: 0}), jnp.ones([]))
+            emo_optax.watch(divergence._replace(**{name: 0}), jnp.ones([]))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'x' must be an array, and is None"):
         check_kind("x", None, jnp.floating, ())
 
@@ -147,8 +147,8 @@ def test_the_monitor_and_the_looks_take_numbers() -> None:
     stop = emo_optax.early_stop()
     state = stop.init()
     for number in (True, np.bool_(True)):
-        assert stop.update(state._replace(is_quiet=number), 1.0).is_quiet.dtype == jnp.bool_
-    changed = state._replace(emotion=state.emotion._replace(felt=3, short=1))
+        assert stop.update(state._replace(is_quiet=number), 1.0).is_quiet.dtype == jnp.bool_  # type: ignore[arg-type]
+    changed = state._replace(emotion=state.emotion._replace(felt=3, short=1))  # type: ignore[arg-type]
     for update in (stop.update, jax.jit(stop.update)):
         assert int(update(changed, 1.0).emotion.felt) == 4
     optimizer = emo_optax.emo_sens(0.1)

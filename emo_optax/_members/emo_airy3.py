@@ -8,7 +8,9 @@ import optax
 
 from emo_optax._pieces.pulse import LossUnit
 from emo_optax._pieces.replicas import AxisName
+from emo_optax._pieces.rounding import Rounding
 from emo_optax._pieces.share_pulse import pulsed_rule
+from emo_optax._pieces.weight_decay import WeightDecayMode
 from emo_optax._rules.sign_rules import scale_by_sign
 
 
@@ -25,8 +27,8 @@ def emo_airy3(
     steady: bool = False,
     spike_limit: jax.typing.ArrayLike | None = None,
     loss_unit: LossUnit = None,
-    weight_decay_mode: str = "decoupled",
-    rounding: str = "nearest",
+    weight_decay_mode: WeightDecayMode = "decoupled",
+    rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EmoAiry v3.9.1: steps by the sign of the gradient, with the pulse as the learning rate.

@@ -9,7 +9,9 @@ import optax
 from emo_optax._checks.validation import check_not_negative
 from emo_optax._pieces.pulse import LossUnit
 from emo_optax._pieces.replicas import AxisName
+from emo_optax._pieces.rounding import Rounding
 from emo_optax._pieces.share_pulse import pulsed_rule
+from emo_optax._pieces.weight_decay import WeightDecayMode
 from emo_optax._rules.lion import scale_by_lion
 
 
@@ -26,9 +28,9 @@ def emo_cats3(
     steady: bool = False,
     spike_limit: jax.typing.ArrayLike | None = None,
     loss_unit: LossUnit = None,
-    weight_decay_mode: str = "decoupled",
+    weight_decay_mode: WeightDecayMode = "decoupled",
     moment_dtype: Any | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EmoCats v3.9.1: steps by the sign of an interpolated momentum, with the pulse as the learning rate.

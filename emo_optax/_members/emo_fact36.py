@@ -8,6 +8,8 @@ import optax
 
 from emo_optax._pieces.drive import driven_rule
 from emo_optax._pieces.replicas import AxisName
+from emo_optax._pieces.rounding import Rounding
+from emo_optax._pieces.weight_decay import WeightDecayMode
 from emo_optax._rules.sign_rules import scale_by_sign
 
 
@@ -20,8 +22,8 @@ def emo_fact36(
     mask: Any | Callable[[optax.Params], Any] | None = None,
     *,
     use_shadow: bool = False,
-    weight_decay_mode: str = "decoupled",
-    rounding: str = "nearest",
+    weight_decay_mode: WeightDecayMode = "decoupled",
+    rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EmoFact v3.6.1: steps by the sign of the gradient, times emoDrive.

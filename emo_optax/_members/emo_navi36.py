@@ -8,6 +8,8 @@ import optax
 
 from emo_optax._pieces.drive import driven_rule
 from emo_optax._pieces.replicas import AxisName
+from emo_optax._pieces.rounding import Rounding
+from emo_optax._pieces.weight_decay import WeightDecayMode
 from emo_optax._rules.adam import scale_by_uncorrected_adam
 
 
@@ -20,9 +22,9 @@ def emo_navi36(
     mask: Any | Callable[[optax.Params], Any] | None = None,
     *,
     use_shadow: bool = False,
-    weight_decay_mode: str = "decoupled",
+    weight_decay_mode: WeightDecayMode = "decoupled",
     moment_dtype: Any | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EmoNavi v3.6.1: steps by the moments of Adam, times emoDrive.

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ LOSSES = [
 ]
 
 
-def problem(seed=0, steps=40, dtype=np.float64):
+def problem(seed: int = 0, steps: int = 40, dtype: Any = np.float64) -> tuple[Any, list[Any], list[float]]:
     rng = np.random.default_rng(seed)
     params = {"a": rng.normal(size=(4, 3)) * 0.2, "b": rng.normal(size=(3,)), "c": np.array([[0.01]])}
     grads = [
@@ -43,19 +44,25 @@ def problem(seed=0, steps=40, dtype=np.float64):
         for t in range(steps)
     ]
     losses = [LOSSES[t % len(LOSSES)] * 0.9 ** (t // len(LOSSES)) for t in range(steps)]
-    cast = lambda tree: jax.tree.map(lambda x: np.asarray(x, dtype), tree)
+
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda x: np.asarray(x, dtype), tree)
+
     return cast(params), [cast(g) for g in grads], losses
 
 
-def reference(params, grads, losses, lr=1e-2, wd=0.01, kmin=0.03, kmax=100.0):
+def reference(
+    params: Any, grads: list[Any], losses: list[float], lr: float = 1e-2
+) -> tuple[Any, Any, float]:
     """The rule in plain NumPy, one number after the other."""
+    wd, kmin, kmax = 0.01, 0.03, 100.0
     p = {k: v.copy() for k, v in params.items()}
     m, v = ({k: np.zeros_like(x) for k, x in p.items()} for _ in range(2))
     average = {k: x.copy() for k, x in p.items()}
     t, k, q, c, a2 = 0, 1.0, 0.0, 0.0, 0.0
     short = long = previous = norm_average = 0.0
 
-    def direction(t):
+    def direction(t: int) -> Any:
         return {n: (m[n] / (1 - 0.9**t)) / (np.sqrt(v[n] / (1 - 0.999**t)) + 1e-8) for n in p}
 
     for g, loss in zip(grads, losses, strict=True):
@@ -99,7 +106,7 @@ def reference(params, grads, losses, lr=1e-2, wd=0.01, kmin=0.03, kmax=100.0):
     return p, average, k
 
 
-def run(optimizer, params, grads, losses):
+def run(optimizer: Any, params: Any, grads: list[Any], losses: list[float]) -> tuple[Any, Any]:
     params = jax.tree.map(jnp.asarray, params)
     state = optimizer.init(params)
     update = jax.jit(lambda g, s, p, loss: optimizer.update(g, s, p, value=loss))
@@ -109,11 +116,11 @@ def run(optimizer, params, grads, losses):
     return params, state
 
 
-def assert_close(tree, other, rtol):
+def assert_close(tree: Any, other: Any, rtol: float) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol), tree, other)
 
 
-def test_the_rule_is_that_of_plain_numpy():
+def test_the_rule_is_that_of_plain_numpy() -> None:
     params, grads, losses = problem()
     with jax.enable_x64(True):
         ended, state = run(emo_optax.emo_pilot(1e-2), params, grads, losses)
@@ -123,7 +130,7 @@ def test_the_rule_is_that_of_plain_numpy():
         assert emo_optax.get_pilot(state).courage == pytest.approx(courage, rel=1e-11)
 
 
-def test_float32_follows_float64():
+def test_float32_follows_float64() -> None:
     params, grads, losses = problem(dtype=np.float32)
     ended, _ = run(emo_optax.emo_pilot(1e-2), params, grads, losses)
     wanted, _, _ = reference(*problem())
@@ -132,7 +139,7 @@ def test_float32_follows_float64():
 
 @pytest.mark.parametrize("place", ["loss", "gradient"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_step_that_is_not_finite_is_skipped(place, bad):
+def test_a_step_that_is_not_finite_is_skipped(place: str, bad: float) -> None:
     params, grads, losses = problem(dtype=np.float32)
     spoilt, lost = list(grads), list(losses)
     at = {"a": grads[0]["a"] * 0 + np.float32(bad), "b": grads[0]["b"], "c": grads[0]["c"]}
@@ -147,7 +154,7 @@ def test_a_step_that_is_not_finite_is_skipped(place, bad):
 
 
 @pytest.mark.parametrize("unit", [1e-3, 10.0, 100.0])
-def test_a_loss_in_another_unit_takes_the_same_steps(unit):
+def test_a_loss_in_another_unit_takes_the_same_steps(unit: float) -> None:
     params, grads, losses = problem(dtype=np.float32)
     scaled = [jax.tree.map(lambda x: np.float32(unit) * x, g) for g in grads]
     optimizer = emo_optax.emo_pilot(1e-2, eps=0.0)
@@ -156,7 +163,7 @@ def test_a_loss_in_another_unit_takes_the_same_steps(unit):
     assert_close(ended, wanted, 1e-4)
 
 
-def test_courage_of_at_most_1_never_steps_longer_than_the_learning_rate():
+def test_courage_of_at_most_1_never_steps_longer_than_the_learning_rate() -> None:
     params, grads, losses = problem()
     losses = [loss * 0.9**t for t, loss in enumerate(losses)]
     longest = []
@@ -170,7 +177,7 @@ def test_courage_of_at_most_1_never_steps_longer_than_the_learning_rate():
     assert bold.learning_rate > 1e-3
 
 
-def test_a_schedule_multiplies_the_step_also_where_the_ceiling_bounds_it():
+def test_a_schedule_multiplies_the_step_also_where_the_ceiling_bounds_it() -> None:
     params, grads, losses = problem(steps=4)
     lengths = {}
     for name, rate in (("constant", 0.5), ("half", lambda t: jnp.where(t < 3, 0.5, 0.25))):
@@ -179,25 +186,28 @@ def test_a_schedule_multiplies_the_step_also_where_the_ceiling_bounds_it():
     assert lengths["half"] == pytest.approx(lengths["constant"] / 2)
 
 
-def test_a_learning_rate_of_0_moves_nothing():
+def test_a_learning_rate_of_0_moves_nothing() -> None:
     params, grads, losses = problem(dtype=np.float32)
     ended, _ = run(emo_optax.emo_pilot(0.0), params, grads, losses)
     jax.tree.map(np.testing.assert_array_equal, ended, params)
 
 
-def test_without_averaging_the_state_holds_no_average_and_the_steps_are_the_same():
+def test_without_averaging_the_state_holds_no_average_and_the_steps_are_the_same() -> None:
     params, grads, losses = problem(dtype=np.float32)
     ended, state = run(emo_optax.emo_pilot(average=False), params, grads, losses)
     wanted, other = run(emo_optax.emo_pilot(), params, grads, losses)
     jax.tree.map(np.testing.assert_array_equal, ended, wanted)
-    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    def size(tree: Any) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
     assert size(other) - size(state) == size(params)
     with pytest.raises(ValueError, match="average=True"):
         emo_optax.eval_params(state, ended)
 
 
 @pytest.mark.parametrize("wrap", ["chain", "masked", "partition", "multi_steps"])
-def test_averages_are_found_in_what_stands_around(wrap):
+def test_averages_are_found_in_what_stands_around(wrap: str) -> None:
     params, grads, losses = problem(dtype=np.float32)
     pilot = emo_optax.emo_pilot()
     optimizer = {
@@ -218,7 +228,7 @@ def test_averages_are_found_in_what_stands_around(wrap):
     assert moved == {"a": True, "b": wrap != "masked", "c": True}
 
 
-def test_accumulated_gradients_take_the_step_of_their_mean():
+def test_accumulated_gradients_take_the_step_of_their_mean() -> None:
     params, grads, losses = problem(steps=12, dtype=np.float32)
     halves = [
         jax.tree.map(lambda x, f=f: f * x, g) for g in grads for f in (np.float32(0.5), np.float32(1.5))
@@ -229,7 +239,7 @@ def test_accumulated_gradients_take_the_step_of_their_mean():
     assert_close(ended, wanted, 1e-5)
 
 
-def test_empty_and_one_element_leaves_and_an_empty_tree():
+def test_empty_and_one_element_leaves_and_an_empty_tree() -> None:
     params = {"none": jnp.zeros((0, 3)), "one": jnp.asarray(2.0), "zero": jnp.zeros(2)}
     grads = [
         {"none": np.zeros((0, 3), np.float32), "one": np.float32(1), "zero": np.zeros(2, np.float32)}
@@ -243,7 +253,7 @@ def test_empty_and_one_element_leaves_and_an_empty_tree():
     assert updates == {}
 
 
-def test_gradients_of_0_at_first_do_not_close_the_gate():
+def test_gradients_of_0_at_first_do_not_close_the_gate() -> None:
     params, grads, losses = problem(dtype=np.float32)
     still = [jax.tree.map(np.zeros_like, grads[0])] * 3
     ended, _ = run(emo_optax.emo_pilot(), params, still + grads, [1.0] * 3 + losses)
@@ -252,7 +262,7 @@ def test_gradients_of_0_at_first_do_not_close_the_gate():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 @pytest.mark.parametrize("rounding", ["nearest", "kahan", "stochastic"])
-def test_strict_promotion_and_low_precision(dtype, rounding):
+def test_strict_promotion_and_low_precision(dtype: Any, rounding: Any) -> None:
     params, grads, losses = problem(steps=12, dtype=np.float32)
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
     with jax.numpy_dtype_promotion("strict"):
@@ -267,12 +277,12 @@ def test_strict_promotion_and_low_precision(dtype, rounding):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=12 * 2.0**-8), ended, wanted)
 
 
-def test_jit_compiles_once():
+def test_jit_compiles_once() -> None:
     params, grads, losses = problem(dtype=np.float32)
-    optimizer, traces = emo_optax.emo_pilot(), []
+    optimizer, traces = emo_optax.emo_pilot(), list[int]()
 
     @jax.jit
-    def step(g, state, params, loss):
+    def step(g: Any, state: Any, params: Any, loss: Any) -> Any:
         traces.append(1)
         return optimizer.update(g, state, params, value=loss)
 
@@ -282,12 +292,15 @@ def test_jit_compiles_once():
     assert len(traces) == 1
 
 
-def test_sharded_parameters_take_the_steps_of_the_whole():
+def test_sharded_parameters_take_the_steps_of_the_whole() -> None:
     params, grads, losses = problem(steps=12, dtype=np.float32)
     params, grads = {"a": params["a"]}, [{"a": g["a"]} for g in grads]
     wanted, _ = run(emo_optax.emo_pilot(), params, grads, losses)
     optimizer = emo_optax.emo_pilot(shard_axis_name="parts")
-    split = lambda x: jnp.asarray(x).reshape(2, 2, 3)
+
+    def split(x: Any) -> jax.Array:
+        return jnp.asarray(x).reshape(2, 2, 3)
+
     parts, state = jax.vmap(lambda p: (p, optimizer.init(p)))({"a": split(params["a"])})
     update = jax.vmap(
         lambda g, s, p, loss: optimizer.update(g, s, p, value=loss), (0, 0, 0, None), axis_name="parts"
@@ -316,12 +329,12 @@ def test_sharded_parameters_take_the_steps_of_the_whole():
         ({"rounding": "up"}, "rounding"),
     ],
 )
-def test_options_out_of_range(options, problem):
+def test_options_out_of_range(options: Any, problem: str) -> None:
     with pytest.raises((TypeError, ValueError), match=problem):
         emo_optax.emo_pilot(**options)
 
 
-def test_a_missing_loss_and_complex_parameters():
+def test_a_missing_loss_and_complex_parameters() -> None:
     optimizer = emo_optax.emo_pilot()
     state = optimizer.init(jnp.ones(2))
     with pytest.raises(emo_optax.LossMissingError):
@@ -331,7 +344,7 @@ def test_a_missing_loss_and_complex_parameters():
 
 
 @pytest.mark.parametrize("mode", ["decoupled", "absolute", "l2"])
-def test_weight_decay_follows_the_mask(mode):
+def test_weight_decay_follows_the_mask(mode: Any) -> None:
     params, grads, losses = problem(dtype=np.float32)
     mask = {"a": True, "b": False, "c": False}
     options = {"weight_decay": 0.1, "weight_decay_mode": mode}
@@ -342,7 +355,7 @@ def test_weight_decay_follows_the_mask(mode):
 
 
 @pytest.mark.parametrize("inner", [optax.sgd(1e-2, momentum=0.9), optax.adam(1e-2), optax.lion(1e-3)])
-def test_autopilot_steers_any_optimizer(inner):
+def test_autopilot_steers_any_optimizer(inner: Any) -> None:
     start = jnp.asarray([[1.0, -2.0], [0.5, 3.0]])
     optimizer = emo_optax.autopilot(inner)
     params, state = start, optimizer.init(start)
@@ -358,7 +371,7 @@ def test_autopilot_steers_any_optimizer(inner):
     assert emo_optax.eval_params(state, params).shape == params.shape
 
 
-def test_autopilot_with_courage_1_and_no_ceiling_is_the_optimizer_itself():
+def test_autopilot_with_courage_1_and_no_ceiling_is_the_optimizer_itself() -> None:
     params = jnp.full((3,), 2.0)
     inner = optax.adam(1e-3)
     optimizer = emo_optax.autopilot(inner, min_courage=1.0, max_courage=1.0)
@@ -369,7 +382,7 @@ def test_autopilot_with_courage_1_and_no_ceiling_is_the_optimizer_itself():
         np.testing.assert_allclose(updates, wanted, rtol=1e-6)
 
 
-def test_averaged_weights_alone_around_any_optimizer():
+def test_averaged_weights_alone_around_any_optimizer() -> None:
     params, grads, losses = problem(dtype=np.float32)
     optimizer = emo_optax.average_weights(optax.adamw(1e-2))
     ended, state = run(optimizer, params, grads, losses)
@@ -378,7 +391,7 @@ def test_averaged_weights_alone_around_any_optimizer():
     assert np.any(emo_optax.eval_params(state, ended)["a"] != ended["a"])
 
 
-def test_the_gate_alone():
+def test_the_gate_alone() -> None:
     piece = emo_optax.gate_by_norm()
     state = piece.init(jnp.ones(2))
     for size, wanted in ((1.0, 1.0), (math.nan, math.nan), (1.0, 1.0), (1e6, 2.5), (0.0, 0.0)):

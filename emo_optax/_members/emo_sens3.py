@@ -8,7 +8,9 @@ import optax
 
 from emo_optax._pieces.pulse import LossUnit
 from emo_optax._pieces.replicas import AxisName
+from emo_optax._pieces.rounding import Rounding
 from emo_optax._pieces.share_pulse import pulsed_rule
+from emo_optax._pieces.weight_decay import WeightDecayMode
 from emo_optax._rules.adam import scale_by_uncorrected_adam
 
 
@@ -25,9 +27,9 @@ def emo_sens3(
     steady: bool = False,
     spike_limit: jax.typing.ArrayLike | None = None,
     loss_unit: LossUnit = None,
-    weight_decay_mode: str = "decoupled",
+    weight_decay_mode: WeightDecayMode = "decoupled",
     moment_dtype: Any | None = None,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""EmoSens v3.9.1: steps by the moments of Adam, with the pulse as the learning rate.

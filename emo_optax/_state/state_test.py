@@ -306,7 +306,7 @@ WRAPPED: dict[str, Any] = {
 def test_specs_of_parameters_map_onto_every_state(name: str, rounding: str, wrapper: str) -> None:
     options = {} if name == "ref_adamw_mini_schedule_free" else {"use_shadow": True}
     if name == "emotional":
-        tx = emo_optax.emotional(optax.sgd(0.1, momentum=0.9), rounding=rounding, **options)
+        tx = emo_optax.emotional(optax.sgd(0.1, momentum=0.9), rounding=rounding, **options)  # type: ignore[arg-type]
     else:
         tx = emo_optax.create_optimizer(
             name, 0.1, rounding=rounding, mask=lambda _: tree_of(True), **options

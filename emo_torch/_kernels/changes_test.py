@@ -160,7 +160,7 @@ class Changes(RuleBasedStateMachine):
             for index, param in enumerate(side.params()):
                 grad = _random(param.shape, param.dtype, seed + index)
                 is_absent = index == absent or index in self.frozen
-                param.grad = None if is_absent else GRADIENT_LAYOUTS[layout](grad)
+                param.grad = None if is_absent else GRADIENT_LAYOUTS[layout](grad)  # type: ignore[operator]
             getattr(side, which).step(loss=loss)
 
         for side in self.sides:
@@ -221,7 +221,7 @@ class Changes(RuleBasedStateMachine):
     def replace_data(self, index: int, layout: str) -> None:
         def change(side: Side) -> None:
             param = side.pick(index)
-            param.data = LAYOUTS[layout](param.detach())
+            param.data = LAYOUTS[layout](param.detach())  # type: ignore[operator]
 
         self.both(change)
 
@@ -281,7 +281,7 @@ class Changes(RuleBasedStateMachine):
                 if state[name].is_floating_point() and "shadow" not in name and "norm" not in name:
                     state[name] = state[name].to(dtypes[layout])
             elif state[name].is_floating_point():
-                state[name] = GRADIENT_LAYOUTS[layout](state[name])
+                state[name] = GRADIENT_LAYOUTS[layout](state[name])  # type: ignore[operator]
 
         self.both(change)
 
@@ -290,7 +290,7 @@ class Changes(RuleBasedStateMachine):
         def change(side: Side) -> None:
             optimizer = side.optimizer
             if into_another:
-                side.optimizer = type(optimizer)(
+                side.optimizer = type(optimizer)(  # type: ignore[call-arg]
                     [{"params": list(group["params"])} for group in optimizer.param_groups]
                 )
             side.optimizer.load_state_dict(optimizer.state_dict())

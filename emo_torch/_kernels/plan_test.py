@@ -11,11 +11,11 @@ from torch import Tensor
 
 import emo_torch
 from emo_torch import _kernels as _fused
-from emo_torch._kernels import cpu, memory
+from emo_torch._kernels import cpu, memory, plan
 from emo_torch._kernels.memory import MOST_PATIENCE
 
 BEFORE, AFTER = 5, 3
-make_plan = memory.make_plan
+make_plan = plan.make_plan
 needs_compiler = pytest.mark.skipif(_fused.library() is None, reason="NO COMPILED CODE")
 
 

@@ -95,7 +95,7 @@ def test_the_test_of_rows_and_columns_can_be_made_in_traced_code() -> None:
     keep = keep_rows_and_columns(1e-3)
     # PyTorch 2.11 and 2.12 cannot trace the making of one whose field is not read.
     assert not dataclasses.is_dataclass(keep)
-    assert type(keep).__eq__ is object.__eq__
+    assert "__eq__" not in vars(type(keep))
     assert repr(pickle.loads(pickle.dumps(keep))) == repr(copy.deepcopy(keep)) == repr(keep)
 
 

@@ -286,6 +286,6 @@ def test_a_step_makes_no_tensor_of_a_parameters_size(theta: float) -> None:
                 optimizer.step(loss=1.0)
         largest[through_lr] = sizes.largest
     assert largest[False] >= 300 * 300
-    from emo_torch._kernels.least import _library
+    from emo_torch._kernels import library
 
-    assert largest[None] <= (2**8 if _library() is not None or theta == 0.0 else 2**16 + 2**14 + 300 * 300)
+    assert largest[None] <= (2**8 if library() is not None or theta == 0.0 else 2**16 + 2**14 + 300 * 300)
