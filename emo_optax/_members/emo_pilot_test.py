@@ -302,7 +302,7 @@ def test_sharded_parameters_take_the_steps_of_the_whole() -> None:
         return jnp.asarray(x).reshape(2, 2, 3)
 
     parts, state = jax.vmap(lambda p: (p, optimizer.init(p)))({"a": split(params["a"])})
-    update = jax.vmap(
+    update: Any = jax.vmap(
         lambda g, s, p, loss: optimizer.update(g, s, p, value=loss), (0, 0, 0, None), axis_name="parts"
     )
     for g, loss in zip(grads, losses, strict=True):

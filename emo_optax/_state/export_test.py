@@ -94,7 +94,7 @@ assert len(_export.deserialization_registry) == before + 1  # optax.ScaleByAdamS
 def test_a_name_that_another_class_has_taken_is_an_error() -> None:
     from typing import NamedTuple
 
-    first = NamedTuple("first", [("x", Any)])  # type: ignore[name-match]  # noqa: UP014
+    first = NamedTuple("first", [("x", Any)])  # noqa: UP014
     second = NamedTuple("first", [("x", Any)])  # type: ignore[name-match]  # noqa: UP014
     second.__module__ = first.__module__ = "somewhere"
     emo_optax.register_for_export(first(jnp.ones(1)))
