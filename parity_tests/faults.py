@@ -159,7 +159,7 @@ FAULTS: tuple[Fault, ...] = (
         'if mode == "never":\n            add_weight_decay',
         "no absolute decay",
     ),
-    Fault("emo_optax", "weight_decay", "dtype) / state.divisor", "dtype)", "decay not divided", "EmoCats"),
+    Fault("emo_optax", "weight_decay", "dtype) / divisor_now", "dtype)", "decay not divided", "EmoCats"),
     Fault("emo_torch", "weight_decay", "update.add_(param, alpha=weight_decay)", "pass", "no decay"),
     # Rules.
     Fault("emo_optax", "_rules/adam.py", "m / (jnp.sqrt(v) +", "m / jnp.sqrt(v +", "eps under the root"),

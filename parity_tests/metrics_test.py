@@ -1,5 +1,6 @@
 """The metrics of the twins: the same numbers, though nobody tells the Optax side what it was made with."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_every_member_tells_what_its_twin_tells(name: str, wrapper: str) -> None
     member = FAMILY[name]
     for options in ({"use_shadow": True}, {"theta": 0.3, "eps": 1e-2})[wrapper != "alone" :]:
         known = member.known(options)
-        expected = of_torch(lambda params, own=known: member.torch(params, lr=0.1, **own))  # type: ignore[misc]
+        expected = of_torch(functools.partial(member.torch, lr=0.1, **known))
         optimizer = WRAPPERS[wrapper](member.optax, known)
         told = {} if wrapper == "injected" else {"learning_rate": 0.1}
         metrics = of_optax(optimizer, **told)

@@ -103,8 +103,8 @@ def add_weight_decay(
             share = weight_decay(state.steps)
             state = state._replace(steps=optax.safe_increment(state.steps))
         if divisor is not None:
-            first: Any = state.divisor
-            share = hyperparameter(share, first.dtype) / first
+            divisor_now = jnp.asarray(state.divisor)
+            share = hyperparameter(share, divisor_now.dtype) / divisor_now
 
         def decay(update: jax.Array, param: jax.Array) -> jax.Array:
             dtype = wide_dtype((update, param))

@@ -155,6 +155,7 @@ def scale_by_factored_moments(
     ) -> tuple[optax.Updates, ScaleByFactorsState]:
         del params, extra_args
         state = with_arrays(state, init_fn, updates)
+        leaves: list[jax.Array]
         structure: Any
         leaves, structure = jax.tree.flatten(widened(updates))
         trees = [leaves, structure.flatten_up_to(state.row), structure.flatten_up_to(state.column)]
