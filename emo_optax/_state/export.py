@@ -6,17 +6,27 @@ import jax
 import jax.export
 import optax
 
+from emo_optax._members.emo_pilot import PilotMomentsState
 from emo_optax._members.ref_adamw_mini_schedule_free import RefAdamWMiniScheduleFreeState, RefMomentsState
 from emo_optax._pieces.accumulation import AccumulateState
+from emo_optax._pieces.averaged_weights import AverageWeightsState
+from emo_optax._pieces.courage import CourageState
 from emo_optax._pieces.divergence import DivergenceState
+from emo_optax._pieces.drive import DriveState, ShareDriveState
 from emo_optax._pieces.emotion import Emotion, EmotionState, ShareEmotionState
+from emo_optax._pieces.gate import GateByNormState
+from emo_optax._pieces.pilot import PilotState, SteeredState
+from emo_optax._pieces.pulse import PulseState
+from emo_optax._pieces.relative_emotion import RelativeEmotionState
 from emo_optax._pieces.rounding import RoundStochasticallyState, RoundWithKahanState
 from emo_optax._pieces.shadow_effect import FilterByEmotionState, ScaleByEmotionState
 from emo_optax._pieces.shadow_system import BlendWithShadowState
+from emo_optax._pieces.share_pulse import SharePulseState
 from emo_optax._pieces.weight_decay import AddWeightDecayState
 from emo_optax._rules.adam import ScaleByUncorrectedAdamState
 from emo_optax._rules.factors import ScaleByFactorsState
 from emo_optax._rules.lion import ScaleByLionState
+from emo_optax._rules.sign_rules import HoldNormState, ScaleByFreshSignState, ScaleBySignState
 from emo_optax._rules.signs import ScaleByMomentumState
 from emo_optax._rules.switch import StepFirstState, SwitchByEmotionState
 from emo_optax._wrappers.early_stop_monitor import EarlyStopState
@@ -28,6 +38,9 @@ _OURS: tuple[type, ...] = (
     *(RoundStochasticallyState, RoundWithKahanState, Runaway, ScaleByEmotionState, ScaleByFactorsState),
     *(ScaleByLionState, ScaleByMomentumState, ScaleByRunawayState, ScaleByUncorrectedAdamState),
     *(ShareEmotionState, StepFirstState, SwitchByEmotionState),
+    *(AverageWeightsState, CourageState, GateByNormState, PilotMomentsState, PilotState, SteeredState),
+    *(RelativeEmotionState, DriveState, ShareDriveState, PulseState, SharePulseState),
+    *(HoldNormState, ScaleByFreshSignState, ScaleBySignState),
 )
 _OF_OPTAX: tuple[type, ...] = (
     *(optax.EmptyState, optax.MaskedNode, optax.MaskedState, optax.ScaleByScheduleState),
