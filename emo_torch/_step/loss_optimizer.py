@@ -19,11 +19,12 @@ from emo_torch._checks.validation import (
     check_fused,
     check_gradients,
     check_group_form,
+    check_loss,
     check_scheduled_rate,
 )
 from emo_torch._kernels import cuda, library
 from emo_torch._kernels.memory import StepMemory
-from emo_torch._kernels.plan import GroupTensors
+from emo_torch._kernels.plan import GroupTensors, Params
 from emo_torch._pieces.accumulation import CollectedLosses
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.replicas import LossGroup, Replicas
@@ -185,7 +186,10 @@ class LossOptimizer(LossCollector, StateKeeper):
         memory = self._memory
         if groups[0].get(memory.name) is not memory.first or memory.first.device != device:
             self._bring_memory(device)
-        value = None if given is None and self.loss_is_optional else self._checked_loss(given)
+        number = self._memory.number
+        value = None
+        if given is not None or not self.loss_is_optional:
+            value = check_loss(given, number.dtype, number.device)
         others = {
             name: None if extra is None else self._checked_loss(extra, name)
             for name, extra in beside.items()
@@ -263,14 +267,17 @@ class LossOptimizer(LossCollector, StateKeeper):
         is_eager = not torch.compiler.is_compiling()
         before = 0
         for index, group in enumerate(self.param_groups):
-            known = seen[index]
-            params, grads, states = known or self._collect(group)
+            params, grads, states = seen[index] or self._collect(group)
             if params and group.get("rounding", "nearest") == "nearest":
-                if known is None and is_eager:
+                layout = None
+                if isinstance(params, Params):  # These come from a plan.
+                    layout = params.layout
+                elif is_eager:
                     params = self._step_memory.params(index, params)
                 self.step_tensors(params, grads, states, feeling=feeling, group=group)
-                if is_eager:
-                    tensors = known or GroupTensors(params, grads, states)
+                # A step by a plan has nothing new to remember.
+                if is_eager and not (isinstance(params, Params) and params.layout is layout is not None):
+                    tensors = GroupTensors(params, grads, states)
                     self._step_memory.remember(index, group, self.state, tensors)
             elif params:
                 # Low-precision parameters are stepped as float32 copies; others are stepped directly.

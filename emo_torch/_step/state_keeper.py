@@ -114,7 +114,7 @@ class StateKeeper(Optimizer):
             self._restore_dtypes(final)
             given = _tensors_in(final["state"])
             for key, value in self.state.items():
-                self.state[key] = _without_shared(value, given)
+                self.state[key] = without_shared(value, given)
 
         # Between the user's own hooks: those see what is loaded, and what has become of it.
         before = self.register_load_state_dict_pre_hook(check)
@@ -177,16 +177,16 @@ def _tensors_in(value: Any) -> set[int]:
     return set().union(*map(_tensors_in, nested))
 
 
-def _without_shared(value: Any, given: set[int]) -> Any:
+def without_shared(value: Any, given: set[int]) -> Any:
     """Returns a loaded value with a copy of every tensor that is one of those given."""
     if isinstance(value, Tensor):
         return value.detach().clone() if id(value) in given else value
     if isinstance(value, dict):
         own = copy.copy(value)  # Not in place: it may be the other optimizer's.
-        own.update({key: _without_shared(nested, given) for key, nested in value.items()})
+        own.update({key: without_shared(nested, given) for key, nested in value.items()})
         return own
     if isinstance(value, _CONTAINERS):
-        items = [_without_shared(nested, given) for nested in value]
+        items = [without_shared(nested, given) for nested in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
