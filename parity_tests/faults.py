@@ -283,7 +283,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("emo_optax", "smoothed_norm", "share * norm", "1.01 * share * norm", "norm by 1 %", _REF),
     Fault("emo_torch", "smoothed_norm", "norm + 1e-12", "norm + 1e-3", "norm without its zero", _REF),
     Fault(
-        "emo_torch", _REF_FILE, "torch.clamp(moved, -bound, bound)", "moved", "injection unbounded", _REF
+        "emo_torch", "ref_ways", "torch.clamp(moved, -bound, bound)", "moved", "injection unbounded", _REF
     ),
     Fault(
         "emo_optax",

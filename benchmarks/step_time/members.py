@@ -8,7 +8,7 @@ import torch
 
 from emo_torch._members.by_name import MEMBERS as REGISTRY
 from emo_torch._members.by_name import Member as Registered
-from emo_torch._step.loss_optimizer import EmoOptimizer
+from emo_torch._step.emo_optimizer import EmoOptimizer
 from emo_torch._step.recipe import Rule
 
 QUIET, MIDDLING, STRONG = 0.02, 0.4, 0.8

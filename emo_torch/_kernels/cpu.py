@@ -10,7 +10,7 @@ rows and columns) to PyTorch, whose last bits depend on `torch.get_num_threads()
 import ctypes
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
@@ -43,6 +43,9 @@ MOST_COLUMNS = 2**18
 # Fewer elements for a thread than these cost more to hand out than to do.
 LEAST_SHARE = 2**15
 
+Kinds = tuple[tuple[str, str], ...]
+"""The kind of each rule, and the prefix of its moments: the two things that decide names of moments."""
+
 _dtype, _is_cpu, _shape = attrgetter("dtype"), attrgetter("is_cpu"), attrgetter("shape")
 
 
@@ -71,7 +74,15 @@ def step(
     found = library()
     if found is None:
         return list(range(len(params)))
-    layout = cached_layout(params, spec, group) or describe(params, grads, states, spec, group)
+    layout = params.layout if isinstance(params, Params) else None
+    if layout is not None:
+        # A changed rule or shadow needs other names.
+        kinds = tuple([(rule.kind, rule.prefix) for rule in spec.rules])
+        dimensions = tuple(next(iter(layout.names.values())))
+        if layout.names != _names(kinds, bool(group.get("use_shadow")), dimensions):
+            layout = None
+    if layout is None:
+        layout = describe(params, grads, states, spec, group)
     if layout is not None:
         is_done = _run(params, layout, spec, signal_of(params[0].dtype), group, found)
         if is_done and isinstance(params, Params):
@@ -91,14 +102,6 @@ def step(
         if layout is not None and _run(own, layout, spec, signal_of(dtype), group, found):
             rest.difference_update(indices)
     return sorted(rest)
-
-
-def cached_layout(params: list[Tensor], spec: FusedStep, group: dict[str, Any]) -> Layout | None:
-    """Returns the layout of parameters that are as they were, if it is the one that the step needs."""
-    layout = params.layout if isinstance(params, Params) else None
-    if layout is None or layout.names != _names(spec, group, next(iter(layout.names.values()))):
-        return None
-    return layout
 
 
 def describe(
@@ -122,7 +125,9 @@ def describe(
     size = _numbers(Tensor.numel, params)
     if not size.all():
         return None
-    names = _names(spec, group, {param.ndim for param in params})
+    kinds = tuple([(rule.kind, rule.prefix) for rule in spec.rules])
+    dimensions = tuple({param.ndim for param in params})
+    names = _names(kinds, bool(group.get("use_shadow")), dimensions)
     streams = _streams(params, states, names)
     for key, tensors in streams.items():
         is_whole = key[-1] == "shadow" or "whole" in key
@@ -159,19 +164,37 @@ def _are_plain(tensors: list[Tensor], dtype: torch.dtype) -> bool:
         return False  # Tensors of some layouts cannot be asked.
 
 
-def _names(spec: FusedStep, group: dict[str, Any], dimensions: Iterable[int]) -> Names:
-    """Returns what stands in the states of parameters of so many dimensions, and is needed."""
+@functools.lru_cache(maxsize=256)
+def _names(kinds: Kinds, use_shadow: bool, dimensions: tuple[int, ...]) -> Names:
+    """Returns what stands in the states of parameters of so many dimensions, and is needed.
+
+    Args:
+        kinds: the rules.
+        use_shadow: whether there is a shadow.
+        dimensions: the numbers of dimensions.
+    """
     names: Names = {}
-    for rule in spec.rules:
+    for kind, prefix in kinds:
+        rule = FusedRule(kind, (0.0, 0.0), prefix=prefix)
         for place in range(rule.moments_each):
             # Rules that share their moments share them here.
-            names[rule.prefix, rule.shape, str(place)] = {n: rule.moments(n)[place] for n in dimensions}
-    if any(rule.kind == "ref" for rule in spec.rules):
+            names[prefix, rule.shape, str(place)] = {n: rule.moments(n)[place] for n in dimensions}
+    if "ref" in dict(kinds):
         names[NORM] = dict.fromkeys(dimensions, "exp_avg_norm")
-    if group.get("use_shadow"):
+    if use_shadow:
         names[SHADOW] = dict.fromkeys(dimensions, "shadow")
         names[EXISTS] = dict.fromkeys(dimensions, "shadow_exists")
     return names
+
+
+@functools.lru_cache(maxsize=256)
+def _moments(kinds: Kinds) -> list[tuple[int, Key, Key]]:
+    """Returns for each rule its number in compiled code, and the keys of its moments in a layout."""
+    rules = [FusedRule(kind, (0.0, 0.0), prefix=prefix) for kind, prefix in kinds]
+    keys = [tuple((rule.prefix, rule.shape, place) for place in "01") for rule in rules]
+    return [
+        (RULES.index(rule.kind), first, second) for rule, (first, second) in zip(rules, keys, strict=True)
+    ]
 
 
 def _streams(params: list[Tensor], states: list[State], names: Names) -> Streams:
@@ -202,34 +225,34 @@ def _run(
     found: Library,
 ) -> bool:
     """Takes the step of parameters that all fit and have one dtype; returns whether it did."""
-    begins, sizes = layout.begins, layout.sizes
     if not layout.is_apart:
         width = params[0].element_size()
         written = sort_written(layout, width)
-        read = begins[GRAD]
-        if written is None or not are_apart(written, read, read + width * sizes[GRAD]):
+        read = layout.begins[GRAD]
+        if written is None or not are_apart(written, read, read + width * layout.sizes[GRAD]):
             return False
-    nothing = np.zeros(len(params), np.int64)
-
-    def rule_of(rule: FusedRule) -> Rule:
-        first, second = (begins.get((rule.prefix, rule.shape, place), nothing) for place in "01")
-        return Rule(RULES.index(rule.kind), *rule.betas, rule.eps, _at(first), _at(second))
-
+    addresses = layout.addresses
+    at, nothing = addresses.streams, addresses.nothing
+    kinds = tuple([(rule.kind, rule.prefix) for rule in spec.rules])
+    rules = [
+        Rule(kind, *rule.betas, rule.eps, at.get(first, nothing), at.get(second, nothing))
+        for rule, (kind, first, second) in zip(spec.rules, _moments(kinds), strict=True)
+    ]
     is_decoupled = group["weight_decay_mode"] == "decoupled"
     divisor = group.get("weight_decay_divisor") if is_decoupled else None
     share = None if spec.share is None else spec.share(params[0].dtype)
     bound = group.get("injection_bound")
-    enough = max(1, int(sizes[PARAM].sum()) // LEAST_SHARE)
+    enough = max(1, addresses.elements // LEAST_SHARE)
     job = Job(
         tensors=len(params),
         # Threads are not inherited: a forked process would wait for them for ever.
         threads=min(torch.get_num_threads(), enough) if found.process == os.getpid() else 1,
-        rows=_at(layout.rows),
-        columns=_at(layout.columns),
-        params=_at(begins[PARAM]),
-        grads=_at(begins[GRAD]),
-        shadows=_at(begins[SHADOW]) if SHADOW in begins else None,
-        shadows_exist=_at(begins[EXISTS]) if EXISTS in begins else None,
+        rows=addresses.rows,
+        columns=addresses.columns,
+        params=at[PARAM],
+        grads=at[GRAD],
+        shadows=at.get(SHADOW),
+        shadows_exist=at.get(EXISTS),
         tolerance=signal.tolerance.data_ptr(),
         scale=signal.scale.data_ptr(),
         ratio=signal.shadow_ratio.data_ptr(),
@@ -241,11 +264,11 @@ def _run(
         filter=FILTERS.index(spec.filter),
         rules=len(spec.rules),
         chosen=None if spec.chosen is None else spec.chosen.data_ptr(),
-        rule=tuple(rule_of(rule) for rule in spec.rules),
+        rule=tuple(rules),
         first_steps=len(spec.first_steps),
         chosen_first=None if spec.chosen_first is None else spec.chosen_first.data_ptr(),
-        first_step=tuple(FIRST_STEPS.index(name) for name in spec.first_steps),
-        norms=_at(begins[NORM]) if NORM in begins else None,
+        first_step=tuple(map(FIRST_STEPS.index, spec.first_steps)),
+        norms=at.get(NORM),
         share=None if share is None else share.data_ptr(),
         norm_factor=group.get("schedulefree_alpha", 0.0),
         least_lr=group.get("min_lr", 0.0),
@@ -262,10 +285,6 @@ def _run(
 
 def _numbers(of: Callable[[Tensor], int], tensors: list[Tensor]) -> Numbers:
     return np.fromiter(map(of, tensors), np.int64, len(tensors))
-
-
-def _at(numbers: Numbers) -> int:
-    return int(numbers.ctypes.data)
 
 
 @functools.lru_cache(maxsize=4096)

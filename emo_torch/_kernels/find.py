@@ -163,7 +163,11 @@ class Finder:
         held = np.fromiter(tensors, object, len(tensors))
         found = np.empty((4, len(tensors)), np.int64)
         at_held, at_found = places_of(held, found)
-        return found if self._answer(at_held, len(tensors), at_found, None, None) else None
+        given = (self._at_python, self._describe, at_held, len(tensors), at_found, None, None)
+        try:
+            return found if self._find(*given) else None
+        except (RuntimeError, BufferError):
+            return None  # There is no memory that DLPack could name.
 
     def gradients(self, before: TensorAddresses, params: list[Tensor]) -> list[Tensor] | None:
         """Returns the gradients of a group's parameters; `None` where others are in it, or have one."""
@@ -196,7 +200,11 @@ class Finder:
         _, _, names, prefetch, held, found, found_now = before.places
         if not self._gather(self._at_python, params, states, grads, before.many, names, before.rows, held):
             return None
-        answer = self._answer(held, before.found.shape[1], found_now, prefetch, found)
+        count = before.found.shape[1]
+        try:
+            answer = self._find(self._at_python, self._describe, held, count, found_now, prefetch, found)
+        except (RuntimeError, BufferError):
+            return None  # There is no memory that DLPack could name.
         return before.found if answer == _KNOWN else before.found_now if answer else None
 
     def is_same_state(self, state: dict[Any, Any], known: StateIdentity) -> bool:
@@ -205,12 +213,6 @@ class Finder:
         return count == len(known.params) and bool(
             self._is_dict(self._at_python, state, *known.places, count)
         )
-
-    def _answer(self, held: int, count: int, found: int, prefetch: int | None, known: int | None) -> int:
-        try:
-            return int(self._find(self._at_python, self._describe, held, count, found, prefetch, known))
-        except (RuntimeError, BufferError):
-            return 0  # There is no memory that it could name.
 
 
 def finder(handle: ctypes.CDLL) -> Finder | None:

@@ -96,7 +96,8 @@ class StepMemory:
             params: its parameters that have a gradient.
         """
         carried = params if isinstance(params, Params) else Params(params)
-        carried.uploads = self._group(index).uploads
+        self._groups += [_GroupMemory() for _ in range(index + 1 - len(self._groups))]
+        carried.uploads = self._groups[index].uploads
         return carried
 
     def remember(
@@ -105,12 +106,12 @@ class StepMemory:
         """Keeps the layout of a group's step, and makes a plan once two are alike.
 
         Args:
-            index: the group's place among the groups.
+            index: the group's place among the groups, for which `look` or `params` was called.
             group: the group.
             state: the optimizer's state.
             tensors: its tensors, with `Params` that the step has gone through.
         """
-        own, params = self._group(index), tensors.params
+        own, params = self._groups[index], tensors.params
         layout = params.layout if isinstance(params, Params) else None
         if own.plan is not None:
             if own.plan.layout is layout:
@@ -125,7 +126,3 @@ class StepMemory:
             if not params.finder.is_same_state(state, self._identity):
                 self._identity = StateIdentity(state)
             own.plan = make_plan(layout, params.finder, group, tensors, self._identity)
-
-    def _group(self, index: int) -> _GroupMemory:
-        self._groups += [_GroupMemory() for _ in range(index + 1 - len(self._groups))]
-        return self._groups[index]

@@ -271,7 +271,7 @@ def test_a_library_of_another_layout_is_not_used_and_one_line_says_so(
     answers: dict[str, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     _fused.library.cache_clear()
-    monkeypatch.setattr(job, "compile_library", lambda _: _Handle(**answers))
+    monkeypatch.setattr(job, "load_library", lambda: _Handle(**answers))
     try:
         with caplog.at_level(logging.WARNING, "emo_torch"):
             optimizer = emo_torch.EmoSens(_params())

@@ -22,7 +22,7 @@ identity of a state    which parameter has which state, in order: `emo_is_dict` 
 identity of a moment   looked up by name in its state at each step: `emo_gather`
 identity of a          asked of each parameter at each step: `emo_gradients`
 gradient
-names in the states    rules and `use_shadow`: `cached_layout` and `revalidate`
+names in the states    rules and `use_shadow`: `cpu.step` and `revalidate`
 requires_grad          nothing depends on it: who has a gradient is stepped, as in `torch.optim`
 options, loss          read at each step, never remembered
 thread count           asked of torch at each step, never remembered
@@ -32,6 +32,8 @@ group's place          a plan belongs to an index; the parameters' identity tell
 Not seen is one thing alone: `param.data` that becomes a negative view of its own memory, as it was.
 """
 
+import dataclasses
+import functools
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any, NamedTuple
@@ -39,7 +41,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from emo_torch._kernels.find import Finder, Numbers, StateIdentity, TensorAddresses, prefetch_addresses
+from emo_torch._kernels.find import (
+    Finder,
+    Numbers,
+    StateIdentity,
+    TensorAddresses,
+    places_of,
+    prefetch_addresses,
+)
 
 State = dict[str, Tensor]
 # By what it is for: a tensor for each parameter, or where that lies and how many elements it has.
@@ -51,7 +60,29 @@ PARAM, GRAD, SHADOW, EXISTS, NORM = ("param",), ("grad",), ("shadow",), ("exists
 Names = dict[Key, dict[int, str]]
 
 
-class Layout(NamedTuple):
+class Addresses(NamedTuple):
+    """Where the arrays of a layout lie, as numbers that compiled code reads.
+
+    Attributes:
+        streams: the address of each array in `Layout.begins`.
+        rows: the address of `Layout.rows`.
+        columns: the address of `Layout.columns`.
+        zeros: an array of zeros, for a stream that a rule does not have.
+        nothing: the address of `zeros`.
+        elements: how many elements all parameters have.
+    """
+
+    streams: dict[Key, int]
+    rows: int
+    columns: int
+    zeros: Numbers
+    nothing: int
+    elements: int
+
+
+# Compared by identity: are_alike compares what is in two layouts.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
     """What compiled code has to know of parameters of one dtype that all fit.
 
     Attributes:
@@ -69,6 +100,14 @@ class Layout(NamedTuple):
     columns: Numbers
     names: Names
     is_apart: bool = False
+
+    @functools.cached_property
+    def addresses(self) -> Addresses:
+        """Where the arrays lie. They stay there: a plan writes into them and never replaces them."""
+        zeros = np.zeros_like(self.rows)
+        streams = dict(zip(self.begins, places_of(*self.begins.values()), strict=True))
+        rows, columns, nothing = places_of(self.rows, self.columns, zeros)
+        return Addresses(streams, rows, columns, zeros, nothing, int(self.sizes[PARAM].sum()))
 
 
 class Params(list[Tensor]):
@@ -137,7 +176,7 @@ def make_plan(
         return None
     # Parts of what was found, which is kept up to date.
     begins = dict(zip(order, np.split(found[0], len(order)), strict=True))
-    layout = layout._replace(begins=begins, is_apart=True)
+    layout = dataclasses.replace(layout, begins=begins, is_apart=True)
     written = sort_written(layout, width)
     if written is None:
         return None

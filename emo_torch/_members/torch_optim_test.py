@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from torch.optim import lr_scheduler
 
 import emo_torch
-from emo_torch._step import loss_optimizer as _emotional
+from emo_torch._step import emo_optimizer as _emotional
 from emo_torch._step.ways import WAYS, Ways
 
 pytest.importorskip("expecttest")

@@ -1,6 +1,7 @@
 """Emotion: from the loss to one scalar, once a step for a whole optimizer."""
 
 import math
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 
 from emo_torch._pieces.early_stop import WINDOW, went_quiet
+
+_is_cpu = attrgetter("is_cpu")
 
 
 class EmotionState(NamedTuple):
@@ -146,41 +149,37 @@ def feel(
     return EmotionState(felt, held, short, long, scalar, history, should_stop)
 
 
-def feel_in_place(state: EmotionState, loss: Tensor, **options: float) -> None:
-    """Does what `feel` does, to the last bit, with the state's own tensors.
-
-    On the CPU a call of PyTorch costs ten times as much as the one number that it computes: there all
-    but the hyperbolic tangent, of which libraries have each their own, goes through NumPy.
-
-    Args:
-        state: the emotion before this step, and after it.
-        loss: the loss, as for `feel`.
-        **options: as for `feel`.
-    """
-    if not torch.compiler.is_compiling() and is_near(loss) and is_near(state.short):
-        _feel_on_cpu(state, loss.item(), **options)
-        return
-    for tensor, new in zip(state, feel(state, loss, **options), strict=True):
-        tensor.copy_(new)
-
-
-def is_near(tensor: Tensor) -> bool:
-    """Returns whether the numbers of a tensor can be had at once."""
-    return type(tensor) is Tensor and tensor.device.type == "cpu"
-
-
-def _feel_on_cpu(
+def feel_in_place(
     state: EmotionState,
-    loss: float,
+    loss: Tensor,
     *,
     short_factor: float,
     long_factor: float,
     gain: float,
     **bounds: float,
 ) -> None:
+    """Does what `feel` does, to the last bit, with the state's own tensors.
+
+    On the CPU a call of PyTorch costs ten times as much as the one number that it computes. There NumPy
+    computes all but the hyperbolic tangent, which is another one in each library.
+
+    Args:
+        state: the emotion before this step, and after it.
+        loss: the loss, as for `feel`.
+        short_factor: as for `feel`.
+        long_factor: as for `feel`.
+        gain: as for `feel`.
+        **bounds: `mean_below` and `variance_below`, as for `feel`.
+    """
+    if torch.compiler.is_compiling() or not is_near(loss, state.short):
+        felt = feel(state, loss, short_factor=short_factor, long_factor=long_factor, gain=gain, **bounds)
+        for tensor, new in zip(state, felt, strict=True):
+            tensor.copy_(new)
+        return
+    number = loss.item()
     short, long, scalar = state.short.numpy(), state.long.numpy(), state.scalar.numpy()
     real = short.dtype.type  # Every operation is rounded to it, as PyTorch's are.
-    value = real(loss) if math.isfinite(loss) else real(0.0)
+    value = real(number) if math.isfinite(number) else real(0.0)
     with np.errstate(all="ignore"):
         averages = [value, value]
         if state.felt.item() != 0:
@@ -188,7 +187,7 @@ def _feel_on_cpu(
                 short + real(short_factor) * (value - short),
                 long + real(long_factor) * (value - long),
             ]
-        is_felt = math.isfinite(loss) and all(map(math.isfinite, averages))
+        is_felt = math.isfinite(number) and all(map(math.isfinite, averages))
         if is_felt:
             short[...], long[...] = averages
         scalar[...] = real(gain) * (short - long)
@@ -201,3 +200,8 @@ def _feel_on_cpu(
         history[-1] = scalar
         if not state.should_stop.item():
             state.should_stop.copy_(went_quiet(state.history, state.felt, **bounds))
+
+
+def is_near(*tensors: Tensor) -> bool:
+    """Returns whether the numbers of tensors can be read without a wait for a device."""
+    return set(map(type, tensors)) == {Tensor} and all(map(_is_cpu, tensors))

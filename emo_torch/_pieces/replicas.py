@@ -55,7 +55,9 @@ class Replicas:
         self.process_group = process_group
 
     def average(self, loss: Tensor) -> Tensor:
-        """Returns the mean of a loss over the processes."""
+        """Returns the mean of a loss over the processes; the loss itself where there are no others."""
+        if not dist.is_available() or not dist.is_initialized():
+            return loss
         return average_over_replicas(loss, self.process_group)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Replicas:

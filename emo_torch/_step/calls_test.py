@@ -13,8 +13,8 @@ from emo_torch._kernels import library
 
 FOLDER = str(Path(emo_torch.__file__).parent)
 
-MOST = {"emo_sens": 55, "emo_airy": 55, "emo_clan": 77}
-"""The most calls of a step whose tensors are known. The aim is 25 for EmoSens."""
+MOST = {"emo_sens": 25, "emo_airy": 25, "emo_clan": 26}
+"""The most calls of a step whose tensors are known."""
 
 
 def _calls(optimizer: emo_torch.LossOptimizer) -> list[str]:

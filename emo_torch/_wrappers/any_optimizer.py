@@ -22,7 +22,8 @@ from emo_torch._pieces.replicas import LossGroup, Replicas
 from emo_torch._pieces.shadow_effect import Keep, keep_elements, keeps_all, step_scale
 from emo_torch._pieces.shadow_system import ShadowRatio
 from emo_torch._sharded import copy_all
-from emo_torch._step.loss_optimizer import EmoOptimizer, LossOptimizer
+from emo_torch._step.emo_optimizer import EmoOptimizer
+from emo_torch._step.loss_optimizer import LossOptimizer
 from emo_torch._step.recipe import Group
 from emo_torch._step.ways import Feeling, use_foreach
 from emo_torch._wrappers.around_inner import AroundInner
@@ -226,7 +227,7 @@ class Emotional(AroundInner):
     def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
         """Takes in the loss, and keeps it for an inner optimizer that reads it, too."""
         self._loss = loss
-        memory, collected = self._memory, vars(self._collected).copy()
+        memory, collected = self._memory.tensors, vars(self._collected).copy()
         if [*map(_place, self._spare)] != [*map(_place, memory)]:
             self._spare = tuple(tensor.clone() for tensor in memory)
         torch._foreach_copy_(self._spare, memory)

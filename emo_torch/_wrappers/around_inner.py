@@ -10,7 +10,8 @@ from torch.optim.optimizer import Optimizer
 
 from emo_torch._checks.validation import check_group_form, check_state_form
 from emo_torch._pieces.accumulation import CollectedLosses
-from emo_torch._step.loss_optimizer import SHARED_OPTIONS, EmoOptimizer, Group, State
+from emo_torch._step.emo_optimizer import SHARED_OPTIONS, EmoOptimizer
+from emo_torch._step.recipe import Group, State
 from emo_torch._wrappers.inner_state import (
     EMOTION_PART,
     SHADOW,
@@ -105,7 +106,7 @@ class AroundInner(EmoOptimizer):
         self.inner.add_param_group(param_group)
         for name, value in {**self._options, **shared}.items():
             self.param_groups[-1].setdefault(name, value)
-        self._share_memory(self._memory, self._memory[0].device)
+        self._share_memory(self._memory.tensors, self._memory.first.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what the inner optimizer saves, with emotion and shadows beside it.

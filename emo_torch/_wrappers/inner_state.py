@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from emo_torch._step.state_keeper import without_shared
+
 SHADOW = ("shadow", "shadow_exists")
 EMOTION_PART, SHADOW_PART = "emotion", "shadows"
 """Where emotion and shadows stand if the inner optimizer saves no `"param_groups"` and `"state"`."""
@@ -116,5 +118,6 @@ def unshare(states: Any, saved: Any) -> None:
     collect(saved.get("state", {}))
     for state in states.values():
         for name, value in state.items() if isinstance(state, dict) else ():
-            if type(value) is Tensor and id(value) in ids:  # Not every subclass can be cloned.
-                state[name] = value.clone()
+            # Not every subclass can be cloned.
+            if type(value) is Tensor or isinstance(value, dict | list | tuple):
+                state[name] = without_shared(value, ids)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.shadow_effect import keeps_all, step_scale
-from emo_torch._step.loss_optimizer import EmoOptimizer, Group
+from emo_torch._step.emo_optimizer import EmoOptimizer
+from emo_torch._step.recipe import Group
 
 
 @overload

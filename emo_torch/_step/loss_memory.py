@@ -1,0 +1,95 @@
+"""The memory of the losses: a few tensors, which stand in every parameter group of an optimizer.
+
+The groups hold the tensors because every way to save and load an optimizer keeps its groups.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emo_torch._step.recipe import Group, State
+
+Bind = Callable[[tuple[Tensor, ...]], State]
+"""From the tensors of a memory to the same tensors, flat, by the names that the groups have for them."""
+
+
+class LossMemory:
+    """The tensors that an optimizer remembers the losses in.
+
+    Args:
+        tensors: the tensors, which belong to this memory alone.
+        bind: names the tensors.
+
+    Attributes:
+        tensors: the tensors, in the order of the class that defines them.
+        by_name: the tensors by the names that the groups have for them.
+        name: the first of these names. A group whose tensor of this name is another one was written to
+            from outside, for example by a checkpointer.
+        first: the tensor of the name `name`.
+        number: one of the floating-point tensors. A loss is converted to its dtype and device.
+    """
+
+    def __init__(self, tensors: tuple[Tensor, ...], bind: Bind) -> None:
+        self.tensors = tensors
+        self.by_name = bind(tensors)
+        self.name, self.first = next(iter(self.by_name.items()))
+        self.number = next(tensor for tensor in tensors if tensor.is_floating_point())
+
+    @classmethod
+    def share(
+        cls,
+        tensors: tuple[Tensor, ...],
+        groups: list[Group],
+        *,
+        bind: Bind,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> "LossMemory":
+        """Returns a memory with copies of tensors, and puts the copies into every group.
+
+        Args:
+            tensors: the numbers to begin with.
+            groups: the parameter groups.
+            bind: names the tensors.
+            dtype: the dtype of the floating-point copies.
+            device: the device of the copies; the CPU for `None` and for "meta".
+        """
+        device = torch.device("cpu") if device is None or device.type == "meta" else device
+
+        def own(tensor: Tensor) -> Tensor:
+            target = dtype if tensor.is_floating_point() else tensor.dtype
+            return tensor.detach().to(device=device, dtype=target, copy=True)
+
+        memory = cls(tuple(own(tensor) for tensor in tensors), bind)
+        for group in groups:
+            group.update(memory.by_name)
+        return memory
+
+
+def check_saved_memory(
+    saved_groups: list[dict[str, Any]], held: Group, names: tuple[str, ...], title: str
+) -> None:
+    """Raises a `ValueError` for groups of a saved state that have a damaged memory, or a part of one.
+
+    Args:
+        saved_groups: the groups of the state.
+        held: a group of the optimizer that loads the state.
+        names: the names of the tensors of the memory.
+        title: what messages call the memory.
+    """
+    has_memory = any(name in saved for saved in saved_groups for name in names)
+    for saved in saved_groups:
+        missing = [name for name in names if name not in saved]
+        if has_memory and missing:
+            raise ValueError(f"The state lacks a part of the {title}: {', '.join(missing)}")
+        for name in names if has_memory else ():
+            value = saved[name]
+            is_one = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, int | float)
+            if not is_one:
+                raise ValueError(f"The state is damaged: {name!r} must be one number, and is {value!r}")
+            is_count = not held[name].is_floating_point()
+            if not math.isfinite(value) or (is_count and not (value >= 0 and value == int(value))):
+                raise ValueError(f"The state is damaged: {name!r} is {value!r}, which no loss makes it")

@@ -1,0 +1,196 @@
+"""The state of the parameters: collected for a step, made where it is missing, loaded and checked."""
+
+import copy
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from emo_torch._checks.validation import check_state_form
+from emo_torch._pieces.emotion import wide_dtype
+from emo_torch._pieces.rounding import is_narrow
+from emo_torch._rules.family_rules import MOMENTS
+from emo_torch._step.recipe import Group, Recipe, State
+
+_CONTAINERS = (list, tuple, set, deque)
+
+
+class StateKeeper(Optimizer):
+    """The part of an optimizer that keeps a state for each parameter."""
+
+    recipe: Recipe
+    """What a member does, as data."""
+
+    # What a member defines.
+
+    def moment_names(self, param: Tensor) -> tuple[str, ...]:
+        """Returns the names of a parameter's moments."""
+        return self.recipe.moment_names(param.ndim)
+
+    def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:
+        """Returns the moments of a parameter that has seen no gradient."""
+        return self.recipe.init(param, dtype)
+
+    # The state of a step.
+
+    def _params(self) -> Iterator[Tensor]:
+        return (param for group in self.param_groups for param in group["params"])
+
+    def _collect(self, group: Group) -> tuple[list[Tensor], list[Tensor], list[State]]:
+        """Returns the parameters that have a gradient, with their state made where it is missing."""
+        params, grads, states = [], [], []
+        needed: dict[int, set[str]] = {}  # By the number of dimensions, which decides the moments.
+        shadow = ("shadow", "shadow_exists") if group.get("use_shadow") else ()
+        may_compensate = group.get("rounding") == "kahan"
+        for param in group["params"]:
+            grad = param.grad
+            if grad is None:
+                continue
+            state = self.state[param]
+            ndim = param.ndim
+            if ndim not in needed:
+                needed[ndim] = {*self.moment_names(param), *shadow}
+            is_compensated = may_compensate and _is_compensated(param, group)
+            if not state.keys() >= needed[ndim] or (is_compensated and "compensation" not in state):
+                state.update(self._missing_state(param, group, state))
+            # The model may have changed its dtype.
+            if shadow and state["shadow"].dtype != wide_dtype(param):
+                state["shadow"] = state["shadow"].to(wide_dtype(param))
+            if is_compensated and state["compensation"].dtype != param.dtype:
+                state["compensation"] = state["compensation"].to(param.dtype)
+            params.append(param)
+            grads.append(grad)
+            states.append(state)
+        return params, grads, states
+
+    def _missing_state(self, param: Tensor, group: Group, state: State) -> State:
+        """Returns what a parameter's state lacks, newly made."""
+        made: State = {}
+        if any(name not in state for name in self.moment_names(param)):
+            made.update(self.init_moments(param, group["moment_dtype"] or wide_dtype(param)))
+        if group.get("use_shadow") and "shadow" not in state:
+            made["shadow"] = torch.zeros_like(param, dtype=wide_dtype(param))
+            made["shadow_exists"] = torch.zeros((), dtype=torch.bool, device=param.device)
+        if _is_compensated(param, group):
+            made["compensation"] = torch.zeros_like(param)
+        return {name: tensor for name, tensor in made.items() if name not in state}
+
+    def full_state(self, param: Tensor, group: Group) -> State:
+        """Returns a parameter's state with what it lacks newly made, without keeping that."""
+        state = self.state.get(param, {})
+        full = {**state, **self._missing_state(param, group, state)}
+        if not _is_compensated(param, group):
+            full.pop("compensation", None)  # What it had before its rounding, or its dtype, was changed.
+        return full
+
+    # Saving and loading.
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state, also one of `torch.optim.AdamW` where the moments are the same.
+
+        Options and an emotion that the state does not have stay as they are. Every tensor keeps the
+        dtype that it was saved with: float32 moments of bfloat16 parameters stay float32. Every tensor is
+        copied, so that the optimizer that the state came from keeps its own. (Those of `torch.optim`
+        share them.)
+
+        Args:
+            state_dict: what `state_dict()` returned; it is not changed.
+
+        Raises:
+            ValueError: before anything is changed, if the state is another kind of optimizer's, has
+                other shapes, or lacks a part of the emotion.
+        """
+        check_state_form(type(self).__name__, state_dict)
+        final: dict[str, Any] = {}
+
+        def check(_: Optimizer, loaded: dict[str, Any]) -> None:
+            self._check_state_dict(loaded)
+            final.update(loaded)
+
+        def restore(_: Optimizer) -> None:
+            self._restore_dtypes(final)
+            given = _tensors_in(final["state"])
+            for key, value in self.state.items():
+                self.state[key] = without_shared(value, given)
+
+        # Between the user's own hooks: those see what is loaded, and what has become of it.
+        before = self.register_load_state_dict_pre_hook(check)
+        after = self.register_load_state_dict_post_hook(restore, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _saved_params(self, loaded: dict[str, Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Yields each parameter that has saved state, with it."""
+        for group, saved in zip(self.param_groups, loaded["param_groups"], strict=False):
+            for param, key in zip(group["params"], saved["params"], strict=False):
+                if loaded["state"].get(key):
+                    yield param, loaded["state"][key]
+
+    def _check_state_dict(self, loaded: dict[str, Any]) -> None:
+        owner = type(self).__name__
+        check_state_form(owner, loaded)
+        for param, saved in self._saved_params(loaded):
+            blank = self.init_moments(torch.empty_like(param, device="meta"), torch.float32)
+            if "shadow" in saved or "shadow_exists" in saved:
+                blank["shadow"] = param
+                blank["shadow_exists"] = torch.empty((), device="meta")
+            if "compensation" in saved:
+                blank["compensation"] = param
+            moments = {name for name in MOMENTS if name in saved}
+            missing = [name for name in blank if not isinstance(saved.get(name), Tensor)]
+            if missing or moments - set(blank):
+                raise ValueError(
+                    f"The state is another kind of optimizer's, or damaged: {owner} needs "
+                    f"{', '.join(blank)} for a parameter of the shape {tuple(param.shape)}, and the "
+                    f"state has {', '.join(sorted(map(str, saved)))}"
+                )
+            for name, moment in blank.items():
+                if saved[name].shape != moment.shape:
+                    raise ValueError(
+                        f"The state has other shapes: {name!r} is {tuple(saved[name].shape)} for a "
+                        f"parameter of the shape {tuple(param.shape)}; {owner} needs {tuple(moment.shape)}"
+                    )
+                is_right = saved[name].is_floating_point() or name == "shadow_exists"
+                if not is_right or (name == "shadow_exists" and saved[name].dtype != torch.bool):
+                    raise ValueError(f"The state is damaged: {name!r} is of {saved[name].dtype}")
+
+    def _restore_dtypes(self, loaded: dict[str, Any]) -> None:
+        """Undoes the cast of every state to its parameter's dtype that loading makes."""
+        for param, saved in self._saved_params(loaded):
+            state = self.state[param]
+            for name, value in saved.items():
+                if isinstance(value, Tensor) and state[name].dtype != value.dtype:
+                    state[name] = value.detach().to(device=state[name].device, copy=True)
+
+
+def _tensors_in(value: Any) -> set[int]:
+    """Returns the identities of the tensors in a value, which may be nested containers."""
+    if isinstance(value, Tensor):
+        return {id(value)}
+    nested = value.values() if isinstance(value, dict) else value if isinstance(value, _CONTAINERS) else ()
+    return set().union(*map(_tensors_in, nested))
+
+
+def without_shared(value: Any, given: set[int]) -> Any:
+    """Returns a loaded value with a copy of every tensor that is one of those given."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if id(value) in given else value
+    if isinstance(value, dict):
+        own = copy.copy(value)  # Not in place: it may be the other optimizer's.
+        own.update({key: without_shared(nested, given) for key, nested in value.items()})
+        return own
+    if isinstance(value, _CONTAINERS):
+        items = [without_shared(nested, given) for nested in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _is_compensated(param: Tensor, group: Group) -> bool:
+    """Returns whether what rounding keeps back of a parameter is kept."""
+    return group.get("rounding") == "kahan" and is_narrow(param)
