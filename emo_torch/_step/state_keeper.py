@@ -112,7 +112,7 @@ class StateKeeper(Optimizer):
 
         def restore(_: Optimizer) -> None:
             self._restore_dtypes(final)
-            given = _tensors_in(final["state"])
+            given = tensors_in(final["state"])
             for key, value in self.state.items():
                 self.state[key] = without_shared(value, given)
 
@@ -169,18 +169,18 @@ class StateKeeper(Optimizer):
                     state[name] = value.detach().to(device=state[name].device, copy=True)
 
 
-def _tensors_in(value: Any) -> set[int]:
+def tensors_in(value: Any) -> set[int]:
     """Returns the identities of the tensors in a value, which may be nested containers."""
     if isinstance(value, Tensor):
         return {id(value)}
     nested = value.values() if isinstance(value, dict) else value if isinstance(value, _CONTAINERS) else ()
-    return set().union(*map(_tensors_in, nested))
+    return set().union(*map(tensors_in, nested))
 
 
 def without_shared(value: Any, given: set[int]) -> Any:
     """Returns a loaded value with a copy of every tensor that is one of those given."""
     if isinstance(value, Tensor):
-        return value.detach().clone() if id(value) in given else value
+        return _copied(value) if id(value) in given else value
     if isinstance(value, dict):
         own = copy.copy(value)  # Not in place: it may be the other optimizer's.
         own.update({key: without_shared(nested, given) for key, nested in value.items()})
@@ -189,6 +189,14 @@ def without_shared(value: Any, given: set[int]) -> Any:
         items = [without_shared(nested, given) for nested in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """Returns a copy of a tensor; the tensor itself where its class knows no copy, as some of torchao do."""
+    try:
+        return tensor.detach().clone()
+    except (NotImplementedError, TypeError):
+        return tensor
 
 
 def _is_compensated(param: Tensor, group: Group) -> bool:

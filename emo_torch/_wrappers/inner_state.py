@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from emo_torch._step.state_keeper import without_shared
+from emo_torch._step.state_keeper import tensors_in, without_shared
 
 SHADOW = ("shadow", "shadow_exists")
 EMOTION_PART, SHADOW_PART = "emotion", "shadows"
@@ -103,21 +103,6 @@ def split(loaded: Any, names: tuple[str, ...]) -> tuple[Saved, Saved]:
 
 def unshare(states: Any, saved: Any) -> None:
     """Gives a state tensors of its own where loading took those that were saved."""
-    ids: set[int] = set()
-
-    def collect(value: Any) -> None:
-        if isinstance(value, Tensor):
-            ids.add(id(value))
-        elif isinstance(value, Mapping):
-            for each in value.values():
-                collect(each)
-        elif isinstance(value, list | tuple):
-            for each in value:
-                collect(each)
-
-    collect(saved.get("state", {}))
-    for state in states.values():
-        for name, value in state.items() if isinstance(state, dict) else ():
-            # Not every subclass can be cloned.
-            if type(value) is Tensor or isinstance(value, dict | list | tuple):
-                state[name] = without_shared(value, ids)
+    given = tensors_in(saved.get("state", {}))
+    for key, state in states.items():
+        states[key] = without_shared(state, given)
