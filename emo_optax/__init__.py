@@ -139,6 +139,9 @@ from emo_optax._wrappers.get_pulse import Drive as Drive
 from emo_optax._wrappers.get_pulse import Pulse as Pulse
 from emo_optax._wrappers.get_pulse import get_drive as get_drive
 from emo_optax._wrappers.get_pulse import get_pulse as get_pulse
+from emo_optax._wrappers.loss_from_gradient import carry_loss as carry_loss
+from emo_optax._wrappers.loss_from_gradient import loss_from_function as loss_from_function
+from emo_optax._wrappers.loss_from_gradient import loss_from_gradient as loss_from_gradient
 from emo_optax._wrappers.metrics import get_metrics as get_metrics
 from emo_optax._wrappers.runaway import Runaway as Runaway
 from emo_optax._wrappers.runaway import ScaleByRunawayState as ScaleByRunawayState

@@ -9,14 +9,23 @@ _DROPPED = (
     "For a wrapper of Optax, write `emo_optax.bind_extra_args(lambda inner: "
     "optax.lookahead(inner, 5, 0.5), opt)`, with your wrapper in place of optax.lookahead. "
     "Replace a nested MultiSteps by "
-    "`emo_optax.accumulate(opt, k)`, and Flax's TrainState by `emo_optax.integrations.flax.TrainState`."
+    "`emo_optax.accumulate(opt, k)`, and Flax's TrainState by `emo_optax.integrations.flax.TrainState`. "
+    "For a trainer that you do not own, the loss can arrive as a gradient: "
+    "`emo_optax.loss_from_gradient(opt)` with `emo_optax.carry_loss(loss, carrier)` in the loss function; "
+    "or, for full batches, be computed again: `emo_optax.loss_from_function(opt, loss_of)`."
 )
 
 LOSS_MISSING = f"emo_optax reads the loss of every step, and none was given. {_DROPPED}"
 
 PARAMS_MISSING = (
-    "emo_optax needs the current parameters (for weight decay, the shadow and the updates' dtypes), "
-    f"and `params` was not given. {_DROPPED}"
+    "The optimizer needs the current parameters (for weight decay, the shadow or its rule), and `params` "
+    "was not given. Most members need no `params` with `weight_decay=0.0` and `use_shadow=False`. "
+    f"{_DROPPED}"
+)
+
+LOSS_NOT_CARRIED = (
+    "No loss arrived by the carrier: its gradient is 0, and other gradients are not. Make the loss that is "
+    "differentiated `emo_optax.carry_loss(loss, carrier)`, with the same leaf of the parameters."
 )
 
 EMOTION_MISSING = (

@@ -16,6 +16,7 @@ from emo_optax._checks.validation import (
     checked_mask,
     hyperparameter,
     initial_value,
+    is_number,
 )
 from emo_optax._pieces.emotion import wide_dtype
 
@@ -57,7 +58,7 @@ def add_weight_decay(
         sign: 1, or -1 where the updates already point downhill.
 
     Returns:
-        A transformation that needs `params`.
+        A transformation that needs `params`, unless the weight decay is the number 0.
 
     Raises:
         ValueError: for a hyperparameter out of its range; from `init`, for a
@@ -96,6 +97,8 @@ def add_weight_decay(
         **extra_args: Any,
     ) -> tuple[optax.Updates, AddWeightDecayState]:
         del extra_args
+        if params is None and is_number(weight_decay) and weight_decay == 0:
+            return jax.tree.map(lambda update: update.astype(wide_dtype(update)), updates), state
         check_params(params)
         state = with_arrays(state, init_fn, params)
         share: Any = weight_decay

@@ -8,7 +8,6 @@ import optax
 
 from emo_optax._checks.states import with_arrays
 from emo_optax._checks.validation import (
-    check_params,
     takes_extra_args,
 )
 from emo_optax._pieces.emotion import EmotionState, shared_emotion, wide_dtype
@@ -183,10 +182,7 @@ def step_first(
         inner: the one of the second.
 
     Returns:
-        A transformation that needs `params`; it hands extra arguments on to both.
-
-    Raises:
-        ValueError: from `update`, without `params`.
+        A transformation that needs `params` if one of the two does; it hands extra arguments on to both.
 
     Example:
         >>> import jax.numpy as jnp
@@ -212,7 +208,6 @@ def step_first(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, StepFirstState]:
-        check_params(params)
         steps, first_state = first.update(updates, state.first_state, params, **extra_args)
 
         def move(param: jax.Array, step: jax.Array) -> jax.Array:
@@ -223,7 +218,7 @@ def step_first(
             dtype = update.dtype if update.dtype == step.dtype else wide_dtype((update, step))
             return update.astype(dtype) + step.astype(dtype)
 
-        moved = jax.tree.map(move, params, steps)
+        moved = None if params is None else jax.tree.map(move, params, steps)
         updates, inner_state = inner.update(updates, state.inner_state, moved, **extra_args)
         return jax.tree.map(add, updates, steps), StepFirstState(first_state, inner_state)
 

@@ -16,7 +16,6 @@ from emo_optax._checks.validation import (
     check_function,
     check_learning_rate,
     check_not_negative,
-    check_params,
     check_shadow_ratio,
     checked_gradients,
     checked_params,
@@ -82,12 +81,13 @@ def emotional(
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
 
     Returns:
-        A transformation whose `update` takes the loss as `value` and needs `params`; its updates
-        have the parameters' dtypes.
+        A transformation whose `update` takes the loss as `value`; its updates have the parameters'
+        dtypes. It needs `params` for a shadow, for a rounding other than "nearest", and where `inner`
+        does; without them its updates have the gradients' dtypes.
 
     Raises:
         ValueError: for a hyperparameter out of its range; from `init`, for complex parameters; from
-            `update`, without `params` or for a loss that is not a scalar.
+            `update`, for a loss that is not a scalar, and without `params` where they are needed.
         LossMissingError: from `update`, without a loss.
 
     Example:
@@ -143,21 +143,35 @@ def _keep_dtypes(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        check_params(params)
-        params = checked_params(params)
-        updates = checked_gradients(updates, params)
-        state = with_arrays(state, inner.init, params)
+        # Without parameters the gradients tell shapes and dtypes; what needs the parameters says so.
+        like = _blank(updates) if params is None else checked_params(params)
+        updates = checked_gradients(updates, like)
+        state = with_arrays(state, inner.init, like)
         try:
-            updates, new_state = inner.update(updates, state, params, **extra_args)
+            updates, new_state = inner.update(
+                updates, state, None if params is None else like, **extra_args
+            )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-            check_state(state, inner.init, params)
+            check_state(state, inner.init, like)
             raise
         # Where a state of other shapes was stretched to fit, something has grown.
-        if _shapes(updates) != _shapes(params) or _shapes(new_state) != _shapes(state):
-            check_state(state, inner.init, params)
-        return jax.tree.map(lambda u, p: u.astype(jnp.result_type(p)), updates, params), new_state
+        if _shapes(updates) != _shapes(like) or _shapes(new_state) != _shapes(state):
+            check_state(state, inner.init, like)
+        return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, like), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _blank(updates: optax.Updates) -> Any:
+    """Returns the shapes of gradients, with the dtypes that parameters of these gradients have."""
+
+    def blank(gradient: Any) -> Any:
+        dtype = jnp.result_type(gradient)
+        return jax.ShapeDtypeStruct(
+            jnp.shape(gradient), dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
+        )
+
+    return jax.tree.map(blank, updates)
 
 
 def _shapes(tree: Any) -> list[tuple[int, ...]]:
