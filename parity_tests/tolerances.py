@@ -104,7 +104,7 @@ def bound(leaf: str, dtype: str, options: Mapping[str, Any]) -> Tolerance:
     if leaf.startswith("param/"):
         return LOCKSTEP[dtype]
     if options.get("weight_decay_mode") == "l2" and not leaf.startswith(
-        ("emotion/", "divergence/", "shadow/")
+        ("emotion/", "divergence/", "pulse/", "shadow/")
     ):
         return FOLLOWING[dtype]
     if leaf.startswith("compensated/"):
