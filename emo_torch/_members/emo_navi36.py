@@ -55,7 +55,7 @@ class EmoNavi36(DriveOptimizer):
         >>> import emo_torch
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(2, 1)
-        >>> optimizer = emo_torch.EmoNavi36(model.parameters(), lr=1e-2)
+        >>> optimizer = emo_torch.EmoNavi36(model.parameters(), lr=1e-3)
         >>> losses = []
         >>> for _ in range(30):
         ...     optimizer.zero_grad()

@@ -65,7 +65,7 @@ class EmoSens3(PulseOptimizer):
         >>> import emo_torch
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(2, 1)
-        >>> optimizer = emo_torch.EmoSens3(model.parameters(), lr=10.0)
+        >>> optimizer = emo_torch.EmoSens3(model.parameters(), lr=1.0)
         >>> losses = []
         >>> for _ in range(30):
         ...     optimizer.zero_grad()
