@@ -95,7 +95,7 @@ _OWN: dict[str, dict[str, Any]] = {
     **{name: {**_OF_PULSE, "cousin": None} for name in ("emo_sens3", "emo_tion", "emo_void")},
     "emo_airy3": {**_OF_PULSE, "cousin": "EmoVoid"},
     "emo_cats3": _OF_PULSE,
-    "emo_navi36": {"cousin": None},
+    "emo_navi36": {"cousin": None, "steps": MappingProxyType({("l2", "bfloat16"): 150})},
     "emo_fact36": {"cousin": "EmoVoid"},
     # Of `steps`: with no gradient but L2 decay, weights swing around 0 by steps of their own length, and a
     # rounding grows; of RefAdamWMiniScheduleFree a hundred million times in 100 steps.

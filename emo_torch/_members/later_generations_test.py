@@ -133,7 +133,9 @@ def test_a_step_compiles_to_one_graph(name: str, foreach: bool) -> None:
     for number in (3.0, 0.5, 1.0):
         ours.step(loss=torch.tensor(number))
         step(torch.tensor(number))
-    assert_equal(values(plain), values(compiled))
+    for one, other in zip(values(plain), values(compiled), strict=True):
+        # A tracer takes `addcmul_` apart, whose last bit may differ.
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
 
 @third_only
