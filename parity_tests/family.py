@@ -81,7 +81,22 @@ their sums, are apart would get into the sums.
 """
 
 
+_OF_PULSE: dict[str, Any] = {
+    "more_options": (
+        {"lr": 30.0, "steady": True, "use_shadow": True},
+        {"lr": 10.0, "spike_limit": 1.5, "loss_unit": "first", "stopcoef": 0.3},
+        {"loss_unit": 0.5, "steady": True, "weight_decay": 0.1},
+    ),
+}
+"""Options of the third generation alone."""
+
 _OWN: dict[str, dict[str, Any]] = {
+    # One member of each later generation, and of each new rule, is driven in full.
+    **{name: {**_OF_PULSE, "cousin": None} for name in ("emo_sens3", "emo_tion", "emo_void")},
+    "emo_airy3": {**_OF_PULSE, "cousin": "EmoVoid"},
+    "emo_cats3": _OF_PULSE,
+    "emo_navi36": {"cousin": None, "steps": MappingProxyType({("l2", "bfloat16"): 150})},
+    "emo_fact36": {"cousin": "EmoVoid"},
     # Of `steps`: with no gradient but L2 decay, weights swing around 0 by steps of their own length, and a
     # rounding grows; of RefAdamWMiniScheduleFree a hundred million times in 100 steps.
     "emo_zeal": {"steps": MappingProxyType({("l2", "bfloat16"): 150})},

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 import emo_optax
+import emo_torch
 from parity_tests.drive import Arrays, compiled
 from parity_tests.recordings_test import FOLDER, LATER, RECORDINGS
 from parity_tests.tolerances import RECORDING
@@ -52,14 +54,73 @@ class OptaxReplay:
         return float(emo_optax.get_drive(self._state).drive)
 
 
-SIDES: dict[str, Callable[..., Any]] = {"optax": OptaxReplay}
-"""The packages that have these members, each with the same methods."""
+TORCH: dict[tuple[str, str], Callable[..., Any]] = {
+    ("1g-v3.6.1", "EmoNavi"): emo_torch.EmoNavi36,
+    ("1g-v3.6.1", "EmoFact"): emo_torch.EmoFact36,
+    ("1g-v3.6.1", "EmoLynx"): emo_torch.EmoLynx36,
+    ("3g-v3.9.1", "EmoSens"): emo_torch.EmoSens3,
+    ("3g-v3.9.1", "EmoAiry"): emo_torch.EmoAiry3,
+    ("3g-v3.9.1", "EmoCats"): emo_torch.EmoCats3,
+    ("3g-v3.9.1", "EmoTion"): emo_torch.EmoTion,
+    ("3g-v3.9.1", "EmoVoid"): emo_torch.EmoVoid,
+}
+
+
+class TorchReplay:
+    """The PyTorch side: a member that replays a recording; one tensor after the other."""
+
+    options: dict[str, Any] = {"foreach": False}  # noqa: RUF012
+
+    def __init__(self, case: dict[str, Any], params: Arrays) -> None:
+        make = TORCH[case["generation"], case["optimizer"]]
+        self._params = {name: torch.nn.Parameter(torch.tensor(array)) for name, array in params.items()}
+        kwargs = dict(case["kwargs"])
+        if "learning_rate" in kwargs:
+            kwargs["lr"] = kwargs.pop("learning_rate")
+        self._optimizer = make(self._params.values(), **kwargs, **self.options)
+
+    def step(self, grads: Arrays, loss: float) -> None:
+        for name, param in self._params.items():
+            param.grad = torch.tensor(grads[name])
+        self._optimizer.step(loss=loss)
+
+    def params(self) -> Arrays:
+        return {name: param.detach().numpy() for name, param in self._params.items()}
+
+    def state(self) -> Arrays:
+        """Returns the state by the names that the packages share."""
+        arrays: Arrays = emo_torch.to_arrays(self._optimizer, self._params.items())
+        return arrays
+
+    def drive(self) -> float:
+        return float(self._optimizer.drive.drive)
+
+
+class ForeachReplay(TorchReplay):
+    """The PyTorch side, all tensors at once."""
+
+    options: dict[str, Any] = {"foreach": True}  # noqa: RUF012
+
+
+class FusedReplay(TorchReplay):
+    """The PyTorch side in compiled code, where that knows the rule."""
+
+    options: dict[str, Any] = {"fused": True}  # noqa: RUF012
+
+
+SIDES: dict[str, Callable[..., Any]] = {
+    "optax": OptaxReplay,
+    "torch": TorchReplay,
+    "torch-foreach": ForeachReplay,
+    "torch-fused": FusedReplay,
+}
+"""The packages, and the ways to step of PyTorch, each with the same methods."""
 
 
 def test_all_recordings_are_here() -> None:
     counts = [sum(case["generation"] == generation for case in CASES) for generation in LATER]
     assert counts == [18, 40]
-    assert {(case["generation"], case["optimizer"]) for case in CASES} == set(OPTAX)
+    assert {(case["generation"], case["optimizer"]) for case in CASES} == set(OPTAX) == set(TORCH)
     assert sum(case["stops"] for case in CASES) == 3 * 33 + 5 * 30
 
 

@@ -72,6 +72,16 @@ COMPENSATED = {
 }
 
 
+NORM = {
+    # What EmoTion keeps of a sum is the difference of two sums that agree in five to seven digits, and the
+    # next kept number is divided by that difference: their last digits are in no dtype those of the sums.
+    "float64": Tolerance(absolute=1e-12, relative=1e-7),
+    "float32": Tolerance(absolute=1e-6, relative=1.0),
+    "bfloat16": Tolerance(absolute=1e-6, relative=1.0),
+}
+"""The bound of the kept sums of norms; the parameters, which they move, have the bounds of all others."""
+
+
 FOLLOWING = {
     "float64": LOCKSTEP["float64"],
     "float32": LOCKSTEP["float32"],
@@ -103,8 +113,10 @@ def bound(leaf: str, dtype: str, options: Mapping[str, Any]) -> Tolerance:
     """Returns the bound for a leaf, by its name, in a run of a dtype with some options."""
     if leaf.startswith("param/"):
         return LOCKSTEP[dtype]
+    if leaf == "norm/kept":
+        return NORM[dtype]
     if options.get("weight_decay_mode") == "l2" and not leaf.startswith(
-        ("emotion/", "divergence/", "shadow/")
+        ("emotion/", "divergence/", "pulse/", "shadow/")
     ):
         return FOLLOWING[dtype]
     if leaf.startswith("compensated/"):

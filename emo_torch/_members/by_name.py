@@ -6,13 +6,21 @@ from torch.optim.optimizer import ParamsT
 
 from emo_shared.names import did_you_mean, plain_name
 from emo_torch._members.emo_airy import EmoAiry
+from emo_torch._members.emo_airy3 import EmoAiry3
 from emo_torch._members.emo_cats import EmoCats
+from emo_torch._members.emo_cats3 import EmoCats3
 from emo_torch._members.emo_clan import EmoClan
 from emo_torch._members.emo_fact import EmoFact
+from emo_torch._members.emo_fact36 import EmoFact36
 from emo_torch._members.emo_lynx import EmoLynx
+from emo_torch._members.emo_lynx36 import EmoLynx36
 from emo_torch._members.emo_navi import EmoNavi
+from emo_torch._members.emo_navi36 import EmoNavi36
 from emo_torch._members.emo_neco import EmoNeco
 from emo_torch._members.emo_sens import EmoSens
+from emo_torch._members.emo_sens3 import EmoSens3
+from emo_torch._members.emo_tion import EmoTion
+from emo_torch._members.emo_void import EmoVoid
 from emo_torch._members.emo_zeal import EmoZeal
 from emo_torch._members.ref_adamw_mini_schedule_free import RefAdamWMiniScheduleFree
 from emo_torch._step.loss_optimizer import LossOptimizer
@@ -24,7 +32,7 @@ class Member(NamedTuple):
     Attributes:
         name: the name for `create_optimizer`, the same in both packages.
         make: the class.
-        generation: 1 or 2, the generation of the published code; `None` for a member outside of both.
+        generation: 1 to 3, the generation of the published code; `None` for a member outside of them.
     """
 
     name: str
@@ -44,6 +52,14 @@ MEMBERS = {
         Member("emo_clan", EmoClan, generation=1),
         Member("emo_neco", EmoNeco, generation=1),
         Member("emo_zeal", EmoZeal, generation=1),
+        Member("emo_sens3", EmoSens3, generation=3),
+        Member("emo_airy3", EmoAiry3, generation=3),
+        Member("emo_cats3", EmoCats3, generation=3),
+        Member("emo_tion", EmoTion, generation=3),
+        Member("emo_void", EmoVoid, generation=3),
+        Member("emo_navi36", EmoNavi36, generation=1),
+        Member("emo_fact36", EmoFact36, generation=1),
+        Member("emo_lynx36", EmoLynx36, generation=1),
         Member("ref_adamw_mini_schedule_free", RefAdamWMiniScheduleFree),
     )
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.smoothed_norm import NO_NORM
-from emo_torch._rules import adam, factors, lion, signs
+from emo_torch._rules import adam, factors, lion, sign_rules, signs
 from emo_torch._step.recipe import Rule, State, init_zeros
 
 
@@ -53,6 +53,25 @@ def _softsign(grad: Tensor, moments: State, **numbers: float) -> Tensor:
 
 def _multi_softsign(grads: list[Tensor], moments: list[State], **numbers: float) -> list[Tensor]:
     return signs.multi_tensor_scale_by_softsign(grads, _column(moments, "exp_avg"), **numbers)
+
+
+def _sign(grad: Tensor, moments: State) -> Tensor:
+    del moments
+    return sign_rules.scale_by_sign(grad)
+
+
+def _multi_sign(grads: list[Tensor], moments: list[State]) -> list[Tensor]:
+    del moments
+    return sign_rules.multi_tensor_scale_by_sign(grads)
+
+
+def _fresh_sign(grad: Tensor, moments: State, **numbers: Any) -> Tensor:
+    return sign_rules.scale_by_fresh_sign(grad, moments["exp_avg"], **numbers)
+
+
+def _multi_fresh_sign(grads: list[Tensor], moments: list[State], **numbers: Any) -> list[Tensor]:
+    exp_avgs = [moment["exp_avg"] for moment in moments]
+    return sign_rules.multi_tensor_scale_by_fresh_sign(grads, exp_avgs, **numbers)
 
 
 def _none(grad: Tensor, moments: State) -> Tensor:
@@ -118,6 +137,10 @@ REF = Rule(
     kernel="REF",
     on_cuda=False,
     scalars=("exp_avg_norm",),
+)
+SIGN = Rule("sign", lambda _: (), init_zeros(), _sign, _multi_sign, reads=())
+FRESH_SIGN = Rule(
+    "fresh_sign", LION.moments, LION.init, _fresh_sign, _multi_fresh_sign, reads=("b1", "change")
 )
 NONE = Rule("none", lambda _: (), init_zeros(), _none, _multi_none, reads=())
 """No step at all: one of the first steps of EmoZeal."""

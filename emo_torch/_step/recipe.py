@@ -41,7 +41,8 @@ class Rule:
             in place, and the numbers in `reads`, to the update.
         multi: the same formula for many tensors of one device and dtype: from a list of gradients and a
             list of moments to a list of updates.
-        reads: the numbers that the formula takes, among "b1", "b2" and "eps".
+        reads: the numbers that the formula takes, among "b1", "b2" and "eps", and the `numbers` that the
+            member makes of the losses (see `Feeling` in `ways.py`).
         kernel: the name of the compiled formula, in the `enum` of `_kernels/cpu.c`; `None` where there is
             none: then the other two ways step.
         on_cuda: whether `_kernels/cuda_kernels.py` has the formula, too.
@@ -77,10 +78,10 @@ class Rule:
         start = len(self.prefix)
         return {name[start:]: moment for name, moment in moments.items() if name.startswith(self.prefix)}
 
-    def numbers(self, group: Group) -> dict[str, float]:
-        """Returns the numbers that the formula takes, from the options of a parameter group."""
+    def numbers(self, group: Group, more: State | None = None) -> dict[str, Any]:
+        """Returns the numbers that the formula takes, from the options of a parameter group and `more`."""
         b1, b2 = self.betas or group["betas"]
-        numbers = {"b1": b1, "b2": b2, "eps": group["eps"]}
+        numbers = {"b1": b1, "b2": b2, "eps": group["eps"], **(more or {})}
         return {name: numbers[name] for name in self.reads}
 
 

@@ -192,7 +192,7 @@ def without_shared(value: Any, given: set[int]) -> Any:
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """Returns a copy of a tensor; the tensor itself where its class has no copy, as some of torchao have."""
+    """Returns a copy of a tensor; the tensor itself where its class has no copy, as in torchao."""
     try:
         return tensor.detach().clone()
     except (NotImplementedError, TypeError):

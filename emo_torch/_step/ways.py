@@ -18,9 +18,10 @@ from emo_torch._kernels import Signal, cuda, library
 from emo_torch._kernels.blocked import step as step_blocked
 from emo_torch._kernels.cpu import step as step_fused
 from emo_torch._kernels.describe import describe
-from emo_torch._pieces.emotion import wide_dtype
+from emo_torch._pieces.emotion import is_near, wide_dtype
 from emo_torch._pieces.shadow_effect import filter_by_emotion, keeps_all, step_scale
 from emo_torch._pieces.shadow_system import blend_with_shadow, multi_tensor_blend_with_shadow
+from emo_torch._pieces.trust import blend_by_trust, multi_tensor_blend_by_trust
 from emo_torch._pieces.weight_decay import add_weight_decay, multi_tensor_add_weight_decay
 from emo_torch._rules.moments import store
 from emo_torch._rules.switch import multi_tensor_switch_by_emotion, switch_by_emotion
@@ -36,10 +37,21 @@ class Feeling(NamedTuple):
     Attributes:
         scalar: the emotion scalar, in [-1, 1].
         shadow_ratio: how far to pull a parameter to its shadow, where that exists, in [0, 1].
+        follow: how far the shadow follows, in the rule of v3 (see `blend_by_trust`); `None` for the rule of
+            v2.0 and v1.0.
+        scale: the factor of the update; `None` for the step scale of a member with a filter.
+        rate: the learning rate of the step; `None` for that of the group.
+        weights: a factor of the parameters before the step, `None` for none.
+        numbers: further numbers that a rule reads, by name.
     """
 
     scalar: Tensor
     shadow_ratio: Tensor
+    follow: Tensor | None = None
+    scale: Tensor | None = None
+    rate: Tensor | None = None
+    weights: Tensor | None = None
+    numbers: dict[str, Tensor] = {}  # noqa: RUF012
 
 
 # Which way.
@@ -116,7 +128,7 @@ def signal_of(
         needs_tensors: whether the learning rate must be a tensor, too, as compiled code reads it.
     """
     scalar = feeling.scalar.to(device=device)
-    lr = group["lr"]
+    lr = group["lr"] if feeling.rate is None else feeling.rate.to(device=device)
     if isinstance(lr, Tensor):
         lr = lr.reshape(()).to(dtype)
     if needs_tensors and not (isinstance(lr, Tensor) and lr.device == device):
@@ -124,7 +136,7 @@ def signal_of(
         lr = torch.full((), float(lr), dtype=dtype, device=device)
     return Signal(
         tolerance=(group.get("theta", 0.0) * (1.0 + scalar.abs())).to(dtype),
-        scale=step_scale(scalar).to(dtype),
+        scale=(step_scale(scalar) if feeling.scale is None else feeling.scale.to(device=device)).to(dtype),
         shadow_ratio=feeling.shadow_ratio.to(device=device, dtype=dtype),
         lr=lr,
     )
@@ -141,7 +153,7 @@ def by_device_and_dtype(tensors: list[Tensor]) -> dict[tuple[torch.device, torch
 def _rule(recipe: Recipe, feeling: Feeling, group: Group) -> Callable[[Tensor, State], Tensor]:
     """Returns the rule of a recipe for one tensor: from a gradient and moments to an update."""
     rules = recipe.rules
-    formulas = [functools.partial(rule.single, **rule.numbers(group)) for rule in rules]
+    formulas = [functools.partial(rule.single, **rule.numbers(group, feeling.numbers)) for rule in rules]
     if recipe.choose is None:
         return lambda grad, moments: formulas[0](grad, rules[0].own_moments(moments))
     chosen = recipe.choose(feeling.scalar)
@@ -158,7 +170,7 @@ def _multi_rule(
 ) -> Callable[[list[Tensor], list[State]], list[Tensor]]:
     """Returns the rule of a recipe for many tensors of one device and dtype."""
     rules = recipe.rules
-    formulas = [functools.partial(rule.multi, **rule.numbers(group)) for rule in rules]
+    formulas = [functools.partial(rule.multi, **rule.numbers(group, feeling.numbers)) for rule in rules]
     if recipe.choose is None:
         return lambda grads, moments: formulas[0](grads, [rules[0].own_moments(each) for each in moments])
     chosen = recipe.choose(feeling.scalar)
@@ -239,7 +251,13 @@ def single_tensor(
         if group["maximize"]:
             grad = -grad
 
-        if group["use_shadow"]:
+        if feeling.weights is not None:
+            weight.mul_(feeling.weights.to(device=param.device, dtype=dtype))
+        if group["use_shadow"] and feeling.follow is not None:
+            follow = feeling.follow.to(device=param.device, dtype=dtype)
+            shadow = state["shadow"], state["shadow_exists"]
+            blend_by_trust(weight, *shadow, signal.shadow_ratio, follow)
+        elif group["use_shadow"]:
             blend_with_shadow(
                 weight,
                 state["shadow"],
@@ -258,8 +276,10 @@ def single_tensor(
             if not keeps_all(keep, grad, group["theta"]):
                 update = filter_by_emotion(update, grad, signal.tolerance, keep)
             update.mul_(signal.scale)
+        elif feeling.scale is not None:
+            update.mul_(signal.scale)
         if mode == "decoupled":
-            add_weight_decay(update, weight, weight_decay / (group["weight_decay_divisor"] or 1.0))
+            add_weight_decay(update, weight, weight_decay / (group.get("weight_decay_divisor") or 1.0))
         update.mul_(signal.lr)
         if mode == "absolute":
             add_weight_decay(update, weight, weight_decay)
@@ -299,7 +319,17 @@ def multi_tensor(
         if group["maximize"]:
             gradients = list(torch._foreach_neg(gradients))
 
-        if group["use_shadow"]:
+        if feeling.weights is not None:
+            torch._foreach_mul_(weights, feeling.weights.to(device=device, dtype=dtype))
+        if group["use_shadow"] and feeling.follow is not None:
+            multi_tensor_blend_by_trust(
+                weights,
+                [state["shadow"] for state in saved],
+                [state["shadow_exists"] for state in saved],
+                signal.shadow_ratio,
+                feeling.follow.to(device=device, dtype=dtype),
+            )
+        elif group["use_shadow"]:
             multi_tensor_blend_with_shadow(
                 weights,
                 [state["shadow"] for state in saved],
@@ -324,8 +354,10 @@ def multi_tensor(
                 for update, grad in zip(updates, gradients, strict=True)
             ]
             torch._foreach_mul_(updates, signal.scale)
+        elif feeling.scale is not None:
+            torch._foreach_mul_(updates, signal.scale)
         if mode == "decoupled":
-            share = weight_decay / (group["weight_decay_divisor"] or 1.0)
+            share = weight_decay / (group.get("weight_decay_divisor") or 1.0)
             multi_tensor_add_weight_decay(updates, weights, share)
         torch._foreach_mul_(updates, signal.lr)
         if mode == "absolute":
@@ -341,6 +373,31 @@ def multi_tensor(
             torch._foreach_add_(narrow, changes)
 
 
+def _for_compiled(params: list[Tensor], feeling: Feeling, group: Group) -> tuple[Feeling, Group] | None:
+    """Returns a feeling and options that compiled code knows; `None` where there are none."""
+    if feeling.follow is not None and group["use_shadow"]:
+        return None
+    if feeling.weights is not None or feeling.numbers:
+        return None
+    if feeling.scale is None:
+        return feeling, group
+    if params[0].device.type != "cpu" or not is_near(feeling.scale):
+        return None
+    # Compiled code has no factor of the update alone: the factor goes into the learning rate, and out of
+    # the weight decay that the learning rate multiplies.
+    factor = feeling.scale.item()
+    if factor == 1.0:
+        return feeling._replace(scale=None), group
+    if not factor > 1e-3:
+        return None
+    lr = group["lr"]
+    rate = factor * (lr.detach() if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64))
+    weight_decay = group["weight_decay"]
+    if group["weight_decay_mode"] == "decoupled":
+        weight_decay = weight_decay / factor
+    return feeling._replace(scale=None, rate=rate), {**group, "weight_decay": weight_decay}
+
+
 def fused(
     params: list[Tensor],
     grads: list[Tensor],
@@ -351,6 +408,10 @@ def fused(
     group: Group,
 ) -> list[int]:
     """Does what `single_tensor` does in compiled code, or in blocks; returns the indices of the rest."""
+    known = _for_compiled(params, feeling, group)
+    if known is None:
+        return list(range(len(params)))
+    feeling, group = known
     b1, b2 = group["betas"]
     what = describe(recipe, float(b1), float(b2), float(group["eps"]), float(group.get("theta", 0.0)))
     if what is None:

@@ -8,7 +8,9 @@ from torch import Tensor
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.shadow_effect import keeps_all, step_scale
 from emo_torch._step.emo_optimizer import EmoOptimizer
+from emo_torch._step.later_optimizers import DriveOptimizer, PulseOptimizer
 from emo_torch._step.recipe import Group
+from emo_torch._wrappers.pulse_scheduler import EmoPulseScheduler
 
 
 @overload
@@ -16,12 +18,12 @@ def get_metrics(optimizer: Any, *, as_floats: Literal[True] = True) -> dict[str,
 @overload
 def get_metrics(optimizer: Any, *, as_floats: Literal[False]) -> dict[str, Tensor]: ...
 def get_metrics(optimizer: Any, *, as_floats: bool = True) -> dict[str, float] | dict[str, Tensor]:
-    """Returns what the emotion of an optimizer is, and does, as a flat dict for a logger.
+    """Returns what the emotion, or the pulse, of an optimizer is, and does, as a flat dict for a logger.
 
     Nothing of it is computed unless asked for, and a step costs no more for it.
 
     Args:
-        optimizer: an optimizer with an emotion, or a wrapper that has one as its `optimizer`.
+        optimizer: an optimizer with an emotion or a pulse, or a wrapper that has one as its `optimizer`.
         as_floats: whether to wait for the device, once, and return numbers; else tensors of shape
             `[]`, without waiting.
 
@@ -38,6 +40,12 @@ def get_metrics(optimizer: Any, *, as_floats: bool = True) -> dict[str, float] |
             gradients that are there; without any it is left out.
         - `should_stop`, `is_quiet`: whether training ever went quiet, and is quiet now; 0 or 1.
         - `felt`, `held`: how many losses were felt, and kept out because they were not finite.
+        - `medium`, `trust`, `drive`: of v3.6.1 alone (see `Drive`); the learning rate is multiplied by
+            the drive there, and not by the step scale, and there is no masked share.
+
+        The third generation (`EmoSens3` and so on) and `EmoPulseScheduler` have names that begin with
+        `pulse/`, one for each field of `Pulse`: `pulse/pulse` is the learning rate of the step; with
+        several groups `pulse/pulse/0`, `pulse/pulse/1`, ...
 
     Raises:
         TypeError: for an optimizer without an emotion.
@@ -59,32 +67,53 @@ def get_metrics(optimizer: Any, *, as_floats: bool = True) -> dict[str, float] |
         -0.6493 0.0351
     """
     owner = _with_emotion(optimizer)
-    emotion = owner.emotion
-    metrics = {
+    metrics = _of_emotion(owner) if isinstance(owner, EmoOptimizer) else _of_pulse(owner)
+    if not as_floats:
+        return metrics
+    # Side by side in one tensor, so that one look fetches all. Not every device has float64.
+    dtype = torch.float32 if next(iter(metrics.values())).device.type == "mps" else torch.float64
+    together = torch.stack([value.to(dtype) for value in metrics.values()])
+    return dict(zip(metrics, together.tolist(), strict=True))
+
+
+def _of_pulse(owner: PulseOptimizer | EmoPulseScheduler) -> dict[str, Tensor]:
+    """Returns the metrics of a pulse."""
+    metrics = {f"pulse/{name}": value for name, value in owner.pulse._asdict().items()}
+    if isinstance(owner, PulseOptimizer) and len(owner.param_groups) > 1:
+        rates = {
+            f"pulse/pulse/{index}": owner.rate_of(group) for index, group in enumerate(owner.param_groups)
+        }
+        del metrics["pulse/pulse"]
+        metrics = {**rates, **metrics}
+    return metrics
+
+
+def _of_emotion(owner: EmoOptimizer) -> dict[str, Tensor]:
+    """Returns the metrics of an emotion, that of v3.6.1 included."""
+    emotion, own = owner.emotion, {}
+    if isinstance(owner, DriveOptimizer):
+        own = {f"emotion/{name}": getattr(owner.drive, name) for name in ("medium", "trust", "drive")}
+    shares = {} if own else _masked_share(owner, emotion.scalar)
+    return {
         "emotion/short": emotion.short,
         "emotion/long": emotion.long,
         "emotion/scalar": emotion.scalar,
         "emotion/step_scale": emotion.step_scale,
         "emotion/shadow_ratio": emotion.shadow_ratio,
+        **own,
         **_learning_rates(owner, emotion.scalar),
-        **_masked_share(owner, emotion.scalar),
+        **shares,
         "emotion/should_stop": emotion.should_stop,
         "emotion/is_quiet": emotion.is_quiet,
         "emotion/felt": emotion.felt,
         "emotion/held": emotion.held,
     }
-    if not as_floats:
-        return metrics
-    # Side by side in one tensor, so that one look fetches all. Not every device has float64.
-    dtype = torch.float32 if emotion.scalar.device.type == "mps" else torch.float64
-    together = torch.stack([value.to(dtype) for value in metrics.values()])
-    return dict(zip(metrics, together.tolist(), strict=True))
 
 
-def _with_emotion(optimizer: Any) -> EmoOptimizer:
-    """Returns the optimizer that has the emotion, out of its wrappers."""
+def _with_emotion(optimizer: Any) -> EmoOptimizer | PulseOptimizer | EmoPulseScheduler:
+    """Returns the optimizer that has the emotion, or the pulse, out of its wrappers."""
     inside = optimizer
-    while not isinstance(inside, EmoOptimizer):
+    while not isinstance(inside, EmoOptimizer | PulseOptimizer | EmoPulseScheduler):
         if not hasattr(inside, "optimizer"):
             raise TypeError(
                 f"{type(optimizer).__name__} has no emotion to show: pass an optimizer of emo_torch, or "
@@ -102,6 +131,8 @@ def _learning_rates(optimizer: EmoOptimizer, scalar: Tensor) -> dict[str, Tensor
         if isinstance(lr, Tensor):
             lr = lr.detach().reshape(()).to(device=scalar.device, dtype=scalar.dtype)
         scale = step_scale(scalar) if _has_effect(optimizer, group) else torch.ones_like(scalar)
+        if isinstance(optimizer, DriveOptimizer):
+            scale = optimizer.drive.drive
         rates.append(scale * lr)
     if len(rates) == 1:
         return {"emotion/learning_rate": rates[0]}

@@ -1,0 +1,87 @@
+"""EmoFact v3.6.1: the sign of the gradient, by emoDrive."""
+
+from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from emo_torch._members.options import options_of
+from emo_torch._pieces.replicas import LossGroup
+from emo_torch._pieces.rounding import Rounding
+from emo_torch._pieces.weight_decay import WeightDecayMode
+from emo_torch._rules.family_rules import SIGN
+from emo_torch._step.later_optimizers import DriveOptimizer
+from emo_torch._step.recipe import Recipe
+
+
+class EmoFact36(DriveOptimizer):
+    r"""Steps by the sign of the gradient, times emoDrive: EmoFact v3.6.1.
+
+    .. math::
+        s &= \tanh\left(\frac{long - short}{\max(long, 10^{-5})}\right) \\
+        p &\leftarrow p - \eta\,wd\,p \\
+        p &\leftarrow p - \eta\,e(s)\,\operatorname{sign}(g)
+
+    The published code divides g by averages of its size before it takes the sign; they change nothing, and
+    are not kept here (see `scale_by_sign`). `feel_drive` has the averages, and
+    `drive_factor` the factor e of the update.
+
+    Args:
+        params: the parameters, or groups of them, which may have options of their own.
+        lr: eta, a number >= 0 or a tensor of one element; 1e-4 is advised.
+        betas: as published, each in [0, 1); without effect.
+        eps: as published, >= 0; without effect.
+        weight_decay: wd, >= 0.
+        use_shadow: whether to pull the weights back to their shadow, by the rule of v3.6.1.
+        weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
+        maximize: whether to go up instead of down; the loss, too, turns its sign.
+        foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
+        fused: without effect: there is no compiled code for this rule.
+        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            `None` for all of them, `False` for this one alone.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+        RuntimeError: for `fused=True` where it cannot be.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = emo_torch.EmoFact36(model.parameters(), lr=1e-2)
+        >>> losses = []
+        >>> for _ in range(30):
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(4, 2)).square().mean()
+        ...     loss.backward()
+        ...     losses.append(optimizer.step(loss=loss).item())
+        >>> losses[-1] < losses[0]
+        True
+
+    Source: EmoFact v3.6.1 by muooon.
+    """
+
+    recipe = Recipe((SIGN,), filter=None)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.995),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        use_shadow: bool = False,
+        weight_decay_mode: WeightDecayMode = "decoupled",
+        rounding: Rounding = "nearest",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
+        process_group: LossGroup = None,
+    ) -> None:
+        super().__init__(params, options_of(locals()), process_group=process_group)

@@ -1,0 +1,106 @@
+"""EmoSens v3.9.1: the moments of Adam, by a learning rate that is made from the loss."""
+
+from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from emo_torch._members.options import options_of
+from emo_torch._pieces.pulse import LossUnit
+from emo_torch._pieces.replicas import LossGroup
+from emo_torch._pieces.rounding import Rounding
+from emo_torch._pieces.weight_decay import WeightDecayMode
+from emo_torch._rules.family_rules import ADAM
+from emo_torch._step.later_optimizers import PulseOptimizer
+from emo_torch._step.recipe import Recipe
+
+
+class EmoSens3(PulseOptimizer):
+    r"""Steps by the moments of Adam, with the pulse as the learning rate: EmoSens v3.9.1.
+
+    .. math::
+        p &\leftarrow p - pulse\;wd\,p \\
+        m &\leftarrow b_1 m + (1-b_1)\,g, \quad v \leftarrow b_2 v + (1-b_2)\,g^2 \\
+        p &\leftarrow p - pulse\,\frac{m}{\sqrt{v} + \epsilon}
+
+    `feel_pulse` has the formulas of the pulse.
+
+    Args:
+        params: the parameters, or groups of them, which may have options of their own.
+        lr: the scope S of the pulse, a number >= 0 or a tensor of one element; the learning rate of each
+            step is the pulse (see `pulse`), about 1e-4 S. The scope is never overwritten; a schedule may
+            change it. A scope of 0 still makes a pulse of 1e-8, as published.
+        betas: decay rates of the first and the second moment, each in [0, 1).
+        eps: what is added to the root, >= 0.
+        weight_decay: wd, >= 0.
+        stopcoef: the bound of the stop signal on the medium average of the loss, >= 0.
+        use_shadow: whether to pull the weights back to their shadow, by the rule of v3.9.1.
+        steady: whether a loss above its trend may lower the pulse only; an addition of this package, as are
+            `spike_limit` and `loss_unit` (see `feel_pulse`).
+        spike_limit: how many times the old short average a loss counts at most, > 1; `None` for no limit.
+        loss_unit: the unit of the loss, a number > 0 or "first" for the size of the first loss; `None` as
+            published.
+        notify: whether to log the stop signal once, by the logger "emo_torch"; every step then waits for
+            the device.
+        weight_decay_mode: "decoupled" (p - pulse wd p), "absolute" (p - wd p) or "l2" (g + wd p).
+        moment_dtype: the floating-point dtype of the moments; `None` for that of the parameters, float32 at
+            least.
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
+        maximize: whether to go up instead of down; the loss, too, turns its sign.
+        foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
+        fused: whether to step in compiled code, as EmoSens does, while `use_shadow` is off; `None` for yes
+            on the CPU, where that can be and `foreach` says nothing.
+        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            `None` for all of them, `False` for this one alone.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+        RuntimeError: for `fused=True` where it cannot be.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = emo_torch.EmoSens3(model.parameters(), lr=1.0)
+        >>> losses = []
+        >>> for _ in range(30):
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(4, 2)).square().mean()
+        ...     loss.backward()
+        ...     losses.append(optimizer.step(loss=loss).item())
+        >>> losses[-1] < losses[0]
+        True
+
+    Source: EmoSens v3.9.1 by muooon.
+    """
+
+    recipe = Recipe((ADAM,), filter=None)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1.0,
+        betas: tuple[float, float] = (0.9, 0.995),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        stopcoef: float = 0.04,
+        use_shadow: bool = False,
+        steady: bool = False,
+        spike_limit: float | None = None,
+        loss_unit: LossUnit = None,
+        notify: bool = False,
+        weight_decay_mode: WeightDecayMode = "decoupled",
+        moment_dtype: torch.dtype | None = None,
+        rounding: Rounding = "nearest",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
+        process_group: LossGroup = None,
+    ) -> None:
+        super().__init__(params, options_of(locals()), process_group=process_group)

@@ -1,0 +1,103 @@
+"""EmoVoid v3.9.1: the sign of the gradient, under a sum of norms that is held for some steps."""
+
+from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from emo_torch._members.options import options_of
+from emo_torch._pieces.pulse import LossUnit
+from emo_torch._pieces.replicas import LossGroup
+from emo_torch._pieces.rounding import Rounding
+from emo_torch._pieces.weight_decay import WeightDecayMode
+from emo_torch._rules.family_rules import SIGN
+from emo_torch._step.later_optimizers import HeldNormOptimizer
+from emo_torch._step.recipe import Recipe
+
+
+class EmoVoid(HeldNormOptimizer):
+    r"""Steps by the sign of the gradient, with the pulse as the learning rate: EmoVoid v3.9.1.
+
+    .. math::
+        p &\leftarrow \frac{G'}{G + 10^{-8}}\,p, \quad G = \sum \lVert p \rVert_1
+            \quad \text{(the first 56 steps, and one more where the stop signal rises)} \\
+        p &\leftarrow p - pulse\,\operatorname{sign}(g)
+
+    The sum is over all parameters, in all groups, that need a gradient; the parameters that have a gradient
+    are scaled. The published code scales the first group alone, frozen parameters included.
+    `feel_pulse` has the formulas of the pulse.
+
+    Args:
+        params: the parameters, or groups of them, which may have options of their own.
+        lr: the scope S of the pulse, a number >= 0 or a tensor of one element; the learning rate of each
+            step is the pulse (see `pulse`), about 1e-4 S. The scope is never overwritten; a schedule may
+            change it. A scope of 0 still makes a pulse of 1e-8, as published.
+        betas: as published, each in [0, 1); without effect.
+        eps: as published, >= 0; without effect.
+        weight_decay: wd, >= 0; the published code has none, whatever it is given.
+        stopcoef: the bound of the stop signal on the medium average of the loss, >= 0.
+        use_shadow: whether to pull the weights back to their shadow, by the rule of v3.9.1.
+        steady: whether a loss above its trend may lower the pulse only; an addition of this package, as are
+            `spike_limit` and `loss_unit` (see `feel_pulse`).
+        spike_limit: how many times the old short average a loss counts at most, > 1; `None` for no limit.
+        loss_unit: the unit of the loss, a number > 0 or "first" for the size of the first loss; `None` as
+            published.
+        notify: whether to log the stop signal once, by the logger "emo_torch"; every step then waits for
+            the device.
+        weight_decay_mode: "decoupled" (p - pulse wd p), "absolute" (p - wd p) or "l2" (g + wd p).
+        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            `round_with_kahan`) or "stochastic" (see `round_stochastically`).
+        maximize: whether to go up instead of down; the loss, too, turns its sign.
+        foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
+        fused: without effect: there is no compiled code for this rule.
+        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            `None` for all of them, `False` for this one alone.
+
+    Raises:
+        ValueError: for a hyperparameter out of its range.
+        RuntimeError: for `fused=True` where it cannot be.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = emo_torch.EmoVoid(model.parameters(), lr=10.0)
+        >>> losses = []
+        >>> for _ in range(30):
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(4, 2)).square().mean()
+        ...     loss.backward()
+        ...     losses.append(optimizer.step(loss=loss).item())
+        >>> losses[-1] < losses[0]
+        True
+
+    Source: EmoVoid v3.9.1 by muooon.
+    """
+
+    recipe = Recipe((SIGN,), filter=None, title="sign_under_a_norm")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1.0,
+        betas: tuple[float, float] = (0.9, 0.995),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        stopcoef: float = 0.04,
+        use_shadow: bool = False,
+        steady: bool = False,
+        spike_limit: float | None = None,
+        loss_unit: LossUnit = None,
+        notify: bool = False,
+        weight_decay_mode: WeightDecayMode = "decoupled",
+        rounding: Rounding = "nearest",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
+        process_group: LossGroup = None,
+    ) -> None:
+        super().__init__(params, options_of(locals()), process_group=process_group)
