@@ -12,6 +12,7 @@ from emo_torch._members.emo_fact import EmoFact
 from emo_torch._members.emo_lynx import EmoLynx
 from emo_torch._members.emo_navi import EmoNavi
 from emo_torch._members.emo_neco import EmoNeco
+from emo_torch._members.emo_pilot import EmoPilot
 from emo_torch._members.emo_sens import EmoSens
 from emo_torch._members.emo_zeal import EmoZeal
 from emo_torch._members.ref_adamw_mini_schedule_free import RefAdamWMiniScheduleFree
@@ -44,6 +45,7 @@ MEMBERS = {
         Member("emo_clan", EmoClan, generation=1),
         Member("emo_neco", EmoNeco, generation=1),
         Member("emo_zeal", EmoZeal, generation=1),
+        Member("emo_pilot", EmoPilot),
         Member("ref_adamw_mini_schedule_free", RefAdamWMiniScheduleFree),
     )
 }

@@ -70,6 +70,11 @@ def _init_ref(param: Tensor, dtype: torch.dtype) -> State:
     return {**ADAM.init(param, dtype), "exp_avg_norm": norm}
 
 
+def _init_pilot(param: Tensor, dtype: torch.dtype) -> State:
+    step = torch.zeros((), dtype=torch.float32, device=param.device)
+    return {**ADAM.init(param, dtype), "step": step}
+
+
 def _whole_step(*given: Any, **numbers: Any) -> Any:
     raise NotImplementedError("The formula of this rule is a whole step, with a learning rate of its own")
 
@@ -119,6 +124,7 @@ REF = Rule(
     on_cuda=False,
     scalars=("exp_avg_norm",),
 )
+PILOT = Rule("pilot", ADAM.moments, _init_pilot, _whole_step, _whole_step, on_cuda=False, scalars=("step",))
 NONE = Rule("none", lambda _: (), init_zeros(), _none, _multi_none, reads=())
 """No step at all: one of the first steps of EmoZeal."""
 

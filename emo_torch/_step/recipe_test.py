@@ -28,6 +28,7 @@ from emo_torch._rules.family_rules import (
 )
 from emo_torch._step.loss_optimizer import EmoOptimizer
 from emo_torch._step.recipe import FirstStep, Group, Recipe, Rule, State
+from emo_torch._step.steered import SteeredOptimizer
 
 CPU_C = (Path(_fused.__file__).parent / "cpu.c").read_text()
 
@@ -60,14 +61,15 @@ def test_triton_knows_the_rules_by_the_numbers_of_c() -> None:
 
 def test_every_moment_of_the_family_is_known_as_one() -> None:
     for member in MEMBERS.values():
+        # "step" is in the state of many an optimizer, and tells none from another.
         for ndim in range(4):
-            assert set(member.make.recipe.moment_names(ndim)) <= set(MOMENTS)
+            assert set(member.make.recipe.moment_names(ndim)) <= {*MOMENTS, "step"}
 
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_member_derives_from_its_recipe_and_from_no_other_member(name: str) -> None:
     cls = MEMBERS[name].make
-    assert cls.__bases__[0] in (emo_torch.EmoOptimizer, emo_torch.LossOptimizer)
+    assert cls.__bases__[0] in (emo_torch.EmoOptimizer, emo_torch.LossOptimizer, SteeredOptimizer)
     assert cls.rule == cls.recipe.name
     assert cls.has_cuda_kernel == cls.recipe.on_cuda
     if issubclass(cls, emo_torch.EmoOptimizer):
@@ -78,7 +80,7 @@ def test_a_member_derives_from_its_recipe_and_from_no_other_member(name: str) ->
         param.grad = torch.ones(shape)
         optimizer = emo_torch.create_optimizer(name, [param])
         optimizer.step(loss=1.0)
-        made = optimizer.state[param].keys() - {"shadow", "shadow_exists"}
+        made = optimizer.state[param].keys() - {"shadow", "shadow_exists", "average"}
         assert made == set(cls.recipe.moment_names(len(shape)))
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.shadow_effect import keeps_all, step_scale
-from emo_torch._step.loss_optimizer import EmoOptimizer, Group
+from emo_torch._step.loss_optimizer import EmoOptimizer, Group, LossOptimizer
 
 
 @overload
@@ -38,6 +38,9 @@ def get_metrics(optimizer: Any, *, as_floats: bool = True) -> dict[str, float] |
         - `should_stop`, `is_quiet`: whether training ever went quiet, and is quiet now; 0 or 1.
         - `felt`, `held`: how many losses were felt, and kept out because they were not finite.
 
+        `EmoPilot` and `Autopilot` have names that begin with `pilot/`, one for each field of
+        `optimizer.pilot`, such as `pilot/courage`.
+
     Raises:
         TypeError: for an optimizer without an emotion.
 
@@ -58,8 +61,25 @@ def get_metrics(optimizer: Any, *, as_floats: bool = True) -> dict[str, float] |
         -0.6493 0.0351
     """
     owner = _with_emotion(optimizer)
+    metrics = _of_emotion(owner) if isinstance(owner, EmoOptimizer) else _of_pilot(owner)
+    if not as_floats:
+        return metrics
+    # Side by side in one tensor, so that one look fetches all. Not every device has float64.
+    device = next(iter(metrics.values())).device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    together = torch.stack([value.to(dtype) for value in metrics.values()])
+    return dict(zip(metrics, together.tolist(), strict=True))
+
+
+def _of_pilot(optimizer: Any) -> dict[str, Tensor]:
+    """Returns the metrics of an optimizer that EmoPilot steers."""
+    return {f"pilot/{name}": value for name, value in optimizer.pilot._asdict().items()}
+
+
+def _of_emotion(owner: EmoOptimizer) -> dict[str, Tensor]:
+    """Returns the metrics of an emotion."""
     emotion = owner.emotion
-    metrics = {
+    return {
         "emotion/short": emotion.short,
         "emotion/long": emotion.long,
         "emotion/scalar": emotion.scalar,
@@ -72,25 +92,20 @@ def get_metrics(optimizer: Any, *, as_floats: bool = True) -> dict[str, float] |
         "emotion/felt": emotion.felt,
         "emotion/held": emotion.held,
     }
-    if not as_floats:
-        return metrics
-    # Side by side in one tensor, so that one look fetches all. Not every device has float64.
-    dtype = torch.float32 if emotion.scalar.device.type == "mps" else torch.float64
-    together = torch.stack([value.to(dtype) for value in metrics.values()])
-    return dict(zip(metrics, together.tolist(), strict=True))
 
 
-def _with_emotion(optimizer: Any) -> EmoOptimizer:
+def _with_emotion(optimizer: Any) -> LossOptimizer:
     """Returns the optimizer that has the emotion, out of its wrappers."""
     inside = optimizer
-    while not isinstance(inside, EmoOptimizer):
+    while not (isinstance(inside, EmoOptimizer) or hasattr(type(inside), "pilot")):
         if not hasattr(inside, "optimizer"):
             raise TypeError(
                 f"{type(optimizer).__name__} has no emotion to show: pass an optimizer of emo_torch, or "
                 "make it emotional with emo_torch.Emotional"
             )
         inside = inside.optimizer
-    return inside
+    found: LossOptimizer = inside
+    return found
 
 
 def _learning_rates(optimizer: EmoOptimizer, scalar: Tensor) -> dict[str, Tensor]:
