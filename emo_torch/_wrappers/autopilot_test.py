@@ -37,7 +37,7 @@ def test_it_steers_any_optimizer(name: str) -> None:
     optimizer = emo_torch.Autopilot(INNER[name](model.parameters()))
     first = train(model, optimizer, range(1))
     last = train(model, optimizer, range(1, 161))
-    assert last < 0.5 * first
+    assert last < 0.7 * first
     assert int(optimizer.pilot.steps) == 161
     assert float(optimizer.pilot.courage) != 1.0
 
