@@ -29,6 +29,7 @@ from emo_torch._members.emo_zeal import EmoZeal as EmoZeal
 from emo_torch._members.ref_adamw_mini_schedule_free import (
     RefAdamWMiniScheduleFree as RefAdamWMiniScheduleFree,
 )
+from emo_torch._pieces.averaged_buffers import AveragedBuffers as AveragedBuffers
 from emo_torch._pieces.averaged_weights import average_rate as average_rate
 from emo_torch._pieces.ceiling import step_ceiling as step_ceiling
 from emo_torch._pieces.courage import CourageState as CourageState
@@ -93,6 +94,7 @@ from emo_torch._state.checkpoint import save_checkpoint as save_checkpoint
 from emo_torch._step.emo_optimizer import EmoOptimizer as EmoOptimizer
 from emo_torch._step.loss_optimizer import LossOptimizer as LossOptimizer
 from emo_torch._wrappers.any_optimizer import Emotional as Emotional
+from emo_torch._wrappers.autopilot import Autopilot as Autopilot
 from emo_torch._wrappers.early_stop_monitor import EarlyStop as EarlyStop
 from emo_torch._wrappers.metrics import get_metrics as get_metrics
 from emo_torch._wrappers.pulse_scheduler import EmoPulseScheduler as EmoPulseScheduler

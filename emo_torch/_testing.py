@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 import emo_torch
+from emo_torch._members.by_name import MEMBERS
 from emo_torch._step.ways import Feeling
+
+COMPILED_MEMBERS = tuple(
+    name for name in emo_torch.list_optimizers() if MEMBERS[name].make.recipe.rules[0].kernel is not None
+)
+"""The names of the members that compiled code can step."""
 
 
 class Listening(emo_torch.EmoSens):

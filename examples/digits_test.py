@@ -8,11 +8,14 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from rich.console import Console
 
 from examples.digits import data, flax_side, torch_side
 from examples.digits.__main__ import main, parse
 from examples.digits.comparison import compare
-from examples.digits.settings import OPTIMIZERS, Settings
+from examples.digits.report import summary
+from examples.digits.rivals import train_rivals
+from examples.digits.settings import ADAMW_DEFAULT, OPTIMIZERS, Settings
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -42,8 +45,43 @@ def test_float32_differs_by_rounding() -> None:
     assert 0.0 < comparison.difference.max() < 1e-4
     assert 0.0 < comparison.control_difference.max() < 1e-4
     assert comparison.flax.accuracy[-1] > 0.6
+    np.testing.assert_allclose(comparison.flax.test_loss, comparison.torch.test_loss, rtol=1e-4)
     np.testing.assert_allclose(comparison.flax.loss, comparison.torch.loss, rtol=1e-4)
     np.testing.assert_allclose(comparison.flax.scalar, comparison.torch.scalar, atol=1e-4)
+
+
+def test_the_default_is_emo_pilot_and_beats_adamw_at_its_default() -> None:
+    settings, _ = parse([])
+    assert settings.optimizer == "emo_pilot"
+    settings = Settings(epochs=3)
+    steps: list[int] = []
+    default, best = train_rivals(settings, lambda: steps.append(1))
+    assert len(steps) == 5 * 3 * (data.TRAIN_COUNT // settings.batch_size)
+    assert default.learning_rate == ADAMW_DEFAULT
+    assert best.test_loss[-1] <= default.test_loss[-1]
+    comparison = compare(settings, with_control=False)
+    assert comparison.torch.test_loss[-1] < default.test_loss[-1]
+    table = Console(width=80).render_lines(summary(comparison, [default, best], settings))
+    text = "\n".join("".join(piece.text for piece in line) for line in table)
+    assert all(name in text for name in ("EmoPilot, Flax", "EmoPilot, PyTorch", "AdamW, default"))
+
+
+def test_the_evaluation_is_that_of_the_averaged_weights_and_changes_nothing() -> None:
+    settings = Settings(epochs=1)
+    digits = data.load(settings.dtype)
+    run = torch_side.TorchRun(settings, torch_side.tensors(flax_side.FlaxRun(settings).weights_for_torch()))
+    for start in range(0, 320, 32):
+        run.step(digits.train_images[start : start + 32], digits.train_labels[start : start + 32])
+    before = {name: value.clone() for name, value in run._network.state_dict().items()}
+    averaged = run.evaluate(digits.test_images, digits.test_labels)
+    assert averaged != torch_side.evaluate(run._network, digits.test_images, digits.test_labels)
+    assert all(torch.equal(value, before[name]) for name, value in run._network.state_dict().items())
+
+
+def test_a_shadow_is_refused_for_the_pilot(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--shadow"])
+    assert "--shadow" in capsys.readouterr().err
 
 
 def test_the_networks_agree() -> None:

@@ -31,12 +31,16 @@ decisions stand far from a border.
 """
 
 
+WITH_EMOTION = tuple(name for name in OPTIMIZERS if name != "emo_pilot")
+"""The members that are trained here: those with an emotion."""
+
+
 def epochs(optimizer: str, dtype: str) -> int:
     """Returns how many epochs a member is held to the band in a dtype."""
     return FLOAT32_EPOCHS.get(optimizer, EPOCHS) if dtype == "float32" else EPOCHS
 
 
-def pairs(optimizers: Collection[str] = tuple(OPTIMIZERS)) -> list[tuple[str, str]]:
+def pairs(optimizers: Collection[str] = WITH_EMOTION) -> list[tuple[str, str]]:
     """Returns what is trained: members by their names in `emo_optax`, each with a dtype."""
     return [
         (name, dtype)

@@ -99,6 +99,12 @@ _OWN: dict[str, dict[str, Any]] = {
     "emo_fact36": {"cousin": "EmoVoid"},
     # Of `steps`: with no gradient but L2 decay, weights swing around 0 by steps of their own length, and a
     # rounding grows; of RefAdamWMiniScheduleFree a hundred million times in 100 steps.
+    "emo_pilot": {
+        "more_options": (
+            {"average": False, "min_courage": 0.5, "max_courage": 2.0, "gate_limit": 1.5},
+            {"max_courage": 1.0, "weight_decay": 0.1},
+        ),
+    },
     "emo_zeal": {"steps": MappingProxyType({("l2", "bfloat16"): 150})},
     "ref_adamw_mini_schedule_free": {
         "more_options": (
@@ -125,7 +131,7 @@ def _cousin(member: torch_names.Member) -> str | None:
 def _member(name: str) -> Member:
     ours, theirs = optax_names.MEMBERS[name], torch_names.MEMBERS[name]
     known = inspect.signature(theirs.make).parameters
-    tested = {option for options in OPTIONS.values() for option in options}
+    tested = {option for options in OPTIONS.values() for option in options} | set(WAYS)
     derived: dict[str, Any] = {
         "more_options": _DECOUPLED if "decoupled_weight_decay" in known else (),
         "lacks": frozenset(tested - known.keys()),

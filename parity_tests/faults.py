@@ -54,6 +54,7 @@ class Fault(NamedTuple):
 
 
 _REF = "RefAdamWMiniScheduleFree"
+_PILOT = "EmoPilot"
 _REF_FILE = "ref_adamw_mini_schedule_free"
 
 
@@ -149,6 +150,84 @@ FAULTS: tuple[Fault, ...] = (
     Fault("emo_optax", "early_stop", "jnp.abs(history)", "history", "stop without absolute value"),
     Fault("emo_torch", "early_stop", "mean_below: float = 0.05", "mean_below: float = 0.02", "stop bound"),
     Fault("emo_torch", "early_stop", "(felt >= WINDOW)", "(felt > WINDOW)", "stop one step late"),
+    # EmoPilot.
+    Fault(
+        "emo_optax",
+        "gate",
+        "jnp.maximum(0.05, 1.0 / step",
+        "jnp.maximum(0.06, 1.0 / step",
+        "gate's average",
+        _PILOT,
+    ),
+    Fault(
+        "emo_torch",
+        "gate",
+        "most = limit * average",
+        "most = 1.5 * limit * average",
+        "gate's limit",
+        _PILOT,
+    ),
+    Fault(
+        "emo_optax",
+        "courage",
+        "(z + 0.4 * fall)",
+        "(z + 0.5 * fall)",
+        "growth where the loss falls",
+        _PILOT,
+    ),
+    Fault("emo_torch", "courage", "-0.2 * rise", "-0.21 * rise", "courage where the loss rises", _PILOT),
+    Fault("emo_torch", "courage", "0.05 * (square - ", "0.06 * (square - ", "usual agreement", _PILOT),
+    Fault("emo_optax", "ceiling", "0.08 * jnp.clip", "0.081 * jnp.clip", "ceiling off by 1 %", _PILOT),
+    Fault(
+        "emo_torch",
+        "ceiling",
+        ".clamp(0.02, 0.1)",
+        ".clamp(0.03, 0.1)",
+        "ceiling of small parameters",
+        _PILOT,
+    ),
+    Fault(
+        "emo_optax",
+        "relative_emotion",
+        "0.3 * (limited - short)",
+        "0.31 * (limited - short)",
+        "short",
+        _PILOT,
+    ),
+    Fault(
+        "emo_torch",
+        "relative_emotion",
+        "0.3 * (limited - short)",
+        "0.31 * (limited - short)",
+        "short",
+        _PILOT,
+    ),
+    Fault("emo_optax", "averaged_weights", "9.0 / (", "10.0 / (", "window of the averaged weights", _PILOT),
+    Fault("emo_torch", "averaged_weights", "9.0 / (", "8.0 / (", "window of the averaged weights", _PILOT),
+    Fault(
+        "emo_optax",
+        "emo_pilot",
+        "v + (1.0 - hyperparameter(b2",
+        "v + (1.01 - hyperparameter(b2",
+        "nu",
+        _PILOT,
+    ),
+    Fault(
+        "emo_torch",
+        "pilot_ways",
+        "steps = batch.steps + 1.0",
+        "steps = batch.steps + 2.0",
+        "correction",
+        _PILOT,
+    ),
+    Fault(
+        "emo_torch",
+        "pilot",
+        "loss.isfinite() & ",
+        "",
+        "a loss that is not finite is not skipped",
+        _PILOT,
+    ),
     # Shadow-effect.
     Fault("emo_optax", "shadow_effect", "1.0 - jnp.abs(scalar)", "1.0 - scalar", "scale without absolute"),
     Fault("emo_torch", "shadow_effect", "1.0 - scalar.abs()", "1.0 - 1.01 * scalar.abs()", "scale by 1 %"),

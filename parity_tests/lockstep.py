@@ -76,8 +76,9 @@ def compare(values: Arrays, references: Arrays, case: Case) -> Lockstep:
     leaves: dict[str, Difference] = {}
     steps = [Difference()] * case.steps
     excesses: list[tuple[int, str]] = []
+    memory = FAMILY[case.optimizer].memory
     for name, value in values.items():
-        gaps = differences(value, references[name], bound(name, case.dtype, case.options))
+        gaps = differences(value, references[name], bound(name, case.dtype, case.options, memory))
         leaves[name] = functools.reduce(Difference.join, gaps)
         if name.startswith("param/"):
             steps = [step.join(gap) for step, gap in zip(steps, gaps, strict=True)]

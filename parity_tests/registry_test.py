@@ -27,7 +27,7 @@ def test_both_packages_have_the_same_members() -> None:
 
 
 def test_what_is_exported_are_the_members_of_the_registry() -> None:
-    bases = {emo_torch.LossOptimizer, emo_torch.EmoOptimizer, emo_torch.Emotional}
+    bases = {emo_torch.LossOptimizer, emo_torch.EmoOptimizer, emo_torch.Emotional, emo_torch.Autopilot}
     exported = {
         thing
         for thing in vars(emo_torch).values()
@@ -47,7 +47,8 @@ def test_every_option_of_the_signature_reaches_the_groups(name: str) -> None:
     cls = TORCH[name].make
     signature = set(inspect.signature(cls).parameters) - NOT_OPTIONS - {"decoupled_weight_decay"}
     defaults = emo_torch.create_optimizer(name, [torch.zeros(1, requires_grad=True)]).defaults
-    assert defaults.keys() - signature <= {"weight_decay_divisor", "differentiable"}
+    made = {"weight_decay_divisor", "differentiable", "train_mode", "peak_lr"}
+    assert defaults.keys() - signature <= made
     assert signature <= defaults.keys()
 
 
@@ -75,4 +76,4 @@ def test_a_member_has_the_same_arrays_on_both_sides(name: str) -> None:
     assert ours["rule"].tobytes() == theirs["rule"].tobytes() == cls.rule.encode()
     for key, param in params.items():
         of_param = {kind for kind, _, at in (full.partition("/") for full in theirs) if at == key}
-        assert of_param - {"shadow"} == set(cls.recipe.moment_names(param.ndim))
+        assert of_param - {"shadow", "average"} == set(cls.recipe.moment_names(param.ndim))

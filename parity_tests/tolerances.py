@@ -91,6 +91,24 @@ FOLLOWING = {
 }
 
 
+STEERED = {
+    "float64": LOCKSTEP["float64"],
+    # The courage is a product of as many factors as there are steps, and is off by some units of the last
+    # place of float32 at the end. A parameter that took steps of 0.5 has travelled a length of 100 by then,
+    # and may stand near 0 again: 1e-6 of its way.
+    "float32": Tolerance(absolute=1e-4, relative=1e-5),
+    "bfloat16": SHADOW["bfloat16"],
+}
+"""The bound of what EmoPilot moves by steps whose length it finds itself."""
+
+RELATIVE_EMOTION = {
+    # A difference of averages in the unit of the loss's own noise, at least 1e-7 of the loss: where the
+    # loss hardly changes, the last place of the averages is divided by 1e-7.
+    "float64": Tolerance(absolute=1e-8, relative=0.0),
+    "float32": Tolerance(absolute=1e-2, relative=0.0),
+    "bfloat16": Tolerance(absolute=1e-2, relative=0.0),
+}
+
 CLOSED_LOOP = {
     # Each framework takes its own gradients, so roundings feed back. Some hundred steps let them grow
     # a hundredfold; where a filter or a sign stands on its threshold, one weight takes another step. How
@@ -109,8 +127,19 @@ def recording(optimizer: str, dtype: str) -> Tolerance:
     return RECORDING_OF_ONE.get((optimizer, dtype), RECORDING[dtype])
 
 
-def bound(leaf: str, dtype: str, options: Mapping[str, Any]) -> Tolerance:
-    """Returns the bound for a leaf, by its name, in a run of a dtype with some options."""
+def bound(leaf: str, dtype: str, options: Mapping[str, Any], memory: str = "emotion") -> Tolerance:
+    """Returns the bound for a leaf, by its name, in a run of a dtype with some options.
+
+    Args:
+        leaf: the name of the leaf.
+        dtype: of the parameters.
+        options: of the run.
+        memory: in which the member remembers the losses (see `family.Member`).
+    """
+    if leaf == "pilot/scalar":
+        return RELATIVE_EMOTION[dtype]
+    if leaf.startswith("average/") or (memory == "pilot" and leaf.startswith("param/")):
+        return STEERED[dtype] if leaf.startswith("average/") or dtype == "float32" else LOCKSTEP[dtype]
     if leaf.startswith("param/"):
         return LOCKSTEP[dtype]
     if leaf == "norm/kept":

@@ -17,6 +17,7 @@ from emo_optax._members.emo_lynx36 import emo_lynx36
 from emo_optax._members.emo_navi import emo_navi
 from emo_optax._members.emo_navi36 import emo_navi36
 from emo_optax._members.emo_neco import emo_neco
+from emo_optax._members.emo_pilot import emo_pilot
 from emo_optax._members.emo_sens import emo_sens
 from emo_optax._members.emo_sens3 import emo_sens3
 from emo_optax._members.emo_tion import emo_tion
@@ -60,6 +61,7 @@ MEMBERS = {
         Member("emo_navi36", emo_navi36, generation=1),
         Member("emo_fact36", emo_fact36, generation=1),
         Member("emo_lynx36", emo_lynx36, generation=1),
+        Member("emo_pilot", emo_pilot),
         Member("ref_adamw_mini_schedule_free", ref_adamw_mini_schedule_free),
     )
 }

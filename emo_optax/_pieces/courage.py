@@ -35,8 +35,8 @@ def init_courage(dtype: jax.typing.DTypeLike) -> CourageState:
         >>> print(emo_optax.init_courage(jnp.float32).courage)
         1.0
     """
-    zero = jnp.zeros([], dtype)
-    return CourageState(zero, zero, jnp.ones([], dtype))
+    # An array for each field: a buffer that stands twice in a state cannot be donated.
+    return CourageState(jnp.zeros([], dtype), jnp.zeros([], dtype), jnp.ones([], dtype))
 
 
 def move_courage(

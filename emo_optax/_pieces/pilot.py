@@ -129,7 +129,8 @@ def skip(is_finite: jax.Array, new: PilotState, old: PilotState) -> PilotState:
     """Returns the new scalars, or the old ones with one more skipped step."""
     chosen: PilotState = choose_finite(is_finite, new, old)
     missed = jnp.where(is_finite, old.skipped, optax.safe_increment(old.skipped))
-    return chosen._replace(skipped=missed)
+    # The largest learning rate comes of a schedule, and not of the loss.
+    return chosen._replace(skipped=missed, peak=new.peak)
 
 
 def learning_rate_at(learning_rate: Any, state: PilotState) -> jax.Array:

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from emo_optax._members.emo_pilot import PilotMomentsState
 from emo_optax._members.ref_adamw_mini_schedule_free import RefMomentsState
 from emo_optax._pieces.divergence import DivergenceState
 from emo_optax._pieces.drive import DriveState
 from emo_optax._pieces.emotion import EmotionState
+from emo_optax._pieces.pilot import PilotState, SteeredState
 from emo_optax._pieces.pulse import PulseState
 from emo_optax._pieces.rounding import RoundStochasticallyState, RoundWithKahanState, is_narrow
 from emo_optax._pieces.shadow_system import BlendWithShadowState
@@ -30,6 +32,7 @@ _TREES: dict[type, dict[str, str]] = {
     ScaleByMomentumState: {"mu": "exp_avg"},
     ScaleByFactorsState: {"row": "row", "column": "column"},
     RefMomentsState: {"mu": "exp_avg", "nu": "exp_avg_sq", "norm": "exp_avg_norm"},
+    PilotMomentsState: {"mu": "exp_avg", "nu": "exp_avg_sq"},
     RoundWithKahanState: {"compensation": "compensation"},
 }
 _RULES: dict[type, str] = {
@@ -39,6 +42,7 @@ _RULES: dict[type, str] = {
     StepFirstState: "factored_moments_after_signs",
     ScaleByMomentumState: "cautious_sign_or_softsign",
     ScaleByFactorsState: "factored_moments",
+    PilotMomentsState: "pilot",
     ScaleByUncorrectedAdamState: "uncorrected_adam",
     ScaleByLionState: "lion",
     RefMomentsState: "ref_adamw_mini_schedule_free",
@@ -52,7 +56,7 @@ _SWITCHED = ("navi_", "fact_", "lynx_")
 """What the names of moments begin with, for each rule of EmoClan."""
 _OURS = (
     *(EmotionState, DivergenceState, BlendWithShadowState, AddWeightDecayState, SwitchByEmotionState),
-    *(DriveState, PulseState, HoldNormState, ScaleByFreshSignState),
+    *(DriveState, PulseState, HoldNormState, ScaleByFreshSignState, SteeredState),
     *_TREES,
 )
 
@@ -70,9 +74,9 @@ def to_arrays(state: optax.OptState) -> Arrays:
         state: the state, however deeply wrapped; not traced.
 
     Returns:
-        The arrays: `version`, `rule`, `emotion/...` (or `pulse/...`, `divergence/...`), and `exp_avg/...`,
-        `exp_avg_sq/...`, `exp_avg_norm/...`, `row/...`, `column/...`, `shadow/...`,
-        `compensation/...` for each parameter that has them.
+        The arrays: `version`, `rule`, `emotion/...` (or `pilot/...`, `pulse/...`, `divergence/...`), and
+        `exp_avg/...`, `exp_avg_sq/...`, `exp_avg_norm/...`, `row/...`, `column/...`, `step/...`,
+        `shadow/...`, `average/...`, `compensation/...` for each parameter that has them.
 
     Raises:
         ValueError: if the state is not one of a member of the family, and if two of its arrays have
@@ -136,7 +140,9 @@ def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptStat
         [1. 1.]
     """
     check_arrays(arrays, to_arrays(state))
+    _check_steps(arrays)
     counts = ("divergence/steps", "emotion/felt", "emotion/held", "pulse/felt", "pulse/held")
+    counts = (*counts, "pilot/step", "pilot/skipped")
     steps = sum(int(arrays[name]) for name in counts if name in arrays)
 
     def put(name: str, leaf: jax.Array) -> jax.Array:
@@ -168,9 +174,43 @@ def _go_on(state: optax.OptState, steps: int) -> optax.OptState:
     return jax.tree.map(visit, state, is_leaf=lambda node: isinstance(node, kinds))
 
 
+def _check_steps(arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Raises an error for arrays of EmoPilot in which a parameter took fewer steps than the optimizer."""
+    for name, array in arrays.items():
+        if name.startswith("step/") and int(array) != int(arrays["pilot/step"]):
+            raise ValueError(
+                f"{name!r} is {int(array)}, and 'pilot/step' is {int(arrays['pilot/step'])}: the parameter "
+                "had no gradient in some steps, which emo_optax cannot hold"
+            )
+
+
+def _exchange_steered(
+    node: SteeredState,
+    swap: Callable[[str, jax.Array], jax.Array],
+    swap_tree: Callable[[str, Any], Any],
+) -> SteeredState:
+    """Exchanges the state of `emo_pilot`; every parameter of `emo_torch.EmoPilot` counts its own steps."""
+    if not isinstance(node.rule, PilotMomentsState):
+        raise ValueError("The state of `autopilot` has no plain arrays that emo_torch could read")
+    fields = node.pilot._asdict()
+    emotion, courage = fields.pop("emotion"), fields.pop("courage")
+    swapped = {name: swap(f"pilot/{name}", leaf) for name, leaf in fields.items()}
+    emotion, courage = (
+        type(part)(**{name: swap(f"pilot/{name}", leaf) for name, leaf in part._asdict().items()})
+        for part in (emotion, courage)
+    )
+    swap_tree("step", jax.tree.map(lambda _: node.pilot.step.astype(jnp.float32), node.rule.mu))
+    return SteeredState(
+        pilot=PilotState(**swapped, emotion=emotion, courage=courage),
+        rule=_exchange(node.rule, swap),
+        last=node.last,
+        average=swap_tree("average", node.average),
+    )
+
+
 def _rule(state: optax.OptState) -> str:
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, tuple(_RULES)))
-    kinds = {type(node) for node in nodes}
+    found = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, tuple(_RULES)))
+    kinds = {type(node) for node in found}
     for kind, rule in _RULES.items():
         if kind in kinds:
             return rule
@@ -206,6 +246,8 @@ def _exchange(
             return PulseState(
                 **{name: swap(f"pulse/{name}", leaf) for name, leaf in node._asdict().items()}
             )
+        if isinstance(node, SteeredState):
+            return _exchange_steered(node, swap, swap_tree)
         if isinstance(node, ScaleByFreshSignState):
             return ScaleByFreshSignState(swap_tree("exp_avg", node.mu), swap("norm/kept", node.norm))
         if isinstance(node, HoldNormState):

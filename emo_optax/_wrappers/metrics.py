@@ -10,6 +10,7 @@ import optax
 from emo_optax._checks.validation import check_not_negative
 from emo_optax._pieces.drive import DriveState
 from emo_optax._pieces.emotion import ShareEmotionState, wide_dtype
+from emo_optax._pieces.pilot import PilotState, get_pilot
 from emo_optax._pieces.pulse import PulseState
 from emo_optax._pieces.shadow_effect import (
     FilterByEmotionState,
@@ -90,7 +91,8 @@ def get_metrics(
 
         The third generation (`emo_sens3` and so on) has names that begin with `pulse/`, one for each field
         of `get_pulse`: `pulse/pulse` is the learning rate of the step. The other arguments have no effect
-        there.
+        there. `emo_pilot` and `autopilot` have names that begin with `pilot/`, one for each field of
+        `get_pilot`, such as `pilot/courage`; the other arguments have no effect there, either.
 
     Raises:
         TypeError: for a schedule in the place of a learning rate, and for numbers asked for inside of
@@ -118,6 +120,8 @@ def get_metrics(
     """
     if _find(state, PulseState) is not None:
         metrics = {f"pulse/{name}": value for name, value in get_pulse(state)._asdict().items()}
+    elif _find(state, PilotState) is not None:
+        metrics = {f"pilot/{name}": value for name, value in get_pilot(state)._asdict().items()}
     else:
         metrics = _of_emotion(state, grads, theta, keep, learning_rate, shadow_effect)
     if not as_floats:

@@ -12,9 +12,10 @@ from torch import Tensor
 import emo_torch
 from emo_torch._kernels import FusedRule, FusedStep, blocked
 from emo_torch._step import ways as _ways
+from emo_torch._testing import COMPILED_MEMBERS
 
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5}
-MEMBERS = tuple(emo_torch.list_optimizers())
+MEMBERS = COMPILED_MEMBERS
 ADAMS = ("emo_sens", "emo_navi")
 # Some steps of EmoNeco and EmoZeal, and all of the last one's, are for the other ways.
 BLOCKED = {name for name in MEMBERS if name not in ("emo_neco", "emo_zeal", "ref_adamw_mini_schedule_free")}

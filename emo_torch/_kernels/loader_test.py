@@ -18,6 +18,7 @@ from emo_torch import _kernels as _fused
 from emo_torch import build
 from emo_torch._kernels import loader
 from emo_torch._kernels.loader import load_library
+from emo_torch._testing import COMPILED_MEMBERS
 
 needs_library = pytest.mark.skipif(_fused.library() is None, reason="NO COMPILED CODE")
 LEVELS = tuple(build.LEVELS)
@@ -155,7 +156,7 @@ def trained(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
 
 @needs_library
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-@pytest.mark.parametrize("name", emo_torch.list_optimizers())
+@pytest.mark.parametrize("name", COMPILED_MEMBERS)
 def test_all_levels_take_the_same_step(name: str, dtype: torch.dtype) -> None:
     found = _fused.library()
     assert found is not None

@@ -13,6 +13,7 @@ import emo_torch
 from emo_torch import _kernels as _fused
 from emo_torch._kernels import cpu, memory, plan
 from emo_torch._kernels.memory import MOST_PATIENCE
+from emo_torch._testing import COMPILED_MEMBERS
 
 BEFORE, AFTER = 5, 3
 make_plan = plan.make_plan
@@ -236,7 +237,7 @@ def test_a_group_that_is_taken_out_is_stepped_no_more() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", emo_torch.list_optimizers())
+@pytest.mark.parametrize("name", COMPILED_MEMBERS)
 def test_steps_that_are_alike_go_by_a_plan(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer = emo_torch.create_optimizer(name, _params())
     for step in range(BEFORE):

@@ -17,6 +17,7 @@ from emo_torch._members.emo_lynx36 import EmoLynx36
 from emo_torch._members.emo_navi import EmoNavi
 from emo_torch._members.emo_navi36 import EmoNavi36
 from emo_torch._members.emo_neco import EmoNeco
+from emo_torch._members.emo_pilot import EmoPilot
 from emo_torch._members.emo_sens import EmoSens
 from emo_torch._members.emo_sens3 import EmoSens3
 from emo_torch._members.emo_tion import EmoTion
@@ -60,6 +61,7 @@ MEMBERS = {
         Member("emo_navi36", EmoNavi36, generation=1),
         Member("emo_fact36", EmoFact36, generation=1),
         Member("emo_lynx36", EmoLynx36, generation=1),
+        Member("emo_pilot", EmoPilot),
         Member("ref_adamw_mini_schedule_free", RefAdamWMiniScheduleFree),
     )
 }

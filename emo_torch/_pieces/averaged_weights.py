@@ -1,7 +1,16 @@
 """Averaged weights: train on the parameters, evaluate and export their average."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
+
+STEP_IN_EVAL_MODE = (
+    "The parameters hold the averaged weights, because `optimizer.eval()` was called, and a step on them "
+    "would spoil the run. Call `optimizer.train()` before training goes on."
+)
+"""The error of a step in eval mode."""
 
 
 def average_rate(step: Tensor, dtype: torch.dtype) -> Tensor:
@@ -58,3 +67,20 @@ def swap_back(param: Tensor, state: dict[str, Tensor]) -> None:
         param.copy_(state.pop("trained"))
     else:
         swap_average(param, state)
+
+
+def set_mode(groups: Iterable[dict[str, Any]], states: Mapping[Any, Any], *, is_training: bool) -> None:
+    """Puts the averages of all parameters into them, or takes them out; nothing happens in that mode.
+
+    Args:
+        groups: parameter groups, each with its mode in `"train_mode"`.
+        states: from a parameter to its state, with `"average"` where it is averaged.
+        is_training: the mode to change to.
+    """
+    for group in groups:
+        if group["train_mode"] is not is_training:
+            for param in group["params"]:
+                state = states.get(param, {})
+                if "average" in state:
+                    (swap_back if is_training else swap_average)(param, state)
+            group["train_mode"] = is_training

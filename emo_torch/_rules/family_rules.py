@@ -89,6 +89,11 @@ def _init_ref(param: Tensor, dtype: torch.dtype) -> State:
     return {**ADAM.init(param, dtype), "exp_avg_norm": norm}
 
 
+def _init_pilot(param: Tensor, dtype: torch.dtype) -> State:
+    step = torch.zeros((), dtype=torch.float32, device=param.device)
+    return {**ADAM.init(param, dtype), "step": step}
+
+
 def _whole_step(*given: Any, **numbers: Any) -> Any:
     raise NotImplementedError("The formula of this rule is a whole step, with a learning rate of its own")
 
@@ -142,6 +147,7 @@ SIGN = Rule("sign", lambda _: (), init_zeros(), _sign, _multi_sign, reads=())
 FRESH_SIGN = Rule(
     "fresh_sign", LION.moments, LION.init, _fresh_sign, _multi_fresh_sign, reads=("b1", "change")
 )
+PILOT = Rule("pilot", ADAM.moments, _init_pilot, _whole_step, _whole_step, on_cuda=False, scalars=("step",))
 NONE = Rule("none", lambda _: (), init_zeros(), _none, _multi_none, reads=())
 """No step at all: one of the first steps of EmoZeal."""
 

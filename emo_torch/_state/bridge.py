@@ -10,6 +10,9 @@ from torch import Tensor
 from emo_shared.arrays import ARRAYS_VERSION, Arrays, check_arrays
 from emo_torch._step.loss_optimizer import LossOptimizer
 
+_BESIDE = ("shadow", "compensation", "average")
+"""What the state of a parameter may hold beside its moments."""
+
 
 def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor]]) -> Arrays:
     """Returns the state of a member of the family as named NumPy arrays that `emo_optax` reads, too.
@@ -25,14 +28,14 @@ def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor
         named_params: the names of its parameters, such as `model.named_parameters()`.
 
     Returns:
-        The arrays: `version`, `rule`, `emotion/...` (or `divergence/...`), and `exp_avg/...`,
-        `exp_avg_sq/...`, `exp_avg_norm/...`, `row/...`, `column/...`, `shadow/...`,
-        `compensation/...` for each parameter that has them.
+        The arrays: `version`, `rule`, `emotion/...` (or `pilot/...`, `divergence/...`), and `exp_avg/...`,
+        `exp_avg_sq/...`, `exp_avg_norm/...`, `row/...`, `column/...`, `step/...`, `shadow/...`,
+        `average/...`, `compensation/...` for each parameter that has them.
 
     Raises:
-        ValueError: for an `Emotional`, whose inner optimizer has a state of its own kind; for a parameter
-            without a name, for a name that two parameters have, and for shadows that were not all
-            made.
+        ValueError: for an `Emotional`, whose inner optimizer has a state of its own kind; in eval mode;
+            for a parameter without a name, for a name that two parameters have, and for shadows that were
+            not all made.
 
     Example:
         >>> import torch
@@ -47,8 +50,16 @@ def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor
         "version": np.asarray(ARRAYS_VERSION, np.int32),
         "rule": np.frombuffer(optimizer.rule.encode(), np.uint8),
     }
+    if not all(group.get("train_mode", True) for group in optimizer.param_groups):
+        raise ValueError(
+            "The parameters hold the averaged weights, because `optimizer.eval()` was called: call "
+            "`optimizer.train()` first"
+        )
     for name, tensor in optimizer.named_memory().items():
         arrays[name] = _to_array(tensor)
+    peak = optimizer.param_groups[0].get("peak_lr")
+    if peak is not None:
+        arrays["pilot/peak"] = np.asarray(float(peak), arrays["pilot/norm"].dtype)
     if not any(group.get("use_shadow") for group in optimizer.param_groups):
         arrays.pop("emotion/shadow_exists", None)
         arrays.pop("emotion/shadow_ratio", None)
@@ -58,7 +69,7 @@ def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor
     named = list(named_params)
     by_name = dict(named)
     for name, state in _named_states(optimizer, named).items():
-        for key in (*optimizer.moment_names(by_name[name]), "shadow", "compensation"):
+        for key in (*optimizer.moment_names(by_name[name]), *_BESIDE):
             if key in state:
                 arrays[f"{key}/{name}"] = _to_array(state[key])
         made = state.get("shadow_exists")
@@ -110,14 +121,23 @@ def from_arrays(
     if "weight_decay_divisor" in arrays:
         for group in optimizer.param_groups:
             group["weight_decay_divisor"] = float(arrays["weight_decay_divisor"])
+    if "pilot/peak" in arrays:
+        _put_peak(optimizer, float(arrays["pilot/peak"]))
     by_name = dict(named)
     for name, state in states.items():
-        for key in (*optimizer.moment_names(by_name[name]), "shadow", "compensation"):
+        for key in (*optimizer.moment_names(by_name[name]), *_BESIDE):
             if key in state:
                 _put(state[key], arrays[f"{key}/{name}"])
         if "shadow_exists" in state:
             _put(state["shadow_exists"], arrays["emotion/shadow_exists"])
         optimizer.state[by_name[name]].update(state)
+
+
+def _put_peak(optimizer: LossOptimizer, peak: float) -> None:
+    """Puts the largest learning rate so far into the first group, and in proportion into the others."""
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["peak_lr"] = peak if rate == rates[0] or rates[0] == 0.0 else peak * rate / rates[0]
 
 
 def _to_array(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -12,6 +12,8 @@ from emo_torch._step.later_optimizers import DriveOptimizer, PulseOptimizer
 from emo_torch._step.recipe import Group
 from emo_torch._wrappers.pulse_scheduler import EmoPulseScheduler
 
+_PULSED = (EmoOptimizer, PulseOptimizer, EmoPulseScheduler)
+
 
 @overload
 def get_metrics(optimizer: Any, *, as_floats: Literal[True] = True) -> dict[str, float]: ...
@@ -47,6 +49,9 @@ def get_metrics(optimizer: Any, *, as_floats: bool = True) -> dict[str, float] |
         `pulse/`, one for each field of `Pulse`: `pulse/pulse` is the learning rate of the step; with
         several groups `pulse/pulse/0`, `pulse/pulse/1`, ...
 
+        `EmoPilot` and `Autopilot` have names that begin with `pilot/`, one for each field of
+        `optimizer.pilot`, such as `pilot/courage`.
+
     Raises:
         TypeError: for an optimizer without an emotion.
 
@@ -67,13 +72,22 @@ def get_metrics(optimizer: Any, *, as_floats: bool = True) -> dict[str, float] |
         -0.6493 0.0351
     """
     owner = _with_emotion(optimizer)
-    metrics = _of_emotion(owner) if isinstance(owner, EmoOptimizer) else _of_pulse(owner)
+    if isinstance(owner, EmoOptimizer):
+        metrics = _of_emotion(owner)
+    else:
+        metrics = _of_pilot(owner) if hasattr(type(owner), "pilot") else _of_pulse(owner)
     if not as_floats:
         return metrics
     # Side by side in one tensor, so that one look fetches all. Not every device has float64.
-    dtype = torch.float32 if next(iter(metrics.values())).device.type == "mps" else torch.float64
+    device = next(iter(metrics.values())).device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
     together = torch.stack([value.to(dtype) for value in metrics.values()])
     return dict(zip(metrics, together.tolist(), strict=True))
+
+
+def _of_pilot(optimizer: Any) -> dict[str, Tensor]:
+    """Returns the metrics of an optimizer that EmoPilot steers."""
+    return {f"pilot/{name}": value for name, value in optimizer.pilot._asdict().items()}
 
 
 def _of_pulse(owner: PulseOptimizer | EmoPulseScheduler) -> dict[str, Tensor]:
@@ -110,10 +124,10 @@ def _of_emotion(owner: EmoOptimizer) -> dict[str, Tensor]:
     }
 
 
-def _with_emotion(optimizer: Any) -> EmoOptimizer | PulseOptimizer | EmoPulseScheduler:
-    """Returns the optimizer that has the emotion, or the pulse, out of its wrappers."""
+def _with_emotion(optimizer: Any) -> Any:
+    """Returns the optimizer that has the emotion, the pulse or the pilot, out of its wrappers."""
     inside = optimizer
-    while not isinstance(inside, EmoOptimizer | PulseOptimizer | EmoPulseScheduler):
+    while not (isinstance(inside, _PULSED) or hasattr(type(inside), "pilot")):
         if not hasattr(inside, "optimizer"):
             raise TypeError(
                 f"{type(optimizer).__name__} has no emotion to show: pass an optimizer of emo_torch, or "

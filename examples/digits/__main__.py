@@ -10,7 +10,8 @@ from rich.console import Console
 
 from examples.digits import data
 from examples.digits.comparison import compare
-from examples.digits.report import LiveReport, conclude, draw
+from examples.digits.report import LiveReport, conclude, draw, summary
+from examples.digits.rivals import train_rivals
 from examples.digits.settings import OPTIMIZERS, Settings
 
 
@@ -21,8 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = LiveReport(console, settings)
     with report.bars:
         comparison = compare(settings, report.on_step, report.on_epoch)
+        rivals = train_rivals(settings, report.on_rival_step)
+    console.print(summary(comparison, rivals, settings))
     with console.status("Drawing"):
-        draw(comparison, settings, output)
+        draw(comparison, rivals, settings, output)
     console.print(conclude(comparison), highlight=False)
     print(output)  # Not by rich, which would break a long path into lines.
     return 0
@@ -33,7 +36,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
     parser = argparse.ArgumentParser(
         prog="python -m examples.digits",
         description="Learn handwritten digits in Flax NNX and in PyTorch from the same weights and "
-        "batches, and show how little the two differ.",
+        "show how little the two differ, and train with AdamW beside them.",
     )
     usual = Settings()
     rates = ", ".join(f"{family.learning_rate:g} for {name}" for name, family in OPTIMIZERS.items())
@@ -83,6 +86,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
         help="where the picture, a PNG, is written (default: %(default)s)",
     )
     given = parser.parse_args(arguments)
+    if given.shadow and given.optimizer == "emo_pilot":
+        parser.error("argument --shadow: EmoPilot has no shadow; choose another --optimizer")
     settings = Settings(
         optimizer=given.optimizer,
         learning_rate=given.learning_rate or OPTIMIZERS[given.optimizer].learning_rate,

@@ -100,4 +100,4 @@ def _train_epoch(
     for batch in batches:
         steps.append(run.step(digits.train_images[batch], digits.train_labels[batch]))
         on_step()
-    return fetch(steps, run.accuracy(digits.test_images, digits.test_labels))
+    return fetch(steps, run.evaluate(digits.test_images, digits.test_labels))

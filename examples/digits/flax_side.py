@@ -40,9 +40,7 @@ class Network(nnx.Module):
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer, behind a clip of the gradients."""
-    optimizer = emo_optax.create_optimizer(
-        settings.optimizer, settings.learning_rate, use_shadow=settings.use_shadow
-    )
+    optimizer = emo_optax.create_optimizer(settings.optimizer, settings.learning_rate, **settings.options())
     if OPTIMIZERS[settings.optimizer].has_factors:
         optimizer = output_axis_first(optimizer)
     return optax.chain(optax.clip_by_global_norm(MAX_NORM), optimizer)
@@ -77,7 +75,10 @@ def output_axis_first(
 
 
 def make_train_step(
-    graph: nnx.GraphDef[Network], optimizer: optax.GradientTransformationExtraArgs
+    graph: nnx.GraphDef[Network],
+    optimizer: optax.GradientTransformationExtraArgs,
+    *,
+    is_pilot: bool,
 ) -> TrainStep:
     """Compiles one step: parameters, optimizer state, images and labels to both anew, and a record."""
 
@@ -94,8 +95,11 @@ def make_train_step(
         # The one thing that an emotional optimizer asks for: the loss.
         updates, state = optimizer.update(gradients, state, params, value=loss)
         params = optax.apply_updates(params, updates)
-        emotion = emo_optax.get_emotion(state)
         weights = jnp.concatenate([weight.ravel() for weight in weights_for_torch(params).values()])
+        if is_pilot:
+            pilot = emo_optax.get_pilot(state)
+            return params, state, Step(loss, pilot.scalar, pilot.courage, jnp.zeros([]), weights)
+        emotion = emo_optax.get_emotion(state)
         record = Step(loss, emotion.scalar, emotion.step_scale, emotion.shadow_ratio, weights)
         return params, state, record
 
@@ -125,7 +129,8 @@ class FlaxRun:
         graph, self._params = nnx.split(network)
         optimizer = make_optimizer(settings)
         self._state = optimizer.init(self._params)
-        self._train_step = make_train_step(graph, optimizer)
+        self._is_pilot = settings.is_pilot
+        self._train_step = make_train_step(graph, optimizer, is_pilot=settings.is_pilot)
         self._scores = jax.jit(lambda params, images: nnx.merge(graph, params)(images))
 
     def weights_for_torch(self) -> dict[str, NDArray[Any]]:
@@ -137,7 +142,9 @@ class FlaxRun:
         self._params, self._state, record = self._train_step(self._params, self._state, images, labels)
         return record
 
-    def accuracy(self, images: NDArray[Any], labels: NDArray[np.int64]) -> float:
-        """Returns the share of digits that the network tells rightly now."""
-        guesses = self._scores(self._params, images).argmax(axis=-1)
-        return float(np.mean(np.asarray(guesses) == labels))
+    def evaluate(self, images: NDArray[Any], labels: NDArray[np.int64]) -> tuple[float, float]:
+        """Returns the share of digits that the network tells rightly now, and its loss on them."""
+        params = emo_optax.eval_params(self._state, self._params) if self._is_pilot else self._params
+        scores = self._scores(params, images)
+        loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, labels))
+        return float(np.mean(np.asarray(scores.argmax(axis=-1)) == labels)), float(loss)

@@ -13,7 +13,7 @@ class Step(NamedTuple):
     Attributes:
         loss: the loss before the step, shape `[]`.
         scalar: the emotion scalar, shape `[]`.
-        step_scale: what the emotion multiplied the step by, shape `[]`.
+        step_scale: what the emotion, or the courage of EmoPilot, multiplied the step by, shape `[]`.
         shadow_ratio: how far the step pulled the weights to their shadow, shape `[]`.
         weights: all weights after the step, in PyTorch's order, shape `[weights]`.
     """
@@ -34,6 +34,7 @@ class History(NamedTuple):
         step_scale: shape `[steps]`.
         shadow_ratio: shape `[steps]`.
         accuracy: the share of test digits told rightly after each epoch, shape `[epochs]`.
+        test_loss: the loss on the test digits after each epoch, shape `[epochs]`.
     """
 
     loss: NDArray[Any]
@@ -41,6 +42,7 @@ class History(NamedTuple):
     step_scale: NDArray[Any]
     shadow_ratio: NDArray[Any]
     accuracy: NDArray[Any]
+    test_loss: NDArray[Any]
 
 
 class Run(Protocol):
@@ -49,16 +51,16 @@ class Run(Protocol):
     def step(self, images: NDArray[Any], labels: NDArray[np.int64]) -> Step:
         """Takes one step with a batch of digits."""
 
-    def accuracy(self, images: NDArray[Any], labels: NDArray[np.int64]) -> float:
-        """Returns the share of digits that the network tells rightly now."""
+    def evaluate(self, images: NDArray[Any], labels: NDArray[np.int64]) -> tuple[float, float]:
+        """Returns the share of digits that the network tells rightly now, and its loss on them."""
 
 
-def fetch(steps: Sequence[Step], accuracy: float) -> tuple[History, NDArray[Any]]:
+def fetch(steps: Sequence[Step], result: tuple[float, float]) -> tuple[History, NDArray[Any]]:
     """Fetches the steps of one epoch all at once, and the weights after each, `[steps, weights]`."""
     *columns, weights = (
         np.stack([np.asarray(value) for value in column]) for column in zip(*steps, strict=True)
     )
-    return History._make([*columns, np.asarray([accuracy])]), weights
+    return History._make([*columns, *(np.asarray([value]) for value in result)]), weights
 
 
 def join(epochs: Sequence[History]) -> History:

@@ -17,12 +17,14 @@ from rich.table import Table
 
 from examples.digits import data
 from examples.digits.comparison import RUNS, Comparison
-from examples.digits.settings import OPTIMIZERS, Settings
+from examples.digits.rivals import Rival
+from examples.digits.settings import ADAMW_RATES, OPTIMIZERS, Settings
 
 # A pale and a dark blue, and an orange: told apart with any kind of colour vision, and without colour.
 PALE_BLUE = "#8ec5ea"
 DARK_BLUE = "#08355c"
 ORANGE = "#f0a63c"
+RED = "#b3392b"
 
 # The headings of the table, with the width of each column: all of them fit into 80 characters.
 COLUMNS = (
@@ -57,12 +59,18 @@ class LiveReport:
         )
         steps = settings.epochs * (data.TRAIN_COUNT // settings.batch_size)
         self._tasks = {name: self.bars.add_task(name, total=steps) for name in RUNS}
+        self._rivals = self.bars.add_task("AdamW", total=steps * len(ADAMW_RATES))
         self._title = describe(settings)
+        self._is_pilot = settings.is_pilot
         self._epochs = 0
 
     def on_step(self, name: str) -> None:
         """Moves the bar of one training on."""
         self.bars.advance(self._tasks[name])
+
+    def on_rival_step(self) -> None:
+        """Moves the bar of AdamW on."""
+        self.bars.advance(self._rivals)
 
     def on_epoch(self, epoch: Comparison) -> None:
         """Prints a row: means over the epoch's steps for the losses, the last step's values else."""
@@ -78,7 +86,8 @@ class LiveReport:
             box=box.SIMPLE_HEAD,
         )
         for heading, width in COLUMNS:
-            table.add_column(heading, justify="right", width=width)
+            own = "Courage" if self._is_pilot and heading == "Step\nscale" else heading
+            table.add_column(own, justify="right", width=max(width, 7) if self._is_pilot else width)
         table.add_row(
             str(self._epochs),
             f"{epoch.flax.loss.mean():.4f}",
@@ -95,9 +104,29 @@ class LiveReport:
 
 def describe(settings: Settings) -> str:
     """Returns the settings as a heading."""
-    shadow = "with its shadow" if settings.use_shadow else "without a shadow"
     title = OPTIMIZERS[settings.optimizer].title
-    return f"{title} {shadow}, learning rate {settings.learning_rate:g}, {settings.dtype}"
+    if not settings.is_pilot:
+        title += " with its shadow" if settings.use_shadow else " without a shadow"
+    return f"{title}, learning rate {settings.learning_rate:g}, {settings.dtype}"
+
+
+def summary(comparison: Comparison, rivals: list[Rival], settings: Settings) -> Table:
+    """Returns a table of the test digits after the last epoch: both frameworks, and AdamW."""
+    title = OPTIMIZERS[settings.optimizer].title
+    averaged = ", averaged weights" if settings.is_pilot else ""
+    table = Table(title="Test digits after the last epoch", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Optimizer")
+    for heading in ("Learning rate", "Test loss", "Accuracy"):
+        table.add_column(heading, justify="right")
+    sides = (
+        (f"{title}, Flax{averaged}", comparison.flax),
+        (f"{title}, PyTorch{averaged}", comparison.torch),
+    )
+    rows = [(name, settings.learning_rate, side.test_loss[-1], side.accuracy[-1]) for name, side in sides]
+    rows += [(each.title, each.learning_rate, each.test_loss[-1], each.accuracy[-1]) for each in rivals]
+    for name, rate, loss, accuracy in rows:
+        table.add_row(name, f"{rate:g}", f"{loss:.4f}", f"{accuracy:.1%}")
+    return table
 
 
 def conclude(comparison: Comparison) -> str:
@@ -111,14 +140,18 @@ def conclude(comparison: Comparison) -> str:
     )
 
 
-def draw(comparison: Comparison, settings: Settings, path: Path) -> None:
+def draw(comparison: Comparison, rivals: list[Rival], settings: Settings, path: Path) -> None:
     """Draws losses, accuracy, emotion and differences into a PNG."""
     # Not pyplot: a figure of one's own needs no display and leaves nothing behind.
-    figure = Figure(figsize=(13, 12), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    rows = [["loss", "accuracy"], ["scalar", "scale"], ["test", "difference"]]
+    if settings.use_shadow:
+        rows.append(["shadow", "shadow"])
+    figure = Figure(
+        figsize=(13, 4 * len(rows)), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    )
     FigureCanvasAgg(figure)
     figure.suptitle(f"Handwritten digits: {describe(settings)}", fontsize=16, fontweight="bold")
-    beside = "shadow" if settings.use_shadow else "difference"
-    panels = figure.subplot_mosaic([["loss", "accuracy"], ["scalar", "scale"], [beside, "difference"]])
+    panels = figure.subplot_mosaic(rows)
     flax, torch = comparison.flax, comparison.torch
 
     _draw_pair(panels["loss"], flax.loss, torch.loss)
@@ -126,18 +159,28 @@ def draw(comparison: Comparison, settings: Settings, path: Path) -> None:
     _finish(panels["loss"], "Loss of each batch", "step", "cross-entropy")
 
     _draw_pair(panels["accuracy"], flax.accuracy, torch.accuracy)
+    _draw_rivals(panels["accuracy"], [each.accuracy for each in rivals], rivals)
     panels["accuracy"].yaxis.set_major_formatter(PercentFormatter(1.0))
     _finish(
         panels["accuracy"], f"Accuracy on {data.TEST_COUNT} test digits", "epoch", "digits told rightly"
     )
+
+    _draw_pair(panels["test"], flax.test_loss, torch.test_loss)
+    _draw_rivals(panels["test"], [each.test_loss for each in rivals], rivals)
+    panels["test"].set_yscale("log")
+    _finish(panels["test"], f"Loss on {data.TEST_COUNT} test digits", "epoch", "cross-entropy")
 
     _draw_pair(panels["scalar"], flax.scalar, torch.scalar)
     panels["scalar"].set_ylim(-1.05, 1.05)
     _finish(panels["scalar"], "Emotion: below 0 the loss is below its trend", "step", "emotion scalar s")
 
     _draw_pair(panels["scale"], flax.step_scale, torch.step_scale)
-    panels["scale"].set_ylim(-0.03, 1.05)
-    _finish(panels["scale"], "What the emotion leaves of a step", "step", "step scale 1 - |s|")
+    if settings.is_pilot:
+        panels["scale"].set_yscale("log")
+        _finish(panels["scale"], "Courage: the factor on the step", "step", "courage k")
+    else:
+        panels["scale"].set_ylim(-0.03, 1.05)
+        _finish(panels["scale"], "What the emotion leaves of a step", "step", "step scale 1 - |s|")
 
     if settings.use_shadow:
         _draw_pair(panels["shadow"], flax.shadow_ratio, torch.shadow_ratio)
@@ -157,6 +200,14 @@ def _draw_pair(axes: Axes, flax: NDArray[Any], torch: NDArray[Any]) -> None:
     where = np.arange(1, len(flax) + 1)
     axes.plot(where, flax, color=PALE_BLUE, linewidth=5, marker=marker, markersize=10, label="Flax NNX")
     axes.plot(where, torch, color=DARK_BLUE, linewidth=0.8, marker=marker, markersize=3, label="PyTorch")
+
+
+def _draw_rivals(axes: Axes, values: list[NDArray[Any]], rivals: list[Rival]) -> None:
+    for value, rival, color, style in zip(values, rivals, (ORANGE, RED), ("--", ":"), strict=True):
+        label = f"{rival.title}, {rival.learning_rate:g}"
+        axes.plot(
+            np.arange(1, len(value) + 1), value, color=color, linestyle=style, linewidth=2, label=label
+        )
 
 
 def _draw_difference(axes: Axes, comparison: Comparison) -> None:

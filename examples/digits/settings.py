@@ -19,6 +19,7 @@ class Family(NamedTuple):
 
 
 OPTIMIZERS = {
+    "emo_pilot": Family("EmoPilot", 1e-2),
     "emo_sens": Family("EmoSens", 3e-3),
     "emo_airy": Family("EmoAiry", 2e-3, has_factors=True),
     "emo_cats": Family("EmoCats", 1e-3),
@@ -29,6 +30,10 @@ OPTIMIZERS = {
     "emo_neco": Family("EmoNeco", 5e-3),
     "emo_zeal": Family("EmoZeal", 1e-3, has_factors=True),
 }
+
+ADAMW_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+"""The learning rates that AdamW is tried with, beside the chosen optimizer; its default is among them."""
+ADAMW_DEFAULT = 1e-3
 
 MAX_NORM = 1.0
 """What the gradients of a step are clipped to, all of them taken as one vector."""
@@ -48,10 +53,19 @@ class Settings:
         dtype: "float32" or "float64".
     """
 
-    optimizer: str = "emo_sens"
-    learning_rate: float = OPTIMIZERS["emo_sens"].learning_rate
+    optimizer: str = "emo_pilot"
+    learning_rate: float = OPTIMIZERS["emo_pilot"].learning_rate
     use_shadow: bool = False
     epochs: int = 30
     batch_size: int = 32
     seed: int = 0
     dtype: str = "float32"
+
+    @property
+    def is_pilot(self) -> bool:
+        """Whether the optimizer is EmoPilot, which has a courage and averaged weights."""
+        return self.optimizer == "emo_pilot"
+
+    def options(self) -> dict[str, bool]:
+        """Returns the options of the optimizer beside its learning rate."""
+        return {} if self.is_pilot else {"use_shadow": self.use_shadow}

@@ -55,9 +55,9 @@ class TorchRun:
             settings.optimizer,
             self._network.parameters(),
             lr=settings.learning_rate,
-            use_shadow=settings.use_shadow,
+            **settings.options(),
         )
-        if not isinstance(optimizer, emo_torch.EmoOptimizer):
+        if not isinstance(optimizer, emo_torch.EmoOptimizer | emo_torch.EmoPilot):
             raise ValueError(f"{settings.optimizer} has no emotion to show")
         self._optimizer = optimizer
 
@@ -70,17 +70,29 @@ class TorchRun:
         clip_by_global_norm(self._network.parameters(), MAX_NORM)
         # The one thing that an emotional optimizer asks for: the loss.
         self._optimizer.step(loss=loss)
+        weights = nn.utils.parameters_to_vector(self._network.parameters()).detach()
+        if isinstance(self._optimizer, emo_torch.EmoPilot):
+            pilot = self._optimizer.pilot
+            return Step(loss.detach(), pilot.scalar, pilot.courage, torch.zeros(()), weights)
         emotion = self._optimizer.emotion
-        weights = nn.utils.parameters_to_vector(self._network.parameters())
-        return Step(
-            loss.detach(), emotion.scalar, emotion.step_scale, emotion.shadow_ratio, weights.detach()
-        )
+        return Step(loss.detach(), emotion.scalar, emotion.step_scale, emotion.shadow_ratio, weights)
 
-    @torch.no_grad()
-    def accuracy(self, images: NDArray[Any], labels: NDArray[np.int64]) -> float:
-        """Returns the share of digits that the network tells rightly now."""
-        guesses = self._network(torch.from_numpy(images)).argmax(dim=-1)
-        return float(np.mean(guesses.numpy() == labels))
+    def evaluate(self, images: NDArray[Any], labels: NDArray[np.int64]) -> tuple[float, float]:
+        """Returns the share of digits that the network tells rightly now, and its loss on them."""
+        if isinstance(self._optimizer, emo_torch.EmoPilot):
+            self._optimizer.eval()  # Averaged weights; the next line but one takes them out again.
+            result = evaluate(self._network, images, labels)
+            self._optimizer.train()
+            return result
+        return evaluate(self._network, images, labels)
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, images: NDArray[Any], labels: NDArray[np.int64]) -> tuple[float, float]:
+    """Returns the share of digits that a network tells rightly, and its loss on them."""
+    scores = network(torch.from_numpy(images))
+    loss = nn.functional.cross_entropy(scores, torch.from_numpy(labels))
+    return float(np.mean(scores.argmax(dim=-1).numpy() == labels)), float(loss)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,110 @@
+"""Averaged buffers: the statistics of a model averaged as EmoPilot averages its weights."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emo_torch._pieces.averaged_weights import swap_average, swap_back
+
+UPDATE_IN_EVAL_MODE = (
+    "The buffers hold their averages, because `eval()` was called: call `train()` before training goes on."
+)
+"""The error of an update in eval mode."""
+
+
+class AveragedBuffers:
+    r"""Averages the buffers of a model, such as the statistics of `BatchNorm`, as EmoPilot its weights.
+
+    .. math:: A \leftarrow A + \min\bigl(1,\, \tfrac{9}{t+8}\bigr)\,(b - A)
+
+    Call `update` after each step. `eval` puts the averages into the buffers, and `train` takes them out
+    again; call both beside those of the optimizer. Buffers of whole numbers stay as they are.
+
+    Args:
+        model: the model, with its buffers.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+        >>> buffers = emo_torch.AveragedBuffers(model)
+        >>> for _ in range(20):
+        ...     _ = model(torch.randn(8, 2))
+        ...     buffers.update()
+        >>> buffers.eval()  # The model now has the averaged statistics.
+        >>> buffers.train()
+
+    Source: ours.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._step = 0
+        self._is_training = True
+        self._states: dict[str, dict[str, Tensor]] = {}
+
+    def _buffers(self) -> Iterable[tuple[str, Tensor]]:
+        return ((name, each) for name, each in self._model.named_buffers() if each.is_floating_point())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes the buffers of this step into their averages.
+
+        Raises:
+            RuntimeError: in eval mode.
+        """
+        if not self._is_training:
+            raise RuntimeError(UPDATE_IN_EVAL_MODE)
+        self._step += 1
+        for name, buffer in self._buffers():
+            wide = torch.promote_types(buffer.dtype, torch.float32)
+            if name not in self._states:
+                self._states[name] = {"average": buffer.to(wide, copy=True)}
+            average = self._states[name]["average"]
+            average.add_((buffer.to(wide) - average) * min(1.0, 9.0 / (self._step + 8.0)))
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Puts the averages into the buffers; nothing happens in eval mode."""
+        self._swap(is_training=False)
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Takes the averages out of the buffers again; nothing happens in train mode."""
+        self._swap(is_training=True)
+
+    def _swap(self, *, is_training: bool) -> None:
+        if self._is_training is not is_training:
+            for name, buffer in self._buffers():
+                if name in self._states:
+                    (swap_back if is_training else swap_average)(buffer, self._states[name])
+            self._is_training = is_training
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the averages, the number of updates and the mode, to be saved beside the model."""
+        states = {name: dict(state) for name, state in self._states.items()}
+        return {"step": self._step, "is_training": self._is_training, "states": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads what `state_dict` returned.
+
+        Args:
+            state_dict: the state; it is not changed.
+
+        Raises:
+            ValueError: before anything is changed, for averages that the buffers of the model have no
+                place for.
+        """
+        known = dict(self._buffers())
+        for name, state in state_dict["states"].items():
+            if name not in known or state["average"].shape != known[name].shape:
+                raise ValueError(
+                    f"The model has no buffer {name!r} of this shape: load the state of this model"
+                )
+        self._step, self._is_training = state_dict["step"], state_dict["is_training"]
+        self._states = {
+            name: {key: value.clone().to(known[name].device) for key, value in state.items()}
+            for name, state in state_dict["states"].items()
+        }

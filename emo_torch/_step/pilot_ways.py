@@ -1,0 +1,151 @@
+"""The parts of a step of EmoPilot: batches of parameters, the products of a batch, and the step itself."""
+
+from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from emo_torch._pieces.averaged_weights import average_rate
+from emo_torch._pieces.emotion import wide_dtype
+from emo_torch._pieces.pilot import PilotState
+from emo_torch._rules.moments import store
+from emo_torch._sharded import own_part, sum_of_parts
+from emo_torch._step.recipe import Group, State
+
+
+class Batch(NamedTuple):
+    """Parameters of one group, device, dtype and placement, as lists of the same length.
+
+    Attributes:
+        group: the parameter group.
+        params: the parameters.
+        states: their states.
+        weights: the parameters in the dtype of the computation.
+        grads: the gradients in that dtype, pointing uphill, with "l2" decay added.
+        firsts: the first moments, in that dtype.
+        seconds: the second moments, in that dtype.
+        steps: the number of steps that each parameter took, shape `[n]`.
+    """
+
+    group: Group
+    params: list[Tensor]
+    states: list[State]
+    weights: list[Tensor]
+    grads: list[Tensor]
+    firsts: list[Tensor]
+    seconds: list[Tensor]
+    steps: Tensor
+
+
+def batch_of(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> Batch:
+    """Returns a batch of parameters with everything in the dtype of the computation."""
+    dtype = wide_dtype(params[0])
+    weights = [param.to(dtype) for param in params]
+    grads = [grad.to(dtype) for grad in grads]
+    if group["maximize"]:
+        grads = list(torch._foreach_neg(grads))
+    if group["weight_decay_mode"] == "l2":
+        grads = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
+    return Batch(
+        group,
+        params,
+        states,
+        weights,
+        grads,
+        [state["exp_avg"].to(dtype) for state in states],
+        [state["exp_avg_sq"].to(dtype) for state in states],
+        torch.stack([state["step"].to(params[0].device) for state in states]),
+    )
+
+
+def _correction(rate: float, steps: Tensor, dtype: torch.dtype) -> Tensor:
+    r"""Returns :math:`1 - b^t`, which taken as it stands loses 5 digits of float32 where b is near 1."""
+    exponent = math.inf if rate == 0.0 else -math.log(rate)
+    return -torch.expm1(-exponent * steps.to(dtype))
+
+
+def _direction(firsts: list[Tensor], seconds: list[Tensor], steps: Tensor, group: Group) -> list[Tensor]:
+    """Returns Adam's direction of each parameter, with the moments corrected for their start at 0."""
+    dtype = firsts[0].dtype
+    b1, b2 = group["betas"]
+    roots = list(torch._foreach_div(seconds, list(_correction(b2, steps, dtype).unbind())))
+    torch._foreach_sqrt_(roots)
+    torch._foreach_add_(roots, group["eps"])
+    directions = list(torch._foreach_div(firsts, list(_correction(b1, steps, dtype).unbind())))
+    torch._foreach_div_(directions, roots)
+    return directions
+
+
+def measure(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Returns the products of gradients and last directions, and the mean square of each parameter."""
+    # Before its first step a parameter has no direction: step 0 would divide 0 by 0.
+    last = _direction(batch.firsts, batch.seconds, batch.steps.clamp(min=1.0), batch.group)
+    pairs = [
+        [own_part(each).flatten() for each in tensors] for tensors in (batch.grads, last, batch.weights)
+    ]
+    grads, directions, weights = pairs
+    sums = [
+        torch.stack([torch.dot(a, b) for a, b in zip(left, right, strict=True)])
+        for left, right in (
+            (grads, grads),
+            (grads, directions),
+            (directions, directions),
+            (weights, weights),
+        )
+    ]
+    summed = sum_of_parts(
+        torch.cat([torch.stack([each.sum() for each in sums[:3]]), sums[3]]), batch.params[0]
+    )
+    counts = torch.tensor([max(param.numel(), 1) for param in batch.params])
+    return summed[:3], summed[3:] / counts.to(summed)
+
+
+def scheduled(group: Group) -> tuple[float | Tensor, float | Tensor]:
+    """Returns the share that a schedule leaves of the largest learning rate so far, and that rate."""
+    lr, peak = group["lr"], group["peak_lr"]
+    if isinstance(lr, Tensor) or isinstance(peak, Tensor):
+        lr = torch.as_tensor(lr).reshape(())
+        peak = torch.maximum(lr, torch.as_tensor(peak, dtype=lr.dtype, device=lr.device))
+        return torch.where(peak > 0.0, lr / torch.where(peak > 0.0, peak, 1.0), 0.0), peak
+    peak = max(float(lr), float(peak))
+    return (float(lr) / peak if peak > 0.0 else 0.0), peak
+
+
+def step_batch(batch: Batch, lengths: Tensor, pilot: PilotState, is_finite: Tensor) -> None:
+    """Moves moments, weights and averages of a batch in the dtype of the computation."""
+    group, weights = batch.group, batch.weights
+    dtype, device = weights[0].dtype, lengths.device
+    b1, b2 = group["betas"]
+    finite = is_finite.to(device)
+    grads = torch._foreach_mul(batch.grads, pilot.gate.to(device=device, dtype=dtype))
+    firsts = list(torch._foreach_lerp(batch.firsts, grads, 1.0 - b1))
+    seconds = list(torch._foreach_mul(batch.seconds, b2))
+    torch._foreach_addcmul_(seconds, grads, grads, value=1.0 - b2)
+    steps = batch.steps + 1.0
+    changes = _direction(firsts, seconds, steps, group)
+    lengths = lengths.to(dtype)
+    torch._foreach_mul_(changes, list(lengths.unbind()))
+    if group["weight_decay_mode"] == "decoupled":
+        shares = list((lengths * group["weight_decay"]).unbind())
+        torch._foreach_add_(changes, torch._foreach_mul(weights, shares))
+    if group["weight_decay_mode"] == "absolute":
+        torch._foreach_add_(changes, torch._foreach_mul(weights, group["weight_decay"]))
+    moved = torch._foreach_sub(weights, changes)
+    for index, state in enumerate(batch.states):
+        weight, first, second = weights[index], batch.firsts[index], batch.seconds[index]
+        store("exp_avg", torch.where(finite, firsts[index], first), state["exp_avg"])
+        store("exp_avg_sq", torch.where(finite, seconds[index], second), state["exp_avg_sq"])
+        state["step"].copy_(torch.where(finite, steps[index], batch.steps[index]))
+        after = torch.where(finite, moved[index], weight)
+        if group["average"]:
+            average = state["average"]
+            rate = average_rate(pilot.step.to(device), average.dtype)
+            rate = torch.where(finite, rate, torch.zeros_like(rate))
+            average.add_((after.to(average.dtype) - average) * rate)
+        if weight is batch.params[index]:
+            weight.copy_(after)
+        else:
+            weights[index] = after

@@ -1,0 +1,90 @@
+"""The base of optimizers whose steps EmoPilot steers: scalars, averaged weights, and their two modes."""
+
+from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emo_torch._pieces.averaged_weights import STEP_IN_EVAL_MODE, set_mode
+from emo_torch._pieces.pilot import Pilot, PilotState, describe, init_pilot
+from emo_torch._step.loss_optimizer import LossOptimizer
+from emo_torch._step.recipe import Group, State
+
+
+class SteeredOptimizer(LossOptimizer):
+    """The base of `EmoPilot` and `Autopilot`."""
+
+    memory_title = "pilot"
+
+    _pilot: PilotState
+
+    def averages(self) -> Mapping[Any, Any]:
+        """Returns what holds the averaged weights: from a parameter to its state, with `"average"`."""
+        return self.state
+
+    # Averaged weights.
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Puts the averaged weights into the parameters, to evaluate, save or export the model.
+
+        Nothing happens where the parameters hold the averaged weights already. A checkpoint that is made
+        in eval mode resumes in eval mode.
+        """
+        set_mode(self.param_groups, self.averages(), is_training=False)
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Takes the averaged weights out of the parameters again, to go on with the training.
+
+        Nothing happens in train mode, which is the mode of a new optimizer.
+        """
+        set_mode(self.param_groups, self.averages(), is_training=True)
+
+    # The scalars.
+
+    @property
+    def pilot(self) -> Pilot:
+        """The scalars as they are now, in tensors of their own; no sync with the device."""
+        return describe(self._pilot)
+
+    def first_memory(self) -> tuple[Tensor, ...]:
+        """Returns the scalars before any loss."""
+        return init_pilot(torch.float32)
+
+    def hold_memory(self, memory: tuple[Tensor, ...]) -> State:
+        """Takes tensors to keep the scalars in, and returns them by the names that groups know them by."""
+        self._pilot = PilotState(*memory)
+        return {f"pilot_{name}": tensor for name, tensor in self._pilot._asdict().items()}
+
+    def memory_of(self, group: Group) -> tuple[Tensor, ...]:
+        """Returns the scalars, from a group that came out of a file or a copy."""
+        return tuple(torch.as_tensor(group[name]) for name in self.memory_names())
+
+    def memory_names(self) -> tuple[str, ...]:
+        """Returns the names that groups know the scalars by."""
+        return tuple(f"pilot_{name}" for name in PilotState._fields)
+
+    def step_count(self) -> Tensor:
+        """Returns how many steps were taken or skipped, as a tensor of shape `[]`."""
+        return self._pilot.step + self._pilot.skipped
+
+    def named_memory(self) -> State:
+        """Returns the scalars by the names that the bridge to `emo_optax` gives them."""
+        return {f"pilot/{name}": tensor for name, tensor in self._pilot._asdict().items()}
+
+    # The step.
+
+    def step_with(
+        self,
+        closure: Callable[[], Tensor | float | None] | None,
+        loss: Tensor | float | None,
+        **beside: Any,
+    ) -> Tensor | float | None:
+        """Takes one step; an error in eval mode."""
+        if not all(group["train_mode"] for group in self.param_groups):
+            raise RuntimeError(STEP_IN_EVAL_MODE)
+        return super().step_with(closure, loss, **beside)

@@ -1,0 +1,369 @@
+"""Autopilot: any optimizer of PyTorch with a step that finds its own length."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from emo_torch._checks.validation import (
+    check_flag,
+    check_group_form,
+    check_inner,
+    check_not_negative,
+    check_order,
+    check_state_form,
+)
+from emo_torch._members.emo_pilot import EmoPilot
+from emo_torch._pieces.accumulation import CollectedLosses
+from emo_torch._pieces.averaged_weights import average_rate
+from emo_torch._pieces.ceiling import step_ceiling
+from emo_torch._pieces.emotion import wide_dtype
+from emo_torch._pieces.pilot import PilotState, steer
+from emo_torch._pieces.replicas import LossGroup, Replicas
+from emo_torch._sharded import own_part, sum_of_parts
+from emo_torch._step.loss_optimizer import LossOptimizer
+from emo_torch._step.recipe import Group, State
+from emo_torch._step.steered import SteeredOptimizer
+from emo_torch._wrappers.inner_check import manner_of
+
+USUAL_SIZE = 0.3
+"""The usual root mean square of Adam's direction, for which `step_ceiling` was measured."""
+_PREFIX = "autopilot_"
+"""The text before the names of the tensors of this optimizer in the saved state of a parameter."""
+
+
+class Autopilot(SteeredOptimizer):
+    r"""Steers the length of the steps of any optimizer, as `EmoPilot` steers its own.
+
+    .. math::
+        u &= inner(g\,\min(1,\, 2.5\,N / \lVert g \rVert)) \\
+        p &\leftarrow p + k\,\min\Bigl(1,\, \frac{0.3\,C}{\mathrm{RMS}(u)}\Bigr)\,u, \qquad
+            C = 0.08\,\min(0.1, \max(0.02, \mathrm{RMS}(p)))
+
+    N, k and C are those of `gate`, `move_courage` and `step_ceiling`; the agreement is the cosine of the
+    gradient and the last change by `inner`, which is kept. A step whose loss or gradient is not finite is
+    skipped, and the state of `inner` stays as it was: for this a step waits once for the device. A step
+    scales the gradients in place, as clipping does.
+
+    Groups and state are those of `inner`. From then on, step with this optimizer, not with `inner`.
+
+    Args:
+        inner: an instance of a `torch.optim.Optimizer`, learning rate included; weight decay in it is
+            scaled with the step.
+        min_courage: the least courage, >= 0.
+        max_courage: the largest courage; 1 never takes a longer step than `inner` would.
+        gate_limit: how many times its running average the norm of a gradient may be, >= 0.
+        average: whether to keep averaged weights, for `eval()` and `train()` (see `EmoPilot`).
+        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            `None` for all of them, `False` for this one alone.
+
+    Attributes:
+        inner: the optimizer that moves the parameters.
+
+    Raises:
+        TypeError: for an optimizer that steers itself already, one that calls a closure for itself, as
+            `torch.optim.LBFGS` does, or no optimizer.
+        ValueError: for an option out of its range, and for an `inner` that keeps track of where it moved
+            the parameters.
+        RuntimeError: from `step`, in eval mode.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> optimizer = emo_torch.Autopilot(torch.optim.SGD([weight], lr=1e-3, momentum=0.9))
+        >>> for _ in range(200):
+        ...     optimizer.zero_grad()
+        ...     loss = weight.square().sum()
+        ...     loss.backward()
+        ...     _ = optimizer.step(loss=loss)
+        >>> bool(loss < 1.0)  # SGD alone with this learning rate would be at 2.3.
+        True
+
+    Source: ours.
+    """
+
+    shared_options = ("min_courage", "max_courage", "gate_limit", "average", "train_mode")
+
+    def __init__(
+        self,
+        inner: Optimizer,
+        *,
+        min_courage: float = 0.03,
+        max_courage: float = 100.0,
+        gate_limit: float = 2.5,
+        average: bool = True,
+        process_group: LossGroup = None,
+    ) -> None:
+        check_inner(inner)
+        name = type(inner).__name__
+        if isinstance(inner, EmoPilot | Autopilot):
+            raise TypeError(f"{name} steers its steps already: use it as it is")
+        options = {
+            "min_courage": min_courage,
+            "max_courage": max_courage,
+            "gate_limit": gate_limit,
+            "average": average,
+            "train_mode": True,
+        }
+        self.check_options(options)
+        follows = manner_of(inner).follows
+        if follows:
+            raise ValueError(
+                f"{name} keeps track of where it moved the parameters ({', '.join(follows)}): a step of "
+                "another length would spoil its memory. Choose another optimizer."
+            )
+        self.inner = inner
+        self._options = options
+        self._beside: dict[Tensor, State] = {}
+        self._loss: Tensor | None = None
+        self._replicas = Replicas(process_group)
+        self._collected = CollectedLosses()
+        # The way in which torch makes an optimizer that has its groups already.
+        Optimizer.__setstate__(self, {"defaults": {**getattr(inner, "defaults", {}), **options}})
+        for group in self.param_groups:
+            group.update(options)
+        self._share_memory(self.first_memory(), self._device())
+
+    @property
+    def rule(self) -> str:  # type: ignore[override]
+        """None: what asks for one is for the family alone."""
+        raise ValueError(
+            f"The state of {type(self.inner).__name__} has no plain arrays that emo_optax could read: "
+            "save its state_dict()"
+        )
+
+    @property
+    def param_groups(self) -> list[Group]:  # type: ignore[override]
+        """The groups of the inner optimizer."""
+        return self.inner.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The state of the inner optimizer."""
+        return self.inner.state
+
+    def check_options(self, options: Group) -> None:
+        """Raises an error for an option that is out of its range."""
+        for name in ("min_courage", "max_courage", "gate_limit"):
+            check_not_negative(name, options[name])
+        check_order("min_courage", options["min_courage"], "max_courage", options["max_courage"])
+        for name in ("average", "train_mode"):
+            check_flag(name, options[name])
+
+    def take_in(self, loss: Tensor | None, **beside: Any) -> Tensor:
+        """Keeps the loss for an inner optimizer that reads it, too; the scalars move later in the step."""
+        del beside
+        assert loss is not None
+        self._loss = loss
+        return -loss if self.param_groups[0].get("maximize") else loss
+
+    def averages(self) -> Mapping[Any, Any]:
+        """Returns what holds the averaged weights."""
+        return self._beside
+
+    # The step.
+
+    def _make_missing_state(self) -> None:
+        """Does nothing: a step with learning rates of 0 and without a loss changes nothing."""
+
+    def _move(self, feeling: Tensor, seen: Any) -> None:
+        """Lets the inner optimizer step, and moves the parameters a part of its way, or further."""
+        del seen
+        before, group = self._pilot, self.param_groups[0]
+        params = [param for param in self._params() if param.grad is not None]
+        states = [self._state_beside(param, average=group["average"]) for param in params]
+        total = torch.zeros(3, dtype=before.norm.dtype, device=before.norm.device)
+        for param, state in zip(params, states, strict=True):
+            grad, last = (own_part(each).to(wide_dtype(param)) for each in (param.grad, state["last"]))
+            sums = torch.stack([(grad * grad).sum(), -(grad * last).sum(), (last * last).sum()])
+            total = total + sum_of_parts(sums, param).to(total)
+        if group.get("maximize"):
+            total[1] = -total[1]
+        pilot, is_finite = steer(
+            before,
+            feeling,
+            total,
+            limit=group["gate_limit"],
+            min_courage=group["min_courage"],
+            max_courage=group["max_courage"],
+        )
+        if not bool(is_finite):
+            before.skipped.add_(1)
+            return
+        for param in params:
+            param.grad.mul_(pilot.gate.to(device=param.device, dtype=param.grad.dtype))
+        befores = [param.clone() for param in params]
+        try:
+            self._step_inner()
+        except BaseException:
+            for param, old in zip(params, befores, strict=True):
+                param.copy_(old)
+            raise
+        lengths, bounds = [], []
+        for param, old, state in zip(params, befores, states, strict=True):
+            length, is_bound = self._scale(param, old, state, pilot)
+            lengths.append(length.to(before.longest))
+            bounds.append(is_bound.to(before.bound))
+        if lengths:
+            pilot = pilot._replace(longest=torch.stack(lengths).max(), bound=torch.stack(bounds).mean())
+        for new, kept in zip(pilot, before, strict=True):
+            kept.copy_(new)
+
+    def _state_beside(self, param: Tensor, *, average: bool) -> State:
+        """Returns what is kept of a parameter beside the state of the inner optimizer."""
+        state, dtype = self._beside.setdefault(param, {}), wide_dtype(param)
+        if "last" not in state:
+            state["last"] = torch.zeros_like(param, dtype=dtype)
+        if average and "average" not in state:
+            state["average"] = param.detach().to(dtype, copy=True)
+        return state
+
+    def _scale(self, param: Tensor, old: Tensor, state: State, pilot: PilotState) -> tuple[Tensor, Tensor]:
+        """Moves a parameter by the scaled change; returns its length, and whether that is bounded."""
+        dtype = wide_dtype(param)
+        wide = old.to(dtype)
+        change = param.to(dtype) - wide
+        local = [own_part(each) for each in (change, wide)]
+        sums = torch.stack([(each * each).sum() for each in local])
+        size, mean = sum_of_parts(sums, param) / max(param.numel(), 1)
+        size, ceiling = size.sqrt(), USUAL_SIZE * step_ceiling(mean)
+        is_bound = size > ceiling
+        share = torch.where(is_bound, ceiling / torch.where(is_bound, size, 1.0), 1.0)
+        scale = pilot.courage.to(share) * share
+        state["last"].copy_(change)
+        change.mul_(scale)
+        if wide is old:
+            param.copy_(old + change)
+        else:
+            # Rounded as an update first, then added: the same numbers as optax.apply_updates.
+            param.copy_(old + change.to(param.dtype))
+        if "average" in state:
+            average = state["average"]
+            rate = average_rate(pilot.step.to(param.device), dtype)
+            average.add_((wide + change - average) * rate)
+        return scale * size, is_bound
+
+    def _step_inner(self) -> None:
+        if isinstance(self.inner, LossOptimizer):
+            self.inner.step(loss=self._loss)
+        else:
+            self.inner.step()
+
+    # Groups and state.
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Resets the gradients as the inner optimizer does, and forgets the losses that go with them.
+
+        Args:
+            set_to_none: whether gradients become `None`, and not 0.
+        """
+        self._collected.reset()
+        self.inner.zero_grad(set_to_none=set_to_none)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Adds a group of parameters, which the same courage steers.
+
+        Args:
+            param_group: the parameters under `"params"`, and options of their own.
+
+        Raises:
+            ValueError: for an option of this optimizer that differs from that of the other groups.
+        """
+        check_group_form(param_group)
+        shared = {name: self.param_groups[0][name] for name in self.shared_options}
+        self._check_shared_options({**shared, **param_group}, shared)
+        own = {key: value for key, value in param_group.items() if key not in self.shared_options}
+        self.inner.add_param_group(own)
+        self.param_groups[-1].update(shared)
+        self._share_memory(self._memory, self._memory[0].device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what the inner optimizer saves, with the scalars, last changes and averages beside it."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        saved = self.inner.state_dict()
+        saved = {**saved, "state": {key: dict(value) for key, value in saved["state"].items()}}
+        for group, kept in zip(self.param_groups, saved["param_groups"], strict=True):
+            for param, key in zip(group["params"], kept["params"], strict=True):
+                own = {_PREFIX + name: value for name, value in self._beside.get(param, {}).items()}
+                if own:
+                    saved["state"].setdefault(key, {}).update(own)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            changed = after(self, saved)
+            saved = saved if changed is None else changed
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state; also one of the inner optimizer alone, which leaves the scalars as they are.
+
+        Args:
+            state_dict: what `state_dict()` returned; it is not changed.
+
+        Raises:
+            ValueError: before anything is changed, if the state lacks a part of the scalars, or averages
+                have other shapes; and what the inner optimizer raises.
+        """
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        check_state_form(type(self).__name__, state_dict)
+        names = (*self._options, *self.memory_names())
+        for saved in state_dict["param_groups"]:
+            missing = [name for name in names if name not in saved]
+            if 0 < len(missing) < len(names):
+                raise ValueError(f"The state lacks a part of the pilot: {', '.join(missing)}")
+            if not missing:
+                self.check_options(saved)
+        beside: dict[Tensor, State] = {}
+        theirs = {**state_dict, "state": dict(state_dict["state"])}
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
+            for param, key in zip(group["params"], saved["params"], strict=False):
+                state = state_dict["state"].get(key, {})
+                own = {name: value for name, value in state.items() if str(name).startswith(_PREFIX)}
+                rest = {name: value for name, value in state.items() if name not in own}
+                theirs["state"][key] = rest
+                if not rest:
+                    theirs["state"].pop(key, None)
+                for name, value in own.items():
+                    if value.shape != param.shape:
+                        raise ValueError(
+                            f"The state is damaged: {name!r} has another shape than its parameter"
+                        )
+                    kept = value.detach().to(device=param.device, copy=True)
+                    beside.setdefault(param, {})[name.removeprefix(_PREFIX)] = kept
+        here = [{name: group[name] for name in names} for group in self.param_groups]
+        self.inner.load_state_dict(theirs)
+        self._beside = beside
+        for group, old in zip(self.param_groups, here, strict=True):
+            for name, value in old.items():
+                group.setdefault(name, value)
+        self._share_memory(self.memory_of(self.param_groups[0]), self._device())
+        for done in self._optimizer_load_state_dict_post_hooks.values():
+            done(self)
+
+    def moment_names(self, param: Tensor) -> tuple[str, ...]:  # noqa: ARG002
+        """Returns no names: the moments are the inner optimizer's."""
+        return ()
+
+    def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:  # noqa: ARG002
+        """Returns no moments: they are the inner optimizer's."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("defaults", "inner", "_options", "_beside", "_replicas")
+        return {name: self.__dict__[name] for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Optimizer.__setstate__(self, copy.copy(state))
+        self._loss, self._collected = None, CollectedLosses()
+        self._share_memory(self.memory_of(self.param_groups[0]), self._device())
+
+    def __repr__(self) -> str:
+        name = type(self.inner).__name__
+        return super().__repr__().replace("Autopilot (", f"Autopilot {name} (", 1)
