@@ -23,6 +23,7 @@ from emo_optax._checks.validation import (
 )
 from emo_optax._pieces.averaged_weights import average_rate, init_average, move_average
 from emo_optax._pieces.ceiling import step_ceiling
+from emo_optax._pieces.dtypes import keep_dtypes
 from emo_optax._pieces.emotion import wide_dtype
 from emo_optax._pieces.pilot import (
     PilotState,
@@ -38,7 +39,6 @@ from emo_optax._pieces.pilot import (
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
 from emo_optax._pieces.weight_decay import MODES
 from emo_optax._rules.moments import stored
-from emo_optax._wrappers.emotional import _keep_dtypes
 
 
 class PilotMomentsState(NamedTuple):
@@ -233,7 +233,7 @@ def emo_pilot(
             averaged = choose_finite(is_finite, averaged, state.average)
         return changes, SteeredState(skip(is_finite, pilot, old), kept, (), averaged)
 
-    return _keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn), rounding)
+    return keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn), rounding)
 
 
 def check_pilot_options(
