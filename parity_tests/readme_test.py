@@ -25,13 +25,13 @@ class Pasted(NamedTuple):
 
     Attributes:
         page: the page.
-        index: which block of Python code in it.
+        number: which block of Python code in it.
         prints: a pattern of all that the code prints.
         absent: modules that an environment with only the install line of the page lacks.
     """
 
     page: str
-    index: int
+    number: int
     prints: str
     absent: tuple[str, ...] = ()
 
@@ -62,7 +62,7 @@ def blocks(page: str) -> list[str]:
 def test_the_code_works_as_pasted(name: str, tmp_path: Path) -> None:
     pasted = PASTED[name]
     hide = f"import sys\n\nsys.modules.update(dict.fromkeys({pasted.absent!r}))\n"
-    (tmp_path / "pasted.py").write_text(hide + blocks(pasted.page)[pasted.index])
+    (tmp_path / "pasted.py").write_text(hide + blocks(pasted.page)[pasted.number])
     run = subprocess.run(
         [sys.executable, "-W", "error", "pasted.py"],
         cwd=tmp_path,
