@@ -155,5 +155,4 @@ from emo_shared.arrays import ARRAYS_VERSION as ARRAYS_VERSION
 from emo_shared.arrays import load_arrays as load_arrays
 from emo_shared.arrays import save_arrays as save_arrays
 from emo_shared.errors import CheckpointError as CheckpointError
-
-__version__ = "0.1.0"
+from emo_shared.version import __version__ as __version__

@@ -8,4 +8,5 @@ This package is private: its names may change in any release. Import them from `
 - `arrays`: named NumPy arrays in files, and the checks of an optimizer's arrays.
 - `choices`: checks of an option against the values that it may have.
 - `names`: the known name that is nearest to an unknown one.
+- `version`: the version of both packages.
 """

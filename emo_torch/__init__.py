@@ -4,6 +4,7 @@ from emo_shared.arrays import ARRAYS_VERSION as ARRAYS_VERSION
 from emo_shared.arrays import load_arrays as load_arrays
 from emo_shared.arrays import save_arrays as save_arrays
 from emo_shared.errors import CheckpointError as CheckpointError
+from emo_shared.version import __version__ as __version__
 from emo_torch._checks.errors import EmoWarning as EmoWarning
 from emo_torch._checks.errors import LossMissingError as LossMissingError
 from emo_torch._members.by_name import create_optimizer as create_optimizer
@@ -106,5 +107,3 @@ from emo_torch._wrappers.runaway import runaway_emotion as runaway_emotion
 from emo_torch._wrappers.runaway import scale_by_runaway as scale_by_runaway
 from emo_torch._wrappers.runaway import track_runaway as track_runaway
 from emo_torch._wrappers.wrappers import unwrap as unwrap
-
-__version__ = "0.1.0"

@@ -1,6 +1,6 @@
 """What to expect of the second generation, measured on handwritten digits in some two minutes.
 
-Run with `python -m examples.expectations`. It prints the tables that the README quotes: how training
+Run with `python -m examples.expectations`. It prints tables for docs/quality_of_training.md: how training
 depends on the learning rate and on its length, on the scale of the loss, and what the emotion filter
 stops. A perceptron with one hidden layer (4,810 parameters), batches of 64, PyTorch, one seed.
 """

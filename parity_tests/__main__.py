@@ -3,8 +3,8 @@
 Run with `python -m parity_tests`. It drives the Optax and the PyTorch side of each optimizer with the
 same parameters, gradients and losses, each in a process of its own, compares every leaf of parameters
 and state after every step, prints a table, and ends with 1 where a bound is exceeded. Then it trains a
-network in both frameworks, each on its own gradients. With `--report` it writes the page that the
-README links, with plots of the differences.
+network in both frameworks, each on its own gradients. With `--report` it writes the page that
+docs/how_equal.md links, with plots of the differences.
 """
 
 import argparse

@@ -71,6 +71,7 @@ def test_both_packages_write_files_in_one_way() -> None:
 
 
 TABLES = {
+    "behaviour_changes.md": 40,
     "integrations.md": 30,
     "integrations_jax.md": 50,
     "integrations_torch_distributed.md": 20,
@@ -80,14 +81,14 @@ TABLES = {
 
 
 def test_no_table_is_left_out() -> None:
-    assert {path.name for path in DOCS.glob("integrations*.md")} == set(TABLES)
+    assert {path.name for path in DOCS.glob("integrations*.md")} == set(TABLES) - {"behaviour_changes.md"}
 
 
 @pytest.mark.parametrize("page", TABLES)
 def test_every_row_of_a_table_names_a_test_that_exists(page: str) -> None:
     text = (DOCS / page).read_text()
     rows = [line for line in text.splitlines() if line.startswith("| ") and not set(line) <= set("|- ")]
-    rows = [row for row in rows if row.split("|")[1].strip() not in ("what", "thing")]
+    rows = [row for row in rows if row.split("|")[1].strip() not in ("before", "what", "thing")]
     assert len(rows) > 20
     for row in rows:
         assert "::test_" in row, row

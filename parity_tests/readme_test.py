@@ -1,9 +1,10 @@
-"""What the README shows works as pasted, and the commands that it names exist."""
+"""What README and the pages show works as pasted, and what they name exists."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -14,16 +15,54 @@ from parity_tests.faults import every_fault
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+HOW_EQUAL = (ROOT / "docs/how_equal.md").read_text()
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+TEXT = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", *PAGES)}
 
 
-PRINTED = {"flax": ("0.0",), "torch": ("tensor(-",), "bridge": ("moved",)}
-"""How the output of each piece of code begins."""
+class Pasted(NamedTuple):
+    """Code of a page that is run as a reader pastes it.
+
+    Attributes:
+        page: the page.
+        number: which block of Python code in it.
+        prints: a pattern of all that the code prints.
+        absent: modules that an environment with only the install line of the page lacks.
+    """
+
+    page: str
+    number: int
+    prints: str
+    absent: tuple[str, ...] = ()
 
 
-@pytest.mark.parametrize(("name", "code"), list(zip(PRINTED, BLOCKS, strict=True)), ids=list(PRINTED))
-def test_the_code_works_as_pasted(name: str, code: str, tmp_path: Path) -> None:
-    (tmp_path / "pasted.py").write_text(code)
+EXTRAS = ("flax", "matplotlib", "rich", "safetensors", "sklearn")
+"""What neither the extra `torch` nor the extra `jax` installs."""
+SUCCESS = r"step 0: loss [5-9]\.\d+\nstep 100: loss 0\.0\d+\nstep 200: loss 0\.00\d+\ndone: loss 0\.00\d+\n"
+PASTED = {
+    "readme torch": Pasted(
+        "README.md",
+        0,
+        r"step 0: loss \d+\.\d+\n" + SUCCESS[SUCCESS.index("step 100") :],
+        (*EXTRAS, "jax", "optax"),
+    ),
+    "readme jax": Pasted("README.md", 1, SUCCESS, (*EXTRAS, "torch")),
+    "flax": Pasted("docs/start.md", 0, r"0\.0\n", ("torch",)),
+    "torch": Pasted("docs/start.md", 1, r"tensor\(-[^\n]*\n", ("flax", "jax", "optax")),
+    "bridge": Pasted("docs/moving_a_run.md", 0, r"moved 0 losses\n"),
+}
+
+
+def blocks(page: str) -> list[str]:
+    """Returns the blocks of Python code of a page."""
+    return re.findall(r"```python\n(.*?)```", TEXT[page], flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("name", PASTED)
+def test_the_code_works_as_pasted(name: str, tmp_path: Path) -> None:
+    pasted = PASTED[name]
+    hide = f"import sys\n\nsys.modules.update(dict.fromkeys({pasted.absent!r}))\n"
+    (tmp_path / "pasted.py").write_text(hide + blocks(pasted.page)[pasted.number])
     run = subprocess.run(
         [sys.executable, "-W", "error", "pasted.py"],
         cwd=tmp_path,
@@ -32,36 +71,73 @@ def test_the_code_works_as_pasted(name: str, code: str, tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith(PRINTED[name])
+    assert re.fullmatch(pasted.prints, run.stdout), run.stdout
 
 
-def test_the_commands_exist() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert {name for name in re.findall(r"make (\w+)", README) if name.islower()} <= targets
-    modules = set(re.findall(r"python -m ([\w.]+)", README))
-    assert modules
-    for module in modules:
+def test_all_code_of_these_pages_is_run() -> None:
+    for page in {pasted.page for pasted in PASTED.values()}:
+        assert len(blocks(page)) == sum(pasted.page == page for pasted in PASTED.values())
+
+
+def test_the_readme_is_short_and_names_the_two_commands() -> None:
+    assert len(README.splitlines()) <= 120
+    assert "\nmake demo " in README
+    assert "\nmake test " in README
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_the_commands_exist(page: str) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    targets |= {"test-oldest", "test-newest"}
+    named = re.findall(r"(?:`|^)make ([\w-]+)(?=[`\s])", TEXT[page], flags=re.MULTILINE)
+    assert {name for name in named if name.islower()} <= targets
+    for module in set(re.findall(r"python -m ((?:emo_|parity_|examples|benchmarks)[\w.]*)", TEXT[page])):
         path = ROOT.joinpath(*module.split("."))
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
 
 
-def test_the_tests_named_exist() -> None:
-    for path in re.findall(r"`((?:parity_tests|examples|benchmarks)/[\w./]+)`", README):
-        assert (ROOT / path).exists(), path
+def test_the_readme_and_the_page_about_equality_name_commands() -> None:
+    assert re.findall(r"python -m ([\w.]+)", HOW_EQUAL)
+    assert len(re.findall(r"^make (\w+)", README, flags=re.MULTILINE)) == 2
 
 
-def test_what_it_links_to_exists() -> None:
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", README)
+@pytest.mark.parametrize("page", TEXT)
+def test_the_tests_named_exist(page: str) -> None:
+    folders = "parity_tests|examples|benchmarks|emo_optax|emo_torch|emo_shared|docs"
+    for path in re.findall(rf"`((?:{folders})/[\w./]+)(?:::\w+)?`", TEXT[page]):
+        assert (ROOT / path).exists() or "emo_echo" in path, path  # A member that a page adds.
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_what_it_links_to_exists(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", TEXT[page])
     assert links
     for link in links:
         assert (ROOT / link).exists(), link
 
 
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs/index.md").read_text()
+    linked = {(ROOT / "docs" / link).resolve() for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", index)}
+    pages = set((ROOT / "docs").rglob("*.md")) - {ROOT / "docs/index.md"}
+    assert pages <= linked
+
+
+def test_every_member_is_on_the_page_of_members() -> None:
+    words = set(re.findall(r"\w+", (ROOT / "docs/members.md").read_text().lower()))
+    for name in {*emo_optax.list_optimizers(), *emo_torch.list_optimizers()}:
+        assert {name, name.replace("_", "")} & words, name
+
+
 @pytest.mark.parametrize(
-    ("what", "page"), [("yardstick", "docs/yardstick/tables.md"), ("step time", "docs/step_time/tables.md")]
+    ("what", "shown_on", "page"),
+    [
+        ("yardstick", "docs/quality_of_training.md", "docs/yardstick/tables.md"),
+        ("step time", "docs/performance.md", "docs/step_time/tables.md"),
+    ],
 )
-def test_the_figures_are_those_of_the_last_run(what: str, page: str) -> None:
-    shown = README.split(f"<!-- {what}: tables -->")[1].split(f"<!-- {what}: end -->")[0]
+def test_the_figures_are_those_of_the_last_run(what: str, shown_on: str, page: str) -> None:
+    shown = TEXT[shown_on].split(f"<!-- {what}: tables -->")[1].split(f"<!-- {what}: end -->")[0]
     measured = " ".join((ROOT / page).read_text().split())
     rows = [line for line in shown.splitlines() if line.strip()]
     assert len(rows) > 20
@@ -71,64 +147,10 @@ def test_the_figures_are_those_of_the_last_run(what: str, page: str) -> None:
 
 @pytest.mark.skipif(library() is None, reason="without a C compiler none is planted in compiled code")
 def test_as_many_faults_are_planted_as_it_says() -> None:
-    assert f"plants {len(every_fault())} faults" in README
+    assert f"plants {len(every_fault())} faults" in HOW_EQUAL
 
 
 def test_both_packages_have_one_version() -> None:
     assert emo_optax.__version__ == emo_torch.__version__
-
-
-ONE_SIDED = {
-    "emo_optax": {
-        "_aliases_test.py": "members are chains of pieces here, and classes there",
-        "_bind_test.py": "the adapter for wrappers that drop arguments, which Optax's alone do",
-        "_compiled_step_test.py": "what XLA makes of a step",
-        "_devices_test.py": "eight devices in one process",
-        "_export.py": "state classes for jax.export",
-        "_export_test.py": "state classes for jax.export",
-        "_meta_gradient_test.py": "gradients through updates, which are functions here",
-        "_promotion_test.py": "JAX's promotion of dtypes, and what Optax makes of hyperparameters",
-        "_reference_test.py": "pieces against NumPy; there, members are in _emotional_test.py",
-        "_state_test.py": "states are trees of arrays here",
-        "_states.py": "numbers that a user put into a state; there, groups and states check themselves",
-        "_states_test.py": "numbers that a user put into a state",
-        "_wrappers_test.py": "Optax's own wrappers",
-    },
-    "emo_torch": {
-        "_any_optimizer.py": "holds an optimizer; there, `emotional` is a function in _emotional",
-        "_around_inner.py": "an optimizer that saves and loads itself; Optax's states are trees of arrays",
-        "_around_inner_test.py": "the same",
-        "_blocked_test.py": "what steps without a compiler",
-        "_calls_test.py": "how many calls a step makes in Python; a step of Optax's is compiled",
-        "_cuda_test.py": "what needs a GPU: kernels, syncs, graphs",
-        "_family_rules.py": "the rules as data; Optax's rules are transformations already",
-        "_grad_scaler_test.py": "PyTorch's gradient scaler",
-        "_recipe.py": "what a member does, as data, for several ways to step; Optax has one way",
-        "_recipe_test.py": "recipes, and the lists in compiled code",
-        "_rules.py": "a folder in emo_optax",
-        "_rules_test.py": "a folder in emo_optax",
-        "_schedulers_test.py": "PyTorch's schedulers; Optax's schedules are functions",
-        "_sharded.py": "DTensors; JAX's own arrays know how they are sharded",
-        "build.py": "builds the compiled code, which is PyTorch's side alone",
-        "build_test.py": "what it does with compilers of all kinds",
-        "_testing.py": "what tests of trainers share; no public module",
-        "_inner_check.py": "whether lr can be scaled for a step; an update of Optax can always be scaled",
-        "_inner_check_test.py": "the same",
-        "_inner_state.py": "an optimizer that saves and loads itself",
-        "_inner_step.py": "scaling lr, or moving parameters back; updates of Optax are scaled",
-        "_stand_in.py": "a tiny copy of an optimizer, stepped to see how it treats lr",
-        "_step_test.py": "what `step` takes, returns and leaves alone",
-        "_torch_optim_test.py": "PyTorch's own suite; Optax's is in parity_tests",
-        "_triton_test.py": "kernels for CUDA, interpreted",
-        "_ways.py": "the ways to step: one tensor, many, compiled code",
-        "_ways_test.py": "the ways to step: foreach, fused",
-    },
-}
-"""The files that one package has alone, and why."""
-
-
-def test_both_packages_have_the_same_files() -> None:
-    files = {package: {path.name for path in (ROOT / package).glob("*.py")} for package in ONE_SIDED}
-    common = files["emo_optax"] & files["emo_torch"]
-    for package, alone in ONE_SIDED.items():
-        assert files[package] - common == set(alone)
+    assert f"\nversion: {emo_optax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {emo_optax.__version__} " in (ROOT / "CHANGELOG.md").read_text()

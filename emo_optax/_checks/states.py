@@ -34,6 +34,12 @@ def _brief(text: object) -> str:
     return str(text) if len(str(text)) < 200 else f"{str(text)[:200]}..."
 
 
+def nodes_of(state: Any, kind: type) -> list[Any]:
+    """Returns all nodes of one kind in a nested state."""
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
+    return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+
 def check_state(state: Any, init: Callable[[Any], Any], params: Any) -> None:
     """Raises a `ValueError` if a state is not one that `init` makes for these parameters.
 

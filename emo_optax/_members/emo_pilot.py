@@ -17,12 +17,14 @@ from emo_optax._checks.validation import (
     check_moment_dtype,
     check_not_negative,
     check_order,
+    check_params,
     checked_mask,
     hyperparameter,
     is_number,
 )
 from emo_optax._pieces.averaged_weights import average_rate, init_average, move_average
 from emo_optax._pieces.ceiling import step_ceiling
+from emo_optax._pieces.dtypes import keep_dtypes
 from emo_optax._pieces.emotion import wide_dtype
 from emo_optax._pieces.pilot import (
     PilotState,
@@ -39,7 +41,6 @@ from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_ax
 from emo_optax._pieces.rounding import Rounding
 from emo_optax._pieces.weight_decay import MODES, WeightDecayMode
 from emo_optax._rules.moments import stored
-from emo_optax._wrappers.emotional import _keep_dtypes
 
 
 class PilotMomentsState(NamedTuple):
@@ -182,6 +183,7 @@ def emo_pilot(
         **extra_args: Any,
     ) -> tuple[optax.Updates, SteeredState]:
         del extra_args
+        check_params(params)
         old, moments = state.pilot, state.rule
         dtype = old.norm.dtype
         loss = average_over_replicas(check_loss(value, dtype), axis_name)
@@ -235,7 +237,7 @@ def emo_pilot(
             averaged = choose_finite(is_finite, averaged, state.average)
         return changes, SteeredState(skip(is_finite, pilot, old), kept, (), averaged)
 
-    return _keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn), rounding)
+    return keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn), rounding)
 
 
 def check_pilot_options(

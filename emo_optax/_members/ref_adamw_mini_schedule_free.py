@@ -21,13 +21,14 @@ from emo_optax._checks.validation import (
     hyperparameter,
 )
 from emo_optax._pieces.divergence import DivergenceState, init_divergence, injection_strength, watch
+from emo_optax._pieces.dtypes import keep_dtypes
 from emo_optax._pieces.emotion import wide_dtype
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
 from emo_optax._pieces.rounding import Rounding
 from emo_optax._pieces.smoothed_norm import NO_NORM, learning_rate_from_norm, smooth_norm
 from emo_optax._pieces.weight_decay import MODES, WeightDecayMode, place_weight_decay
 from emo_optax._rules.moments import average, stored, widened, zero_moments
-from emo_optax._wrappers.emotional import _find, _keep_dtypes
+from emo_optax._wrappers.emotional import _find
 
 
 class RefMomentsState(NamedTuple):
@@ -220,7 +221,7 @@ def ref_adamw_mini_schedule_free(
         moments = RefMomentsState(stored(mu, moments.mu), stored(nu, moments.nu, is_square=True), norm)
         return updates, RefAdamWMiniScheduleFreeState(divergence, moments, decays)
 
-    return _keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn), rounding)
+    return keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn), rounding)
 
 
 def _over_root(m: jax.Array, v: jax.Array, eps: jax.typing.ArrayLike) -> jax.Array:

@@ -9,6 +9,7 @@ import optax
 
 from emo_optax._checks.states import check_kind
 from emo_optax._checks.validation import check_flag, check_learning_rate, check_loss, takes_extra_args
+from emo_optax._pieces.dtypes import keep_dtypes
 from emo_optax._pieces.early_stop import went_quiet
 from emo_optax._pieces.emotion import (
     EmotionState,
@@ -28,7 +29,6 @@ from emo_optax._pieces.trust import (
     trust_of,
 )
 from emo_optax._pieces.weight_decay import WeightDecayMode, place_weight_decay
-from emo_optax._wrappers.emotional import _keep_dtypes
 
 
 class DriveState(NamedTuple):
@@ -250,4 +250,4 @@ def driven_rule(
         decay["absolute"],
     )
     member = share_drive(blend_by_trust(step) if use_shadow else step, axis_name=axis_name)
-    return _keep_dtypes(member, rounding)
+    return keep_dtypes(member, rounding)

@@ -9,13 +9,13 @@ import optax
 
 from emo_optax._checks.errors import EmotionMissingError
 from emo_optax._checks.validation import check_flag, check_loss, check_not_negative, takes_extra_args
+from emo_optax._pieces.dtypes import keep_dtypes
 from emo_optax._pieces.emotion import wide_dtype
 from emo_optax._pieces.pulse import LossUnit, PulseOptions, PulseState, Scope, feel_pulse, init_pulse
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
 from emo_optax._pieces.rounding import Rounding
 from emo_optax._pieces.trust import blend_by_trust
 from emo_optax._pieces.weight_decay import WeightDecayMode, place_weight_decay
-from emo_optax._wrappers.emotional import _keep_dtypes
 
 _PULSE_MISSING = (
     "A piece made with `shared=True` takes the pulse of an enclosing `emo_optax.share_pulse(...)`, and "
@@ -270,4 +270,4 @@ def pulsed_rule(
         decay["l2"], rule, decay["decoupled"], scale_by_pulse(shared=True), decay["absolute"]
     )
     member = share_pulse(around(blend_by_trust(step) if use_shadow else step), learning_rate, **pulse)
-    return _keep_dtypes(member, rounding)
+    return keep_dtypes(member, rounding)

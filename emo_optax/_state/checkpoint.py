@@ -13,6 +13,7 @@ from emo_shared.arrays import ARRAYS_FORMAT, to_numpy
 from emo_shared.errors import CheckpointError
 from emo_shared.files import check_digest, read_file, write_file
 from emo_shared.header import CODES, Part
+from emo_shared.version import __version__
 
 CHECKPOINT_VERSION = 1
 """The version of a checkpoint's layout."""
@@ -58,8 +59,6 @@ def save_checkpoint(path: str | Path, tree: Any) -> None:
         >>> print(loaded["params"]["weight"], loaded["step"])
         [1. 1.] 7
     """
-    from emo_optax import __version__
-
     arrays, dtypes = {}, {}
     for name, leaf in _named_leaves(tree).items():
         dtypes[name] = _dtype_name(name, leaf)

@@ -11,14 +11,15 @@ from emo_optax._checks.validation import (
     check_loss,
     check_not_negative,
     check_order,
+    check_params,
     takes_extra_args,
 )
 from emo_optax._pieces.averaged_weights import average_rate, init_average, move_average
 from emo_optax._pieces.ceiling import step_ceiling
+from emo_optax._pieces.dtypes import keep_dtypes
 from emo_optax._pieces.emotion import wide_dtype
 from emo_optax._pieces.pilot import SteeredState, choose_finite, init_pilot, psum, skip, steer
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
-from emo_optax._wrappers.emotional import _keep_dtypes
 
 USUAL_SIZE = 0.3
 """The usual root mean square of Adam's direction, for which `step_ceiling` was measured."""
@@ -102,6 +103,7 @@ def autopilot(
         value: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SteeredState]:
+        check_params(params)
         old = state.pilot
         dtype = old.norm.dtype
         loss = average_over_replicas(check_loss(value, dtype), axis_name)
@@ -142,7 +144,7 @@ def autopilot(
             averaged,
         )
 
-    return _keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn))
+    return keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn))
 
 
 def _scales(

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from emo_optax._checks.hints import with_hints
-from emo_optax._checks.states import check_state, with_arrays
+from emo_optax._checks.states import nodes_of
 from emo_optax._checks.validation import (
     check_factor,
     check_flag,
@@ -17,14 +17,13 @@ from emo_optax._checks.validation import (
     check_learning_rate,
     check_not_negative,
     check_shadow_ratio,
-    checked_gradients,
-    checked_params,
     takes_extra_args,
 )
+from emo_optax._pieces.dtypes import keep_dtypes
 from emo_optax._pieces.early_stop import went_quiet
 from emo_optax._pieces.emotion import Emotion, EmotionState, ShareEmotionState, share_emotion, wide_dtype
 from emo_optax._pieces.replicas import AxisName
-from emo_optax._pieces.rounding import Rounding, add_rounding
+from emo_optax._pieces.rounding import Rounding
 from emo_optax._pieces.shadow_effect import (
     Keep,
     filter_by_emotion,
@@ -121,61 +120,7 @@ def emotional(
     piece = share_emotion(
         piece, short_factor=short_factor, long_factor=long_factor, gain=gain, axis_name=axis_name
     )
-    return _keep_dtypes(piece, rounding)
-
-
-def _keep_dtypes(
-    inner: optax.GradientTransformationExtraArgs, rounding: Rounding = "nearest"
-) -> optax.GradientTransformationExtraArgs:
-    """Rounds the updates once, at the end, to the parameters' dtypes."""
-    inner = add_rounding(inner, rounding)
-
-    def init_fn(params: optax.Params) -> optax.OptState:
-        checked_params(params)
-        state = inner.init(params)
-        if len(_nodes(state, EmotionState)) > 1:
-            raise TypeError("The optimizer inside is emotional already: use it as it is")
-        return state
-
-    def update_fn(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        # Without parameters the gradients tell shapes and dtypes; what needs the parameters says so.
-        like = _blank(updates) if params is None else checked_params(params)
-        updates = checked_gradients(updates, like)
-        state = with_arrays(state, inner.init, like)
-        try:
-            updates, new_state = inner.update(
-                updates, state, None if params is None else like, **extra_args
-            )
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-            check_state(state, inner.init, like)
-            raise
-        # Where a state of other shapes was stretched to fit, something has grown.
-        if _shapes(updates) != _shapes(like) or _shapes(new_state) != _shapes(state):
-            check_state(state, inner.init, like)
-        return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, like), new_state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _blank(updates: optax.Updates) -> Any:
-    """Returns the shapes of gradients, with the dtypes that parameters of these gradients have."""
-
-    def blank(gradient: Any) -> Any:
-        dtype = jnp.result_type(gradient)
-        return jax.ShapeDtypeStruct(
-            jnp.shape(gradient), dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
-        )
-
-    return jax.tree.map(blank, updates)
-
-
-def _shapes(tree: Any) -> list[tuple[int, ...]]:
-    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    return keep_dtypes(piece, rounding)
 
 
 def emotional_rule(
@@ -268,10 +213,5 @@ def get_emotion(state: optax.OptState) -> Emotion:
     )
 
 
-def _nodes(state: Any, kind: type) -> list[Any]:
-    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
-    return [leaf for leaf in leaves if isinstance(leaf, kind)]
-
-
 def _find(state: Any, kind: type) -> Any:
-    return next(iter(_nodes(state, kind)), None)
+    return next(iter(nodes_of(state, kind)), None)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from emo_optax._checks.states import nodes_of
 from emo_optax._checks.validation import check_not_negative
 from emo_optax._pieces.drive import DriveState
 from emo_optax._pieces.emotion import ShareEmotionState, wide_dtype
@@ -19,7 +20,7 @@ from emo_optax._pieces.shadow_effect import (
     keep_elements,
     keep_rows_and_columns,
 )
-from emo_optax._wrappers.emotional import _find, _nodes, get_emotion
+from emo_optax._wrappers.emotional import _find, get_emotion
 from emo_optax._wrappers.get_pulse import get_drive, get_pulse
 
 
@@ -191,8 +192,8 @@ def _known_rate(state: optax.OptState, learning_rate: Any) -> Any:
     """Returns the learning rate that was given, or the one of `optax.inject_hyperparams` in the state."""
     if learning_rate is not None:
         return learning_rate
-    injected = [*_nodes(state, optax.InjectStatefulHyperparamsState)]
-    injected += _nodes(state, optax.InjectHyperparamsState)
+    injected = [*nodes_of(state, optax.InjectStatefulHyperparamsState)]
+    injected += nodes_of(state, optax.InjectHyperparamsState)
     rates = [node.hyperparams["learning_rate"] for node in injected if "learning_rate" in node.hyperparams]
     return rates[0] if len(rates) == 1 else None
 

@@ -14,6 +14,7 @@ from emo_shared.arrays import ARRAYS_FORMAT
 from emo_shared.errors import CheckpointError
 from emo_shared.files import check_digest, read_file, write_file
 from emo_shared.header import CODES, Part
+from emo_shared.version import __version__
 
 CHECKPOINT_VERSION = 1
 """The version of a checkpoint's layout."""
@@ -64,8 +65,6 @@ def save_checkpoint(path: str | Path, tree: Any) -> None:
         >>> print(loaded["step"])
         7
     """
-    from emo_torch import __version__
-
     tensors = _Tensors()
     text = json.dumps(_to_json(tree, "", tensors))
     metadata = {

@@ -1,0 +1,66 @@
+"""The last part of every optimizer: checks of its input, and updates in the dtypes of the parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emo_optax._checks.states import check_state, nodes_of, with_arrays
+from emo_optax._checks.validation import checked_gradients, checked_params
+from emo_optax._pieces.emotion import EmotionState
+from emo_optax._pieces.rounding import Rounding, add_rounding
+
+
+def keep_dtypes(
+    inner: optax.GradientTransformationExtraArgs, rounding: Rounding = "nearest"
+) -> optax.GradientTransformationExtraArgs:
+    """Makes a transformation that rounds its updates once, at the end, to the dtypes of the parameters."""
+    inner = add_rounding(inner, rounding)
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        checked_params(params)
+        state = inner.init(params)
+        if len(nodes_of(state, EmotionState)) > 1:
+            raise TypeError("The optimizer inside is emotional already: use it as it is")
+        return state
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        # Without parameters the gradients tell shapes and dtypes; what needs the parameters says so.
+        like = _blank(updates) if params is None else checked_params(params)
+        updates = checked_gradients(updates, like)
+        state = with_arrays(state, inner.init, like)
+        try:
+            updates, new_state = inner.update(
+                updates, state, None if params is None else like, **extra_args
+            )
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            check_state(state, inner.init, like)
+            raise
+        # Where a state of other shapes was stretched to fit, something has grown.
+        if _shapes(updates) != _shapes(like) or _shapes(new_state) != _shapes(state):
+            check_state(state, inner.init, like)
+        return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, like), new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _blank(updates: optax.Updates) -> Any:
+    """Returns the shapes of gradients, with the dtypes that parameters of these gradients have."""
+
+    def blank(gradient: Any) -> Any:
+        dtype = jnp.result_type(gradient)
+        return jax.ShapeDtypeStruct(
+            jnp.shape(gradient), dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
+        )
+
+    return jax.tree.map(blank, updates)
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
