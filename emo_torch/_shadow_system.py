@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from emo_torch._sharded import copy_all
+
 ShadowRatio = str | Callable[[Tensor], Tensor]
 """ "v2.0", "v1.0", or a function of the scalar (shape `[]`) to a ratio in [0, 1]."""
 
@@ -103,12 +105,12 @@ def multi_tensor_blend_with_shadow(
     torch._foreach_add_(pulled, torch._foreach_mul(shadows, [ratio] * many))
     # Chosen, not multiplied by 0: what is not finite would become NaN where the shadow rests.
     pairs = zip(exists, pulled, params, strict=True)
-    torch._foreach_copy_(params, [torch.where(exist & wakes, new, old) for exist, new, old in pairs])
+    copy_all(params, [torch.where(exist & wakes, new, old) for exist, new, old in pairs])
     rates = [torch.full_like(ratio, shadow_rate)] * many
     followed = torch._foreach_lerp(shadows, params, rates)
     rows = zip(exists, followed, params, shadows, strict=True)
     moved = [
         torch.where(wakes, torch.where(exist, new, param), shadow) for exist, new, param, shadow in rows
     ]
-    torch._foreach_copy_(shadows, moved)
+    copy_all(shadows, moved)
     torch._foreach_copy_(exists, list((torch.stack(exists) | wakes).unbind()))

@@ -73,8 +73,13 @@ def _of_another_type(value: Tensor) -> Tensor:
     return value.clone().as_subclass(Another)
 
 
-LAYOUTS = {"contiguous": torch.clone, "strided": _strided, "turned": _turned, "offset": _offset}
-LAYOUTS["negative"] = _negative
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": torch.clone,
+    "strided": _strided,
+    "turned": _turned,
+    "offset": _offset,
+    "negative": _negative,
+}
 GRADIENT_LAYOUTS = {**LAYOUTS, "expanded": _expanded, "of another type": _of_another_type}
 layouts, indices, seeds = st.sampled_from(sorted(LAYOUTS)), st.integers(0, 5), st.integers(0, 2**31)
 
@@ -288,7 +293,7 @@ class Changes(RuleBasedStateMachine):
     @rule(into_another=st.booleans())
     def reload(self, into_another: bool) -> None:
         def change(side: Side) -> None:
-            optimizer = side.optimizer
+            optimizer: Any = side.optimizer
             if into_another:
                 side.optimizer = type(optimizer)(
                     [{"params": list(group["params"])} for group in optimizer.param_groups]

@@ -190,7 +190,7 @@ def test_what_is_nested_in_a_loaded_state_is_copied_too() -> None:
     one = emo_torch.Emotional(inner)
     nested = {"factors": [torch.ones(2), (torch.ones(3), {"root": torch.ones(4)})]}
     inner.state[param] = {"momentum_buffer": torch.ones(3), **nested}
-    inner.state["shared by all"] = {"buffer": torch.ones(5)}
+    inner.state["shared by all"] = {"buffer": torch.ones(5)}  # type: ignore[index]
     saved = one.state_dict()
     other = emo_torch.Emotional(torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1))
     other.load_state_dict(saved)
@@ -216,7 +216,7 @@ def test_a_state_from_a_file_is_loaded_as_it_was_saved() -> None:
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
 def test_a_parameter_twice_is_refused_with_foreach_and_else_stepped_twice() -> None:
-    def twice(**way: bool) -> emo_torch.LossOptimizer:
+    def twice(**way: Any) -> emo_torch.LossOptimizer:
         param = torch.nn.Parameter(torch.ones(3))
         return emo_torch.EmoSens([param, param], lr=0.1, **way)
 

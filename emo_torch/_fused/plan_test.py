@@ -13,9 +13,9 @@ import emo_torch
 from emo_torch import _fused
 from emo_torch._fused import cpu, memory
 from emo_torch._fused.memory import MOST_PATIENCE
+from emo_torch._fused.plan import make_plan
 
 BEFORE, AFTER = 5, 3
-make_plan = memory.make_plan
 needs_compiler = pytest.mark.skipif(_fused.library() is None, reason="NO C COMPILER WAS FOUND")
 
 
