@@ -92,7 +92,7 @@ enum { MOST_FEW = 16, ROWS = 64, LANES = 64 };
 /* Sums are taken over blocks that depend on a tensor's shape alone, and then over the blocks in their order,
  * so that the bits are the same for any number of threads. A block is of so many elements of a vector, or of
  * as many rows of a matrix as make about so many elements, within bounds. Threads share no block. */
-enum { VECTOR_BLOCK = 1024, MATRIX_BLOCK = 32768, LEAST_ROWS = 16 };
+enum { VECTOR_BLOCK = 1024, MATRIX_BLOCK = 65536, LEAST_ROWS = 16 };
 
 INLINE int64_t rows_of_block(int64_t columns) {
     const int64_t rows = MATRIX_BLOCK / columns;

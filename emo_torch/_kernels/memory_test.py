@@ -217,7 +217,7 @@ def test_a_state_from_a_file_is_loaded_as_it_was_saved() -> None:
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
 def test_a_parameter_twice_is_refused_with_foreach_and_else_stepped_twice() -> None:
-    def twice(**way: bool) -> emo_torch.LossOptimizer:
+    def twice(**way: Any) -> emo_torch.LossOptimizer:
         param = torch.nn.Parameter(torch.ones(3))
         return emo_torch.EmoSens([param, param], lr=0.1, **way)  # type: ignore[arg-type]
 

@@ -71,7 +71,7 @@ class StateKeeper(Optimizer):
         made: State = {}
         if any(name not in state for name in self.moment_names(param)):
             made.update(self.init_moments(param, group["moment_dtype"] or wide_dtype(param)))
-        if group.get("use_shadow") and "shadow" not in state:
+        if group.get("use_shadow") and not {"shadow", "shadow_exists"} <= state.keys():
             made["shadow"] = torch.zeros_like(param, dtype=wide_dtype(param))
             made["shadow_exists"] = torch.zeros((), dtype=torch.bool, device=param.device)
         if _is_compensated(param, group):
