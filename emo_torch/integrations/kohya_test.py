@@ -55,6 +55,18 @@ def alone() -> Iterator[None]:
     forget()
 
 
+@pytest.mark.parametrize("name", ["EmoSens3", "EmoAiry3", "EmoCats3", "EmoTion", "EmoVoid"])
+def test_the_arguments_of_the_third_generation_work_as_they_stand(name: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    arguments = ["stopcoef=0.07", "use_shadow=True", "notify=True", "betas=(0.9, 0.995)"]
+    optimizer = made_as_there(f"emo_torch.{name}", [weight], 1.0, arguments)
+    assert optimizer.param_groups[0]["stopcoef"] == 0.07
+    weight.grad = torch.ones(3)
+    optimizer.step(loss=1.0)
+    assert float(optimizer.pulse.pulse) == pytest.approx(1e-4)
+    assert float(weight.detach().max()) < 1.0
+
+
 def test_the_name_on_the_command_line_is_enough() -> None:
     model: Any = small_model()
     groups = [
