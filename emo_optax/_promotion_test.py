@@ -183,7 +183,7 @@ def test_a_coarse_hyperparameter_is_refused_with_the_way_out(piece: str, kind: s
         PIECES[piece](COARSE[kind]())
 
 
-@pytest.mark.parametrize("piece", set(PIECES) - {"get_metrics"})
+@pytest.mark.parametrize("piece", [name for name in PIECES if name != "get_metrics"])
 @half
 def test_a_coarse_hyperparameter_is_refused_in_jit(piece: str, dtype: Any) -> None:
     def use(value: Any) -> jax.Array:

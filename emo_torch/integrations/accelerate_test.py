@@ -283,3 +283,19 @@ def test_training_goes_on_from_its_last_state_to_the_last_bit(tmp_path: Path) ->
     assert same_state(resumed.state_dict(), state)
     assert same_state([param.detach() for param in model.parameters()], params)
     assert resumed.heard == whole.heard[3:]
+
+
+def test_train_and_eval_of_a_prepared_optimizer_reach_the_averaged_weights() -> None:
+    accelerator = Accelerator(cpu=True)
+    model = small_model()
+    inside = emo_torch.EmoPilot(model.parameters())
+    model, optimizer = accelerator.prepare(model, inside)
+    with losses_from_backward(accelerator):
+        train(accelerator, model, optimizer, range(12))
+    first = next(iter(model.parameters()))
+    trained, average = first.detach().clone(), inside.state[first]["average"].clone()
+    optimizer.eval()
+    assert torch.equal(first, average)
+    optimizer.train()
+    assert torch.equal(first, trained)
+    assert not torch.equal(trained, average)

@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._wrappers.wrappers import loss_optimizers
 
 
@@ -77,3 +78,59 @@ class LossAwareCallback(pl.Callback):
             for inside in loss_optimizers([optimizer]):
                 inside.zero_grad(set_to_none=True)
         self._has_loss = False
+
+
+class AveragedWeightsCallback(pl.Callback):
+    """Validates and tests with averaged weights, where an optimizer keeps them (`EmoPilot`, `Autopilot`).
+
+    It calls `eval()` of the optimizers before a validation or a test, and `train()` after it. A checkpoint
+    holds the trained weights in the model, and the averaged ones in the state of the optimizer.
+
+    Example:
+        >>> import lightning.pytorch as pl
+        >>> from emo_torch.integrations.lightning import AveragedWeightsCallback, LossAwareCallback
+        >>> callbacks = [LossAwareCallback(), AveragedWeightsCallback()]  # pl.Trainer(callbacks=callbacks)
+    """
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the averaged weights into the model.
+
+        Args:
+            trainer: the trainer, which has the optimizers.
+            pl_module: the module.
+        """
+        del pl_module
+        for optimizer in _steered(trainer):
+            optimizer.eval()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the averaged weights out of the model again.
+
+        Args:
+            trainer: the trainer, which has the optimizers.
+            pl_module: the module.
+        """
+        del pl_module
+        for optimizer in _steered(trainer):
+            optimizer.train()
+
+    on_test_start = on_validation_start
+    on_test_end = on_validation_end
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Takes the averaged weights out of the model where a validation fails.
+
+        Args:
+            trainer: the trainer, which has the optimizers.
+            pl_module: the module.
+            exception: what was raised.
+        """
+        del exception
+        self.on_validation_end(trainer, pl_module)
+
+
+def _steered(trainer: pl.Trainer) -> list[SteeredOptimizer]:
+    found = loss_optimizers(trainer.optimizers)
+    return [optimizer for optimizer in found if isinstance(optimizer, SteeredOptimizer)]

@@ -86,8 +86,8 @@ class LiveReport:
             box=box.SIMPLE_HEAD,
         )
         for heading, width in COLUMNS:
-            own = "Courage" if self._is_pilot and heading == "Step\nscale" else heading
-            table.add_column(own, justify="right", width=max(width, 7) if self._is_pilot else width)
+            own = "Cou-\nrage" if self._is_pilot and heading == "Step\nscale" else heading
+            table.add_column(own, justify="right", width=width)
         table.add_row(
             str(self._epochs),
             f"{epoch.flax.loss.mean():.4f}",
@@ -95,7 +95,7 @@ class LiveReport:
             f"{epoch.flax.accuracy[-1]:.1%}",
             f"{epoch.torch.accuracy[-1]:.1%}",
             f"{epoch.flax.scalar[-1]:+.3f}",
-            f"{epoch.flax.step_scale[-1]:.4f}",
+            f"{epoch.flax.step_scale[-1]:.4g}" if self._is_pilot else f"{epoch.flax.step_scale[-1]:.4f}",
             f"{epoch.difference[-1]:.1e}",
             f"{epoch.control_difference[-1]:.1e}",
         )
@@ -111,7 +111,7 @@ def describe(settings: Settings) -> str:
 
 
 def summary(comparison: Comparison, rivals: list[Rival], settings: Settings) -> Table:
-    """Returns a table of the test digits after the last epoch: both frameworks, and AdamW."""
+    """Returns a table of the results after the last epoch: both frameworks, and AdamW."""
     title = OPTIMIZERS[settings.optimizer].title
     averaged = ", averaged weights" if settings.is_pilot else ""
     table = Table(title="Test digits after the last epoch", box=box.SIMPLE_HEAD, pad_edge=False)
