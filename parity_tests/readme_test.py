@@ -47,9 +47,11 @@ PASTED = {
         (*EXTRAS, "jax", "optax"),
     ),
     "readme jax": Pasted("README.md", 1, SUCCESS, (*EXTRAS, "torch")),
-    "flax": Pasted("docs/start.md", 0, r"0\.0\n", ("torch",)),
+    "flax": Pasted(
+        "docs/start.md", 0, r"loss \d+\.\d{4} after 100 losses, scalar -?[01]\.\d\d\n", ("torch",)
+    ),
     "torch": Pasted("docs/start.md", 1, r"tensor\(-[^\n]*\n", ("flax", "jax", "optax")),
-    "bridge": Pasted("docs/moving_a_run.md", 0, r"moved 0 losses\n"),
+    "bridge": Pasted("docs/moving_a_run.md", 0, r"moved 3 losses\n"),
 }
 
 
