@@ -97,6 +97,7 @@ from emo_torch._step.loss_optimizer import LossOptimizer as LossOptimizer
 from emo_torch._wrappers.any_optimizer import Emotional as Emotional
 from emo_torch._wrappers.autopilot import Autopilot as Autopilot
 from emo_torch._wrappers.early_stop_monitor import EarlyStop as EarlyStop
+from emo_torch._wrappers.listen import listen as listen
 from emo_torch._wrappers.metrics import get_metrics as get_metrics
 from emo_torch._wrappers.pulse_scheduler import EmoPulseScheduler as EmoPulseScheduler
 from emo_torch._wrappers.runaway import Runaway as Runaway

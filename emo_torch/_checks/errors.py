@@ -8,8 +8,16 @@ LOSS_MISSING = (
     "`opt.step(lambda: loss.detach())`. A trainer or a wrapper that calls `step` may drop the loss, and "
     "may drop the value of a closure: call `emo_torch.unwrap(opt).watch(loss)` before the backward pass. "
     "`emo_torch.integrations` has ready-made code for Accelerate, Hugging Face's Trainer and Lightning. "
+    "Around a trainer that you do not own, write `with emo_torch.listen(opt): trainer.fit()`, or run the "
+    "script by `python -m emo_torch.launch`. "
     "Nothing was changed. (A step needs no loss if the lr of every group is 0, or if its closure returns "
     "None and no parameter has a gradient: such a step changes nothing.)"
+)
+
+HALF_HEARD = (
+    "The listener of emo_torch may have heard a part of the loss only: {why}. Pass the loss of the step: "
+    "`opt.step(loss=loss)`, `opt.watch(loss)` before the backward pass, or `opt.observe(loss)` before the "
+    "step. Nothing was changed."
 )
 
 NOT_A_CLOSURE = (

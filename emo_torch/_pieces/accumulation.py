@@ -2,11 +2,14 @@
 
 import math
 import weakref
+from collections import Counter
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from emo_torch._checks.errors import HALF_HEARD, LossMissingError
 
 REDUCTIONS = ("mean", "sum")
 
@@ -45,6 +48,30 @@ class CollectedLosses:
         # its time. Only passes during which another watched loss was still alive are recorded.
         self._passes: list[tuple[int, Watched]] = []
         self._taken_back: list[tuple[int, Watched]] = []
+        # For `listen`: the sum of roots of backward passes as they are without a gradient scaler, and of
+        # those of which only the step tells whether one has scaled them.
+        self.heard_sum: Tensor | None = None
+        self.raw_sum: Tensor | None = None
+        self.doubts: dict[int, str] = {}
+        """Why the sums may be a part of the loss only."""
+        self.seen: Counter[str] = Counter()
+        """What `listen` has seen since the last step."""
+
+    def heard(self) -> Tensor | None:
+        """Returns the sum of the roots that `listen` heard, which counts where nothing else was collected.
+
+        Raises:
+            LossMissingError: if that sum may be a part of the loss only.
+        """
+        if self.doubts:
+            raise LossMissingError(HALF_HEARD.format(why="; ".join(dict.fromkeys(self.doubts.values()))))
+        if self.raw_sum is None or self.heard_sum is None:
+            return self.heard_sum if self.raw_sum is None else self.raw_sum
+        return self.heard_sum + self.raw_sum
+
+    def forget_heard(self) -> None:
+        """Forgets the sums of roots."""
+        self.heard_sum = self.raw_sum = None
 
     def check(self, weight: Any, reduction: Any) -> None:
         """Raises an error for a loss that cannot be added like this."""
@@ -107,7 +134,11 @@ class CollectedLosses:
         """Forgets the losses, as the gradients are reset; `add_watched` can count passes again."""
         self._taken_back.extend(self._passes)
         self.loss, self._passes = None, []
+        self.forget_heard()
 
     def discard(self) -> None:
         """Forgets them."""
         self.loss, self._passes, self._taken_back = None, [], []
+        if self.seen or self.doubts:
+            self.doubts, self.seen = {}, Counter()
+        self.forget_heard()

@@ -129,7 +129,8 @@ class LossOptimizer(LossCollector, StateKeeper):
         """Takes one step, steered by the loss at the parameters at which the gradients were taken.
 
         The loss is `loss`; without it, what `watch` and `observe` collected since the last step; without
-        those, what the closure returns. Where `torch.distributed` runs, it is averaged over processes.
+        those, what `emo_torch.listen` heard; without that, what the closure returns. Where
+        `torch.distributed` runs, it is averaged over processes.
 
         Args:
             closure: computes the gradients and returns the loss; runs with gradients enabled.
@@ -171,7 +172,8 @@ class LossOptimizer(LossCollector, StateKeeper):
             self._check_groups()
         given = loss
         if loss is None:
-            given = result if self._collected.loss is None else self._collected.loss
+            collected = self._collected.heard() if self._collected.loss is None else self._collected.loss
+            given = result if collected is None else collected
         if given is None and closure is not None and self._is_skipped():
             return None
         groups = self.param_groups

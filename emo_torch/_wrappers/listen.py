@@ -1,0 +1,382 @@
+"""A listener on backward passes: the loss reaches the optimizers of a trainer that passes none on."""
+
+import functools
+import gc
+import inspect
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from emo_torch._checks.errors import LOSS_MISSING, LossMissingError
+from emo_torch._step.loss_optimizer import LossOptimizer
+from emo_torch._wrappers.reach import Gradients, Reach, has_no_gradients, roots_of
+from emo_torch._wrappers.wrappers import loss_optimizers, unwrap
+
+_lock = threading.RLock()
+_listeners: list["_Listener"] = []
+"""The listeners that are on, in the order in which they began."""
+_undo: list[Callable[[], None]] = []
+"""What takes the patches away again, which the first listener made and the last one undoes."""
+_reach = Reach()
+_made_after: weakref.WeakKeyDictionary[LossOptimizer, int] = weakref.WeakKeyDictionary()
+"""How many backward passes there were when an optimizer was made; only of those made while listening."""
+_passes = 0
+_threads: set[int] = set()
+"""The threads that have made a backward pass since the first listener began."""
+_OF_BACKWARD, _OF_GRAD = inspect.signature(torch.autograd.backward), inspect.signature(torch.autograd.grad)
+
+
+class _Listener:
+    """What one `listen` listens for."""
+
+    def __init__(self, optimizers: Sequence[LossOptimizer], scaler: Any, hears_all: bool) -> None:
+        self.optimizers: weakref.WeakSet[LossOptimizer] = weakref.WeakSet(optimizers)
+        self.scaler = scaler
+        self.hears_all = hears_all
+
+
+@contextmanager
+def listen(*optimizers: Optimizer, scaler: Any = None) -> Iterator[None]:
+    r"""Lets optimizers hear the loss of every backward pass, while it lasts.
+
+    .. math:: L = \sum_i L_i \text{ over the roots } L_i \text{ of backward passes since the last step}
+
+    For a trainer that you do not own and that passes no loss on. The root of every outermost backward pass
+    (`loss.backward()`, `torch.autograd.backward`) goes to those optimizers whose parameters it reaches. A
+    sum of roots is right where gradients add up: where a trainer divides the loss by the number of
+    micro-batches, the sum is their mean. A loss that a gradient scaler has scaled is heard unscaled.
+
+    A loss that is given counts before what is heard: first `loss=` of the step, then `watch` and `observe`,
+    then what is heard, then what the closure returns; never two of them. `zero_grad` of the optimizer
+    forgets what was heard, and so does the next pass where every gradient is `None` by then.
+
+    While it lasts, `torch.autograd.backward`, `torch.autograd.grad` and methods of `GradScaler` are
+    wrapped, in all threads. Listeners may be nested; an optimizer hears each root once. Not heard: names
+    imported from `torch.autograd` before, and gradients that are set by hand. Methods that reset the
+    gradients between passes of one step (such as PCGrad) have to `watch` their losses.
+
+    Args:
+        *optimizers: optimizers of this package, however deeply wrapped. None for all of them: those that
+            exist, and those made while it lasts.
+        scaler: the gradient scaler of these optimizers. Needed only for one that is no
+            `torch.amp.GradScaler`; it needs a method `scale`.
+
+    Yields:
+        Nothing. At the end, after an exception as well, all is as it was before.
+
+    Raises:
+        TypeError: for what holds no optimizer of this package, and a scaler without `scale`.
+        RuntimeError: inside of a region that `torch.compile` compiles.
+        LossMissingError: from a `step` that no loss has reached, with what was seen of backward passes;
+            and from one whose loss was heard in part only.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = emo_torch.EmoSens([weight], lr=1e-3)
+        >>> def trainer():
+        ...     for part in (1.0, 3.0):
+        ...         (part * weight.sum() / 2).backward()
+        ...     optimizer.step()
+        >>> with emo_torch.listen(optimizer):
+        ...     trainer()
+        >>> print(optimizer.emotion.long)
+        tensor(4.)
+    """
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "emo_torch.listen cannot begin in a region that torch.compile compiles. Begin it outside, "
+            "around the call of the compiled function."
+        )
+    if scaler is not None and not callable(getattr(scaler, "scale", None)):
+        raise TypeError(
+            f"The scaler must have a method `scale`, and is of the type {type(scaler).__name__}"
+        )
+    for optimizer in optimizers:
+        if not loss_optimizers([optimizer]):
+            unwrap(optimizer)  # Raises an error that says so.
+    found = loss_optimizers(optimizers) if optimizers else _existing()
+    listener = _Listener(found, scaler, hears_all=not optimizers)
+    with _lock:
+        if not _listeners:
+            _patch()
+        _listeners.append(listener)
+    try:
+        yield
+    finally:
+        with _lock:
+            _listeners.remove(listener)
+            if not _listeners:
+                for undo in reversed(_undo):
+                    undo()
+                _undo.clear()
+                _threads.clear()
+            for optimizer in found if optimizers else list(listener.optimizers):
+                if not any(optimizer in other.optimizers for other in _listeners):
+                    optimizer._collected.forget_heard()
+
+
+def _existing() -> list[LossOptimizer]:
+    """Returns all optimizers of this package that exist."""
+    # By the type: a proxy may run code when it is asked for its class.
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), LossOptimizer)]
+
+
+# What is wrapped while a listener is on.
+
+
+def _patch() -> None:
+    """Wraps what gradients are computed and scaled with."""
+    _replace(torch.autograd, "backward", _backward)
+    _replace(torch.autograd, "grad", _grad)
+    _replace(GradScaler, "scale", _scale)
+    _replace(GradScaler, "step", _scaled_step)
+    _replace(LossOptimizer, "__init__", _init)
+    _undo.append(register_optimizer_step_pre_hook(_before_step).remove)
+
+
+def _replace(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        # Somebody may keep the wrapper, or wrap it, beyond the listener's end.
+        if not _listeners:
+            return original(*args, **kwargs)
+        return around(original, *args, **kwargs)
+
+    def undo() -> None:
+        if getattr(owner, name) is wrapper:
+            setattr(owner, name, original)
+
+    setattr(owner, name, wrapper)
+    _undo.append(undo)
+
+
+def _init(original: Any, self: LossOptimizer, *args: Any, **kwargs: Any) -> None:
+    original(self, *args, **kwargs)
+    with _lock:
+        for listener in _listeners:
+            if listener.hears_all:
+                listener.optimizers.add(self)
+                _made_after[self] = _passes
+
+
+def _scale(original: Any, self: Any, outputs: Any) -> Any:
+    scaled = original(self, outputs)
+    if isinstance(outputs, Tensor) and outputs.numel() == 1 and scaled is not outputs:
+        scaled._emo_unscaled = outputs.detach()
+    return scaled
+
+
+def _scaled_step(original: Any, self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+    for inside in loss_optimizers([optimizer]) if self.is_enabled() else ():
+        collected = inside._collected
+        if collected.raw_sum is not None:
+            value = _unscaled(collected.raw_sum, self)
+            collected.heard_sum = value if collected.heard_sum is None else collected.heard_sum + value
+            collected.raw_sum = None
+    return original(self, optimizer, *args, **kwargs)
+
+
+def _unscaled(value: Tensor, scaler: Any) -> Tensor:
+    # Asked like this, the scale stays on the device.
+    return value / scaler.scale(torch.ones_like(value))  # type: ignore[no-any-return]
+
+
+def _is_inside() -> bool:
+    """Returns whether a backward pass is under way in this thread, or a graph is being compiled."""
+    return torch.compiler.is_compiling() or torch._C._current_graph_task_id() != -1
+
+
+def _listening() -> dict[LossOptimizer, Any]:
+    """Returns the optimizers that listen, with their gradient scalers."""
+    with _lock:
+        found: dict[LossOptimizer, Any] = {}
+        for listener in _listeners:
+            for optimizer in listener.optimizers:
+                found[optimizer] = listener.scaler or found.get(optimizer)
+        return found
+
+
+# A backward pass.
+
+
+def _backward(original: Any, *args: Any, **kwargs: Any) -> Any:
+    global _passes
+    scalers = {} if _is_inside() else _listening()
+    if not scalers:
+        return original(*args, **kwargs)
+    given = _OF_BACKWARD.bind(*args, **kwargs).arguments
+    roots, others = roots_of(given)
+    optimizers, inputs = list(scalers), given.get("inputs")
+    with _lock:
+        _passes += 1
+        _threads.add(threading.get_ident())
+        # One kept way is no proof for a list of roots; gradients of other threads must not be looked at.
+        is_sure = len(roots) > 1 or len(_threads) > 1
+        reached = [_among(_reach.find(root, optimizers, is_sure=is_sure), inputs) for root, _ in roots]
+        found = set(itertools.chain(*reached))
+        unseen = set(optimizers) - found if not others else set(optimizers)
+        doubtful: set[LossOptimizer] = set()
+        if len(_threads) > 1 and others:
+            edges = [root for root in others if isinstance(root, Tensor)]
+            doubtful.update(*(_reach.find(root, optimizers, is_sure=True) for root in edges))
+        gradients = Gradients(unseen if len(_threads) == 1 else ())
+        emptied = {each for each in gradients.optimizers | found if _is_emptied(each)}
+    functions = [root.grad_fn for root, _ in roots]
+    before = {each: _sums(each) for each in found}
+    for (root, weight), those in zip(roots, reached, strict=True):
+        for optimizer in those:
+            if optimizer in emptied:  # As after `model.zero_grad()`: the gradients of those roots are gone.
+                optimizer._collected.forget_heard()
+                emptied.discard(optimizer)
+            _hear(optimizer, root, weight, scalers[optimizer])
+    after = {each: _sums(each) for each in found}
+    try:
+        result = original(*args, **kwargs)
+    except BaseException:
+        for optimizer, sums in before.items():  # Unless a step inside of the pass has used them.
+            if all(one is other for one, other in zip(_sums(optimizer), after[optimizer], strict=True)):
+                optimizer._collected.heard_sum, optimizer._collected.raw_sum = sums
+        raise
+    with _lock:
+        changed = doubtful.union(gradients.changed() if len(_threads) == 1 else ())
+    for optimizer in optimizers:
+        seen = optimizer._collected.seen
+        seen["passes"] += 1
+        if optimizer in changed and not others and len(roots) == 1:
+            if optimizer in emptied:
+                optimizer._collected.forget_heard()
+            _hear(optimizer, *roots[0], scalers[optimizer])
+            with _lock:
+                _reach.missed(functions[0], optimizer)
+        elif optimizer in changed:
+            optimizer._collected.doubts[0] = _NO_SCALAR
+        if optimizer not in found and optimizer not in changed:
+            seen["elsewhere"] += 1
+    return result
+
+
+def _is_emptied(optimizer: LossOptimizer) -> bool:
+    """Returns whether the gradients of the roots that an optimizer has heard were taken away."""
+    return any(total is not None for total in _sums(optimizer)) and has_no_gradients(optimizer)
+
+
+def _sums(optimizer: LossOptimizer) -> tuple[Tensor | None, Tensor | None]:
+    return optimizer._collected.heard_sum, optimizer._collected.raw_sum
+
+
+def _among(optimizers: list[LossOptimizer], inputs: Any) -> list[LossOptimizer]:
+    """Returns those optimizers of which a parameter is among the inputs of a pass, if it has inputs."""
+    if inputs is None:
+        return optimizers
+    ids = _identities(inputs)
+    return [optimizer for optimizer in optimizers if not _reach.leaves(optimizer).isdisjoint(ids)]
+
+
+def _identities(inputs: Any) -> set[int]:
+    if isinstance(inputs, Tensor):
+        return {id(inputs)}
+    return set(map(id, inputs.values() if isinstance(inputs, dict) else inputs))
+
+
+def _hear(optimizer: LossOptimizer, root: Tensor, weight: Tensor | None, scaler: Any) -> None:
+    """Adds a root to what an optimizer has heard since its last step."""
+    collected = optimizer._collected
+    unscaled = getattr(root, "_emo_unscaled", None)
+    with torch.no_grad():
+        value = root.detach() if unscaled is None else unscaled
+        if weight is not None:
+            value = value * weight.detach()
+        value = optimizer._checked_loss(value)
+        if unscaled is None and scaler is not None:
+            value = _unscaled(value, scaler)
+        # A copy: the root may be changed in place, and it belongs to somebody else.
+        name = "raw_sum" if unscaled is None and scaler is None else "heard_sum"
+        known = getattr(collected, name)
+        setattr(collected, name, value.clone() if known is None else known + value)
+    collected.doubts.pop(getattr(root, "_emo_asked", -1), None)
+
+
+# Gradients that are not added to parameters by themselves.
+
+_asked = itertools.count(1)
+
+
+def _grad(original: Any, *args: Any, **kwargs: Any) -> Any:
+    result = original(*args, **kwargs)
+    optimizers = [] if _is_inside() else list(_listening())
+    if not optimizers:
+        return result
+    given = _OF_GRAD.bind(*args, **kwargs).arguments
+    if given.get("create_graph"):  # For a penalty or an inner loop: another pass goes through the result.
+        return result
+    outputs = given["outputs"]
+    outputs = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+    asked = next(_asked)
+    if len(outputs) == 1 and isinstance(outputs[0], Tensor):
+        asked = getattr(outputs[0], "_emo_asked", asked)
+        outputs[0]._emo_asked = asked  # type: ignore[attr-defined]
+    for optimizer in _among(optimizers, given["inputs"]):
+        optimizer._collected.seen["by grad"] += 1
+        optimizer._collected.doubts[asked] = _BY_GRAD
+    return result
+
+
+_NO_SCALAR = "a backward pass went through its parameters whose root is not one number"
+_BY_GRAD = (
+    "torch.autograd.grad took gradients of its parameters, and nothing shows whether they belong to the "
+    "step"
+)
+
+
+# A step.
+
+
+def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raises an error that says what was seen, where a step would raise one that says less."""
+    if (
+        not isinstance(optimizer, LossOptimizer)
+        or torch.compiler.is_compiling()
+        or optimizer.loss_is_optional
+    ):
+        return
+    if len(args) > 1 or kwargs.get("closure") is not None or kwargs.get("loss") is not None:
+        return
+    collected = optimizer._collected
+    if collected.loss is not None or collected.heard() is not None:
+        return
+    if all(optimizer._is_zero(group.get("lr", 1.0)) for group in optimizer.param_groups):
+        return
+    raise LossMissingError(f"{_what_was_seen(optimizer)} {LOSS_MISSING}")
+
+
+def _what_was_seen(optimizer: LossOptimizer) -> str:
+    seen, name = optimizer._collected.seen, type(optimizer).__name__
+    if optimizer not in _listening():
+        return f"The listener was not given this {name}: pass it to emo_torch.listen."
+    if _made_after.get(optimizer) == _passes > 0:
+        return (
+            f"The listener heard no loss for this {name}: it was made after the last backward pass, and a "
+            "listener has to know an optimizer before the pass. Make it earlier."
+        )
+    if not seen["passes"]:
+        return (
+            f"The listener heard no loss for this {name}: it saw no backward pass since the last step or "
+            "since it began (it sees `loss.backward()` and `torch.autograd.backward`)."
+        )
+    return (
+        f"The listener heard no loss for this {name}: of {seen['passes']} backward passes since the last "
+        f"step, {seen['elsewhere']} reached other parameters only. A `zero_grad` "
+        "has forgotten the others."
+    )
