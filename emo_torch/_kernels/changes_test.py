@@ -39,8 +39,7 @@ MODES = ("decoupled", "absolute", "l2")
 class Another(Tensor):
     """A tensor of another type."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Another":
-        del memo
+    def __deepcopy__(self, _: dict[int, Any]) -> "Another":
         return self.as_subclass(Tensor).clone().as_subclass(Another)
 
 
@@ -183,8 +182,7 @@ class Changes(RuleBasedStateMachine):
                 atol=bound,
                 equal_nan=True,
             )
-            # What rounding made different must not grow.
-            one.copy_(other)
+            one.copy_(other)  # What rounding made different must not grow.
 
     @rule(
         seed=seeds,
