@@ -18,7 +18,8 @@ PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(3), "s": jnp.ones(())}
 
 def scheduled(name: str, rounding: str) -> Any:
     schedules = (optax.linear_schedule(0.1, 0.0, 10), optax.constant_schedule(0.1))
-    options = {} if name == "ref_adamw_mini_schedule_free" else {"use_shadow": True}
+    without_shadow = ("emo_pilot", "ref_adamw_mini_schedule_free")
+    options = {} if name in without_shadow else {"use_shadow": True}
     return emo_optax.create_optimizer(
         name, schedules[0], weight_decay=schedules[1], rounding=rounding, **options
     )

@@ -55,7 +55,7 @@ def emo_pilot(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
-    weight_decay: jax.typing.ArrayLike = 0.01,
+    weight_decay: optax.ScalarOrSchedule = 0.01,
     mask: Any | Callable[[optax.Params], Any] | None = None,
     *,
     min_courage: jax.typing.ArrayLike = 0.03,
@@ -92,7 +92,7 @@ def emo_pilot(
         b1: decay rate of the first moment, in [0, 1).
         b2: decay rate of the second moment, in [0, 1).
         eps: added to the root, >= 0.
-        weight_decay: wd, a number >= 0.
+        weight_decay: wd, a number >= 0 or a schedule.
         mask: a tree of booleans, or a function from the parameters to one; `True` decays.
         min_courage: the least courage, >= 0.
         max_courage: the largest courage; 1 for fine-tuning never takes a longer step than the learning
@@ -190,9 +190,10 @@ def emo_pilot(
         weights = jax.tree.map(lambda p: p.astype(wide_dtype(p)), params)
         gradients = jax.tree.map(lambda g, w: g.astype(w.dtype), updates, weights)
         decays = jax.tree.map(lambda _: True, weights) if mask_of is None else mask_of(params)
+        decay_rate: Any = weight_decay(old.step) if callable(weight_decay) else weight_decay
         if weight_decay_mode == "l2":
             gradients = jax.tree.map(
-                lambda g, w, d: g + jnp.where(d, hyperparameter(weight_decay, g.dtype) * w, 0.0),
+                lambda g, w, d: g + jnp.where(d, hyperparameter(decay_rate, g.dtype) * w, 0.0),
                 gradients,
                 weights,
                 decays,
@@ -217,7 +218,7 @@ def emo_pilot(
 
         def change(u: jax.Array, w: jax.Array, length: jax.Array, decays: Any) -> jax.Array:
             length = length.astype(w.dtype)
-            rate = hyperparameter(weight_decay, w.dtype)
+            rate = hyperparameter(decay_rate, w.dtype)
             down = -length * u
             if weight_decay_mode == "decoupled":
                 down = down - jnp.where(decays, length * rate * w, 0.0)
@@ -250,7 +251,7 @@ def check_pilot_options(
 ) -> None:
     """Raises an error for an option of EmoPilot that is out of its range."""
     check_not_negative("eps", eps)
-    check_not_negative("weight_decay", weight_decay)
+    check_not_negative("weight_decay", weight_decay, may_be_schedule=True)
     check_choice("weight_decay_mode", weight_decay_mode, MODES)
     check_not_negative("min_courage", min_courage)
     check_not_negative("max_courage", max_courage)
