@@ -5,6 +5,7 @@ what became of it there.
 """
 
 import functools
+import inspect
 import os
 import subprocess
 import sys
@@ -80,8 +81,9 @@ TARGETS = np.random.RandomState(1).normal(size=(4, 16, 8)).astype(np.float32)
 def make(name: str, **options: Any) -> Any:
     if name == "adamw":
         return optax.with_extra_args_support(optax.adamw(0.05))
-    if name != "ref_adamw_mini_schedule_free":
-        options = {"use_shadow": True, "gain": 0.3, **options}
+    known = inspect.signature(getattr(emo_optax, name)).parameters
+    wanted = {"use_shadow": True, "gain": 0.3}
+    options = {**{option: value for option, value in wanted.items() if option in known}, **options}
     return emo_optax.create_optimizer(name, 0.05, **options)
 
 

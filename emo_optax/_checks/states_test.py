@@ -1,6 +1,7 @@
 """Numbers put into a state by hand, over every field of every state class."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -103,8 +104,8 @@ def test_a_number_in_a_state_is_an_array_of_the_dtype_of_its_place(name: str) ->
 @pytest.mark.parametrize("in_jit", [False, True])
 def test_a_flag_and_a_count_may_be_set_by_their_names(in_jit: bool) -> None:
     for name in emo_optax.list_optimizers():
-        if name == "ref_adamw_mini_schedule_free":
-            continue
+        if "gain" not in inspect.signature(getattr(emo_optax, name)).parameters:
+            continue  # The emotion of v2.0 is not the memory of this member.
         optimizer = optax.chain(optax.clip(1.0), emo_optax.create_optimizer(name, 0.1))
         state = optax.tree.set(optimizer.init(PARAMS), should_stop=True, felt=7, short=1, long=0.5)
         update = jax.jit(optimizer.update) if in_jit else optimizer.update

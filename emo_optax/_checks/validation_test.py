@@ -144,7 +144,7 @@ def test_a_caller_may_stop_the_gradient_through_the_loss(member: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "optimizer", [*(member() for member in MEMBERS), emo_optax.emotional(optax.sgd(0.1))]
+    "optimizer", [*(member() for member in MEMBERS), emo_optax.emotional(optax.sgd(0.1), use_shadow=True)]
 )
 def test_missing_parameters_are_named(optimizer: Any) -> None:
     with pytest.raises(ValueError, match="`params` was not given"):

@@ -159,15 +159,12 @@ def emo_pilot(
         u = direction(mu, nu, jnp.maximum(step, 1), g.dtype)
         return jnp.stack([jnp.sum(g * g), jnp.sum(g * u), jnp.sum(u * u)])
 
-    def move(
-        g: jax.Array, mu: jax.Array, nu: jax.Array, factor: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def move(g: jax.Array, mu: jax.Array, nu: jax.Array, factor: jax.Array) -> tuple[jax.Array, jax.Array]:
         dtype = g.dtype
         g = g * factor.astype(dtype)
         m, v = mu.astype(dtype), nu.astype(dtype)
         m = m + (1.0 - hyperparameter(b1, dtype)) * (g - m)
-        v = hyperparameter(b2, dtype) * v + (1.0 - hyperparameter(b2, dtype)) * (g * g)
-        return direction(m, v, step, dtype), m, v
+        return m, hyperparameter(b2, dtype) * v + (1.0 - hyperparameter(b2, dtype)) * (g * g)
 
     def init_fn(params: optax.Params) -> SteeredState:
         moments = PilotMomentsState(zeros(params), zeros(params))
@@ -210,10 +207,17 @@ def emo_pilot(
             min_courage=min_courage,
             max_courage=max_courage,
         )
-        moved = jax.tree.map(
-            lambda g, m, v: move(g, m, v, pilot.gate, pilot.step), gradients, moments.mu, moments.nu
+        moved = jax.tree.map(lambda g, m, v: move(g, m, v, pilot.gate), gradients, moments.mu, moments.nu)
+        mu, nu = (jax.tree.map(lambda _, r, k=k: r[k], gradients, moved) for k in range(2))
+        kept = PilotMomentsState(
+            choose_finite(is_finite, stored(mu, moments.mu), moments.mu),
+            choose_finite(is_finite, stored(nu, moments.nu, is_square=True), moments.nu),
         )
-        u, mu, nu = (jax.tree.map(lambda _, r, k=k: r[k], gradients, moved) for k in range(3))
+        # From the moments after the step: XLA on a CPU would copy the ones before the step, which the new
+        # ones overwrite. Moments in a dtype of their own are rounded only where they are kept.
+        if moment_dtype is None:
+            mu, nu = kept = jax.lax.optimization_barrier(kept)
+        u = jax.tree.map(lambda m, v, g: direction(m, v, pilot.step, g.dtype), mu, nu, gradients)
         pilot, steps = step_lengths(pilot, weights, learning_rate_at(learning_rate, old), shard_axis_name)
 
         def change(u: jax.Array, w: jax.Array, length: jax.Array, decays: Any) -> jax.Array:
@@ -227,10 +231,6 @@ def emo_pilot(
             return jnp.where(is_finite, down, jnp.zeros_like(down))
 
         changes = jax.tree.map(change, u, weights, steps, decays)
-        kept = PilotMomentsState(
-            choose_finite(is_finite, stored(mu, moments.mu), moments.mu),
-            choose_finite(is_finite, stored(nu, moments.nu, is_square=True), moments.nu),
-        )
         averaged = state.average
         if average:
             after = jax.tree.map(jnp.add, weights, changes)
