@@ -153,15 +153,17 @@ def _keep_dtypes(
             check_state(state, inner.init, params)
             raise
         # Where a state of other shapes was stretched to fit, something has grown.
-        if _shapes(updates) != _shapes(params) or _shapes(new_state) != _shapes(state):
+        if _have_other_shapes((updates, params), (new_state, state)):
             check_state(state, inner.init, params)
         return jax.tree.map(lambda u, p: u.astype(jnp.result_type(p)), updates, params), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _shapes(tree: Any) -> list[tuple[int, ...]]:
-    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+def _have_other_shapes(*pairs: tuple[Any, Any]) -> bool:
+    """Returns whether the leaves of a tree have other shapes than those of the tree beside it."""
+    shapes = [[list(map(jnp.shape, jax.tree.leaves(tree))) for tree in pair] for pair in pairs]
+    return any(new != old for new, old in shapes)
 
 
 def emotional_rule(

@@ -66,7 +66,7 @@ class AroundInner(EmoOptimizer):
         Args:
             set_to_none: whether gradients become `None`, and not 0.
         """
-        self._collected.discard()
+        self._collected.reset()
         self.inner.zero_grad(set_to_none=set_to_none)
 
     @contextmanager
