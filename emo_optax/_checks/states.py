@@ -1,6 +1,6 @@
 """Checks of optimizer states, and numbers that a user put into a state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -65,11 +65,17 @@ def check_state(state: Any, init: Callable[[Any], Any], params: Any) -> None:
 
 def check_kind(name: str, leaf: Any, kind: Any, shape: tuple[int, ...]) -> None:
     """Raises a `ValueError` unless a part of a state has its kind of dtype and its shape."""
-    if not hasattr(leaf, "dtype"):
-        raise ValueError(STATE_OF_ANOTHER.format(problem=f"{name!r} must be an array, and is {leaf!r}"))
-    if not jnp.issubdtype(leaf.dtype, kind) or leaf.shape != shape:
-        has = f"{leaf.dtype} of the shape {leaf.shape}"
-        raise ValueError(STATE_OF_ANOTHER.format(problem=f"{name!r} is {has}"))
+    check_kinds([(name, leaf, kind, shape)])
+
+
+def check_kinds(parts: Iterable[tuple[str, Any, Any, tuple[int, ...]]]) -> None:
+    """Does what `check_kind` does for several parts of a state, each with its name, kind and shape."""
+    for name, leaf, kind, shape in parts:
+        if not hasattr(leaf, "dtype"):
+            raise ValueError(STATE_OF_ANOTHER.format(problem=f"{name!r} must be an array, and is {leaf!r}"))
+        if not jnp.issubdtype(leaf.dtype, kind) or leaf.shape != shape:
+            has = f"{leaf.dtype} of the shape {leaf.shape}"
+            raise ValueError(STATE_OF_ANOTHER.format(problem=f"{name!r} is {has}"))
 
 
 def with_arrays(state: Any, init: Callable[[Any], Any], params: Any) -> Any:
@@ -87,7 +93,10 @@ def with_arrays(state: Any, init: Callable[[Any], Any], params: Any) -> Any:
     Raises:
         TypeError: for a value that the dtype of its place cannot hold, such as a float for a count.
     """
-    if not any(map(_is_number, jax.tree.leaves(state))):
+    leaves = jax.tree.leaves(state)
+    # Each leaf of most states is an array without a weak type, which is no number: seen without a call.
+    others = [leaf for leaf in leaves if not isinstance(leaf, jax.Array) or leaf.weak_type]
+    if not any(map(_is_number, others)):
         return state
     expected = jax.eval_shape(init, params)
     if not are_alike(state, expected):

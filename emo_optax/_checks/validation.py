@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from emo_optax._checks.errors import LOSS_MISSING, PARAMS_MISSING, LossMissingError
-from emo_optax._checks.states import are_alike, how_trees_differ
+from emo_optax._checks.states import how_trees_differ
 from emo_shared.choices import check_choice as check_choice
 from emo_shared.choices import check_function as check_function
 from emo_shared.choices import check_seed as check_seed
@@ -29,7 +29,9 @@ def hyperparameter(value: Any, dtype: Any) -> Any:
     """Returns a hyperparameter such that arithmetic with it stays in `dtype`."""
     # A number stays one (`1 - b2` taken in float32 would be off by 1e-5), but a NumPy double, which
     # would widen what it meets, becomes Python's.
-    return float(value) if is_number(value) else jnp.asarray(value, dtype)
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+        return float(value)
+    return jnp.asarray(value, dtype)
 
 
 def check_precision(name: str, value: object, *, may_be_schedule: bool = False) -> None:
@@ -49,6 +51,13 @@ def check_precision(name: str, value: object, *, may_be_schedule: bool = False) 
             "optax.inject_hyperparams, which makes numbers the parameters' dtype, give it "
             "hyperparam_dtype=jnp.float32."
         )
+
+
+def check_precisions(**values: object) -> None:
+    """Does what `check_precision` does for several hyperparameters, each under its name."""
+    for name, value in values.items():
+        if hasattr(value, "dtype"):
+            check_precision(name, value)
 
 
 def _known(name: str, value: Any, *, may_be_schedule: bool = False) -> Any:
@@ -239,6 +248,10 @@ def checked_params(params: Any) -> Any:
         TypeError: for a leaf that is no array of floating-point numbers.
         ValueError: for a complex one.
     """
+    leaves = jax.tree.leaves(params)
+    # Arrays of floating-point numbers are seen without a call for each leaf.
+    if all(isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        return params
 
     def check(path: Any, leaf: Any) -> jax.Array:
         title = f"params{jax.tree_util.keystr(path)}"
@@ -260,12 +273,21 @@ def checked_gradients(updates: Any, params: Any) -> Any:
         TypeError: for a leaf that is no array of real numbers.
         ValueError: for another tree than that of the parameters, another shape, or a complex gradient.
     """
-    if not are_alike(updates, params):
+    structure: Any = jax.tree.structure(params)
+    if jax.tree.structure(updates) != structure:
         raise ValueError(
             f"The gradients are another tree than the parameters: {how_trees_differ(updates, params)}. "
             "Pass what jax.grad returns for these parameters; where only some of them are trained, filter "
             "gradients and parameters alike."
         )
+    pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True)
+    if all(
+        isinstance(leaf, jax.Array)
+        and jnp.issubdtype(leaf.dtype, jnp.floating)
+        and leaf.shape == jnp.shape(param)
+        for leaf, param in pairs
+    ):
+        return updates
 
     def check(path: Any, leaf: Any, param: jax.Array) -> jax.Array:
         place = jax.tree_util.keystr(path)

@@ -195,8 +195,11 @@ def ref_adamw_mini_schedule_free(
         def unless_finite(new: optax.Updates, old: optax.Updates) -> optax.Updates:
             return jax.tree.map(lambda ok, n, o: jnp.where(ok, n, o.astype(n.dtype)), is_finite, new, old)
 
-        mu = unless_finite(average(gradients, moments.mu, b1), moments.mu)
-        nu = unless_finite(average(jax.tree.map(jnp.square, gradients), moments.nu, b2), moments.nu)
+        mu = jax.tree.map(lambda g, m: average(g, m, b1), gradients, moments.mu)
+        mu = unless_finite(mu, moments.mu)
+        squares = jax.tree.map(jnp.square, gradients)
+        nu = jax.tree.map(lambda square, v: average(square, v, b2), squares, moments.nu)
+        nu = unless_finite(nu, moments.nu)
         norm = jax.tree.map(lambda e, n: smooth_norm(e, n, schedulefree_alpha), moments.norm, norms)
         direction = add_decay("decoupled", jax.tree.map(lambda m, v: _over_root(m, v, eps), mu, nu))
         updates = jax.tree.map(

@@ -43,7 +43,7 @@ def keep_dtypes(
             check_state(state, inner.init, like)
             raise
         # Where a state of other shapes was stretched to fit, something has grown.
-        if _shapes(updates) != _shapes(like) or _shapes(new_state) != _shapes(state):
+        if _have_other_shapes((updates, like), (new_state, state)):
             check_state(state, inner.init, like)
         return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, like), new_state
 
@@ -62,5 +62,7 @@ def _blank(updates: optax.Updates) -> Any:
     return jax.tree.map(blank, updates)
 
 
-def _shapes(tree: Any) -> list[tuple[int, ...]]:
-    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+def _have_other_shapes(*pairs: tuple[Any, Any]) -> bool:
+    """Returns whether the leaves of a tree have other shapes than those of the tree beside it."""
+    shapes = [[list(map(jnp.shape, jax.tree.leaves(tree))) for tree in pair] for pair in pairs]
+    return any(new != old for new, old in shapes)

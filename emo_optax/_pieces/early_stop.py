@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from emo_optax._checks.validation import check_precision
+from emo_optax._checks.validation import check_precisions
 
 WINDOW = 32
 """How many scalars, one a step, the signal looks back on."""
@@ -42,8 +42,7 @@ def went_quiet(
     Source: the early-stop notice of EmoNavi and EmoSens v2.0, with a window of 32 steps; the
     published code appends once per parameter tensor.
     """
-    check_precision("mean_below", mean_below)
-    check_precision("variance_below", variance_below)
+    check_precisions(mean_below=mean_below, variance_below=variance_below)
     mean = jnp.mean(jnp.abs(history))
     variance = jnp.mean(jnp.square(history - jnp.mean(history)))
     return (felt >= WINDOW) & (mean < mean_below) & (variance < variance_below)

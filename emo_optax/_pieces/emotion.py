@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._checks.errors import EMOTION_MISSING, EmotionMissingError
-from emo_optax._checks.states import check_kind, with_arrays
+from emo_optax._checks.states import check_kinds, with_arrays
 from emo_optax._checks.validation import (
     check_factor,
     check_loss,
     check_not_negative,
-    check_precision,
+    check_precisions,
     hyperparameter,
     takes_extra_args,
 )
@@ -132,9 +132,7 @@ def feel(
     Source: EmoSens and EmoNavi v2.0 by muooon.
     """
     check_emotion(state)
-    check_precision("short_factor", short_factor)
-    check_precision("long_factor", long_factor)
-    check_precision("gain", gain)
+    check_precisions(short_factor=short_factor, long_factor=long_factor, gain=gain)
     dtype = state.scalar.dtype
     is_first = state.felt == 0
     is_finite = jnp.isfinite(loss)
@@ -143,7 +141,8 @@ def feel(
     def average(before: jax.Array, factor: Any) -> jax.Array:
         # In this form, and not `0.3 L + 0.7 before`, a constant loss leaves both averages alone to
         # the last bit, however large it is.
-        moved = before + hyperparameter(factor, dtype) * (loss - before)
+        rate = factor if type(factor) is float else hyperparameter(factor, dtype)
+        moved = before + rate * (loss - before)
         return jnp.where(is_first, loss, moved)
 
     short = average(state.short, short_factor)
@@ -151,7 +150,8 @@ def feel(
     is_felt = is_finite & jnp.isfinite(short) & jnp.isfinite(long)
     short = jnp.where(is_felt, short, state.short)
     long = jnp.where(is_felt, long, state.long)
-    scalar = jnp.tanh(hyperparameter(gain, dtype) * (short - long))
+    steepness = gain if type(gain) is float else hyperparameter(gain, dtype)
+    scalar = jnp.tanh(steepness * (short - long))
     felt = jnp.where(is_felt, optax.safe_increment(state.felt), state.felt)
     held = jnp.where(is_felt, state.held, optax.safe_increment(state.held))
     extended = jnp.concatenate([state.history[1:], scalar[None]])
@@ -164,9 +164,13 @@ def feel(
 def check_emotion(state: EmotionState) -> None:
     """Raises a `ValueError` unless every field has its shape and its kind of numbers."""
     kinds = {"felt": jnp.integer, "held": jnp.integer, "should_stop": jnp.bool_}
-    for name, field in state._asdict().items():
-        shape = (WINDOW,) if name == "history" else ()
-        check_kind(f"emotion.{name}", field, kinds.get(name, jnp.floating), shape)
+    shapes = {"history": (WINDOW,)}
+    check_kinds(
+        [
+            (f"emotion.{name}", field, kinds.get(name, jnp.floating), shapes.get(name, ()))
+            for name, field in state._asdict().items()
+        ]
+    )
 
 
 class ShareEmotionState(NamedTuple):
@@ -236,7 +240,9 @@ def share_emotion(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ShareEmotionState]:
         state = with_arrays(state, init_fn, updates if params is None else params)
-        loss = average_over_replicas(check_loss(value, state.emotion.scalar.dtype), axis_name)
+        loss = check_loss(value, state.emotion.scalar.dtype)
+        if axis_name is not None:
+            loss = average_over_replicas(loss, axis_name)
         emotion = feel(
             state.emotion,
             loss,

@@ -1,7 +1,6 @@
 """Shadow-effect: before the update, which elements to move, and how far."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -147,9 +146,9 @@ def _keep_by_name(keep: Keep) -> dict[str, Any]:
 
 def _like(before: Any, value: Any) -> Any:
     """Returns a hyperparameter as an array like the one of the step before, in a buffer of its own."""
-    if isinstance(before, tuple):
-        return ()
-    return jnp.full_like(before, value) if is_number(value) else jnp.array(value, before.dtype)
+    if type(value) is float or is_number(value):
+        return jnp.full_like(before, value)
+    return jnp.array(value, before.dtype)
 
 
 def filter_by_emotion(
@@ -224,24 +223,28 @@ def filter_by_emotion(
             gradients, state.inner_state, params, emotion=emotion, **extra_args
         )
 
-        @functools.cache
-        def cubed(dtype: Any) -> jax.Array:
-            narrow = tolerance.astype(dtype)
-            return narrow * narrow * narrow
+        cubes: dict[Any, jax.Array] = {}
 
         def let_through(update: jax.Array, gradient: jax.Array) -> jax.Array:
             if isinstance(keep, _KeepRowsAndColumns) and keep.keeps_all(gradient, theta):
                 return update
-            dtype = wide_dtype(gradient)
-            if keep is keep_elements:  # The cube is taken once, and not again for every leaf.
-                stopped: jax.Array = _stop_small(update, gradient.astype(dtype), cubed(dtype))
+            dtype = jnp.float32 if gradient.dtype == jnp.float32 else wide_dtype(gradient)
+            if keep is keep_elements:
+                wide = gradient.astype(dtype)
+                if dtype not in cubes:  # The cube is taken once, and not again for every leaf.
+                    narrow = tolerance.astype(dtype)
+                    cubes[dtype] = narrow * narrow * narrow
+                stopped: jax.Array = _stop_small(update, wide, cubes[dtype])
                 return stopped
             kept = keep(gradient.astype(dtype), tolerance.astype(dtype))
             return jax.lax.select(kept, update, jnp.zeros_like(update))
 
         updates = jax.tree.map(let_through, updates, gradients)
         theta_now = _like(state.theta, theta)
-        keep_now = {name: _like(state.keep[name], eps) for name, eps in keep_by_name.items()}
+        keep_now = {
+            name: before if isinstance(before := state.keep[name], tuple) else _like(before, eps)
+            for name, eps in keep_by_name.items()
+        }
         return updates, FilterByEmotionState(theta_now, keep_now, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

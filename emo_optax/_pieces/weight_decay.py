@@ -110,8 +110,11 @@ def add_weight_decay(
             share = hyperparameter(share, divisor_now.dtype) / divisor_now
 
         def decay(update: jax.Array, param: jax.Array) -> jax.Array:
-            dtype = wide_dtype((update, param))
-            decayed: jax.Array = hyperparameter(sign * share, dtype) * param.astype(dtype)
+            is_single = update.dtype == param.dtype == jnp.float32
+            dtype = jnp.float32 if is_single else wide_dtype((update, param))
+            factor = sign * share
+            rate = factor if type(factor) is float else hyperparameter(factor, dtype)
+            decayed: jax.Array = rate * param.astype(dtype)
             return update.astype(dtype) + decayed
 
         return jax.tree.map(decay, updates, params), state

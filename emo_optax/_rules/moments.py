@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._checks.states import check_kind
+from emo_optax._checks.states import check_kinds
 from emo_optax._checks.validation import hyperparameter, is_number
 from emo_optax._pieces.emotion import wide_dtype
 
@@ -17,17 +17,13 @@ def zero_moments(params: optax.Params, moment_dtype: Any) -> optax.Params:
 
 
 def average(
-    values: optax.Updates, moments: optax.Updates, decay: Any, is_chosen: jax.Array | None = None
-) -> optax.Updates:
-    """Returns `(1 - decay) value + decay moment`, each in the value's dtype; the moment if not chosen."""
-
-    def mix(value: jax.Array, moment: jax.Array) -> jax.Array:
-        rate = hyperparameter(decay, value.dtype)
-        moment = moment.astype(value.dtype)
-        mixed: jax.Array = (1.0 - rate) * value + rate * moment
-        return mixed if is_chosen is None else jnp.where(is_chosen, mixed, moment)
-
-    return jax.tree.map(mix, values, moments)
+    value: jax.Array, moment: jax.Array, decay: Any, is_chosen: jax.Array | None = None
+) -> jax.Array:
+    """Returns `(1 - decay) value + decay moment`, in the value's dtype; the moment if not chosen."""
+    rate = decay if type(decay) is float else hyperparameter(decay, value.dtype)
+    moment = moment.astype(value.dtype)
+    mixed: jax.Array = (1.0 - rate) * value + rate * moment
+    return mixed if is_chosen is None else jnp.where(is_chosen, mixed, moment)
 
 
 def interpolate(
@@ -58,6 +54,10 @@ def interpolate(
 
 
 def widened(updates: optax.Updates) -> optax.Updates:
+    """Returns gradients in the dtype of the computation; those in float32 as they are."""
+    leaves = jax.tree.leaves(updates)
+    if all(isinstance(g, jax.Array) and g.dtype == jnp.float32 and not g.weak_type for g in leaves):
+        return updates
     return jax.tree.map(lambda g: g.astype(wide_dtype(g)), updates)
 
 
@@ -91,9 +91,18 @@ def stored(moments: optax.Updates, before: optax.Updates, *, is_square: bool = F
     float16 has little range: what is too much for it becomes the most that it has, and a square does
     not become 0, by which the first moment would be divided, where it was not.
     """
+    pairs = zip(jax.tree.leaves(moments), jax.tree.leaves(before), strict=True)
+    wide = (jnp.float32, jnp.float64)
+    # Most moments are kept in the dtype that they are computed in.
+    if all(
+        new.dtype in wide and not new.weak_type and new.dtype == getattr(old, "dtype", None)
+        for new, old in pairs
+    ):
+        return moments
+
+    check_kinds([("moment", old, jnp.floating, jnp.shape(old)) for old in jax.tree.leaves(before)])
 
     def store(new: jax.Array, old: jax.Array) -> jax.Array:
-        check_kind("moment", old, jnp.floating, jnp.shape(old))
         if old.dtype == jnp.float16:
             most, least = 65504.0, 2.0**-24
             new = jnp.clip(new, -most, most)
