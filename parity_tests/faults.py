@@ -112,9 +112,15 @@ FAULTS_OF_LATER = tuple(
         ),
         ("torch", "drive", "0.75, 1.0 - size", "0.75, size", "emoDrive of a far scalar", "EmoLynx36"),
         ("torch", "pulse", "power * 1e-4", "power * 1.01e-4", "a pulse longer by 1 %", "EmoAiry3"),
-        ("torch", "pulse", "torch.minimum(old, settled)", "settled", "steady does nothing", "EmoSens3"),
         ("torch", "pulse", "limit = spike", "limit = 1.1 * spike", "the limit of spikes", "EmoCats3"),
-        ("torch", "pulse", "1.0 if loss_unit is None", "1.0 if loss_unit", "the unit is 1", "EmoSens3"),
+        (
+            "torch",
+            "pulse",
+            "state.unit == 0.0, size",
+            "state.unit >= 0.0, size",
+            "the unit moves",
+            "EmoSens3",
+        ),
         ("torch", "sign_rules", "clamp(min=1.0 - b1)", "clamp(min=0.0)", "no least freshness", "EmoTion"),
         (
             "torch",

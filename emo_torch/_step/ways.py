@@ -18,7 +18,7 @@ from emo_torch._kernels import Signal, cuda, library
 from emo_torch._kernels.blocked import step as step_blocked
 from emo_torch._kernels.cpu import step as step_fused
 from emo_torch._kernels.describe import describe
-from emo_torch._pieces.emotion import is_near, wide_dtype
+from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.shadow_effect import filter_by_emotion, keeps_all, step_scale
 from emo_torch._pieces.shadow_system import blend_with_shadow, multi_tensor_blend_with_shadow
 from emo_torch._pieces.trust import blend_by_trust, multi_tensor_blend_by_trust
@@ -26,32 +26,11 @@ from emo_torch._pieces.weight_decay import add_weight_decay, multi_tensor_add_we
 from emo_torch._rules.moments import store
 from emo_torch._rules.switch import multi_tensor_switch_by_emotion, switch_by_emotion
 from emo_torch._sharded import mesh_of
+from emo_torch._step.feeling import Feeling as Feeling
+from emo_torch._step.feeling import for_compiled
 from emo_torch._step.recipe import FirstStep, Group, Recipe, State
 
 _CPU = torch.device("cpu")
-
-
-class Feeling(NamedTuple):
-    """What the emotion asks of one step, as tensors of shape `[]`.
-
-    Attributes:
-        scalar: the emotion scalar, in [-1, 1].
-        shadow_ratio: how far to pull a parameter to its shadow, where that exists, in [0, 1].
-        follow: how far the shadow follows, in the rule of v3 (see `blend_by_trust`); `None` for the rule of
-            v2.0 and v1.0.
-        scale: the factor of the update; `None` for the step scale of a member with a filter.
-        rate: the learning rate of the step; `None` for that of the group.
-        weights: a factor of the parameters before the step, `None` for none.
-        numbers: further numbers that a rule reads, by name.
-    """
-
-    scalar: Tensor
-    shadow_ratio: Tensor
-    follow: Tensor | None = None
-    scale: Tensor | None = None
-    rate: Tensor | None = None
-    weights: Tensor | None = None
-    numbers: dict[str, Tensor] = {}  # noqa: RUF012
 
 
 # Which way.
@@ -373,31 +352,6 @@ def multi_tensor(
             torch._foreach_add_(narrow, changes)
 
 
-def _for_compiled(params: list[Tensor], feeling: Feeling, group: Group) -> tuple[Feeling, Group] | None:
-    """Returns a feeling and options that compiled code knows; `None` where there are none."""
-    if feeling.follow is not None and group["use_shadow"]:
-        return None
-    if feeling.weights is not None or feeling.numbers:
-        return None
-    if feeling.scale is None:
-        return feeling, group
-    if params[0].device.type != "cpu" or not is_near(feeling.scale):
-        return None
-    # Compiled code has no factor of the update alone: the factor goes into the learning rate, and out of
-    # the weight decay that the learning rate multiplies.
-    factor = feeling.scale.item()
-    if factor == 1.0:
-        return feeling._replace(scale=None), group
-    if not factor > 1e-3:
-        return None
-    lr = group["lr"]
-    rate = factor * (lr.detach() if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64))
-    weight_decay = group["weight_decay"]
-    if group["weight_decay_mode"] == "decoupled":
-        weight_decay = weight_decay / factor
-    return feeling._replace(scale=None, rate=rate), {**group, "weight_decay": weight_decay}
-
-
 def fused(
     params: list[Tensor],
     grads: list[Tensor],
@@ -408,7 +362,7 @@ def fused(
     group: Group,
 ) -> list[int]:
     """Does what `single_tensor` does in compiled code, or in blocks; returns the indices of the rest."""
-    known = _for_compiled(params, feeling, group)
+    known = for_compiled(params, feeling, group)
     if known is None:
         return list(range(len(params)))
     feeling, group = known
