@@ -274,7 +274,7 @@ def _place(tree: Any, where: Where, title: str) -> int:
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
         found = [index for index, path in enumerate(paths) if where in map(_name, path)]
     else:
-        structure = jax.tree.structure(tree)
+        structure: Any = jax.tree.structure(tree)
         marked = jax.tree.unflatten(structure, [_Leaf(index) for index in range(structure.num_leaves)])
         try:
             leaves = jax.tree.leaves(where(marked))
@@ -339,11 +339,11 @@ def _check_value(carrier: Any) -> None:
 def _is_missing(loss: jax.Array, gradients: Any) -> jax.Array:
     """Returns whether no loss was carried; raises a `LossMissingError` where numbers are known."""
 
-    def moves() -> jax.Array:
+    def moves() -> Any:
         return jnp.any(jnp.asarray([jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradients)]))
 
     if any(isinstance(leaf, jax.core.Tracer) for leaf in (loss, *jax.tree.leaves(gradients))):
-        return jax.lax.cond(loss == 0, moves, lambda: jnp.zeros((), jnp.bool_))
+        return jnp.asarray(jax.lax.cond(loss == 0, moves, lambda: jnp.zeros((), jnp.bool_)))
     if loss == 0 and moves():
         raise LossMissingError(LOSS_NOT_CARRIED)
     return jnp.zeros((), jnp.bool_)

@@ -139,6 +139,6 @@ class CollectedLosses:
     def discard(self) -> None:
         """Forgets them."""
         self.loss, self._passes, self._taken_back = None, [], []
+        self.heard_sum = self.raw_sum = None
         if self.seen or self.doubts:
-            self.doubts, self.seen = {}, Counter()
-        self.forget_heard()
+            self.seen, self.doubts = Counter(), {}

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import emo_torch
 
 pytest.importorskip("accelerate", reason="Accelerate is not installed: pip install accelerate")
-
-import accelerate
 
 from emo_torch.integrations.accelerate import losses_from_backward
 from emo_torch.launch.__main__ import main
@@ -49,8 +48,73 @@ PLAIN = """\
 import torch, emo_torch
 weight = torch.nn.Parameter(torch.ones(2))
 optimizer = emo_torch.EmoSens([weight])
-weight.sum().backward()
+for part in (1.0, 3.0):
+    (part * weight.sum() / 2).backward()
 optimizer.step()
+print(float(optimizer.emotion.long))
+"""
+UNHEARD = """\
+import torch, emo_torch
+weight = torch.nn.Parameter(torch.ones(2))
+optimizer = emo_torch.EmoSens([weight])
+weight.grad = torch.ones(2)
+optimizer.step()
+"""
+TRAINER = """\
+import os
+os.environ["HF_HUB_OFFLINE"] = "1"
+from pathlib import Path
+import emo_torch
+
+from emo_torch.integrations.transformers_test import collate, sentences, small_gpt2
+import transformers
+model = small_gpt2()
+optimizer = emo_torch.EmoSens(model.parameters(), lr=1e-3)
+felt = []
+observe = optimizer.take_in
+def take_in(loss, **beside):
+    felt.append(float(loss))
+    return observe(loss, **beside)
+optimizer.take_in = take_in
+arguments = transformers.TrainingArguments(
+    output_dir="out", max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=3,
+    logging_steps=1, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, max_grad_norm=1.0,
+)
+trainer = transformers.Trainer(
+    model, arguments, train_dataset=sentences(), data_collator=collate, optimizers=(optimizer, None)
+)
+trainer.train()
+logged = [each["loss"] for each in trainer.state.log_history if "loss" in each]
+assert len(felt) == len(logged) == 3, (felt, logged)
+assert all(abs(one - other) <= 1e-6 * abs(other) for one, other in zip(felt, logged)), (felt, logged)
+print("equal")
+"""
+LIGHTNING = """\
+import lightning.pytorch as pl, torch
+import emo_torch
+from emo_torch._testing import batch, small_model
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.model, self.losses = small_model(), []
+    def training_step(self, given, index):
+        x, y = given
+        loss = (self.model(x) - y).square().mean()
+        self.losses.append(float(loss.detach()))
+        return loss
+    def configure_optimizers(self):
+        return emo_torch.EmoSens(self.parameters(), lr=1e-3)
+module = Module()
+data = torch.utils.data.DataLoader([batch(step) for step in range(2)], batch_size=None)
+trainer = pl.Trainer(
+    max_epochs=1, accumulate_grad_batches=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+    enable_progress_bar=False, enable_model_summary=False,
+)
+trainer.fit(module, data)
+emotion = emo_torch.unwrap(module.optimizers()).emotion
+assert int(emotion.felt) == 1
+assert abs(float(emotion.long) - sum(module.losses) / 2) < 1e-6, (emotion.long, module.losses)
+print("equal")
 """
 
 
@@ -83,25 +147,47 @@ def test_a_module_needs_no_edit_either_nor_does_accelerate_launch(script: Path) 
     assert result.stdout == "__main__ ['emo_torch.EmoCats'] beside 2\n"
 
 
-def test_what_it_cannot_see_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_loop_needs_no_edit(tmp_path: Path) -> None:
     (tmp_path / "plain.py").write_text(PLAIN)
+    result = run("-m", "emo_torch.launch", tmp_path / "plain.py")
+    assert (result.returncode, result.stdout) == (0, "4.0\n"), result.stderr
+
+
+def test_a_trainer_with_accumulation_feels_what_it_logs(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="Transformers is not installed: pip install transformers")
+    (tmp_path / "trains.py").write_text(TRAINER)
+    result = run("-m", "emo_torch.launch", tmp_path / "trains.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("equal\n")
+
+
+def test_lightning_with_accumulation_feels_the_mean(tmp_path: Path) -> None:
+    pytest.importorskip("lightning.pytorch", reason="Lightning is not installed: pip install lightning")
+    (tmp_path / "trains.py").write_text(LIGHTNING)
+    result = run("-m", "emo_torch.launch", tmp_path / "trains.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("equal\n")
+
+
+def test_what_it_cannot_see_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unheard.py").write_text(UNHEARD)
     monkeypatch.setattr(sys, "argv", ["unchanged"])
-    backward, path = accelerate.Accelerator.backward, sys.path[:]
-    with pytest.raises(emo_torch.LossMissingError) as caught:
-        main([str(tmp_path / "plain.py")])
-    assert "A plain `loss.backward()` it cannot see" in caught.value.__notes__[0]
+    backward, path = torch.autograd.backward, sys.path[:]
+    with pytest.raises(emo_torch.LossMissingError, match="saw no backward pass") as caught:
+        main([str(tmp_path / "unheard.py")])
+    assert "computes its gradients in another way needs one line" in caught.value.__notes__[0]
     assert (sys.argv, sys.path) == (["unchanged"], path)
-    assert accelerate.Accelerator.backward is backward
+    assert torch.autograd.backward is backward
 
 
 def test_it_is_undone_when_the_script_ends(tmp_path: Path) -> None:
-    (tmp_path / "ends.py").write_text("import sys, accelerate\nsys.exit(accelerate.Accelerator.backward)\n")
-    backward = accelerate.Accelerator.backward
+    (tmp_path / "ends.py").write_text("import sys, torch\nsys.exit(torch.autograd.backward)\n")
+    backward = torch.autograd.backward
     with pytest.raises(SystemExit) as ended:
         main([str(tmp_path / "ends.py")])
     wrapper: Any = ended.value.code
     assert wrapper.__wrapped__ is backward
-    assert accelerate.Accelerator.backward is backward
+    assert torch.autograd.backward is backward
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 2), (["-m"], 2), (["--unknown"], 2), (["--help"], 0)])
@@ -117,9 +203,9 @@ def test_it_says_how_it_is_used(
 
 def test_importing_it_changes_nothing() -> None:
     code = (
-        "import accelerate; before = accelerate.Accelerator.backward\n"
+        "import accelerate, torch; before = accelerate.Accelerator.backward, torch.autograd.backward\n"
         "import emo_torch.launch.__main__, emo_torch.integrations.accelerate\n"
-        "assert accelerate.Accelerator.backward is before\n"
+        "assert (accelerate.Accelerator.backward, torch.autograd.backward) == before\n"
     )
     result = run("-W", "error", "-c", code)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -1,24 +1,23 @@
-"""Runs a script whose optimizers hear the losses that go through Accelerate."""
+"""Runs a script whose optimizers hear the loss of every backward pass."""
 
 import runpy
 import sys
 from pathlib import Path
 
 import emo_torch
-from emo_torch.integrations.accelerate import losses_from_backward
 
 USAGE = """\
 usage: python -m emo_torch.launch script.py [arguments of the script]
        python -m emo_torch.launch -m module [arguments of the module]
 
-Runs a training script as `python script.py` would, while every loss that it gives to
-`accelerator.backward` of Accelerate reaches the Emo optimizers that this Accelerator prepared. The
-script needs no edit. Undone when it ends. A plain `loss.backward()` cannot be seen.
+Runs a training script as `python script.py` would, while the loss of every backward pass reaches the
+Emo optimizers whose parameters it reaches (see `emo_torch.listen`). The script needs no edit. Undone when
+it ends. A loss that the script passes on itself goes before what is heard.
 """
-CANNOT_SEE = (
-    "emo_torch.launch hears the losses that a script gives to `accelerator.backward(loss)` of Accelerate, "
-    "for optimizers that went through the `prepare` of that Accelerator. A plain `loss.backward()` it "
-    "cannot see: such a script needs one line, `opt.watch(loss)` before it or `opt.step(loss=loss)`."
+CANNOT_HEAR = (
+    "emo_torch.launch hears `loss.backward()` and `torch.autograd.backward(loss)`, the sum of the losses "
+    "since the last step. A script that computes its gradients in another way needs one line: "
+    "`opt.watch(loss)` before them, or `opt.step(loss=loss)`."
 )
 
 
@@ -37,7 +36,7 @@ def main(arguments: list[str]) -> None:
     argv, path = sys.argv, sys.path[:]
     sys.argv = rest
     try:
-        with losses_from_backward():
+        with emo_torch.listen():
             if is_module:
                 runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
             else:
@@ -45,7 +44,7 @@ def main(arguments: list[str]) -> None:
                 sys.path[0] = str(Path(rest[0]).resolve().parent)
                 runpy.run_path(rest[0], run_name="__main__")
     except emo_torch.LossMissingError as error:
-        error.add_note(CANNOT_SEE)
+        error.add_note(CANNOT_HEAR)
         raise
     finally:
         sys.argv, sys.path[:] = argv, path
