@@ -51,12 +51,12 @@ def main(arguments: list[str] | None = None) -> None:
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", "--quiet", "--upgrade", "pip>=24"], check=True)
     what = ["--upgrade", "-e", f"{ROOT}[dev]"]
-    # In place of constraints that the machine may set for every installation.
-    pins = "" if given.pins is None else str(given.pins.resolve())
+    # In place of constraints that the machine may set for every installation. pip would skip an empty name.
+    pins = os.devnull if given.pins is None else str(given.pins.resolve())
     variables = {**os.environ, "PIP_CONSTRAINT": pins}
     asked = [*pip, "install", "--quiet", "--dry-run", "--report", "-", *what]
     report = subprocess.run(asked, env=variables, check=True, stdout=subprocess.PIPE, text=True).stdout
-    title = f"{given.folder}: Python {sys.version.split()[0]}, {pins or 'the newest releases'}"
+    title = f"{given.folder}: Python {sys.version.split()[0]}, {given.pins or 'the newest releases'}"
     print(plan(json.loads(report)["install"], [title]), flush=True)
     subprocess.run([*pip, "install", "--quiet", *what], env=variables, check=True)
 

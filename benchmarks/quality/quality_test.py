@@ -35,7 +35,12 @@ def test_a_call_that_is_stopped_resumes(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(command, "train", stopping)
     with pytest.raises(KeyboardInterrupt):
         command.main(["--output", str(tmp_path)])
-    monkeypatch.setattr(command, "train", lambda *given: runs.append(1.0) or {"loss": 2.0})  # noqa: ARG005
+
+    def going_on(*_: object) -> dict[str, float]:
+        runs.append(1.0)
+        return {"loss": 2.0}
+
+    monkeypatch.setattr(command, "train", going_on)
     assert command.main(["--output", str(tmp_path)]) == 0
     assert len(runs) == len(SMALL.cells()) == 12
     assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")

@@ -6,7 +6,7 @@ comes with scikit-learn, or is the licence text of this repository.
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +135,8 @@ class Factors(nn.Module):
 
     def forward(self, pairs: Tensor) -> Tensor:
         """Returns the ratings, shape `[batch]`."""
-        return (self.users(pairs[:, 0]) * self.things(pairs[:, 1])).sum(-1)
+        ratings: Tensor = (self.users(pairs[:, 0]) * self.things(pairs[:, 1])).sum(-1)
+        return ratings
 
 
 @functools.cache
@@ -213,7 +214,8 @@ def _spiral(count: int, seed: int) -> Batch:
 
 def _surprise(network: nn.Module, batch: Batch) -> Tensor:
     # Above 0, so that ratios of losses mean something.
-    return 4.0 - network(batch[0]).mean()
+    loss: Tensor = 4.0 - network(batch[0]).mean()
+    return loss
 
 
 def _contrast(network: nn.Module, batch: Batch) -> Tensor:
@@ -238,7 +240,7 @@ def tasks() -> dict[str, Task]:
         for name, task in known.items()
     ]
     digits, images = _flat_digits(0), _images_as_targets(0)
-    design = [
+    design: list[tuple[Any, ...]] = [
         ("autoencoder", "Digits, autoencoder", _autoencoder, images, 32, _images_as_targets(1), _squared),
         (
             *(
@@ -263,7 +265,7 @@ def tasks() -> dict[str, Task]:
             *(_flat_digits(1), yardstick.loss_of),
         ),
     ]
-    held_back = [
+    held_back: list[tuple[Any, ...]] = [
         (
             *("patches", "Digits, patch transformer", Patches, lambda: _digits()[0], 32),
             *(lambda: _digits()[1], yardstick.loss_of),

@@ -144,7 +144,7 @@ def test_the_functions_that_take_a_state_ask_for_arrays() -> None:
     divergence: Any = emo_optax.init_divergence(jnp.float32)
     for name in divergence._fields:
         with pytest.raises(ValueError, match=rf"{name}' must be an array"):
-            emo_optax.watch(divergence._replace(**{name: 0}), jnp.ones([]))  # type: ignore[arg-type]
+            emo_optax.watch(divergence._replace(**{name: 0}), jnp.ones([]))
     with pytest.raises(ValueError, match="'x' must be an array, and is None"):
         check_kind("x", None, jnp.floating, ())
 
@@ -153,8 +153,8 @@ def test_the_monitor_and_the_looks_take_numbers() -> None:
     stop = emo_optax.early_stop()
     state: Any = stop.init()
     for number in (True, np.bool_(True)):
-        assert stop.update(state._replace(is_quiet=number), 1.0).is_quiet.dtype == jnp.bool_  # type: ignore[arg-type]
-    changed = state._replace(emotion=state.emotion._replace(felt=3, short=1))  # type: ignore[arg-type]
+        assert stop.update(state._replace(is_quiet=number), 1.0).is_quiet.dtype == jnp.bool_
+    changed = state._replace(emotion=state.emotion._replace(felt=3, short=1))
     for update in (stop.update, jax.jit(stop.update)):
         assert int(update(changed, 1.0).emotion.felt) == 4
     optimizer = emo_optax.emo_sens(0.1)

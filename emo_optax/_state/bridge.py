@@ -141,8 +141,10 @@ def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptStat
     """
     check_arrays(arrays, to_arrays(state))
     _check_steps(arrays)
-    counts = ("divergence/steps", "emotion/felt", "emotion/held", "pulse/felt", "pulse/held")
-    counts = (*counts, "pilot/step", "pilot/skipped")
+    counts = (
+        *("divergence/steps", "emotion/felt", "emotion/held", "pulse/felt", "pulse/held"),
+        *("pilot/step", "pilot/skipped"),
+    )
     steps = sum(int(arrays[name]) for name in counts if name in arrays)
 
     def put(name: str, leaf: jax.Array) -> jax.Array:

@@ -165,7 +165,7 @@ class Changes(RuleBasedStateMachine):
             for index, param in enumerate(side.params()):
                 grad = _random(param.shape, param.dtype, seed + index)
                 is_absent = index == absent or index in self.frozen
-                param.grad = None if is_absent else GRADIENT_LAYOUTS[layout](grad)  # type: ignore[operator]
+                param.grad = None if is_absent else GRADIENT_LAYOUTS[layout](grad)
             getattr(side, which).step(loss=loss)
 
         for side in self.sides:
@@ -220,7 +220,7 @@ class Changes(RuleBasedStateMachine):
     def replace_data(self, index: int, layout: str) -> None:
         def change(side: Side) -> None:
             param = side.pick(index)
-            param.data = LAYOUTS[layout](param.detach())  # type: ignore[operator]
+            param.data = LAYOUTS[layout](param.detach())
 
         self.both(change)
 
@@ -280,7 +280,7 @@ class Changes(RuleBasedStateMachine):
                 if state[name].is_floating_point() and "shadow" not in name and "norm" not in name:
                     state[name] = state[name].to(dtypes[layout])
             elif state[name].is_floating_point():
-                state[name] = GRADIENT_LAYOUTS[layout](state[name])  # type: ignore[operator]
+                state[name] = GRADIENT_LAYOUTS[layout](state[name])
 
         self.both(change)
 
@@ -289,7 +289,7 @@ class Changes(RuleBasedStateMachine):
         def change(side: Side) -> None:
             optimizer: Any = side.optimizer
             if into_another:
-                side.optimizer = type(optimizer)(  # type: ignore[call-arg]
+                side.optimizer = type(optimizer)(
                     [{"params": list(group["params"])} for group in optimizer.param_groups]
                 )
             side.optimizer.load_state_dict(optimizer.state_dict())

@@ -219,7 +219,7 @@ def test_a_state_from_a_file_is_loaded_as_it_was_saved() -> None:
 def test_a_parameter_twice_is_refused_with_foreach_and_else_stepped_twice() -> None:
     def twice(**way: Any) -> emo_torch.LossOptimizer:
         param = torch.nn.Parameter(torch.ones(3))
-        return emo_torch.EmoSens([param, param], lr=0.1, **way)  # type: ignore[arg-type]
+        return emo_torch.EmoSens([param, param], lr=0.1, **way)
 
     with pytest.raises(ValueError, match="stands twice"):
         twice(foreach=True)

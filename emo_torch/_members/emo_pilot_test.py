@@ -259,7 +259,7 @@ def test_without_averaging_the_state_holds_no_average_and_the_steps_are_the_same
 def test_weight_decay_shrinks_a_parameter_whose_gradient_is_0(mode: str) -> None:
     still = {name: np.zeros_like(value) for name, value in problem()[0].items()}
     params = start(problem()[0])
-    optimizer = emo_torch.EmoPilot(params, weight_decay=0.1, weight_decay_mode=mode, max_courage=1.0)
+    optimizer = emo_torch.EmoPilot(params, weight_decay=0.1, weight_decay_mode=mode, max_courage=1.0)  # type: ignore[arg-type]
     drive(optimizer, [still], [1.0])
     pairs = zip(params, problem()[0].values(), strict=True)
     kept = [float(param.detach().norm()) / float(np.linalg.norm(value)) for param, value in pairs]
@@ -513,7 +513,7 @@ def test_frozen_and_late_parameters_keep_counts_of_their_own() -> None:
 def test_groups_have_learning_rates_of_their_own_and_one_courage() -> None:
     params, grads, losses = problem()
     own = start(params)
-    optimizer = emo_torch.EmoPilot([{"params": own[:1], "lr": 0.0}, {"params": own[1:]}], lr=1e-3)
+    optimizer = emo_torch.EmoPilot([{"params": own[:1], "lr": 0.0}, {"params": own[1:]}], lr=1e-3)  # type: ignore[arg-type]
     drive(optimizer, grads, losses)
     assert np.array_equal(own[0].detach().numpy(), params["a"])
     assert all(

@@ -203,7 +203,7 @@ def test_void_holds_the_sum_of_the_norms_at_first() -> None:
     optimizer = make("EmoVoid", params)
     norms = []
     for step in range(60):
-        norms.append(float(emo_torch.sum_of_norms(params)))
+        norms.append(float(emo_torch.sum_of_norms(params)))  # type: ignore[arg-type]
         if step > 0:
             # Behind the scaling alone the sum is that of the first step.
             kept = float(optimizer.param_groups[0]["pulse_norm_kept"])

@@ -37,7 +37,7 @@ class EmoOptimizer(LossOptimizer):
     """
 
     memory_title = "emotion"
-    shared_options = SHARED_OPTIONS
+    shared_options: tuple[str, ...] = SHARED_OPTIONS
     shadow_effect: bool = True
     """Whether its update is filtered and scaled; derives from the recipe."""
 

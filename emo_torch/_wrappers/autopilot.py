@@ -180,7 +180,8 @@ class Autopilot(SteeredOptimizer):
         states = [self._state_beside(param, average=group["average"]) for param in params]
         total = torch.zeros(3, dtype=before.norm.dtype, device=before.norm.device)
         for param, state in zip(params, states, strict=True):
-            grad, last = (own_part(each).to(wide_dtype(param)) for each in (param.grad, state["last"]))
+            pair: tuple[Any, Tensor] = (param.grad, state["last"])
+            grad, last = (own_part(each).to(wide_dtype(param)) for each in pair)
             sums = torch.stack([(grad * grad).sum(), -(grad * last).sum(), (last * last).sum()])
             total = total + sum_of_parts(sums, param).to(total)
         if group.get("maximize"):
@@ -197,7 +198,8 @@ class Autopilot(SteeredOptimizer):
             before.skipped.add_(1)
             return
         for param in params:
-            param.grad.mul_(pilot.gate.to(device=param.device, dtype=param.grad.dtype))
+            own: Any = param.grad
+            own.mul_(pilot.gate.to(device=param.device, dtype=own.dtype))
         befores = [param.clone() for param in params]
         try:
             self._step_inner()
@@ -281,7 +283,7 @@ class Autopilot(SteeredOptimizer):
         own = {key: value for key, value in param_group.items() if key not in self.shared_options}
         self.inner.add_param_group(own)
         self.param_groups[-1].update(shared)
-        self._share_memory(self._memory, self._memory[0].device)
+        self._share_memory(self._memory.tensors, self._memory.first.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what the inner optimizer saves, with the scalars, last changes and averages beside it."""

@@ -52,7 +52,7 @@ def test_with_a_courage_of_1_and_short_steps_it_is_the_optimizer_itself() -> Non
             each.zero_grad()
             loss = mean_squared_error(net, step)
             loss.backward()
-            each.step(**({"loss": loss} if given else {}))
+            each.step(**({"loss": loss} if given else {}))  # type: ignore[arg-type]
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
     assert float(optimizer.pilot.ceiling_bound) == 0.0
@@ -71,7 +71,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_count(place: str) -> 
     optimizer.step(loss=math.inf if place == "loss" else 1.0)
     after = copy.deepcopy([optimizer.state_dict(), list(model.parameters())])
     for count, (state, _) in enumerate((before, after)):
-        assert int(state["param_groups"][0].pop("pilot_skipped")) == count
+        assert int(state["param_groups"][0].pop("pilot_skipped")) == count  # type: ignore[index]
     assert same_state(before, after)
 
 

@@ -96,7 +96,7 @@ class EmoPulseScheduler(LRScheduler):
         self._step_count = 1
         self._update_lr()
 
-    def step(self, loss: Tensor | float | None = None) -> None:  # type: ignore[override]
+    def step(self, loss: Tensor | float | None = None) -> None:
         """Takes in the loss of a step and sets the learning rate; waits for the device of the loss.
 
         Args:

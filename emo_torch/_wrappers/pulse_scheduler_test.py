@@ -84,7 +84,7 @@ def test_bad_input_is_refused() -> None:
         "loss_unit": "last",
     }.items():
         with pytest.raises(ValueError, match=option):
-            emo_torch.EmoPulseScheduler(optimizer_of(), **{option: value})
+            emo_torch.EmoPulseScheduler(optimizer_of(), **{option: value})  # type: ignore[arg-type]
     weight = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(TypeError, match="has a pulse of its own"):
         emo_torch.EmoPulseScheduler(emo_torch.EmoSens3([weight]))

@@ -381,8 +381,8 @@ def test_validation_sees_the_averaged_weights_and_training_the_others() -> None:
     module, plain = Validating(), Validating()
     options = {"max_epochs": 3, "num_sanity_val_steps": 1}
     callbacks = [LossAwareCallback(), AveragedWeightsCallback()]
-    trainer_of(callbacks, **options).fit(module, data(), data(1))
-    trainer_of([LossAwareCallback()], **options).fit(plain, data(), data(1))
+    trainer_of(callbacks, **options).fit(module, data(), data(1))  # type: ignore[arg-type]
+    trainer_of([LossAwareCallback()], **options).fit(plain, data(), data(1))  # type: ignore[arg-type]
     ours, theirs = (list(each.net.parameters()) for each in (module, plain))
     assert all(map(torch.equal, ours, theirs))
     assert same_state(module.pilot.state_dict(), plain.pilot.state_dict())

@@ -151,7 +151,7 @@ def draw(comparison: Comparison, rivals: list[Rival], settings: Settings, path: 
     )
     FigureCanvasAgg(figure)
     figure.suptitle(f"Handwritten digits: {describe(settings)}", fontsize=16, fontweight="bold")
-    panels = figure.subplot_mosaic(rows)
+    panels = figure.subplot_mosaic(rows)  # type: ignore[arg-type]
     flax, torch = comparison.flax, comparison.torch
 
     _draw_pair(panels["loss"], flax.loss, torch.loss)
