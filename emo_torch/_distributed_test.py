@@ -282,6 +282,10 @@ def assert_same_in_all(found: dict[str, Tensor], place: Place) -> None:
 def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], bound: float) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
+        if name == "pulse_norm_kept":
+            # EmoTion keeps a sum times the relative difference of two nearly equal sums: the rounding of a
+            # sum is a large part of that. What the difference does to the parameters is compared.
+            continue
         torch.testing.assert_close(
             tensor,
             theirs[name],

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from emo_torch._sharded import copy_all
+
 FLOOR = 1e-5
 """The least base of the relative difference of the averages, in the unit of the loss."""
 
@@ -133,10 +135,10 @@ def multi_tensor_blend_by_trust(
     torch._foreach_mul_(followed, follow)
     torch._foreach_add_(followed, shadows)
     rows = zip(exists, followed, params, strict=True)
-    torch._foreach_copy_(shadows, [torch.where(exist, new, param) for exist, new, param in rows])
+    copy_all(shadows, [torch.where(exist, new, param) for exist, new, param in rows])
     pulled = torch._foreach_mul(params, 1.0 - ratio)
     torch._foreach_add_(pulled, torch._foreach_mul(shadows, ratio))
     rows = zip(exists, pulled, params, strict=True)
-    torch._foreach_copy_(params, [torch.where(exist, new, param) for exist, new, param in rows])
+    copy_all(params, [torch.where(exist, new, param) for exist, new, param in rows])
     for exist in exists:
         exist.fill_(True)
