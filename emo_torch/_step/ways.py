@@ -362,10 +362,12 @@ def fused(
     group: Group,
 ) -> list[int]:
     """Does what `single_tensor` does in compiled code, or in blocks; returns the indices of the rest."""
-    known = for_compiled(params, feeling, group)
-    if known is None:
-        return list(range(len(params)))
-    feeling, group = known
+    is_plain = feeling.scale is None and feeling.follow is None
+    if not (is_plain and feeling.weights is None and not feeling.numbers):
+        known = for_compiled(params, feeling, group)
+        if known is None:
+            return list(range(len(params)))
+        feeling, group = known
     b1, b2 = group["betas"]
     what = describe(recipe, float(b1), float(b2), float(group["eps"]), float(group.get("theta", 0.0)))
     if what is None:

@@ -18,7 +18,6 @@ from emo_torch._checks.validation import (
     check_order,
     check_state_form,
 )
-from emo_torch._members.emo_pilot import EmoPilot
 from emo_torch._pieces.accumulation import CollectedLosses
 from emo_torch._pieces.averaged_weights import average_rate
 from emo_torch._pieces.ceiling import step_ceiling
@@ -102,7 +101,7 @@ class Autopilot(SteeredOptimizer):
     ) -> None:
         check_inner(inner)
         name = type(inner).__name__
-        if isinstance(inner, EmoPilot | Autopilot):
+        if isinstance(inner, SteeredOptimizer):
             raise TypeError(f"{name} steers its steps already: use it as it is")
         options = {
             "min_courage": min_courage,
