@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from emo_optax._checks.validation import hyperparameter
-from emo_optax._pieces.relative_emotion import QUIET_STEPS
+from emo_optax._pieces.relative_emotion import QUIET_STEPS, quotient, root
 
 
 class CourageState(NamedTuple):
@@ -82,12 +82,11 @@ def move_courage(
     Source: ours (EmoPilot), after hypergradient descent (Baydin et al., 2018).
     """
     dtype = state.courage.dtype
-    tiny = jnp.finfo(dtype).tiny  # type: ignore[no-untyped-call]
     t = step.astype(dtype)
     square = agreement * agreement
     moved = state.agreement_square + 0.05 * (square - state.agreement_square)
     moved = jnp.where(step == 2, square, moved)
-    z = jnp.tanh(agreement / (jnp.sqrt(moved) + tiny))
+    z = jnp.tanh(quotient(agreement, root(moved)))
     rise = jnp.maximum(0.0, 2.0 * scalar - 1.0)
     fall = jnp.maximum(0.0, -2.0 * scalar - 1.0)
     growth = 0.05 * (1.0 + 40.0 / (t + 10.0)) * (z + 0.4 * fall)

@@ -9,7 +9,13 @@ import optax
 from emo_optax._pieces.averaged_weights import AverageWeightsState
 from emo_optax._pieces.courage import CourageState, init_courage, move_courage
 from emo_optax._pieces.gate import gate
-from emo_optax._pieces.relative_emotion import RelativeEmotionState, feel_relative, init_relative_emotion
+from emo_optax._pieces.relative_emotion import (
+    RelativeEmotionState,
+    feel_relative,
+    init_relative_emotion,
+    quotient,
+    root,
+)
 from emo_optax._pieces.replicas import AxisName
 
 
@@ -108,13 +114,12 @@ def steer(
         The scalars after this step, and whether the step can be taken (bool of shape `[]`): only if the
         loss and the norm of the gradient are finite. The scalars mean nothing otherwise.
     """
-    tiny = jnp.finfo(loss.dtype).tiny  # type: ignore[no-untyped-call]
-    norm, last = jnp.sqrt(products[0]), jnp.sqrt(products[2])
+    norm, last = root(products[0]), root(products[2])
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     step = optax.safe_increment(state.step)
     factor, average = gate(norm, state.norm, step, limit)
     emotion = feel_relative(state.emotion, loss, step)
-    agreement = jnp.clip(products[1] / (norm * last + tiny), -1.0, 1.0)
+    agreement = jnp.clip(quotient(products[1], norm * last), -1.0, 1.0)
     courage = move_courage(state.courage, agreement, emotion.scalar, step, min_courage, max_courage)
     new = state._replace(step=step, emotion=emotion, norm=average, gate=factor, courage=courage)
     return new, is_finite

@@ -29,6 +29,18 @@ class RelativeEmotionState(NamedTuple):
     scalar: jax.Array
 
 
+def root(value: jax.Array) -> jax.Array:
+    """Returns the square root of a number >= 0; its derivative at 0 is 0, so that gradients stay finite."""
+    is_positive = value > 0.0
+    return jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, value, 1.0)), value)
+
+
+def quotient(value: jax.Array, size: jax.Array) -> jax.Array:
+    """Returns a quotient, or 0 where the size is 0; its derivative there is 0, too."""
+    is_zero = size == 0.0
+    return jnp.where(is_zero, jnp.zeros_like(value), value / jnp.where(is_zero, 1.0, size))
+
+
 def init_relative_emotion(dtype: jax.typing.DTypeLike) -> RelativeEmotionState:
     """Returns the emotion before any loss.
 
@@ -88,7 +100,7 @@ def feel_relative(state: RelativeEmotionState, loss: jax.Array, step: jax.Array)
     previous, short, long = (
         jnp.where(is_first, loss, old) for old in (state.previous, state.short, state.long)
     )
-    noise = jnp.sqrt(state.square / jnp.maximum(state.weight, tiny))
+    noise = root(state.square / jnp.maximum(state.weight, tiny))
     difference = jnp.abs(loss - previous)
     difference = jnp.where(is_late, jnp.minimum(difference, 4.0 * noise), difference)
     limited = jnp.where(is_late, jnp.minimum(loss, short + 8.0 * noise), loss)
@@ -97,6 +109,6 @@ def feel_relative(state: RelativeEmotionState, loss: jax.Array, step: jax.Array)
     square = 0.95 * state.square + 0.025 * difference * difference
     weight = 0.95 * state.weight + 0.05
     # Where the loss never changes, rounding alone must not look like a trend.
-    unit = 2.0 * jnp.sqrt(square / weight) + 1e-7 * jnp.abs(long) + tiny
+    unit = 2.0 * root(square / weight) + 1e-7 * jnp.abs(long) + tiny
     scalar = jnp.where(is_late, jnp.tanh((short - long) / unit), jnp.zeros([], dtype))
     return RelativeEmotionState(loss, short, long, square, weight, scalar)

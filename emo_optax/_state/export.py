@@ -15,7 +15,7 @@ from emo_optax._pieces.divergence import DivergenceState
 from emo_optax._pieces.drive import DriveState, ShareDriveState
 from emo_optax._pieces.emotion import Emotion, EmotionState, ShareEmotionState
 from emo_optax._pieces.gate import GateByNormState
-from emo_optax._pieces.pilot import PilotState, SteeredState
+from emo_optax._pieces.pilot import Pilot, PilotState, SteeredState
 from emo_optax._pieces.pulse import PulseState
 from emo_optax._pieces.relative_emotion import RelativeEmotionState
 from emo_optax._pieces.rounding import RoundStochasticallyState, RoundWithKahanState
@@ -30,6 +30,7 @@ from emo_optax._rules.sign_rules import HoldNormState, ScaleByFreshSignState, Sc
 from emo_optax._rules.signs import ScaleByMomentumState
 from emo_optax._rules.switch import StepFirstState, SwitchByEmotionState
 from emo_optax._wrappers.early_stop_monitor import EarlyStopState
+from emo_optax._wrappers.get_pulse import Drive, Pulse
 from emo_optax._wrappers.runaway import Runaway, ScaleByRunawayState
 
 _OURS: tuple[type, ...] = (
@@ -38,6 +39,7 @@ _OURS: tuple[type, ...] = (
     *(RoundStochasticallyState, RoundWithKahanState, Runaway, ScaleByEmotionState, ScaleByFactorsState),
     *(ScaleByLionState, ScaleByMomentumState, ScaleByRunawayState, ScaleByUncorrectedAdamState),
     *(ShareEmotionState, StepFirstState, SwitchByEmotionState),
+    *(Drive, Pilot, Pulse),
     *(AverageWeightsState, CourageState, GateByNormState, PilotMomentsState, PilotState, SteeredState),
     *(RelativeEmotionState, DriveState, ShareDriveState, PulseState, SharePulseState),
     *(HoldNormState, ScaleByFreshSignState, ScaleBySignState),
