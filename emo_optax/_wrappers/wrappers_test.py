@@ -471,6 +471,7 @@ def test_a_loss_of_any_kind_is_compiled_for_once_and_felt(loss: Any) -> None:
 
 def test_a_static_loss_is_compiled_for_anew_each_time() -> None:
     # Why the loss should go into a jitted step as an argument, or be computed in it.
+    jax.clear_caches()  # JAX keeps so many programs, and forgets the oldest ones where there are more.
     optimizer = emo_optax.emo_sens(0.1)
     step: Any = jax.jit(
         lambda state, loss: optimizer.update(GRADS, state, PARAMS, value=loss)[1], static_argnums=1
