@@ -9,6 +9,7 @@ import torch
 from emo_torch._members.by_name import MEMBERS as REGISTRY
 from emo_torch._members.by_name import Member as Registered
 from emo_torch._step.emo_optimizer import EmoOptimizer
+from emo_torch._step.later_optimizers import DriveOptimizer
 from emo_torch._step.recipe import Rule
 
 QUIET, MIDDLING, STRONG = 0.02, 0.4, 0.8
@@ -63,8 +64,8 @@ def _measured(member: Registered) -> Member:
     sizes: tuple[float | None, ...] = (QUIET, MIDDLING) if is_on else (QUIET,)
     if recipe.choose is not None or recipe.first is not None:
         sizes = EVERY_RULE
-    if not issubclass(member.make, EmoOptimizer):
-        sizes = (None,)
+    if not issubclass(member.make, EmoOptimizer) or issubclass(member.make, DriveOptimizer):
+        sizes = (None,)  # Another memory of the losses, in which no loss sets the size.
     return Member(member.make.__name__, _cousin(member), sizes, is_on)
 
 

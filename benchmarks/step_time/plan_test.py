@@ -15,11 +15,12 @@ def test_the_whole_family_is_measured() -> None:
 
 def test_cousins_are_those_of_the_parity_tests() -> None:
     names = {member.title: make for make, member in MEMBERS.items()}
-    for member in FAMILY.values():
-        if member.cousin is not None:
-            assert MEMBERS[names[member.name]].cousin == names[member.cousin]
     second = {make for make, member in MEMBERS.items() if member.cousin is None}
     assert second == {"emo_sens", "emo_airy", "emo_cats"}
+    for member in FAMILY.values():
+        # Costs are compared with the second generation alone; a rule may have its cousin in the third.
+        if member.cousin is not None and names[member.cousin] in second:
+            assert MEMBERS[names[member.name]].cousin == names[member.cousin]
 
 
 def test_every_bound_is_of_rows_that_run_side_by_side() -> None:
