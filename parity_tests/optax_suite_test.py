@@ -28,7 +28,8 @@ LATER = {
     *("EmoNavi36", "EmoFact36", "EmoLynx36"),
 }
 """Members that the suite leaves out: their published steps keep their length near a minimum, and the suite
-wants parameters that come to rest. Their tests are later_generations_test.py and later_recordings_test.py."""
+wants parameters that come to rest. Their tests are later_generations_test.py and later_recordings_test.py.
+"""
 _TABLE = "_ALL_OPTIMIZERS_UNDER_TEST = tuple("
 _TAKES_VALUE = re.compile(r"(?<!'opt_name': )'momo_adam'")
 
