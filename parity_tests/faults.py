@@ -309,7 +309,11 @@ FAULTS: tuple[Fault, ...] = (
     # Rules.
     Fault("emo_optax", "_rules/adam.py", "m / (jnp.sqrt(v) +", "m / jnp.sqrt(v +", "eps under the root"),
     Fault(
-        "emo_torch", "rules", "addcmul_(grad, grad, value=1.0 - b2)", "addcmul_(grad, grad)", "no 1 - b2"
+        "emo_torch",
+        "_rules/adam.py",
+        "addcmul_(grad, grad, value=1.0 - b2)",
+        "addcmul_(grad, grad)",
+        "no 1 - b2",
     ),
     Fault(
         "emo_optax",
@@ -321,9 +325,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "emo_torch",
-        "rules",
-        "update = exp_avg.mul(b1).add_(grad, alpha=1.0 - b1).sign_()\n    _average(exp_avg, grad, b2)",
-        "_average(exp_avg, grad, b2)\n    update = exp_avg.mul(b1).add_(grad, alpha=1.0 - b1).sign_()",
+        "_rules/lion.py",
+        "update = exp_avg.mul(b1).add_(grad, alpha=1.0 - b1).sign_()\n    average(exp_avg, grad, b2)",
+        "average(exp_avg, grad, b2)\n    update = exp_avg.mul(b1).add_(grad, alpha=1.0 - b1).sign_()",
         "momentum moved before the step",
         "EmoCats",
     ),
@@ -337,9 +341,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "emo_torch",
-        "rules",
-        "_average(row, (row_mean + eps).sqrt_(), b1)",
-        "_average(row, row_mean + eps, b1)",
+        "_rules/factors.py",
+        "average(row, (row_mean + eps).sqrt_(), b1)",
+        "average(row, row_mean + eps, b1)",
         "factor without root",
         "EmoAiry",
     ),
@@ -353,7 +357,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "emo_torch",
-        "rules",
+        "_rules/signs.py",
         "vector_norm(grad)) + eps",
         "vector_norm(grad, 1)) + eps",
         "another norm",
