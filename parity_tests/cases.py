@@ -39,6 +39,7 @@ def cases(
 
 def _of_member(member: Member, dtype: str, steps: int) -> list[Case]:
     whole = steps if member.cousin is None else (steps + 1) // 2
+    whole = min(whole, member.steps.get(("any", dtype), whole))
 
     def short(title: str) -> int:
         return min(whole, member.steps.get((title, dtype), whole))

@@ -5,6 +5,7 @@ the two are at most `ulp` units of the last place apart. Whole numbers and boole
 must be equal.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -73,11 +74,12 @@ COMPENSATED = {
 
 
 NORM = {
-    # What EmoTion keeps of a sum is the difference of two sums that agree in five to seven digits, and the
-    # next kept number is divided by that difference: their last digits are in no dtype those of the sums.
-    "float64": Tolerance(absolute=1e-12, relative=1e-7),
-    "float32": Tolerance(absolute=1e-6, relative=1.0),
-    "bfloat16": Tolerance(absolute=1e-6, relative=1.0),
+    # EmoTion keeps a sum times the relative difference of two sums that agree in five to sixteen digits,
+    # and divides the next sum by that number: a rounding of a sum can be all of it, in any dtype. So the
+    # number itself has no bound. Its effect on moments and parameters has their bounds. The same holds for
+    # the scale that EmoVoid takes from it.
+    dtype: Tolerance(absolute=math.inf, relative=1.0)
+    for dtype in ("float64", "float32", "bfloat16")
 }
 """The bound of the kept sums of norms; the parameters, which they move, have the bounds of all others."""
 
