@@ -68,7 +68,7 @@ def test_hyperparameters_that_optax_would_make_coarse_are_refused(
 def test_a_state_made_in_nnx_jit_is_refused_likewise(dtype: Any) -> None:
     nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed")
 
-    @nnx.jit
+    @nnx.jit  # type: ignore[untyped-decorator]
     def make() -> Any:
         model = nnx.Linear(2, 1, rngs=nnx.Rngs(0), param_dtype=dtype)
         return nnx.Optimizer(model, injected("emo_navi", 1e-2), wrt=nnx.Param)
@@ -97,7 +97,7 @@ def test_a_model_of_nnx_trains_with_hyperparameters_injected_in_float32() -> Non
         model = nnx.Linear(2, 1, rngs=nnx.Rngs(0), param_dtype=jnp.bfloat16)
         optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
-        @nnx.jit
+        @nnx.jit  # type: ignore[untyped-decorator]
         def step(model: Any, optimizer: Any) -> jax.Array:
             def loss_of(model: Any) -> jax.Array:
                 return jnp.mean((model(jnp.ones((4, 2), jnp.bfloat16)).astype(jnp.float32) - 2.0) ** 2)
