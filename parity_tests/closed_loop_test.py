@@ -35,7 +35,12 @@ def test_a_float32_rounding_decides_later_in_the_members_that_are_held_for_less(
 
 
 def test_every_member_with_an_emotion_is_trained() -> None:
-    emotional = {member.optax.__name__ for member in FAMILY.values() if member.memory == "emotion"}
+    # The digits are trained with the emotion of v2.0; that of v3.6.1 is held by recordings and lockstep.
+    emotional = {
+        member.optax.__name__
+        for member in FAMILY.values()
+        if member.memory == "emotion" and not member.name.endswith("36")
+    }
     assert {optimizer for optimizer, _ in closed_loop.pairs()} == emotional
 
 
