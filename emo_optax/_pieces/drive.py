@@ -9,7 +9,7 @@ import optax
 
 from emo_optax._checks.states import check_kind
 from emo_optax._checks.validation import check_flag, check_learning_rate, check_loss, takes_extra_args
-from emo_optax._pieces.dtypes import keep_dtypes
+from emo_optax._pieces.dtypes import keep_dtypes, scale_by_learning_rate
 from emo_optax._pieces.early_stop import went_quiet
 from emo_optax._pieces.emotion import (
     EmotionState,
@@ -246,7 +246,7 @@ def driven_rule(
         rule,
         scale_by_drive(shared=True),
         decay["decoupled"],
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_learning_rate(learning_rate),
         decay["absolute"],
     )
     member = share_drive(blend_by_trust(step) if use_shadow else step, axis_name=axis_name)

@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from emo_optax._checks.states import check_state, nodes_of, with_arrays
 from emo_optax._checks.validation import checked_gradients, checked_params
-from emo_optax._pieces.emotion import EmotionState
+from emo_optax._pieces.emotion import EmotionState, wide_dtype
 from emo_optax._pieces.rounding import Rounding, add_rounding
 
 
@@ -66,3 +67,15 @@ def _have_other_shapes(*pairs: tuple[Any, Any]) -> bool:
     """Returns whether the leaves of a tree have other shapes than those of the tree beside it."""
     shapes = [[list(map(jnp.shape, jax.tree.leaves(tree))) for tree in pair] for pair in pairs]
     return any(new != old for new, old in shapes)
+
+
+def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """As `optax.scale_by_learning_rate`, without implicit promotion where the learning rate is an array."""
+    if not isinstance(learning_rate, jax.Array | np.ndarray):
+        return optax.scale_by_learning_rate(learning_rate)
+
+    def scale(update: jax.Array) -> jax.Array:
+        dtype = wide_dtype((learning_rate, update))
+        return -jnp.asarray(learning_rate, dtype) * update.astype(dtype)
+
+    return optax.stateless(lambda updates, _: jax.tree.map(scale, updates))

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from emo_optax._checks.hints import with_hints
@@ -19,9 +18,9 @@ from emo_optax._checks.validation import (
     check_shadow_ratio,
     takes_extra_args,
 )
-from emo_optax._pieces.dtypes import keep_dtypes
+from emo_optax._pieces.dtypes import keep_dtypes, scale_by_learning_rate
 from emo_optax._pieces.early_stop import went_quiet
-from emo_optax._pieces.emotion import Emotion, EmotionState, ShareEmotionState, share_emotion, wide_dtype
+from emo_optax._pieces.emotion import Emotion, EmotionState, ShareEmotionState, share_emotion
 from emo_optax._pieces.replicas import AxisName
 from emo_optax._pieces.rounding import Rounding
 from emo_optax._pieces.shadow_effect import (
@@ -152,18 +151,6 @@ def emotional_rule(
     if first is not None:
         chain = step_first(optax.chain(first, scale_by_learning_rate(learning_rate)), chain)
     return emotional(optax.chain(decay["l2"], chain), shadow_effect=False, **emotion)
-
-
-def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """As `optax.scale_by_learning_rate`, without implicit promotion where the learning rate is an array."""
-    if not isinstance(learning_rate, jax.Array | np.ndarray):
-        return optax.scale_by_learning_rate(learning_rate)
-
-    def scale(update: jax.Array) -> jax.Array:
-        dtype = wide_dtype((learning_rate, update))
-        return -jnp.asarray(learning_rate, dtype) * update.astype(dtype)
-
-    return optax.stateless(lambda updates, _: jax.tree.map(scale, updates))
 
 
 def get_emotion(state: optax.OptState) -> Emotion:
