@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emo_optax._checks.states import nodes_of
 from emo_optax._pieces.averaged_weights import AverageWeightsState
 from emo_optax._pieces.courage import CourageState, init_courage, move_courage
 from emo_optax._pieces.gate import gate
@@ -176,7 +177,7 @@ def get_pilot(state: optax.OptState) -> Pilot:
         >>> print(pilot.courage, pilot.gate, pilot.steps)
         1.0 1.0 1
     """
-    found = first_node(state, PilotState)
+    found = next(iter(nodes_of(state, PilotState)), None)
     if found is None:
         raise ValueError(
             "There is no EmoPilot in this state. Pass the state of emo_optax.emo_pilot(...) or "
@@ -197,17 +198,6 @@ def get_pilot(state: optax.OptState) -> Pilot:
         steps=jnp.asarray(found.step),
         skipped=jnp.asarray(found.skipped),
     )
-
-
-def first_node(state: Any, kind: type) -> Any:
-    """Returns the first node of a type in a state, or `None`."""
-    return next(iter(nodes(state, kind)), None)
-
-
-def nodes(state: Any, kind: type) -> list[Any]:
-    """Returns all nodes of a type in a state."""
-    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
-    return [leaf for leaf in leaves if isinstance(leaf, kind)]
 
 
 class SteeredState(NamedTuple):
@@ -257,8 +247,8 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
         >>> bool(jnp.sum(average**2) > jnp.sum(params**2))  # The average lies between start and end.
         True
     """
-    trees = [node.average for node in nodes(state, SteeredState) if jax.tree.leaves(node.average)]
-    trees += [node.average for node in nodes(state, AverageWeightsState)]
+    trees = [node.average for node in nodes_of(state, SteeredState) if jax.tree.leaves(node.average)]
+    trees += [node.average for node in nodes_of(state, AverageWeightsState)]
     if not trees:
         raise ValueError(
             "No optimizer in this state averages weights. Make emo_pilot with average=True, or "
