@@ -319,4 +319,5 @@ def test_a_step_outside_of_jit_and_the_metrics_promote_nothing(name: str, dtype:
         _, state = optimizer.update(params, optimizer.init(params), params, value=1.0)
         if name != "ref_adamw_mini_schedule_free":
             metrics = emo_optax.get_metrics(state, grads=params, learning_rate=0.1)
-            assert metrics["emotion/masked_share"] < 1.0
+            assert metrics
+            assert all(bool(jnp.isfinite(number)) for number in metrics.values())
