@@ -125,9 +125,9 @@ class Reference:
         self.memory.feel(float(loss))
         if self.member == "emo_void":
             self.hold_norm()
+        share = self.fresh_share() if self.member == "emo_tion" else 0.0
         if self.use_shadow:
             self.blend()
-        share = self.fresh_share() if self.member == "emo_tion" else 0.0
         is_third = self.member in THIRD
         rate = self.memory.pulse if is_third else self.learning_rate
         factor = 1.0 if is_third else self.memory.e
@@ -195,6 +195,8 @@ class Reference:
             ratio = self.norm / (total + 1e-8)
             self.params = {name: p * ratio for name, p in self.params.items()}
             self.norm = total * ratio
+        else:
+            self.norm = total
         self.counter += 1
         if self.memory.should_stop and not self.was_quiet:
             self.counter = 55

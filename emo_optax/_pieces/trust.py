@@ -115,7 +115,8 @@ def blend_by_trust(inner: optax.GradientTransformation) -> optax.GradientTransfo
         inner: the transformation that moves the blended parameters.
 
     Returns:
-        A transformation that takes the extra argument `emotion` or `pulse`, and needs `params`.
+        A transformation that takes the extra argument `emotion` or `pulse`, and needs `params`. It hands
+        `params` as they are on as the extra argument `unblended`.
     """
     inner = takes_extra_args(inner)
 
@@ -158,9 +159,8 @@ def blend_by_trust(inner: optax.GradientTransformation) -> optax.GradientTransfo
         shadow = jax.tree.map(follow, params, state.shadow)
         blended = jax.tree.map(blend, params, shadow)
         inner_params = jax.tree.map(lambda b, p: b.astype(p.dtype), blended, params)
-        updates, inner_state = inner.update(
-            updates, state.inner_state, inner_params, emotion=emotion, pulse=pulse, **extra_args
-        )
+        extra_args = {"unblended": params, **extra_args, "emotion": emotion, "pulse": pulse}
+        updates, inner_state = inner.update(updates, state.inner_state, inner_params, **extra_args)
 
         def carry(update: jax.Array, moved: jax.Array, param: jax.Array) -> jax.Array:
             return update.astype(moved.dtype) + (moved - param.astype(moved.dtype))

@@ -120,7 +120,7 @@ class ScaleByFreshSignState(NamedTuple):
 
 def scale_by_fresh_sign(
     b1: jax.typing.ArrayLike = 0.9, *, moment_dtype: Any | None = None, axis_name: AxisName = None
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Takes the sign of a momentum that moves faster where the weights move, the rule of EmoTion.
 
     .. math::
@@ -128,7 +128,8 @@ def scale_by_fresh_sign(
         f = \max(\tanh(d / 0.03),\; 1 - b_1), \quad G' \leftarrow G\,d \\
         a = (1 - b_1)\,f, \quad m \leftarrow (1 - a)\,m + a\,g, \quad u = \operatorname{sign}(m)
 
-    The first step has :math:`f = 1` and keeps G. The sum is over all parameters (see `sum_of_norms`).
+    The first step has :math:`f = 1` and keeps G. The sum is over all parameters (see `sum_of_norms`), as
+    they are before `blend_by_trust` pulls them to a shadow.
 
     Args:
         b1: decay rate of the momentum, in [0, 1).
@@ -160,11 +161,18 @@ def scale_by_fresh_sign(
         return ScaleByFreshSignState(mu, jnp.full([], NO_NORM, wide_dtype(params)))
 
     def update_fn(
-        updates: optax.Updates, state: ScaleByFreshSignState, params: optax.Params | None = None
+        updates: optax.Updates,
+        state: ScaleByFreshSignState,
+        params: optax.Params | None = None,
+        *,
+        unblended: optax.Params | None = None,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByFreshSignState]:
+        del extra_args
         check_params(params)
         check_kind("norm", state.norm, jnp.floating, ())
-        norm, kept = sum_of_norms(params, axis_name), jnp.maximum(state.norm, 0.0)
+        norm = sum_of_norms(params if unblended is None else unblended, axis_name)
+        kept = jnp.maximum(state.norm, 0.0)
         is_first = state.norm < 0.0
         rest = 1.0 - hyperparameter(b1, norm.dtype)
         change = jnp.abs(norm - kept) / (kept + 1e-8)
@@ -181,7 +189,7 @@ def scale_by_fresh_sign(
         norm = jnp.where(is_first, norm, norm * change)
         return jax.tree.map(jnp.sign, moved), ScaleByFreshSignState(stored(moved, state.mu), norm)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 class HoldNormState(NamedTuple):
@@ -208,8 +216,8 @@ def hold_norm(
     .. math:: p \leftarrow \frac{G'}{G + 10^{-8}}\,p, \qquad G = \sum \lVert p \rVert_1
 
     While a counter is 55 or less, which starts at 0 and grows by 1 a step; where the stop signal rises, it
-    is set to 55 behind the step: one more step is scaled. The first step only keeps G; later G' becomes
-    the sum of the scaled parameters.
+    is set to 55 behind the step: one more step is scaled, to the sum of the step at which the signal
+    rose. The first step only keeps G; later G' becomes the sum of the scaled parameters.
 
     Args:
         inner: the transformation that moves the scaled parameters.
@@ -252,9 +260,9 @@ def hold_norm(
         is_first, is_held = state.norm < 0.0, state.counter <= HELD_STEPS
         ratio = jnp.maximum(state.norm, 0.0) / (norm + 1e-8)
         ratio = jnp.where(is_held & ~is_first, ratio, jnp.ones([], norm.dtype))
-        kept = jnp.where(is_held, norm * ratio, state.norm)
         counter = jnp.minimum(state.counter + 1, HELD_STEPS + 1)
         rises = pulse.should_stop & ~state.was_quiet
+        kept = jnp.where(is_held | rises, norm * ratio, state.norm)
         counter = jnp.where(rises, HELD_STEPS, counter).astype(state.counter.dtype)
 
         def scale(param: jax.Array) -> jax.Array:

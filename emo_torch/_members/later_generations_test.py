@@ -213,6 +213,37 @@ def test_void_holds_the_sum_of_the_norms_at_first() -> None:
     assert norms[-1] != pytest.approx(norms[0], rel=1e-6)
 
 
+@pytest.mark.parametrize("foreach", [False, True])
+def test_void_holds_the_sum_of_the_step_at_which_the_stop_signal_rose(foreach: bool) -> None:
+    params = make_params(torch.float64)
+    optimizer = make("EmoVoid", params, foreach=foreach)
+    scaled, stops = [], []
+    for loss in [0.01] * 60 + [1.0] + [0.01] * 110:
+        before = float(emo_torch.sum_of_norms(params))  # type: ignore[arg-type]
+        run(optimizer, [loss])
+        rate = float(optimizer.pulse.pulse)
+        undone = [param.detach() + rate * param.grad.sign() for param in params if param.grad is not None]
+        scaled.append((before, float(emo_torch.sum_of_norms(undone))))
+        stops.append(optimizer.should_stop)
+    rises = [step for step in range(1, len(stops)) if stops[step] and not stops[step - 1]]
+    assert len(rises) == 3
+    late = [step for step in range(57, len(stops)) if abs(scaled[step][0] - scaled[step][1]) > 1e-6]
+    assert late == [rise + 1 for rise in rises[1:]]
+    for step in late:
+        assert scaled[step][1] == pytest.approx(scaled[step - 1][0], rel=1e-9)
+
+
+def test_tion_sums_the_norms_before_the_shadow_pulls() -> None:
+    params = make_params(torch.float64)
+    optimizer = make("EmoTion", params, use_shadow=True)
+    run(optimizer, [1.0] * 3)
+    before, kept = float(emo_torch.sum_of_norms(params)), float(optimizer.norm_tensors()["kept"])  # type: ignore[arg-type]
+    run(optimizer, [9.0])
+    assert float(optimizer.pulse.shadow_ratio) > 0.0
+    expected = before * abs(before - kept) / (kept + 1e-8)
+    assert float(optimizer.norm_tensors()["kept"]) == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_sum_is_taken_wide() -> None:
     params = [torch.full((4096,), 1.0, dtype=torch.bfloat16), torch.full((1,), 0.5, dtype=torch.bfloat16)]
     assert float(emo_torch.sum_of_norms(params)) == 4096.5

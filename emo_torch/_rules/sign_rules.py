@@ -133,10 +133,17 @@ def init_held_norm(dtype: torch.dtype) -> HeldNorm:
     )
 
 
-def is_over(state: HeldNorm) -> bool:
-    """Returns whether the sum is known to be held no more, where a look costs nothing."""
+def is_over(state: HeldNorm, should_stop: Tensor) -> bool:
+    """Returns whether no step needs the sum of this step, where a look costs nothing.
+
+    Args:
+        state: the state before this step.
+        should_stop: the stop signal of this step, bool of shape `[]`.
+    """
     is_known = not torch.compiler.is_compiling() and is_near(state.counter)
-    return is_known and int(state.counter) > HELD_STEPS
+    if not is_known or int(state.counter) <= HELD_STEPS:
+        return False
+    return is_near(should_stop) and not (bool(should_stop) and not bool(state.was_quiet))
 
 
 def hold_norm(state: HeldNorm, norm: Tensor, should_stop: Tensor) -> tuple[Tensor, HeldNorm]:
@@ -145,12 +152,12 @@ def hold_norm(state: HeldNorm, norm: Tensor, should_stop: Tensor) -> tuple[Tenso
     .. math:: p \leftarrow \frac{G'}{G + 10^{-8}}\,p, \qquad G = \sum \lVert p \rVert_1
 
     While a counter is 55 or less, which starts at 0 and grows by 1 a step; where the stop signal rises, it
-    is set to 55 behind the step: one more step is scaled. The first step only keeps G; later G' becomes
-    the sum of the scaled parameters.
+    is set to 55 behind the step: one more step is scaled, to the sum of the step at which the signal
+    rose. The first step only keeps G; later G' becomes the sum of the scaled parameters.
 
     Args:
         state: the state before this step.
-        norm: G, the sum of this step (see `sum_of_norms`), shape `[]`; not used while `is_over(state)`.
+        norm: G, the sum of this step (see `sum_of_norms`), shape `[]`; not used where `is_over`.
         should_stop: the stop signal of this step, bool of shape `[]`.
 
     Source: EmoVoid v3.9.1 by muooon.
@@ -158,9 +165,9 @@ def hold_norm(state: HeldNorm, norm: Tensor, should_stop: Tensor) -> tuple[Tenso
     is_first, is_held = state.kept < 0.0, state.counter <= HELD_STEPS
     ratio = state.kept.clamp(min=0.0) / (norm + 1e-8)
     ratio = torch.where(is_held & ~is_first, ratio, torch.ones_like(norm))
-    kept = torch.where(is_held, norm * ratio, state.kept)
     counter = (state.counter + 1).clamp(max=HELD_STEPS + 1)
     rises = should_stop & ~state.was_quiet
+    kept = torch.where(is_held | rises, norm * ratio, state.kept)
     counter = torch.where(rises, torch.full_like(counter, HELD_STEPS), counter)
     return ratio, HeldNorm(kept, counter, should_stop)
 

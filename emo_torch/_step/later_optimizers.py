@@ -45,7 +45,6 @@ from emo_torch._rules.sign_rules import (
     relative_change,
     sum_of_norms,
 )
-from emo_torch._sharded import own_part
 from emo_torch._step.emo_optimizer import EmoOptimizer
 from emo_torch._step.loss_optimizer import LossOptimizer
 from emo_torch._step.recipe import Group, State
@@ -273,26 +272,10 @@ class NormOptimizer(PulseOptimizer):
     starts the sum anew, as the first step does.
     """
 
-    def take_norm(self, *, blended: Feeling | None = None) -> Tensor:
-        """Returns the sum of the norms, of the parameters as they are, or as the shadow leaves them."""
-        counted: list[Tensor] = []
-        for group in self.param_groups:
-            params = [param for param in group["params"] if param.requires_grad or param.grad is not None]
-            if blended is not None and group["use_shadow"]:
-                params = [self._blended(param, blended) for param in params]
-            counted += params
+    def take_norm(self) -> Tensor:
+        """Returns the sum of the norms of the parameters before the step, before a shadow pulls them."""
+        counted = [param for param in self._params() if param.requires_grad or param.grad is not None]
         return sum_of_norms(counted).to(self._pulse.scalar.device, self._pulse.scalar.dtype)
-
-    def _blended(self, param: Tensor, feeling: Feeling) -> Tensor:
-        """Returns a copy of a parameter that is pulled to its shadow, as the step pulls it."""
-        state = self.state.get(param, {})
-        if "shadow" not in state or param.grad is None:
-            return param
-        shadow = state["shadow"]
-        ratio = feeling.shadow_ratio.to(device=own_part(param).device, dtype=shadow.dtype)
-        weight = param.to(shadow.dtype)
-        pulled = torch.where(state["shadow_exists"], (1.0 - ratio) * weight + ratio * shadow, weight)
-        return pulled.to(param.dtype)
 
     def add_param_group(self, param_group: Group) -> None:
         """Adds a group of parameters, as every member does; the sum of the norms starts anew."""
@@ -346,7 +329,7 @@ class FreshOptimizer(NormOptimizer):
     def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
         """Takes in the loss, and the change of the sum of the norms."""
         feeling = super().take_in(loss, **beside)
-        change, kept = relative_change(self._kept, self.take_norm(blended=feeling))
+        change, kept = relative_change(self._kept, self.take_norm())
         self._kept.copy_(kept)
         return feeling._replace(numbers={"change": change})
 
@@ -372,7 +355,7 @@ class HeldNormOptimizer(NormOptimizer):
     def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
         """Takes in the loss, and settles the factor of the parameters."""
         feeling = super().take_in(loss, **beside)
-        is_over_now = is_over(self._held_norm)
+        is_over_now = is_over(self._held_norm, self._pulse.should_stop)
         norm = self._held_norm.kept if is_over_now else self.take_norm()
         ratio, held = hold_norm(self._held_norm, norm, self._pulse.should_stop)
         _copy_into(self._held_norm, held)
