@@ -48,7 +48,7 @@ from emo_optax._pieces.courage import move_courage as move_courage
 from emo_optax._pieces.divergence import DivergenceState as DivergenceState
 from emo_optax._pieces.divergence import init_divergence as init_divergence
 from emo_optax._pieces.divergence import injection_strength as injection_strength
-from emo_optax._pieces.divergence import watch as watch
+from emo_optax._pieces.divergence import update_divergence as update_divergence
 from emo_optax._pieces.drive import DriveState as DriveState
 from emo_optax._pieces.drive import ShareDriveState as ShareDriveState
 from emo_optax._pieces.drive import drive_factor as drive_factor

@@ -19,11 +19,24 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         >>> did_you_mean("adam", ["emo_sens", "emo_airy"])
         '.'
     """
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near is not None else "."
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Returns the known name that is nearest to an unknown one, or `None` if none is near.
+
+    Case, underscores and hyphens make no difference.
+
+    Args:
+        name: the unknown name.
+        known: the names that there are.
+    """
     by_plain = {plain_name(each): each for each in known}
     near = difflib.get_close_matches(plain_name(name), by_plain, n=1)
-    return f"; did you mean {by_plain[near[0]]!r}?" if near else "."
+    return by_plain[near[0]] if near else None
 
 
 def plain_name(name: str) -> str:
-    """Returns a name in lower case, without underscores: `EmoSens` and `emo_sens` are equal then."""
-    return name.replace("_", "").lower()
+    """Returns a name in lower case, without underscores and hyphens, so that EmoSens is emo_sens."""
+    return name.replace("_", "").replace("-", "").lower()

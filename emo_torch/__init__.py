@@ -39,7 +39,7 @@ from emo_torch._pieces.courage import move_courage as move_courage
 from emo_torch._pieces.divergence import DivergenceState as DivergenceState
 from emo_torch._pieces.divergence import init_divergence as init_divergence
 from emo_torch._pieces.divergence import injection_strength as injection_strength
-from emo_torch._pieces.divergence import watch as watch
+from emo_torch._pieces.divergence import update_divergence as update_divergence
 from emo_torch._pieces.drive import Drive as Drive
 from emo_torch._pieces.drive import DriveState as DriveState
 from emo_torch._pieces.drive import drive_factor as drive_factor

@@ -20,12 +20,14 @@ def test_both_remember_the_same(length: int | None, seed: int) -> None:
     val_losses = np.concatenate([np.arange(1.0, 7.0), np.linspace(6.0, 1.0, 260), np.arange(1.0, 135.0)])
     val_losses = val_losses.astype(np.float32)
     val_losses[3::97] = np.inf
-    watch = jax.jit(lambda *args: emo_optax.watch(*args, ref_max_steps=length))
+    update = jax.jit(lambda *args: emo_optax.update_divergence(*args, ref_max_steps=length))
     ours, theirs = emo_optax.init_divergence(jnp.float32), emo_torch.init_divergence(torch.float32)
     seen = set()
     for loss, val_loss in zip(losses, val_losses, strict=True):
-        ours = watch(ours, loss, val_loss)
-        theirs = emo_torch.watch(theirs, torch.tensor(loss), torch.tensor(val_loss), ref_max_steps=length)
+        ours = update(ours, loss, val_loss)
+        theirs = emo_torch.update_divergence(
+            theirs, torch.tensor(loss), torch.tensor(val_loss), ref_max_steps=length
+        )
         for one, other in zip(ours, theirs, strict=True):
             assert one == other.numpy()
         share = emo_optax.injection_strength(ours, 0.5, jnp.float32)

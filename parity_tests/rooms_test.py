@@ -25,10 +25,7 @@ ORDER = (
 )
 """The rooms from the lowest to the highest: a room imports only rooms that stand before it in this list."""
 
-UPWARD = {
-    "emo_torch/_rules/family_rules.py -> _step": "`recipe.py` holds only data classes, which rules are",
-    "emo_torch/_kernels/describe.py -> _step": "the same `recipe.py`: a kernel's job is made from a recipe",
-}
+UPWARD: dict[str, str] = {}
 """The imports that run the other way, and why. A new one needs a better place for what is imported."""
 
 TOP = ("integrations", "launch")
@@ -201,6 +198,7 @@ ONE_SIDED = {
         "_wrappers/reach.py": "the graph of a backward pass",
         "integrations/listened_test.py": "libraries for PyTorch",
         "_rules/family_rules.py": "the rules as data; rules of Optax are transformations already",
+        "_rules/recipe.py": "the classes of this data",
         "_schedulers_test.py": "PyTorch's schedulers; schedules of Optax are functions",
         "_sharded.py": "DTensors; arrays of JAX know how they are sharded",
         "_step": "how one step is taken: one tensor, many, compiled code; Optax has one way",

@@ -8,9 +8,9 @@ import torch
 
 from emo_torch._members.by_name import MEMBERS as REGISTRY
 from emo_torch._members.by_name import Member as Registered
+from emo_torch._rules.recipe import Rule
 from emo_torch._step.emo_optimizer import EmoOptimizer
 from emo_torch._step.later_optimizers import DriveOptimizer
-from emo_torch._step.recipe import Rule
 
 QUIET, MIDDLING, STRONG = 0.02, 0.4, 0.8
 """Sizes |s| of the emotion scalar. EmoClan, EmoNeco and EmoZeal take another rule at each; the shadow rests

@@ -1,9 +1,7 @@
 """Hints for arguments that belong to another optimizer, and a warning about a very large learning rate."""
 
-import difflib
 import functools
 import inspect
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -12,40 +10,33 @@ import numpy as np
 
 from emo_optax._checks.errors import EmoWarning
 from emo_optax._checks.validation import is_number
+from emo_shared.hints import LARGE_RATE, PULSE_FILES, SHARED_KEYWORDS, caller_level, unexpected_keyword
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-LARGE_RATE = 0.1
-"""The learning rate from which on the members of the first two generations warn."""
-
-_PULSE = "EmoSens, EmoAiry, EmoCats, EmoTion and EmoVoid"
 _THIRD = "emo_sens3, emo_airy3, emo_cats3, emo_tion and emo_void"
-_EMO_CLASSES = "the Emo classes of pytorch_optimizer"
 
 FOREIGN_KEYWORDS: dict[str, tuple[str, str]] = {
+    **SHARED_KEYWORDS,
     # Of the published files.
     "stopcoef": (
-        f"{_PULSE} v3.8.6+ and v3.9.1",
+        f"{PULSE_FILES} v3.8.6+ and v3.9.1",
         f"The third generation has it here, too: {_THIRD}. The stop signal of the earlier generations has "
         "fixed bounds; `emo_optax.went_quiet` takes others.",
     ),
     "notify": (
-        f"{_PULSE} v3.8.6+ and v3.9.1",
+        f"{PULSE_FILES} v3.8.6+ and v3.9.1",
         f"The third generation has it here, too: {_THIRD}. Elsewhere read "
         "`emo_optax.get_emotion(state).should_stop`, or use `emo_optax.EarlyStop`.",
     ),
     "fftmode": (
-        f"{_PULSE} v3.8.6 (v3.9.1 has it no longer)",
+        f"{PULSE_FILES} v3.8.6 (v3.9.1 has it no longer)",
         "It divided the learning rate by 10: pass a tenth of `learning_rate`.",
     ),
     "writer": (
         "EmoNavi, EmoFact and EmoLynx v3.1 and v3.6.1, and EmoSens v3.7.1",
         "Write `emo_optax.get_metrics(state)` to your SummaryWriter after each step.",
-    ),
-    "use_shadow": (
-        "the published files from v2.0 (EmoSens, EmoAiry, EmoCats) and v3.0 (EmoNavi and its relatives) on",
-        "This optimizer has no shadow: leave `use_shadow` out.",
     ),
     "lr_max": (
         "EmoNavi, EmoFact and EmoLynx v3.3, also of pytorch_optimizer 3.9",
@@ -69,19 +60,6 @@ FOREIGN_KEYWORDS: dict[str, tuple[str, str]] = {
         "the scheduler EmoPulseScheduler v3.9.1",
         "It is no option of an optimizer: pass `learning_rate`.",
     ),
-    # Of pytorch_optimizer's classes of these names.
-    "shadow_weight": (
-        f"{_EMO_CLASSES} 3.7 to 4.1",
-        "It is `shadow_rate` here, with the same default of 0.05.",
-    ),
-    "weight_decouple": (
-        f"{_EMO_CLASSES} 3.7 to 4.1",
-        'It is `weight_decay_mode` here: "decoupled" for True (the default), "l2" for False.',
-    ),
-    "fixed_decay": (
-        f"{_EMO_CLASSES} 3.7 to 4.1",
-        'It is `weight_decay_mode="absolute"` here.',
-    ),
     # Of Optax's optimizers.
     "eps_root": ("optax.adam", "There is no such term here: leave it out."),
     "mu_dtype": ("optax.adam", "It is `moment_dtype` here, which is the dtype of all moments."),
@@ -103,15 +81,9 @@ FOREIGN_KEYWORDS: dict[str, tuple[str, str]] = {
     "capturable": ("PyTorch and emo_torch", "XLA compiles the whole step here: leave it out."),
     "differentiable": ("PyTorch", "Leave it out."),
     "process_group": ("emo_torch", "Replicas are told apart by `axis_name` here."),
-    "amsgrad": ("torch.optim.Adam and AdamW", "There is no such variant here: leave it out."),
-    "dampening": ("torch.optim.SGD", "There is no such variant here: leave it out."),
     "alpha": ("torch.optim.RMSprop", "It is `b2` here."),
-    "centered": ("torch.optim.RMSprop", "There is no such variant here: leave it out."),
     "lr_decay": ("torch.optim.Adagrad", "Pass a schedule of Optax as `learning_rate`."),
-    "momentum_decay": ("torch.optim.NAdam", "There is no such variant here: leave it out."),
     # Other names for the same thing.
-    "wd": ("some other libraries", "It is `weight_decay` here."),
-    "epsilon": ("some other libraries", "It is `eps` here."),
     "beta1": ("some other libraries", "It is `b1` here."),
     "beta2": ("some other libraries", "It is `b2` here."),
 }
@@ -147,25 +119,6 @@ LARGE_RATE_ADVICE: dict[str, str] = {
 _warned: set[str] = set()
 
 
-def unexpected_keyword(owner: str, name: str, options: list[str]) -> str:
-    """Returns the text of the error for a keyword that an optimizer does not have.
-
-    Args:
-        owner: the name of the optimizer.
-        name: the keyword.
-        options: the keywords that the optimizer has.
-    """
-    text = f"{owner}() got an unexpected keyword argument {name!r}."
-    if name in FOREIGN_KEYWORDS:
-        origin, here = FOREIGN_KEYWORDS[name]
-        return f"{text} {name!r} belongs to {origin}. {here}"
-    plain = {option.lower(): option for option in options}
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), plain, n=1)
-    if near:
-        return f"{text} Did you mean {plain[near[0]]!r}?"
-    return f"{text} The options of {owner} are {', '.join(options)}."
-
-
 def with_hints(function: Callable[P, R]) -> Callable[P, R]:
     """Returns a function that makes an optimizer, with the same signature, and explains wrong arguments.
 
@@ -179,7 +132,8 @@ def with_hints(function: Callable[P, R]) -> Callable[P, R]:
         owner = function.__name__
         unknown = [name for name in kwargs if name not in options]
         if unknown:
-            raise TypeError("\n".join(unexpected_keyword(owner, name, options) for name in unknown))
+            lines = (unexpected_keyword(owner, name, options, FOREIGN_KEYWORDS) for name in unknown)
+            raise TypeError("\n".join(lines))
         given = {**dict(zip(options, args, strict=False)), **kwargs}
         _check_order(given)
         made = function(*args, **kwargs)
@@ -220,7 +174,7 @@ def warn_of_large_rate(name: str, learning_rate: Any) -> None:
         return
     _warned.add(name)
     message = f"A learning rate of {rate:g} is very large for {name}. {LARGE_RATE_ADVICE[name]}"
-    warnings.warn(message, EmoWarning, stacklevel=_caller_level())
+    warnings.warn(message, EmoWarning, stacklevel=caller_level(("emo_optax", "optax")))
 
 
 def _constant(schedule: Callable[..., Any]) -> Any:
@@ -229,13 +183,3 @@ def _constant(schedule: Callable[..., Any]) -> Any:
         return schedule(object())  # Whoever computes with it fails at once, and without JAX.
     except Exception:
         return None
-
-
-def _caller_level() -> int:
-    """Returns the `stacklevel`, for the function that asks, of the code that called this package."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
-        ("emo_optax", "optax")
-    ):
-        level, frame = level + 1, frame.f_back
-    return level

@@ -40,6 +40,11 @@ def nodes_of(state: Any, kind: type) -> list[Any]:
     return [leaf for leaf in leaves if isinstance(leaf, kind)]
 
 
+def first_node_of(state: Any, kind: type) -> Any:
+    """Returns the first node of one kind in a nested state, or `None` if there is none."""
+    return next(iter(nodes_of(state, kind)), None)
+
+
 def check_state(state: Any, init: Callable[[Any], Any], params: Any) -> None:
     """Raises a `ValueError` if a state is not one that `init` makes for these parameters.
 

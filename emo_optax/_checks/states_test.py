@@ -144,7 +144,7 @@ def test_the_functions_that_take_a_state_ask_for_arrays() -> None:
     divergence: Any = emo_optax.init_divergence(jnp.float32)
     for name in divergence._fields:
         with pytest.raises(ValueError, match=rf"{name}' must be an array"):
-            emo_optax.watch(divergence._replace(**{name: 0}), jnp.ones([]))
+            emo_optax.update_divergence(divergence._replace(**{name: 0}), jnp.ones([]))
     with pytest.raises(ValueError, match="'x' must be an array, and is None"):
         check_kind("x", None, jnp.floating, ())
 

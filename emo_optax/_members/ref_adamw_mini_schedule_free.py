@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._checks.hints import with_hints
+from emo_optax._checks.states import first_node_of
 from emo_optax._checks.validation import (
     check_at_most_one,
     check_decay_rate,
@@ -20,7 +21,12 @@ from emo_optax._checks.validation import (
     check_order,
     hyperparameter,
 )
-from emo_optax._pieces.divergence import DivergenceState, init_divergence, injection_strength, watch
+from emo_optax._pieces.divergence import (
+    DivergenceState,
+    init_divergence,
+    injection_strength,
+    update_divergence,
+)
 from emo_optax._pieces.dtypes import keep_dtypes
 from emo_optax._pieces.emotion import wide_dtype
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
@@ -28,7 +34,6 @@ from emo_optax._pieces.rounding import Rounding
 from emo_optax._pieces.smoothed_norm import NO_NORM, learning_rate_from_norm, smooth_norm
 from emo_optax._pieces.weight_decay import MODES, WeightDecayMode, place_weight_decay
 from emo_optax._rules.moments import average, stored, widened, zero_moments
-from emo_optax._wrappers.emotional import _find
 
 
 class RefMomentsState(NamedTuple):
@@ -78,7 +83,8 @@ def ref_adamw_mini_schedule_free(
 
     The last line, the injection, takes place where a loss is given, at 0.2 to 0.8 of the run, and not
     while a validation loss says overfitting; a is `ref_alpha` in peace, more under a diverging loss
-    (see `watch` and `injection_strength`). There is no emotion; `get_divergence` shows what is felt.
+    (see `update_divergence` and `injection_strength`). There is no emotion; `get_divergence` shows the
+    averages of the losses.
 
     The published code has no bound c on the injection (`injection_bound=None`): where the gradient,
     and so v, is small, a parameter takes the place of a gradient many times smaller, and real networks
@@ -180,7 +186,7 @@ def ref_adamw_mini_schedule_free(
             return average_over_replicas(check_loss(loss, before.previous.dtype, name), axis_name)
 
         loss, val_loss = taken_in("value", value), taken_in("val_value", val_value)
-        divergence = watch(before, loss, val_loss, ref_max_steps=ref_max_steps)
+        divergence = update_divergence(before, loss, val_loss, ref_max_steps=ref_max_steps)
         eta: Any = learning_rate(before.steps) if callable(learning_rate) else learning_rate
 
         def add_decay(place: str, tree: optax.Updates) -> optax.Updates:
@@ -253,7 +259,7 @@ def get_divergence(state: optax.OptState) -> DivergenceState:
         >>> print(emo_optax.get_divergence(state).injects)
         True
     """
-    found = _find(state, DivergenceState)
+    found = first_node_of(state, DivergenceState)
     if found is None:
         raise ValueError(
             "There is no divergence in this state. Pass the state of an optimizer made by "

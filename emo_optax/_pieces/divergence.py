@@ -63,7 +63,7 @@ def check_divergence(state: DivergenceState) -> None:
         check_kind(f"divergence.{name}", field, kinds.get(name, jnp.integer), ())
 
 
-def watch(
+def update_divergence(
     state: DivergenceState,
     loss: jax.Array | None = None,
     val_loss: jax.Array | None = None,
@@ -99,7 +99,7 @@ def watch(
         >>> import emo_optax
         >>> state = emo_optax.init_divergence(jnp.float32)
         >>> for loss in (1.0, 1.6, 4.0):
-        ...     state = emo_optax.watch(state, jnp.asarray(loss))
+        ...     state = emo_optax.update_divergence(state, jnp.asarray(loss))
         >>> print(state.level, state.diverging, state.injects)
         3 2 True
 
@@ -175,7 +175,7 @@ def injection_strength(state: DivergenceState, ref_alpha: jax.typing.ArrayLike, 
     steps in a row, on.
 
     Args:
-        state: what `watch` returned.
+        state: the state that `update_divergence` returned.
         ref_alpha: the share in peace, in [0, 1].
         dtype: of the result.
 
@@ -185,7 +185,7 @@ def injection_strength(state: DivergenceState, ref_alpha: jax.typing.ArrayLike, 
     Example:
         >>> import jax.numpy as jnp
         >>> import emo_optax
-        >>> state = emo_optax.watch(emo_optax.init_divergence(jnp.float32), jnp.asarray(1.0))
+        >>> state = emo_optax.update_divergence(emo_optax.init_divergence(jnp.float32), jnp.asarray(1.0))
         >>> print(emo_optax.injection_strength(state, 0.5, jnp.float32))
         0.5
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._checks.states import nodes_of
+from emo_optax._checks.states import first_node_of, nodes_of
 from emo_optax._pieces.averaged_weights import AverageWeightsState
 from emo_optax._pieces.courage import CourageState, init_courage, move_courage
 from emo_optax._pieces.gate import gate
@@ -177,7 +177,7 @@ def get_pilot(state: optax.OptState) -> Pilot:
         >>> print(pilot.courage, pilot.gate, pilot.steps)
         1.0 1.0 1
     """
-    found = next(iter(nodes_of(state, PilotState)), None)
+    found = first_node_of(state, PilotState)
     if found is None:
         raise ValueError(
             "There is no EmoPilot in this state. Pass the state of emo_optax.emo_pilot(...) or "

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._checks.hints import with_hints
-from emo_optax._checks.states import nodes_of
+from emo_optax._checks.states import first_node_of
 from emo_optax._checks.validation import (
     check_factor,
     check_flag,
@@ -177,8 +177,8 @@ def get_emotion(state: optax.OptState) -> Emotion:
         >>> print(emotion.scalar, emotion.step_scale, emotion.should_stop)
         0.0 1.0 False
     """
-    shared = _find(state, ShareEmotionState)
-    felt = _find(state, EmotionState) if shared is None else shared.emotion
+    shared = first_node_of(state, ShareEmotionState)
+    felt = first_node_of(state, EmotionState) if shared is None else shared.emotion
     if felt is None:
         raise ValueError(
             "There is no emotion in this state. Pass the state of an optimizer made by emo_optax, or "
@@ -186,7 +186,7 @@ def get_emotion(state: optax.OptState) -> Emotion:
         )
     # Some frameworks keep state in boxes of their own; those that hold an array turn into it.
     felt = EmotionState(*(jnp.asarray(field) for field in felt))
-    shadow = _find(state if shared is None else shared.inner_state, BlendWithShadowState)
+    shadow = first_node_of(state if shared is None else shared.inner_state, BlendWithShadowState)
     return Emotion(
         short=felt.short,
         long=felt.long,
@@ -198,7 +198,3 @@ def get_emotion(state: optax.OptState) -> Emotion:
         felt=felt.felt,
         held=felt.held,
     )
-
-
-def _find(state: Any, kind: type) -> Any:
-    return next(iter(nodes_of(state, kind)), None)

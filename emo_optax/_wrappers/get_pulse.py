@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emo_optax._checks.states import first_node_of
 from emo_optax._pieces.drive import DriveState, drive_factor
 from emo_optax._pieces.early_stop import went_quiet
 from emo_optax._pieces.emotion import EmotionState
 from emo_optax._pieces.pulse import PulseState
 from emo_optax._pieces.shadow_system import BlendWithShadowState
 from emo_optax._pieces.trust import trust_of
-from emo_optax._wrappers.emotional import _find
 
 
 class Pulse(NamedTuple):
@@ -70,7 +70,7 @@ def get_pulse(state: optax.OptState) -> Pulse:
         >>> print(f"{pulse.pulse:.1e} {pulse.trust} {pulse.should_stop}")
         1.0e-04 1.0 False
     """
-    found = _find(state, PulseState)
+    found = first_node_of(state, PulseState)
     if found is None:
         raise ValueError(
             "There is no pulse in this state. Pass the state of emo_sens3, emo_airy3, emo_cats3, emo_tion, "
@@ -79,7 +79,7 @@ def get_pulse(state: optax.OptState) -> Pulse:
         )
     # Some frameworks keep state in boxes of their own; those that hold an array turn into it.
     felt = PulseState(*(jnp.asarray(field) for field in found))
-    shadow = _find(state, BlendWithShadowState)
+    shadow = first_node_of(state, BlendWithShadowState)
     return Pulse(
         pulse=felt.pulse,
         short=felt.short,
@@ -150,14 +150,14 @@ def get_drive(state: optax.OptState) -> Drive:
         >>> print(f"{drive.scalar:.3f} {drive.drive:.3f}")
         0.271 6.255
     """
-    found = _find(state, DriveState)
+    found = first_node_of(state, DriveState)
     if found is None:
         raise ValueError(
             "There is no emotion of v3.6.1 in this state. Pass the state of emo_navi36, emo_fact36, "
             "emo_lynx36 or scale_by_drive, or of a chain or wrapper around one."
         )
     felt = EmotionState(*(jnp.asarray(field) for field in found.emotion))
-    shadow = _find(state, BlendWithShadowState)
+    shadow = first_node_of(state, BlendWithShadowState)
     return Drive(
         drive=drive_factor(felt.scalar),
         short=felt.short,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from emo_optax._checks.states import nodes_of
+from emo_optax._checks.states import first_node_of, nodes_of
 from emo_optax._checks.validation import check_not_negative
 from emo_optax._pieces.drive import DriveState
 from emo_optax._pieces.emotion import ShareEmotionState, wide_dtype
@@ -20,7 +20,7 @@ from emo_optax._pieces.shadow_effect import (
     keep_elements,
     keep_rows_and_columns,
 )
-from emo_optax._wrappers.emotional import _find, get_emotion
+from emo_optax._wrappers.emotional import get_emotion
 from emo_optax._wrappers.get_pulse import get_drive, get_pulse
 
 
@@ -119,9 +119,9 @@ def get_metrics(
         >>> print(f"{metrics['emotion/scalar']:.4f} {metrics['emotion/learning_rate']:.4f}")
         -0.6493 0.0351
     """
-    if _find(state, PulseState) is not None:
+    if first_node_of(state, PulseState) is not None:
         metrics = {f"pulse/{name}": value for name, value in get_pulse(state)._asdict().items()}
-    elif _find(state, PilotState) is not None:
+    elif first_node_of(state, PilotState) is not None:
         metrics = {f"pilot/{name}": value for name, value in get_pilot(state)._asdict().items()}
     else:
         metrics = _of_emotion(state, grads, theta, keep, learning_rate, shadow_effect)
@@ -148,15 +148,17 @@ def _of_emotion(
 ) -> dict[str, jax.Array]:
     """Returns the metrics of an emotion, that of v3.6.1 included."""
     emotion = get_emotion(state)
-    shared = _find(state, ShareEmotionState)
+    shared = first_node_of(state, ShareEmotionState)
     inside = None if shared is None else shared.inner_state
-    scales = _find(inside, ScaleByEmotionState) is not None if shadow_effect is None else shadow_effect
+    scales = shadow_effect
+    if scales is None:
+        scales = first_node_of(inside, ScaleByEmotionState) is not None
     has_filter = shadow_effect is not False
-    filtering = _find(inside, FilterByEmotionState) if has_filter else None
+    filtering = first_node_of(inside, FilterByEmotionState) if has_filter else None
     if filtering is None and shadow_effect:
         filtering = FilterByEmotionState(jnp.asarray(1e-4), {"elements": ()}, None)
     scale, own = emotion.step_scale, {}
-    if _find(state, DriveState) is not None:
+    if first_node_of(state, DriveState) is not None:
         drive = get_drive(state)
         own = {f"emotion/{name}": getattr(drive, name) for name in ("medium", "trust", "drive")}
         scale, scales, grads = drive.drive, True, None

@@ -1,9 +1,7 @@
 """Hints for arguments that belong to another optimizer, and a warning about a very large learning rate."""
 
-import difflib
 import functools
 import inspect
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,38 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emo_shared.hints import LARGE_RATE, PULSE_FILES, SHARED_KEYWORDS, caller_level, unexpected_keyword
 from emo_torch._checks.errors import EmoWarning
 
-LARGE_RATE = 0.1
-"""The learning rate from which on the members of the first two generations warn."""
-
-_PULSE = "EmoSens, EmoAiry, EmoCats, EmoTion and EmoVoid"
 _THIRD = "EmoSens3, EmoAiry3, EmoCats3, EmoTion and EmoVoid"
-_EMO_CLASSES = "the Emo classes of pytorch_optimizer"
 
 FOREIGN_KEYWORDS: dict[str, tuple[str, str]] = {
+    **SHARED_KEYWORDS,
     # Of the published files.
     "stopcoef": (
-        f"{_PULSE} v3.8.6+ and v3.9.1",
+        f"{PULSE_FILES} v3.8.6+ and v3.9.1",
         f"The third generation has it here, too: {_THIRD}. The stop signal of the earlier generations has "
         "fixed bounds; `emo_torch.went_quiet` takes others.",
     ),
     "notify": (
-        f"{_PULSE} v3.8.6+ and v3.9.1",
+        f"{PULSE_FILES} v3.8.6+ and v3.9.1",
         f"The third generation has it here, too: {_THIRD}. Elsewhere read `optimizer.should_stop`, or use "
         "`emo_torch.EarlyStop`.",
     ),
     "fftmode": (
-        f"{_PULSE} v3.8.6 (v3.9.1 has it no longer)",
+        f"{PULSE_FILES} v3.8.6 (v3.9.1 has it no longer)",
         "It divided the learning rate by 10: pass a tenth of `lr`.",
     ),
     "writer": (
         "EmoNavi, EmoFact and EmoLynx v3.1 and v3.6.1, and EmoSens v3.7.1",
         "Write `emo_torch.get_metrics(optimizer)` to your SummaryWriter after each step.",
-    ),
-    "use_shadow": (
-        "the published files from v2.0 (EmoSens, EmoAiry, EmoCats) and v3.0 (EmoNavi and its relatives) on",
-        "This optimizer has no shadow: leave `use_shadow` out.",
     ),
     "lr_max": (
         "EmoNavi, EmoFact and EmoLynx v3.3, also of pytorch_optimizer 3.9",
@@ -66,28 +57,11 @@ FOREIGN_KEYWORDS: dict[str, tuple[str, str]] = {
         "the scheduler EmoPulseScheduler v3.9.1",
         "It is no option of an optimizer: pass `lr`.",
     ),
-    # Of pytorch_optimizer's classes of these names.
-    "shadow_weight": (
-        f"{_EMO_CLASSES} 3.7 to 4.1",
-        "It is `shadow_rate` here, with the same default of 0.05.",
-    ),
-    "weight_decouple": (
-        f"{_EMO_CLASSES} 3.7 to 4.1",
-        'It is `weight_decay_mode` here: "decoupled" for True (the default), "l2" for False.',
-    ),
-    "fixed_decay": (
-        f"{_EMO_CLASSES} 3.7 to 4.1",
-        'It is `weight_decay_mode="absolute"` here.',
-    ),
     # Of torch.optim.
-    "amsgrad": ("torch.optim.Adam and AdamW", "There is no such variant here: leave it out."),
     "nesterov": ("torch.optim.SGD", "There is no such variant here: leave it out."),
     "momentum": ("torch.optim.SGD and RMSprop", "It is the first of `betas` here."),
-    "dampening": ("torch.optim.SGD", "There is no such variant here: leave it out."),
     "alpha": ("torch.optim.RMSprop", "It is the second of `betas` here."),
-    "centered": ("torch.optim.RMSprop", "There is no such variant here: leave it out."),
     "lr_decay": ("torch.optim.Adagrad", "Use a schedule of `torch.optim.lr_scheduler`."),
-    "momentum_decay": ("torch.optim.NAdam", "There is no such variant here: leave it out."),
     "differentiable": ("torch.optim", "A step has no gradient here: leave it out."),
     "decoupled_weight_decay": (
         "torch.optim.Adam, NAdam and RAdam, and emo_torch.EmoClan",
@@ -105,8 +79,6 @@ FOREIGN_KEYWORDS: dict[str, tuple[str, str]] = {
     ),
     "axis_name": ("emo_optax", "Replicas are told apart by `process_group` here."),
     # Other names for the same thing.
-    "wd": ("some other libraries", "It is `weight_decay` here."),
-    "epsilon": ("some other libraries", "It is `eps` here."),
     "beta1": ("some other libraries", "It is the first of `betas` here."),
     "beta2": ("some other libraries", "It is the second of `betas` here."),
 }
@@ -139,25 +111,6 @@ LARGE_RATE_ADVICE: dict[str, str] = {
 _warned: set[str] = set()
 
 
-def unexpected_keyword(owner: str, name: str, options: list[str]) -> str:
-    """Returns the text of the error for a keyword that an optimizer does not have.
-
-    Args:
-        owner: the name of the optimizer.
-        name: the keyword.
-        options: the keywords that the optimizer has.
-    """
-    text = f"{owner}() got an unexpected keyword argument {name!r}."
-    if name in FOREIGN_KEYWORDS:
-        origin, here = FOREIGN_KEYWORDS[name]
-        return f"{text} {name!r} belongs to {origin}. {here}"
-    plain = {option.lower(): option for option in options}
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), plain, n=1)
-    if near:
-        return f"{text} Did you mean {plain[near[0]]!r}?"
-    return f"{text} The options of {owner} are {', '.join(options)}."
-
-
 def with_hints(init: Callable[..., None]) -> Callable[..., None]:
     """Returns an `__init__` with the same signature that explains an argument of another optimizer.
 
@@ -175,7 +128,8 @@ def with_hints(init: Callable[..., None]) -> Callable[..., None]:
         unknown = [] if takes_any else [name for name in kwargs if name not in options]
         if unknown:
             owner = type(self).__name__
-            raise TypeError("\n".join(unexpected_keyword(owner, name, options) for name in unknown))
+            lines = (unexpected_keyword(owner, name, options, FOREIGN_KEYWORDS) for name in unknown)
+            raise TypeError("\n".join(lines))
         _check_order({**dict(zip(options, args, strict=False)), **kwargs})
         init(self, *args, **kwargs)
 
@@ -212,24 +166,10 @@ def warn_of_large_rate(optimizer: Any, lr: Any) -> None:
         return
     _warned.add(name)
     message = f"A learning rate of {float(lr):g} is very large for {name}. {LARGE_RATE_ADVICE[name]}"
-    warnings.warn(message, EmoWarning, stacklevel=_caller_level())
+    warnings.warn(message, EmoWarning, stacklevel=caller_level(("emo_torch", "torch", "contextlib")))
 
 
 def _made_as(cls: type) -> str:
     """Returns the name of the class of this package whose `__init__` makes an optimizer."""
     own = (each for each in cls.__mro__ if "__init__" in vars(each))
-    return next((each.__name__ for each in own if _is_ours(each.__module__)), "")
-
-
-def _is_ours(module: str, packages: tuple[str, ...] = ("emo_torch",)) -> bool:
-    return module.partition(".")[0] in packages
-
-
-def _caller_level() -> int:
-    """Returns the `stacklevel`, for the function that asks, of the code that called this package."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and _is_ours(
-        frame.f_globals.get("__name__", ""), ("emo_torch", "torch", "contextlib")
-    ):
-        level, frame = level + 1, frame.f_back
-    return level
+    return next((each.__name__ for each in own if each.__module__.partition(".")[0] == "emo_torch"), "")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from emo_torch._pieces.shadow_effect import keeps_all
 from emo_torch._rules.family_rules import FIRST_STEP_RULES, KERNELS
-from emo_torch._step.recipe import Recipe
+from emo_torch._rules.recipe import Recipe
 
 RULES = tuple(rule.name for rule in KERNELS)
 """The rules that it knows, in the order of the `enum` in cpu.c."""

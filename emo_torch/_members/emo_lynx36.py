@@ -11,8 +11,8 @@ from emo_torch._pieces.replicas import LossGroup
 from emo_torch._pieces.rounding import Rounding
 from emo_torch._pieces.weight_decay import WeightDecayMode
 from emo_torch._rules.family_rules import LION
+from emo_torch._rules.recipe import Recipe
 from emo_torch._step.later_optimizers import DriveOptimizer
-from emo_torch._step.recipe import Recipe
 
 
 class EmoLynx36(DriveOptimizer):

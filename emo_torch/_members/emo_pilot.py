@@ -25,9 +25,9 @@ from emo_torch._pieces.replicas import LossGroup
 from emo_torch._pieces.rounding import add_rounded, check_rounding, is_narrow, rounding_keys
 from emo_torch._pieces.weight_decay import MODES
 from emo_torch._rules.family_rules import PILOT
+from emo_torch._rules.recipe import Group, Recipe, State
 from emo_torch._sharded import mesh_of
 from emo_torch._step.pilot_ways import Batch, batch_of, measure, scheduled, step_batch
-from emo_torch._step.recipe import Group, Recipe, State
 from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._step.ways import use_foreach
 

@@ -12,8 +12,8 @@ from emo_torch._pieces.rounding import Rounding
 from emo_torch._pieces.shadow_system import ShadowRatio
 from emo_torch._pieces.weight_decay import WeightDecayMode
 from emo_torch._rules.family_rules import ADAM
+from emo_torch._rules.recipe import Recipe
 from emo_torch._step.emo_optimizer import EmoOptimizer
-from emo_torch._step.recipe import Recipe
 
 
 class EmoSens(EmoOptimizer):

@@ -22,13 +22,13 @@ from emo_torch._checks.validation import (
     check_ways,
 )
 from emo_torch._members.options import options_of
-from emo_torch._pieces.divergence import DivergenceState, init_divergence, watch
+from emo_torch._pieces.divergence import DivergenceState, init_divergence, update_divergence
 from emo_torch._pieces.replicas import LossGroup
 from emo_torch._pieces.rounding import Rounding, check_rounding
 from emo_torch._pieces.weight_decay import MODES, WeightDecayMode
 from emo_torch._rules.family_rules import REF
+from emo_torch._rules.recipe import Group, Recipe, State
 from emo_torch._step.loss_optimizer import LossOptimizer
-from emo_torch._step.recipe import Group, Recipe, State
 from emo_torch._step.ref_ways import WAYS
 
 
@@ -44,7 +44,8 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
 
     The last line, the injection, takes place where a loss is given, at 0.2 to 0.8 of the run, and not
     while a validation loss says overfitting; a is `ref_alpha` in peace, more under a diverging loss
-    (see `watch` and `injection_strength`). There is no emotion; `divergence` shows what is felt.
+    (see `update_divergence` and `injection_strength`). There is no emotion; `divergence` shows the averages
+    of the losses.
 
     The published code has no bound c on the injection (`injection_bound=None`): where the gradient,
     and so v, is small, a parameter takes the place of a gradient many times smaller, and real networks
@@ -195,7 +196,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         losses = [loss, beside["val_loss"]]
         if group["maximize"]:
             losses = [None if each is None else -each for each in losses]
-        watched = watch(self._divergence, *losses, ref_max_steps=group["ref_max_steps"])
+        watched = update_divergence(self._divergence, *losses, ref_max_steps=group["ref_max_steps"])
         for tensor, new in zip(self._divergence, watched, strict=True):
             tensor.copy_(new)  # In place: the groups, and captured graphs, hold these tensors.
         return self._divergence

@@ -56,7 +56,7 @@ def init_divergence(dtype: torch.dtype, device: torch.device | str = "cpu") -> D
     )
 
 
-def watch(
+def update_divergence(
     state: DivergenceState,
     loss: Tensor | None = None,
     val_loss: Tensor | None = None,
@@ -92,7 +92,7 @@ def watch(
         >>> import emo_torch
         >>> state = emo_torch.init_divergence(torch.float32)
         >>> for loss in (1.0, 1.6, 4.0):
-        ...     state = emo_torch.watch(state, torch.tensor(loss))
+        ...     state = emo_torch.update_divergence(state, torch.tensor(loss))
         >>> print(state.level, state.diverging, state.injects)
         tensor(3, dtype=torch.int32) tensor(2, dtype=torch.int32) tensor(True)
 
@@ -166,7 +166,7 @@ def injection_strength(state: DivergenceState, ref_alpha: float, dtype: torch.dt
     steps in a row, on.
 
     Args:
-        state: what `watch` returned.
+        state: the state that `update_divergence` returned.
         ref_alpha: the share in peace, in [0, 1].
         dtype: of the result.
 
@@ -176,7 +176,7 @@ def injection_strength(state: DivergenceState, ref_alpha: float, dtype: torch.dt
     Example:
         >>> import torch
         >>> import emo_torch
-        >>> state = emo_torch.watch(emo_torch.init_divergence(torch.float32), torch.tensor(1.0))
+        >>> state = emo_torch.update_divergence(emo_torch.init_divergence(torch.float32), torch.tensor(1.0))
         >>> print(emo_torch.injection_strength(state, 0.5, torch.float32))
         tensor(0.5000)
 

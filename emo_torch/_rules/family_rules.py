@@ -13,7 +13,7 @@ from torch import Tensor
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.smoothed_norm import NO_NORM
 from emo_torch._rules import adam, factors, lion, sign_rules, signs
-from emo_torch._step.recipe import Rule, State, init_zeros
+from emo_torch._rules.recipe import Rule, State, init_zeros
 
 
 def _column(moments: list[State], name: str) -> list[Tensor] | None:

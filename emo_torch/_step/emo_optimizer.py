@@ -21,8 +21,8 @@ from emo_torch._pieces.rounding import check_rounding
 from emo_torch._pieces.shadow_effect import Keep, step_scale
 from emo_torch._pieces.shadow_system import ShadowRatio, shadow_ratio_function
 from emo_torch._pieces.weight_decay import MODES
+from emo_torch._rules.recipe import Group, State
 from emo_torch._step.loss_optimizer import LossOptimizer
-from emo_torch._step.recipe import Group, State
 from emo_torch._step.ways import WAYS, Feeling
 
 HISTORY = tuple(f"emotion_history_{index:02d}" for index in range(WINDOW))

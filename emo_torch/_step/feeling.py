@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from emo_torch._pieces.emotion import is_near
-from emo_torch._step.recipe import Group
+from emo_torch._rules.recipe import Group
 
 
 class Feeling(NamedTuple):

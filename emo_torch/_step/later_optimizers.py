@@ -37,6 +37,7 @@ from emo_torch._pieces.rounding import check_rounding
 from emo_torch._pieces.smoothed_norm import NO_NORM
 from emo_torch._pieces.trust import shadow_shares, trust_of
 from emo_torch._pieces.weight_decay import MODES
+from emo_torch._rules.recipe import Group, State
 from emo_torch._rules.sign_rules import (
     HeldNorm,
     hold_norm,
@@ -47,7 +48,6 @@ from emo_torch._rules.sign_rules import (
 )
 from emo_torch._step.emo_optimizer import EmoOptimizer
 from emo_torch._step.loss_optimizer import LossOptimizer
-from emo_torch._step.recipe import Group, State
 from emo_torch._step.ways import WAYS, Feeling
 
 PULSE_OPTIONS = ("stopcoef", "steady", "spike_limit", "loss_unit")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emo_torch._step.recipe import Group, State
+from emo_torch._rules.recipe import Group, State
 
 Bind = Callable[[tuple[Tensor, ...]], State]
 """From the tensors of a memory to the same tensors, flat, by the names that the groups have for them."""

@@ -28,9 +28,9 @@ from emo_torch._kernels.plan import GroupTensors, Params
 from emo_torch._pieces.accumulation import CollectedLosses
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.replicas import LossGroup, Replicas
+from emo_torch._rules.recipe import Group, State
 from emo_torch._step.loss_collector import LossCollector
 from emo_torch._step.loss_memory import LossMemory, check_saved_memory
-from emo_torch._step.recipe import Group, State
 from emo_torch._step.rounded import round_into_params
 from emo_torch._step.state_keeper import StateKeeper
 

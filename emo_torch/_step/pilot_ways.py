@@ -12,8 +12,8 @@ from emo_torch._pieces.averaged_weights import average_rate
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.pilot import PilotState
 from emo_torch._rules.moments import store
+from emo_torch._rules.recipe import Group, State
 from emo_torch._sharded import own_part, sum_of_parts
-from emo_torch._step.recipe import Group, State
 
 
 class Batch(NamedTuple):

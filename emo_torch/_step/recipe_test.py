@@ -26,8 +26,8 @@ from emo_torch._rules.family_rules import (
     NONE,
     SOFTSIGN,
 )
+from emo_torch._rules.recipe import FirstStep, Group, Recipe, Rule, State
 from emo_torch._step.emo_optimizer import EmoOptimizer
-from emo_torch._step.recipe import FirstStep, Group, Recipe, Rule, State
 
 CPU_C = (Path(_fused.__file__).parent / "cpu.c").read_text()
 

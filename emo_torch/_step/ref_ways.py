@@ -16,8 +16,8 @@ from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.smoothed_norm import learning_rate_from_norm, smooth_norm
 from emo_torch._pieces.weight_decay import add_weight_decay, multi_tensor_add_weight_decay
 from emo_torch._rules.moments import average, multi_tensor_average, store
+from emo_torch._rules.recipe import Group, State
 from emo_torch._sharded import whole
-from emo_torch._step.recipe import Group, State
 from emo_torch._step.ways import Ways, by_device_and_dtype
 
 

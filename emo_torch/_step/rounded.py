@@ -5,7 +5,7 @@ from __future__ import annotations  # torch.compile traces no `list[...]` that i
 from torch import Tensor
 
 from emo_torch._pieces.rounding import add_rounded, is_narrow, rounding_keys
-from emo_torch._step.recipe import Group, State
+from emo_torch._rules.recipe import Group, State
 from emo_torch._step.ways import by_device_and_dtype, use_foreach
 
 

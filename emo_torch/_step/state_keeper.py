@@ -13,7 +13,7 @@ from emo_torch._checks.validation import check_state_form
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.rounding import is_narrow
 from emo_torch._rules.family_rules import MOMENTS
-from emo_torch._step.recipe import Group, Recipe, State
+from emo_torch._rules.recipe import Group, Recipe, State
 
 _CONTAINERS = (list, tuple, set, deque)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from emo_torch._pieces.averaged_weights import STEP_IN_EVAL_MODE, set_mode
 from emo_torch._pieces.pilot import Pilot, PilotState, describe, init_pilot
+from emo_torch._rules.recipe import Group, State
 from emo_torch._step.loss_optimizer import LossOptimizer
-from emo_torch._step.recipe import Group, State
 
 
 class SteeredOptimizer(LossOptimizer):

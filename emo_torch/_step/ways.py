@@ -24,11 +24,11 @@ from emo_torch._pieces.shadow_system import blend_with_shadow, multi_tensor_blen
 from emo_torch._pieces.trust import blend_by_trust, multi_tensor_blend_by_trust
 from emo_torch._pieces.weight_decay import add_weight_decay, multi_tensor_add_weight_decay
 from emo_torch._rules.moments import store
+from emo_torch._rules.recipe import FirstStep, Group, Recipe, State
 from emo_torch._rules.switch import multi_tensor_switch_by_emotion, switch_by_emotion
 from emo_torch._sharded import mesh_of
 from emo_torch._step.feeling import Feeling as Feeling
 from emo_torch._step.feeling import for_compiled
-from emo_torch._step.recipe import FirstStep, Group, Recipe, State
 
 _CPU = torch.device("cpu")
 

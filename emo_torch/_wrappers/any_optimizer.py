@@ -21,10 +21,10 @@ from emo_torch._pieces.accumulation import CollectedLosses
 from emo_torch._pieces.replicas import LossGroup, Replicas
 from emo_torch._pieces.shadow_effect import Keep, keep_elements, keeps_all, step_scale
 from emo_torch._pieces.shadow_system import ShadowRatio
+from emo_torch._rules.recipe import Group
 from emo_torch._sharded import copy_all
 from emo_torch._step.emo_optimizer import EmoOptimizer
 from emo_torch._step.loss_optimizer import LossOptimizer
-from emo_torch._step.recipe import Group
 from emo_torch._step.ways import Feeling, use_foreach
 from emo_torch._wrappers.around_inner import AroundInner
 from emo_torch._wrappers.inner_check import Manner, manner_of

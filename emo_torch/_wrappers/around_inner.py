@@ -10,8 +10,8 @@ from torch.optim.optimizer import Optimizer
 
 from emo_torch._checks.validation import check_group_form, check_state_form
 from emo_torch._pieces.accumulation import CollectedLosses
+from emo_torch._rules.recipe import Group, State
 from emo_torch._step.emo_optimizer import SHARED_OPTIONS, EmoOptimizer
-from emo_torch._step.recipe import Group, State
 from emo_torch._wrappers.inner_state import (
     EMOTION_PART,
     SHADOW,

@@ -24,9 +24,9 @@ from emo_torch._pieces.ceiling import step_ceiling
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.pilot import PilotState, steer
 from emo_torch._pieces.replicas import LossGroup, Replicas
+from emo_torch._rules.recipe import Group, State
 from emo_torch._sharded import own_part, sum_of_parts
 from emo_torch._step.loss_optimizer import LossOptimizer
-from emo_torch._step.recipe import Group, State
 from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._wrappers.inner_check import manner_of
 

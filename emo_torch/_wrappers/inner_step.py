@@ -11,8 +11,8 @@ from emo_torch._kernels.least import which_are_below
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.shadow_effect import Keep, keep_elements, keeps_all
 from emo_torch._pieces.shadow_system import blend_with_shadow, multi_tensor_blend_with_shadow
+from emo_torch._rules.recipe import Group, State
 from emo_torch._sharded import copy_all, own_part
-from emo_torch._step.recipe import Group, State
 from emo_torch._step.ways import by_device_and_dtype
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.shadow_effect import keeps_all, step_scale
+from emo_torch._rules.recipe import Group
 from emo_torch._step.emo_optimizer import EmoOptimizer
 from emo_torch._step.later_optimizers import DriveOptimizer, PulseOptimizer
-from emo_torch._step.recipe import Group
 from emo_torch._wrappers.pulse_scheduler import EmoPulseScheduler
 
 _PULSED = (EmoOptimizer, PulseOptimizer, EmoPulseScheduler)

@@ -1,7 +1,7 @@
 """What a member of the family does, as data: rules, and a recipe made of rules.
 
-Nothing here steps. `_ways.py` reads a recipe and takes the step, for one tensor, for many, or in compiled
-code.
+Nothing here steps. `_step/ways.py` reads a recipe and takes the step, for one tensor, for many, or in
+compiled code.
 """
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
@@ -42,7 +42,7 @@ class Rule:
         multi: the same formula for many tensors of one device and dtype: from a list of gradients and a
             list of moments to a list of updates.
         reads: the numbers that the formula takes, among "b1", "b2" and "eps", and the `numbers` that the
-            member makes of the losses (see `Feeling` in `ways.py`).
+            member makes of the losses (see `Feeling` in `_step/feeling.py`).
         kernel: the name of the compiled formula, in the `enum` of `_kernels/cpu.c`; `None` where there is
             none: then the other two ways step.
         on_cuda: whether `_kernels/cuda_kernels.py` has the formula, too.
