@@ -24,8 +24,8 @@ from rich.progress import track
 from benchmarks.step_time.members import MEMBERS
 from benchmarks.step_time.plan import Variant
 from benchmarks.step_time.problems import PROBLEMS, Problem
-from benchmarks.step_time.report import table
 from benchmarks.step_time.store import environment
+from benchmarks.step_time.tables import table
 from benchmarks.step_time.torch_side import TorchSide
 from emo_torch import _kernels as _fused
 from emo_torch._kernels.job import FUNCTIONS

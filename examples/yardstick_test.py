@@ -15,7 +15,7 @@ from rich.console import Console
 
 import emo_optax
 import emo_torch
-from examples.yardstick import memory, plan, sweeps, tables, tasks, training
+from examples.yardstick import memory, plan, standings, sweeps, tables, tasks, training
 from examples.yardstick.__main__ import main, parse, run_missing
 from examples.yardstick.optimizers import (
     REFERENCE,
@@ -476,15 +476,15 @@ def test_the_tables_say_what_the_results_say(tmp_path: Path) -> None:
                 harm = 0.7 if best and name == "adamw" else 0.1 if name == "emo_cats" else 0.0
                 labels = {"loss": 1.0, "accuracy": result["accuracy"] - harm}
                 store.put(Cell("training", name, 3, "mlp", rate, seed, "labels").key, labels)
-    standings = tables.standings_on(settings, list(base), store, "mlp")
-    assert list(standings) == ["emo_cats", "adamw", "emo_sens"]
-    assert [standing.rank for standing in standings.values()] == [1, 2, 3]
-    assert standings["emo_sens"].best.rate == 3e-3
-    assert standings["emo_sens"].ratio == pytest.approx(0.305 / 0.205)
-    assert standings["emo_sens"].best.spread == pytest.approx(0.01)
-    assert standings["emo_sens"].default.loss == 2.0
-    assert standings["emo_sens"].default_ratio == pytest.approx(2.0 / 0.205)
-    assert standings["emo_sens"].default_rank == 1
+    found = standings.standings_on(settings, list(base), store, "mlp")
+    assert list(found) == ["emo_cats", "adamw", "emo_sens"]
+    assert [standing.rank for standing in found.values()] == [1, 2, 3]
+    assert found["emo_sens"].best.rate == 3e-3
+    assert found["emo_sens"].ratio == pytest.approx(0.305 / 0.205)
+    assert found["emo_sens"].best.spread == pytest.approx(0.01)
+    assert found["emo_sens"].default.loss == 2.0
+    assert found["emo_sens"].default_ratio == pytest.approx(2.0 / 0.205)
+    assert found["emo_sens"].default_rank == 1
     text = tables.standings(settings, list(base), store)
     for verdict in ("loses 1.49 (3)", "wins 0.90 (1)", "level 1.00 (1)"):
         assert verdict in text

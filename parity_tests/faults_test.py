@@ -2,7 +2,8 @@
 
 import pytest
 
-from parity_tests.faults import CASES, Fault, every_fault, find
+from parity_tests.fault import Fault
+from parity_tests.faults import CASES, every_fault, find
 from parity_tests.lockstep import Case, run
 
 

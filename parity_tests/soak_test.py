@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from parity_tests import soak
-from parity_tests.soak import FAULTS, OptaxSide, Soak, TorchSide
+from parity_tests.soak_plan import FAULTS, Soak
+from parity_tests.soak_sides import OptaxSide, TorchSide
 
 STEPS = 150
 SHADOWED = Soak("EmoNeco", "float64", {"use_shadow": True})

@@ -12,8 +12,9 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.step_time.plan import GROUPS, Cell
 from benchmarks.step_time.problems import PROBLEMS
-from benchmarks.step_time.report import FRAMEWORKS, Line, Ratio, Results, lines
+from benchmarks.step_time.results import Line, Ratio, Results, lines
 from benchmarks.step_time.store import Store
+from benchmarks.step_time.tables import FRAMEWORKS
 
 COLORS = {
     "family": ("#8ec5ea", "#08355c"),

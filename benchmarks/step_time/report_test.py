@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.step_time import report
+from benchmarks.step_time import report, results, tables
 from benchmarks.step_time.plan import GROUPS, Cell
 from benchmarks.step_time.store import Store
 
@@ -38,15 +38,15 @@ def row_of(table: str, *names: str) -> list[str]:
 def test_ratios_are_of_the_same_round() -> None:
     # Of the medians it would be 1.
     result = found({"EmoSens": [1.0, 2.0, 8.0], ADAMW: [2.0, 1.0, 2.0]})
-    ratio = report.ratio(result, "EmoSens", ADAMW, 3)
+    ratio = results.ratio(result, "EmoSens", ADAMW, 3)
     assert (ratio.median, ratio.lower, ratio.upper) == (2.0, 1.25, 3.0)
     assert (ratio.rounds, ratio.is_quiet, str(ratio)) == (3, True, "2 [1.25, 3]")
 
 
 def test_busy_rounds_count_only_where_quiet_ones_are_too_few() -> None:
     result = found({"EmoSens": [1.0, 9.0, 1.0], ADAMW: [1.0, 1.0, 1.0]}, [0.0, 0.5, None])
-    assert report.ratio(result, "EmoSens", ADAMW, 2).upper == 1.0
-    busy = report.ratio(result, "EmoSens", ADAMW, 3)
+    assert results.ratio(result, "EmoSens", ADAMW, 2).upper == 1.0
+    busy = results.ratio(result, "EmoSens", ADAMW, 3)
     assert (busy.rounds, busy.is_quiet, str(busy)) == (3, False, "1* [1, 5]")
 
 
@@ -57,7 +57,7 @@ def test_bounds_say_what_holds(tmp_path: Path) -> None:
     assert "1.1 [1.1, 1.1] pass" in row_of(table, "EmoSens", "PyTorch, cpu", "GPT-2")
     assert "0.81 [0.81, 0.81] **fail**" in row_of(table, "EmoCats", "PyTorch, cpu", "GPT-2")
     assert row_of(table, "EmoCats", "PyTorch, cpu", "GPT-2")[4:6] == ["0.8", "0.71"]
-    assert row_of(table, "EmoSens", "PyTorch, cpu", "LoRA")[-2:] == ["not measured", report.NOTHING]
+    assert row_of(table, "EmoSens", "PyTorch, cpu", "LoRA")[-2:] == ["not measured", tables.NOTHING]
     assert row_of(table, "EmoSens", "PyTorch, cuda")[-2] == "open: no GPU was seen"
     temporaries = row_of(table, "the family's largest temporaries", "GPT-2")
     assert temporaries[-2] == "0.010 (EmoSens) pass"
@@ -76,7 +76,7 @@ def test_tables_say_how_near_the_floor_is(tmp_path: Path) -> None:
     floors = {"floor: 4 read, 3 written": [0.6] * 3, "floor: 3 read, 2 written": [0.5] * 3}
     seconds = {ADAMW: [1.0] * 3, "EmoSens": [0.8] * 3, "EmoCats": [1.0] * 3, **floors}
     done, store = store_of(tmp_path / "results.json", (SECOND, found(seconds)))
-    table = report.steps_table(report.Results(done, store), "torch", "cpu", "gpt2")
+    table = tables.steps_table(results.Results(done, store), "torch", "cpu", "gpt2")
     sens = row_of(table, r"**EmoSens**")
     assert sens == ["**EmoSens**", "0.02", "0.8 [0.8, 0.8]", "800", "0.75", "0.010", "3"]
     assert row_of(table, r"**EmoCats**")[4] == "0.50"
@@ -124,7 +124,7 @@ def test_compilation_and_traces_are_judged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("framework", GROUPS)
 def test_every_row_stands_in_a_table_once(framework: str) -> None:
-    keys = [line.key for line in report.lines(framework)]
+    keys = [line.key for line in results.lines(framework)]
     assert len(keys) == len(set(keys))
     everyone = {
         key for group in GROUPS[framework].values() for each in group.variants for key, _ in each.rows()

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from examples.digits.report import DARK_BLUE, ORANGE, PALE_BLUE
 from examples.yardstick.optimizers import contenders
 from examples.yardstick.plan import Cell, Settings
+from examples.yardstick.standings import standings_on
 from examples.yardstick.store import Store
 from examples.yardstick.surfaces import SURFACES, Surface
 from examples.yardstick.sweeps import GRIDS
-from examples.yardstick.tables import standings_on
 from examples.yardstick.tasks import tasks
 
 PANELS_PER_ROW = 5

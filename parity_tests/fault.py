@@ -1,0 +1,28 @@
+"""One planted fault: a change of one place in the source text of a package."""
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """One change of one place.
+
+    Attributes:
+        package: "emo_optax" or "emo_torch".
+        file: the name of the module, in whatever folder of the package; or a path inside of the package.
+        old: what stands there, once.
+        new: what is put in its place.
+        what: the fault in words.
+        by: the member that shows it; any may, where it is empty.
+    """
+
+    package: str
+    file: str
+    old: str
+    new: str
+    what: str
+    by: str = ""
+
+
+REF = "RefAdamWMiniScheduleFree"
+PILOT = "EmoPilot"
+REF_FILE = "ref_adamw_mini_schedule_free"

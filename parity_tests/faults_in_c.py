@@ -1,0 +1,61 @@
+"""Faults in the compiled code, for `parity_tests.faults`."""
+
+from parity_tests.fault import REF, Fault
+
+FAULTS_IN_C = tuple(
+    Fault("emo_torch", f"_kernels/cpu_{file}.h", old, new, f"compiled: {what}", by)
+    for file, old, new, what, by in (
+        (
+            "elements",
+            "grad * grad * c2;\n            firsts",
+            "grad * c2;\n            firsts",
+            "no square in the second moment",
+            "EmoSens",
+        ),
+        (
+            "run",
+            "(REAL)(1.0 - rule->b1)",
+            "(REAL)(1.0 - rule->b2)",
+            "the weight of another moment",
+            "EmoSens",
+        ),
+        (
+            "elements",
+            "        update *= scale;\n        params",
+            "        params",
+            "no step scale",
+            "EmoSens",
+        ),
+        ("run", "*job->shadows_exist[tensor] = 1;", ";", "the shadow never exists", "EmoSens"),
+        (
+            "factors",
+            "(double)rows) + signal->eps",
+            "(double)columns) + signal->eps",
+            "a wrong axis",
+            "EmoAiry",
+        ),
+        (
+            "factors",
+            "SQRT(mean) * signal->c1;\n        int",
+            "mean * signal->c1;\n        int",
+            "no root",
+            "EmoAiry",
+        ),
+        (
+            "elements",
+            "NAME(sign_of)(grad) ? direction : 0;\n            else",
+            "NAME(sign_of)(grad) ? direction : direction;\n            else",
+            "no caution",
+            "EmoNeco",
+        ),
+        (
+            "factors",
+            "cautious) * lr",
+            "cautious) * lr * (REAL)1.01",
+            "the first step longer by 1 %",
+            "EmoZeal",
+        ),
+        ("ref", "< -most ? -most", "< -most ? most", "the injection's lower bound", REF),
+        ("run", "before < 0 ? norm", "before < 2 ? norm", "the norm forgets", REF),
+    )
+)
