@@ -121,7 +121,8 @@ def compilation(results: Results) -> Iterator[str]:
     yield "## Compile time"
     yield wrap(
         "Trace, lower and compile of a jitted step over LoRA's leaves, "
-        f"{threads_in_words(cells[0].threads)}, interleaved; medians, and medians of the ratios to `optax.adamw` of the same round."
+        f"{threads_in_words(cells[0].threads)}, interleaved; "
+        "medians, and medians of the ratios to `optax.adamw` of the same round."
     )
     yield table(head, rows, left=0)
 
