@@ -24,7 +24,7 @@ $(TESTS): export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 # XLA of JAX 0.10.0 says of each kept program that this processor is not the one that it names; it is.
 $(TESTS): export TF_CPP_MIN_LOG_LEVEL = 3
 
-.PHONY: help demo build lint bench clean $(TESTS)
+.PHONY: help demo build lint bench clean docs docs-check pictures notebooks $(TESTS)
 
 help:
 	@echo "make demo         train on handwritten digits in Flax and in PyTorch, compare, draw"
@@ -36,6 +36,10 @@ help:
 	@echo "make test-oldest  each package and parity on the oldest versions that are admitted"
 	@echo "make test-newest  each package and parity on the newest versions"
 	@echo "make bench        what a step costs, as ratios to AdamW's; on an idle machine"
+	@echo "make docs         the documentation site, in build/site/html"
+	@echo "make docs-check   the site's links, pictures and tables, in a headless Chromium where there is one"
+	@echo "make pictures     draw the pictures of the site again"
+	@echo "make notebooks    run the notebooks again"
 	@echo "make clean        remove what the others made"
 
 $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py
@@ -77,7 +81,7 @@ suites: $(VENV)/ready $(COMPILED)
 	$(VENV)/bin/python -m parity_tests.isolated --only suites --workers $(WORKERS)
 
 parity: $(VENV)/ready $(COMPILED)
-	$(VENV)/bin/python $(PYTEST) emo_shared parity_tests examples benchmarks $(INTEGRATIONS)
+	$(VENV)/bin/python $(PYTEST) emo_shared parity_tests examples benchmarks website $(INTEGRATIONS)
 
 processors: $(VENV)/ready $(COMPILED)
 	$(VENV)/bin/python -m parity_tests.processors $(ARGS)
@@ -99,6 +103,22 @@ test-oldest test-newest: test-%: .venv-%/ready
 # Timings: never beside tests, nor with their one thread.
 bench: $(VENV)/ready $(COMPILED)
 	$(VENV)/bin/python -m benchmarks.step_time $(ARGS)
+
+$(VENV)/docs-ready: $(VENV)/ready
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@
+
+docs: $(VENV)/docs-ready
+	$(VENV)/bin/python -m website $(ARGS)
+
+docs-check: docs
+	$(VENV)/bin/python -m website.check
+
+pictures: $(VENV)/ready
+	$(VENV)/bin/python -m website.pictures $(ARGS)
+
+notebooks: $(VENV)/docs-ready
+	$(VENV)/bin/python -m website.notebooks $(ARGS)
 
 lint: $(VENV)/ready
 	$(VENV)/bin/python -m ruff check .

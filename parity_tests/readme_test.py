@@ -1,10 +1,7 @@
-"""What README and the pages show works as pasted, and what they name exists."""
+"""What README and the pages name exists."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -18,67 +15,6 @@ README = (ROOT / "README.md").read_text()
 HOW_EQUAL = (ROOT / "docs/how_equal.md").read_text()
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 TEXT = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", *PAGES)}
-
-
-class Pasted(NamedTuple):
-    """Code of a page that is run as a reader pastes it.
-
-    Attributes:
-        page: the page.
-        number: which block of Python code in it.
-        prints: a pattern of all that the code prints.
-        absent: modules that an environment with only the install line of the page lacks.
-    """
-
-    page: str
-    number: int
-    prints: str
-    absent: tuple[str, ...] = ()
-
-
-EXTRAS = ("flax", "matplotlib", "rich", "safetensors", "sklearn")
-"""What neither the extra `torch` nor the extra `jax` installs."""
-SUCCESS = r"step 0: loss [5-9]\.\d+\nstep 100: loss 0\.0\d+\nstep 200: loss 0\.00\d+\ndone: loss 0\.00\d+\n"
-PASTED = {
-    "readme torch": Pasted(
-        "README.md",
-        0,
-        r"step 0: loss \d+\.\d+\n" + SUCCESS[SUCCESS.index("step 100") :],
-        (*EXTRAS, "jax", "optax"),
-    ),
-    "readme jax": Pasted("README.md", 1, SUCCESS, (*EXTRAS, "torch")),
-    "flax": Pasted(
-        "docs/start.md", 0, r"loss \d+\.\d{4} after 100 losses, scalar -?[01]\.\d\d\n", ("torch",)
-    ),
-    "torch": Pasted("docs/start.md", 1, r"tensor\(-[^\n]*\n", ("flax", "jax", "optax")),
-    "bridge": Pasted("docs/moving_a_run.md", 0, r"moved 3 losses\n"),
-}
-
-
-def blocks(page: str) -> list[str]:
-    """Returns the blocks of Python code of a page."""
-    return re.findall(r"```python\n(.*?)```", TEXT[page], flags=re.DOTALL)
-
-
-@pytest.mark.parametrize("name", PASTED)
-def test_the_code_works_as_pasted(name: str, tmp_path: Path) -> None:
-    pasted = PASTED[name]
-    hide = f"import sys\n\nsys.modules.update(dict.fromkeys({pasted.absent!r}))\n"
-    (tmp_path / "pasted.py").write_text(hide + blocks(pasted.page)[pasted.number])
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "pasted.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert re.fullmatch(pasted.prints, run.stdout), run.stdout
-
-
-def test_all_code_of_these_pages_is_run() -> None:
-    for page in {pasted.page for pasted in PASTED.values()}:
-        assert len(blocks(page)) == sum(pasted.page == page for pasted in PASTED.values())
 
 
 def test_the_readme_is_short_and_names_the_two_commands() -> None:
