@@ -42,7 +42,7 @@ help:
 	@echo "make notebooks    run the notebooks again"
 	@echo "make clean        remove what the others made"
 
-$(VENV)/ready: pyproject.toml constraints.txt hatch_build.py
+$(VENV)/ready: pyproject.toml constraints.txt hatch_build.py hatch_metadata.py
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@

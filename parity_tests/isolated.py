@@ -94,6 +94,9 @@ def build(folder: Path) -> Path:
     has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
     library = "emo_kernels.bin"
     is_compiled = {f"emo_torch/_kernels/{name}" for name in (library, "emo_kernels.json")} <= set(names)
+    tests = [name for name in names if name.endswith(("_test.py", "_testing.py"))]
+    if tests:
+        raise SystemExit(f"{wheel.name}: holds tests, such as {tests[0]}")
     if is_compiled != has_compiler or wheel.stem.endswith("-none-any") == has_compiler:
         raise SystemExit(f"{wheel.name}: compiled code {is_compiled}, a compiler {has_compiler}")
     return wheel

@@ -25,7 +25,9 @@ def copy_pages(folder: Path) -> None:
                 shutil.copyfile(path, target)
     for source, page in MOVED.items():
         if (ROOT / source).is_file():
-            (folder / page).write_text(for_the_site((ROOT / source).read_text(), source, page))
+            # README is no page of the side bar: the start page takes its place.
+            head = "---\norphan: true\n---\n\n" if source == "README.md" else ""
+            (folder / page).write_text(head + for_the_site((ROOT / source).read_text(), source, page))
 
 
 def findings_page() -> str:

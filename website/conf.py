@@ -15,7 +15,6 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["readme.md"]
 myst_enable_extensions = ["dollarmath", "fieldlist", "deflist"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"
@@ -24,6 +23,11 @@ suppress_warnings = ["ref.python"]
 
 # In docstrings a name in single backticks is code, and a link where the name is public.
 default_role = "py:obj"
+# Absolute values in docstrings, which would be substitutions of reStructuredText.
+rst_epilog = "\n".join(
+    rf".. |{name}| replace:: \|{name}\|"
+    for name in ("s", "scalar", "g", "k", "m", "p", "u", "w", "x", "h", "s_i", "trust", "drive")
+)
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

@@ -147,9 +147,9 @@ def page(name: str) -> str:
             f"![Loss of {title} and of AdamW over 300 steps, and what {title} makes of it]({name}.png)",
             "The loss of a network 8-32-1 on noisy batches over 300 steps, with the default options, and "
             "AdamW's for comparison. Pale: each batch; full colour: the mean of the last 20 batches. A "
-            "circle marks the start, a square and its value the end. A second panel shows what the member makes "
-            "of the loss. Such a short run does not say which optimizer is better: see [quality of training]"
-            "(../quality_of_training.md). Drawn by `python -m website.pictures`.",
+            "circle marks the start, a square and its value the end. A second panel shows what the member "
+            "makes of the loss. Such a short run does not say which optimizer is better: see [quality of "
+            "training](../quality_of_training.md). Drawn by `python -m website.pictures`.",
         ]
     parts += ["## Defaults", defaults(name), "## Differences from the published code"]
     known = differences(title)
