@@ -2,8 +2,8 @@
 
 Reads all pages: links, fragments and pictures must exist, and nothing may be loaded from another server.
 Where there is a Chromium, it opens a sample of pages in the light theme at the width of a laptop, and in
-the dark theme at the width of a phone. It looks for broken pictures, formulas that were not set, and content
-that is wider than the page, and writes screenshots.
+the dark theme at the width of a phone. It looks for broken pictures, formulas that were not set, and for
+content that is wider than the page, and writes screenshots.
 """
 
 import argparse
