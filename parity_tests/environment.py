@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="the environment to make or to bring up to date")
     parser.add_argument("pins", type=Path, nargs="?", help="constraints; without, the newest releases")
     given = parser.parse_args(arguments)
-    venv.create(given.folder, with_pip=True)
+    # As the command `python -m venv` does; a copy of Python over its own link fails.
+    venv.create(given.folder, with_pip=True, symlinks=os.name != "nt")
     python = given.folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", "--quiet", "--upgrade", "pip>=24"], check=True)

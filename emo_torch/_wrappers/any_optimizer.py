@@ -78,7 +78,8 @@ class Emotional(AroundInner):
         process_group: the processes over which the loss is averaged, so that replicas step alike:
             `None` for all of them, `False` for this one alone.
         through_lr: whether a step is scaled by the learning rate of `inner` (`True`) or by moving the
-            parameters a part of the way back (`False`); `None` for what was found out about `inner`.
+            parameters a part of the way back (`False`); `None` for what was found out about `inner`, and
+            for an error where neither is right.
 
     Attributes:
         inner: the optimizer that moves the parameters.
@@ -88,7 +89,8 @@ class Emotional(AroundInner):
             `torch.optim.LBFGS` does, or no optimizer.
         ValueError: for an option out of its range, one that `inner` has for itself, or one that
             belongs to the one emotion and differs between groups; for an `inner` that keeps track of where
-            it moved the parameters and does not obey a changed learning rate, or is to have a shadow.
+            it moved the parameters and does not obey a changed learning rate, or is to have a shadow; for
+            an `inner` that estimates its own step length, without `through_lr`.
 
     Example:
         >>> import torch
@@ -187,6 +189,13 @@ class Emotional(AroundInner):
             )
         if through_lr is not None:
             return through_lr
+        if manner.estimates:
+            raise ValueError(
+                f"{name} estimates from its steps how long they should be ({', '.join(manner.estimates)}): "
+                "when the emotion shortens its steps, it makes them longer, and training can diverge. "
+                "Choose an optimizer whose learning rate you set. Or pass through_lr=True to scale its lr "
+                "all the same, with a small gain; if it has an option safeguard_warmup, set it to True."
+            )
         if self._follows_parameters() and not (manner.obeys_rate and have_rates):
             raise ValueError(
                 f"{name} keeps track of where it moved the parameters ({', '.join(manner.follows)}), "

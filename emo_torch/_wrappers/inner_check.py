@@ -42,12 +42,16 @@ class Manner(NamedTuple):
         follows: names of what the optimizer keeps about where it moved the parameters: tensors of its
             state that start elsewhere when the parameters start elsewhere; and, if it is not linear,
             numbers that depend on the learning rate.
+        estimates: names of numbers, one for a whole group or for the whole optimizer, that depend on the
+            learning rate and on the gradients, if it is not linear: by those it chooses how long its steps
+            are, as Prodigy and D-Adaptation do.
         obeys_rate: whether a changed learning rate changes the very next step.
         needs_closure: whether a step fails without a closure and succeeds with one.
     """
 
     is_linear: bool = False
     follows: tuple[str, ...] = ()
+    estimates: tuple[str, ...] = ()
     obeys_rate: bool = False
     needs_closure: bool = False
 
@@ -134,9 +138,11 @@ def _examine_in(inner: Optimizer, dtype: torch.dtype) -> Manner | None:
                 is_seeded: bool = is_seeded,
                 needs_closure: bool = needs_closure,
                 through_rate: bool = False,
+                first: int = 0,
             ) -> _Walk:
                 twin = stand_in(inner, dtype, shift, is_seeded=is_seeded)
-                return _walk(twin, rate, shares, needs_closure=needs_closure, through_rate=through_rate)
+                options = {"needs_closure": needs_closure, "through_rate": through_rate, "first": first}
+                return _walk(twin, rate, shares, **options)
 
             try:
                 with _Peace(inner):
@@ -160,19 +166,22 @@ def _compare(walk: Callable[..., _Walk], dtype: torch.dtype) -> Manner:
     follows = [
         name for name, tensor in here.tensors.items() if _is_shifted(tensor, there.tensors.get(name))
     ]
+    estimates: list[str] = []
     if not is_linear:
-        slow = walk(RATES[0], SHARES, through_rate=True)
+        slow, other = walk(RATES[0], SHARES, through_rate=True), walk(RATES[0], (1.0,), first=STEPS)
         rates = {RATES[0] * share for share in SHARES}
         pairs = {name: (value, slow.numbers.get(name, value)) for name, value in here.numbers.items()}
         # What is a record of the learning rate depends on it without keeping track of anything.
         records = {name for name, pair in pairs.items() if pair[0] == RATES[0] and pair[1] in rates}
-        follows += [name for name, pair in pairs.items() if pair[0] != pair[1] and name not in records]
+        numbers = [name for name, pair in pairs.items() if pair[0] != pair[1] and name not in records]
+        follows += numbers
+        estimates = [name for name in numbers if here.numbers[name] != other.numbers.get(name)]
 
     ahead = (1.0,) * (STEPS - 1)
     full, half = walk(RATES[0], (*ahead, 1.0)), walk(RATES[0], (*ahead, 0.5), through_rate=True)
     last = (full.places[-1] - full.places[-2]).abs().max()
     obeys = bool((full.places[-1] - half.places[-1]).abs().max() > 1e-3 * last)
-    return Manner(is_linear, tuple(dict.fromkeys(follows)), obeys)
+    return Manner(is_linear, tuple(dict.fromkeys(follows)), tuple(estimates), obeys)
 
 
 def _is_same_way(ours: list[Tensor], theirs: list[Tensor], relative: float, absolute: float) -> bool | None:
@@ -238,8 +247,18 @@ def _walk(
     *,
     needs_closure: bool,
     through_rate: bool = False,
+    first: int = 0,
 ) -> _Walk:
-    """Steps a stand-in; each step goes a part of its way, by its learning rate or after the step."""
+    """Steps a stand-in; each step goes a part of its way, by its learning rate or after the step.
+
+    Args:
+        twin: the stand-in.
+        rate: the learning rate.
+        shares: the parts, one after the other and then again.
+        needs_closure: whether a step gets a closure.
+        through_rate: whether a part of the way is a part of the learning rate.
+        first: the number of the first step: each number has gradients of its own.
+    """
     if callable(getattr(twin, "train", None)):
         twin.train()  # type: ignore[attr-defined]
     torch.manual_seed(0)
@@ -255,9 +274,9 @@ def _walk(
                 given = rate * share if through_rate else rate
                 is_tensor = isinstance(group["lr"], Tensor)
                 group["lr"] = torch.full_like(group["lr"], given) if is_tensor else given
-        _give_gradients(params, step)
+        _give_gradients(params, first + step)
         befores = [param.detach().clone() for param in params]
-        _step(twin, params, step, needs_closure=needs_closure)
+        _step(twin, params, first + step, needs_closure=needs_closure)
         if not through_rate and share != 1.0:
             with torch.no_grad():
                 for param, before in zip(params, befores, strict=True):

@@ -55,6 +55,23 @@ class AddsUp(torch.optim.SGD):
         return result
 
 
+class Estimates(torch.optim.SGD):
+    """Makes its steps longer for as long as the gradients point the same way."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, **options)
+        self.length = 1.0
+
+    def step(self, closure: Any = None) -> Any:
+        group = self.param_groups[0]
+        lr, group["lr"] = group["lr"], group["lr"] * self.length
+        with torch.no_grad():
+            self.length += group["lr"] * sum(float(param.grad.abs().sum()) for param in group["params"])
+        result = super().step(closure)
+        group["lr"] = lr
+        return result
+
+
 class KeepsItsRate(torch.optim.Optimizer):
     """Steps with the rate that it had when it began, and keeps where it was."""
 
@@ -101,6 +118,9 @@ def test_what_keeps_track_of_the_parameters_is_found() -> None:
     adds = manner_of(AddsUp(params(), lr=0.1))
     assert adds.follows == ("group 0.gone",)
     assert adds.obeys_rate
+    assert adds.estimates == slow.estimates == ()  # By their rates alone, not by the gradients.
+    estimates = manner_of(Estimates(params(), lr=0.1))
+    assert estimates.follows == estimates.estimates == ("self.length",)
     kept = manner_of(KeepsItsRate(params(), lr=0.1))
     assert {name.split(".")[1] for name in kept.follows} == {"last"}
     assert not kept.obeys_rate
@@ -208,16 +228,22 @@ def test_the_way_can_be_chosen() -> None:
     emo_torch.Emotional(KeepsItsRate(params(), lr=0.1), through_lr=False)
     with pytest.raises(ValueError, match=r"SlowWeights keeps track .*slow.* leave use_shadow False"):
         emo_torch.Emotional(SlowWeights(params(), lr=0.1), use_shadow=True)
+    with pytest.raises(ValueError, match=r"Estimates estimates .*self\.length.* pass through_lr=True"):
+        emo_torch.Emotional(Estimates(params(), lr=0.1))
     optimizer = emo_torch.Emotional(SlowWeights(params(), lr=0.1))
     with pytest.raises(ValueError, match="leave use_shadow False"):
         optimizer.add_param_group({"params": [Parameter(torch.ones(2))], "use_shadow": True})
     assert len(optimizer.param_groups) == 1
 
 
-@pytest.mark.parametrize("make", [SlowWeights, AddsUp], ids=lambda make: make.__name__)
-def test_what_keeps_track_goes_where_its_own_rate_sends_it(make: Any) -> None:
+@pytest.mark.parametrize(
+    ("make", "through_lr"),
+    [(SlowWeights, None), (AddsUp, None), (Estimates, True)],
+    ids=["SlowWeights", "AddsUp", "Estimates"],
+)
+def test_what_keeps_track_goes_where_its_own_rate_sends_it(make: Any, through_lr: bool | None) -> None:
     given, theirs = params(), params()
-    optimizer = emo_torch.Emotional(make(given, lr=0.1), gain=0.4)
+    optimizer = emo_torch.Emotional(make(given, lr=0.1), gain=0.4, through_lr=through_lr)
     alone = make(theirs, lr=0.1)
     emotion = emo_torch.init_emotion(torch.float32)
     for step in range(8):

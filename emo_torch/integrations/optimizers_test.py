@@ -87,28 +87,27 @@ LINEAR: dict[str, tuple[str, Make]] = {
     },
     "pytorch_optimizer OrthoGrad": ("pytorch_optimizer", around("OrthoGrad")),
 }
-FOLLOWS: dict[str, tuple[str, Make]] = {
+ESTIMATES: dict[str, tuple[str, Make]] = {
     "prodigy": ("prodigyopt", by_name("Prodigy")),
-    **{
-        f"schedulefree {name}": ("schedulefree", by_name(name, lr=1e-2))
-        for name in ("AdamWScheduleFree", "SGDScheduleFree", "RAdamScheduleFree")
-    },
+    "prodigy, safeguard_warmup": ("prodigyopt", by_name("Prodigy", safeguard_warmup=True)),
     **{
         f"dadaptation {name}": ("dadaptation", by_name(name))
         for name in ("DAdaptAdam", "DAdaptSGD", "DAdaptAdaGrad", "DAdaptLion", "DAdaptAdan")
     },
+    **{
+        f"pytorch_optimizer {name}": ("pytorch_optimizer", of_pytorch_optimizer(name))
+        for name in ("prodigy", "dadaptadam", "dadaptlion")
+    },
+}
+FOLLOWS: dict[str, tuple[str, Make]] = {
+    **{
+        f"schedulefree {name}": ("schedulefree", by_name(name, lr=1e-2))
+        for name in ("AdamWScheduleFree", "SGDScheduleFree", "RAdamScheduleFree")
+    },
     "heavyball SFAdamW": ("heavyball", by_name("SFAdamW", lr=1e-2)),
     **{
         f"pytorch_optimizer {name}": ("pytorch_optimizer", of_pytorch_optimizer(name))
-        for name in (
-            "prodigy",
-            "dadaptadam",
-            "dadaptlion",
-            "schedulefreeadamw",
-            "madgrad",
-            "ranger",
-            "accsgd",
-        )
+        for name in ("schedulefreeadamw", "madgrad", "ranger", "accsgd")
     },
     "pytorch_optimizer Lookahead": ("pytorch_optimizer", around("Lookahead")),
     "pytorch_optimizer ScheduleFreeWrapper": ("pytorch_optimizer", around("ScheduleFreeWrapper")),
@@ -117,7 +116,7 @@ OTHERS: dict[str, tuple[str, Make]] = {
     f"pytorch_optimizer {name}": ("pytorch_optimizer", of_pytorch_optimizer(name))
     for name in ("adafactor", "amos", "laprop", "soap", "spam", "splus", "gravity", "fromage")
 }
-EVERY = {**LINEAR, **FOLLOWS, **OTHERS}
+EVERY = {**LINEAR, **FOLLOWS, **ESTIMATES, **OTHERS}
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +146,12 @@ def made(case: tuple[str, Make]) -> tuple[list[Parameter], Any]:
     if hasattr(inner, "train"):
         inner.train()
     return params, inner
+
+
+def emotional(inner: Any, **options: Any) -> emo_torch.Emotional:
+    """Makes an optimizer emotional, also one that is refused unless the way is chosen by hand."""
+    through_lr = True if manner_of(inner).estimates else None
+    return emo_torch.Emotional(inner, through_lr=through_lr, **options)
 
 
 def train(optimizer: Any, params: list[Parameter], first: int, end: int) -> None:
@@ -191,7 +196,7 @@ def test_a_resumed_run_is_an_uninterrupted_one_if_it_is_one_without_emotion(case
     is_exact_alone = all(torch.equal(one, other) for one, other in zip(whole, others, strict=True))
     if not is_exact_alone:
         pytest.skip("does not resume exactly alone")
-    whole, others = resume(case, emo_torch.Emotional)
+    whole, others = resume(case, emotional)
     for one, other in zip(whole, others, strict=True):
         assert torch.equal(one, other)
 
@@ -201,7 +206,7 @@ def test_without_emotion_it_is_the_optimizer_to_the_last_bit(case: tuple[str, Ma
     params, inner = made(case)
     train(inner, params, 0, 10)
     others, inner = made(case)
-    train(emo_torch.Emotional(inner, gain=0.0, theta=0.0), others, 0, 10)
+    train(emotional(inner, gain=0.0, theta=0.0), others, 0, 10)
     for one, other in zip(params, others, strict=True):
         assert torch.equal(one, other)
 
@@ -220,11 +225,12 @@ def test_scaling_the_rate_is_scaling_the_change(case: tuple[str, Make]) -> None:
         assert moved > 0.0
 
 
-@cases(FOLLOWS)
+@cases({**FOLLOWS, **ESTIMATES})
 def test_what_keeps_track_steps_by_its_own_rate(case: tuple[str, Make]) -> None:
     params, inner = made(case)
     assert manner_of(inner).follows
-    train(emo_torch.Emotional(inner), params, 0, 10)
+    assert bool(manner_of(inner).estimates) == (case in ESTIMATES.values())
+    train(emotional(inner), params, 0, 10)
     others, inner = made(case)
     emotion = emo_torch.init_emotion(torch.float32)
     rates = [group["lr"] for group in inner.param_groups]
@@ -236,7 +242,18 @@ def test_what_keeps_track_steps_by_its_own_rate(case: tuple[str, Make]) -> None:
     for one, other in zip(params, others, strict=True):
         assert torch.equal(one, other)
     with pytest.raises(ValueError, match="leave use_shadow False"):
-        emo_torch.Emotional(inner, use_shadow=True)
+        emotional(inner, use_shadow=True)
+
+
+@cases(ESTIMATES)
+def test_an_optimizer_that_estimates_its_own_step_length_is_refused(case: tuple[str, Make]) -> None:
+    params, inner = made(case)
+    before = [{**group} for group in inner.param_groups]
+    with pytest.raises(ValueError, match=r"estimates from its steps .* pass through_lr=True"):
+        emo_torch.Emotional(inner)
+    assert inner.param_groups == before
+    assert not inner.state
+    train(inner, params, 0, 1)
 
 
 def test_an_optimizer_whose_memory_cannot_be_kept_right_is_refused() -> None:
