@@ -13,8 +13,9 @@ SLOW = re.compile(
     r"""
     ^(examples|benchmarks)/ | /integrations/
     | [/_](compiled_step|cuda|devices|distributed|fault_campaign|import|kill|triton)_test
-    | ^emo_torch/_\w+/(any_optimizer|emotional|rounding|torch_optim|ways)_test
-    | ^emo_optax/_\w+/(aliases|any_optimizer|first_generation|reference|rounding|state|wrappers)_test
+    | ^emo_torch/_\w+/(any_optimizer|emotional|rounding|sync|torch_optim|ways)(_\w+)?_test
+    | ^emo_optax/_\w+/(aliases|any_optimizer|first_generation|injected)_test
+    | ^emo_optax/_\w+/(reference|rounding|state|wrappers)_test
     | ^emo_optax/_members/ref_adamw_mini_schedule_free_test
     | ^parity_tests/(?!__init__|compare|divergence|rooms|signatures|versions)
     """,

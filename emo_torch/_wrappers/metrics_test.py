@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import emo_torch
-from emo_torch._step.step_test import NoSync
+from emo_torch._step.sync_test import NoSync
 
 NAMES = [
     *("short", "long", "scalar", "step_scale", "shadow_ratio", "learning_rate", "masked_share"),
