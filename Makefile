@@ -16,7 +16,7 @@ ARGS ?=
 # Programs that XLA has compiled are kept for the tests that come later, and by `make test` only for one run.
 # With a largest size, JAX locks the folder, which several processes write to. Benchmarks keep nothing.
 CACHE = $(CURDIR)/build/jax-cache
-TESTS = test check isolated smoke suites parity processors test-oldest test-newest
+TESTS = test check isolated smoke suites parity processors test-oldest test-newest test-trainers
 $(TESTS): export JAX_COMPILATION_CACHE_DIR = $(CACHE)
 $(TESTS): export JAX_COMPILATION_CACHE_MAX_SIZE = 8000000000
 $(TESTS): export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
@@ -35,6 +35,7 @@ help:
 	@echo "make processors   both frameworks under several instruction sets"
 	@echo "make test-oldest  each package and parity on the oldest versions that are admitted"
 	@echo "make test-newest  each package and parity on the newest versions"
+	@echo "make test-trainers  optimizers and trainers of other packages (the extra trainers)"
 	@echo "make bench        what a step costs, as ratios to AdamW's; on an idle machine"
 	@echo "make docs         the documentation site, in build/site/html"
 	@echo "make docs-check   the site's links, pictures and tables, in a headless Chromium where there is one"
@@ -91,6 +92,10 @@ processors: $(VENV)/ready $(COMPILED)
 	$(PYTHON_OLDEST) -m parity_tests.environment .venv-oldest constraints-oldest.txt
 	@touch $@
 
+.venv-trainers/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m parity_tests.environment .venv-trainers constraints.txt --extras dev,trainers
+	@touch $@
+
 .venv-newest/ready: pyproject.toml
 	$(PYTHON_NEWEST) -m parity_tests.environment .venv-newest
 	@touch $@
@@ -99,6 +104,10 @@ test-oldest test-newest: test-%: .venv-%/ready
 	.venv-$*/bin/python -m parity_tests.versions
 	.venv-$*/bin/python -m parity_tests.isolated --only suites --workers $(WORKERS)
 	.venv-$*/bin/python $(PYTEST) parity_tests/recordings_test.py parity_tests/lockstep_test.py
+
+test-trainers: .venv-trainers/ready
+	.venv-trainers/bin/python -m parity_tests.versions
+	.venv-trainers/bin/python $(PYTEST) $(INTEGRATIONS)
 
 # Timings: never beside tests, nor with their one thread.
 bench: $(VENV)/ready $(COMPILED)

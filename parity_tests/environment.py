@@ -1,8 +1,9 @@
 """Makes a virtual environment for the tests, and says what it downloads before it does.
 
-Run by `make test-oldest` and `make test-newest`, as `python -m parity_tests.environment FOLDER [PINS]`: the
-Python that runs it is the one of the environment, and PINS is a file of constraints. It needs nothing but
-Python itself. Without PINS the newest release of every dependency is installed.
+Run by `make test-oldest`, `make test-newest` and `make test-trainers`, as
+`python -m parity_tests.environment FOLDER [PINS] [--extras NAMES]`: the Python that runs it is the one of the
+environment, and PINS is a file of constraints. It needs nothing but Python itself. Without PINS the newest
+release of every dependency is installed.
 """
 
 import argparse
@@ -45,13 +46,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m parity_tests.environment", description=__doc__)
     parser.add_argument("folder", type=Path, help="the environment to make or to bring up to date")
     parser.add_argument("pins", type=Path, nargs="?", help="constraints; without, the newest releases")
+    parser.add_argument("--extras", default="dev", help="of pyproject.toml; default: %(default)s")
     given = parser.parse_args(arguments)
     # As the command `python -m venv` does; a copy of Python over its own link fails.
     venv.create(given.folder, with_pip=True, symlinks=os.name != "nt")
     python = given.folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", "--quiet", "--upgrade", "pip>=24"], check=True)
-    what = ["--upgrade", "-e", f"{ROOT}[dev]"]
+    what = ["--upgrade", "-e", f"{ROOT}[{given.extras}]"]
     # In place of constraints that the machine may set for every installation. pip would skip an empty name.
     pins = os.devnull if given.pins is None else str(given.pins.resolve())
     variables = {**os.environ, "PIP_CONSTRAINT": pins}

@@ -6,6 +6,8 @@ import platform
 PACKAGES = (
     *("torch", "jax", "jaxlib", "optax", "numpy", "safetensors", "flax", "orbax-checkpoint"),
     *("transformers", "lightning", "accelerate", "peft", "pytest", "pytest-xdist"),
+    *("bitsandbytes", "dadaptation", "heavyball", "lion-pytorch", "prodigyopt", "pytorch-optimizer"),
+    *("schedulefree", "torchao"),
 )
 """The packages whose versions decide what the tests show."""
 
