@@ -1,9 +1,9 @@
 """Makes a virtual environment for the tests, and says what it downloads before it does.
 
 Run by `make test-oldest`, `make test-newest` and `make test-trainers`, as
-`python -m parity_tests.environment FOLDER [PINS] [--extras NAMES]`: the Python that runs it is the one of the
-environment, and PINS is a file of constraints. It needs nothing but Python itself. Without PINS the newest
-release of every dependency is installed.
+`python -m parity_tests.environment FOLDER [PINS] [--extras NAMES]`: the Python that runs it is the one of
+the environment, and PINS is a file of constraints. It needs nothing but Python itself. Without PINS the
+newest release of every dependency is installed.
 """
 
 import argparse

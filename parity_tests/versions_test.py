@@ -19,7 +19,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 def _requirements() -> dict[str, list[Requirement]]:
     """Returns the requirements of all extras by name, without those of one extra on another.
 
-    The extra `docs` is left out: it builds the site, and no test of the packages runs on its oldest versions.
+    The extra `docs` is left out: it builds the site, and no test of the packages needs it.
     """
     found: dict[str, list[Requirement]] = {}
     for extra, lines in PROJECT["optional-dependencies"].items():
@@ -54,7 +54,7 @@ def test_what_is_installed_is_admitted() -> None:
     found = versions()
     assert found.keys() >= {"Python", "torch", "jax", "numpy", "pytest"}
     for name, requirements in _requirements().items():
-        if name in PACKAGES:
+        if name in PACKAGES and name in found:  # The extra `trainers` may be missing.
             for requirement in requirements:
                 assert requirement.specifier.contains(found[name], prereleases=True), (name, found[name])
 
