@@ -25,6 +25,10 @@ enum { ADAM, LION, CAUTIOUS, SOFTSIGN, FACTORS, REF };
 enum { DECOUPLED, ABSOLUTE, L2 };
 /* In the order of FILTERS in __init__.py. */
 enum { KEEP_ALL, KEEP_ELEMENTS, KEEP_ROWS_AND_COLUMNS, KEEP_MATRICES };
+/* How a stream is kept: in the dtype of the computation, or in a narrower one. In the order of KINDS in job.py. */
+enum { WIDE, BFLOAT16, FLOAT16 };
+/* In the order of ROUNDINGS in ../_pieces/rounding.py. */
+enum { NEAREST, KAHAN, STOCHASTIC };
 /* In the order of FIRST_STEPS in __init__.py. */
 enum { NO_FIRST, FIRST_SOFTSIGN, FIRST_CAUTIOUS };
 
@@ -32,6 +36,7 @@ typedef struct {
     int64_t kind;
     double b1, b2, eps;
     void **first, **second; /* moments, or rows and columns; a pointer for each tensor */
+    int64_t first_kind, second_kind;
 } Rule;
 
 typedef struct {
@@ -53,11 +58,15 @@ typedef struct {
     void **norms;      /* the smoothed norm of each tensor's gradients, below 0 before the first */
     const void *share; /* how much of the weights goes into the first moment; of the parameters' dtype */
     double norm_factor, least_lr, most_lr, injection_bound; /* the bound is below 0 for none */
+    /* Of parameters and gradients below float32. */
+    int64_t param_kind, grad_kind, rounding;
+    void **compensations; /* for KAHAN */
+    const int64_t *keys;  /* for STOCHASTIC: one for each tensor */
 } Job;
 
 /* What job.py compares with its own before it hands over a job. Count the version up with each change of
  * the structures above. */
-enum { JOB_VERSION = 1 };
+enum { JOB_VERSION = 2 };
 int64_t emo_job_version(void) { return JOB_VERSION; }
 int64_t emo_job_size(void) { return (int64_t)sizeof(Job); }
 int64_t emo_rule_size(void) { return (int64_t)sizeof(Rule); }
@@ -102,6 +111,12 @@ INLINE int64_t rows_of_block(int64_t columns) {
 /* How many elements of a matrix surely stay in a core's cache, and the bytes of a line of it. */
 enum { CACHED = 16384, LINE = 64 };
 
+/* Where no sums are taken, threads share tensors by so many elements: a line of cache or more. */
+enum { UNIT = 64 };
+
+/* Elements that are made wide at a time: those of all streams stay in a core's first cache. */
+enum { TILE = 512, ROOM = 1024 }; /* the latter for whole blocks */
+
 /* How many tensors ahead is looked. */
 enum { AHEAD = 8 };
 
@@ -110,7 +125,10 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
     return *chosen < most ? *chosen : most - 1;
 }
 
+#include "cpu_narrow.h"
+
 #define REAL float
+#define MAY_BE_NARROW 1
 #define NAME(name) name##_float
 #define SQRT sqrtf
 #define ABS fabsf
@@ -118,14 +136,17 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 #include "cpu_elements.h"
 #include "cpu_ref.h"
 #include "cpu_factors.h"
+#include "cpu_tiles.h"
 #include "cpu_run.h"
 #undef REAL
+#undef MAY_BE_NARROW
 #undef NAME
 #undef SQRT
 #undef ABS
 #undef NEXT
 
 #define REAL double
+#define MAY_BE_NARROW 0
 #define NAME(name) name##_double
 #define SQRT sqrt
 #define ABS fabs
@@ -133,6 +154,7 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 #include "cpu_elements.h"
 #include "cpu_ref.h"
 #include "cpu_factors.h"
+#include "cpu_tiles.h"
 #include "cpu_run.h"
 
 /* A tensor as DLPack describes it. */

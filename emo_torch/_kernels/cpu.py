@@ -1,7 +1,8 @@
 """Steps many tensors in one call of compiled C, which touches memory once.
 
-It takes dense tensors in the CPU's memory that are contiguous and of one dtype, and leaves the rest to the
-other ways. The numbers are theirs, up to the rounding of sums.
+It takes dense tensors in the CPU's memory that are contiguous, and leaves the rest to the other ways. The
+numbers are theirs, up to the rounding of sums. bfloat16 and float16 are computed with in float32, some
+hundred elements at a time, which never leave the cache.
 
 Compiled code makes the same bits with any number of threads. The other ways leave sums (norms, means of
 rows and columns) to PyTorch, whose last bits depend on `torch.get_num_threads()` for large tensors.
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from emo_torch._kernels import FILTERS, FIRST_STEPS, RULES, FusedRule, FusedStep, Signal
 from emo_torch._kernels.find import PLAIN, Numbers
-from emo_torch._kernels.job import FUNCTIONS, Job, Library, Rule, library
+from emo_torch._kernels.job import DTYPES, FUNCTIONS, NARROW, Job, Library, Rule, kind_of, library
 from emo_torch._kernels.plan import (
+    COMPENSATION,
     EXISTS,
     GRAD,
     NORM,
@@ -34,8 +36,10 @@ from emo_torch._kernels.plan import (
     State,
     Streams,
     are_apart,
+    ends_of,
     sort_written,
 )
+from emo_torch._pieces.rounding import ROUNDINGS
 from emo_torch._pieces.weight_decay import MODES
 
 # Sums over columns are kept for each thread: beyond this there would be as much of them as of weights.
@@ -43,8 +47,16 @@ MOST_COLUMNS = 2**18
 # Fewer elements for a thread than these cost more to hand out than to do.
 LEAST_SHARE = 2**15
 
+# Rules that read a whole tensor before they step. With "l2" they read the weights too, pulled to the
+# shadow, and narrow weights cannot hold the pulled values until the second reading.
+_SEE_PULLED = ("softsign", "factored_moments")
+
 Kinds = tuple[tuple[str, str], ...]
 """The kind of each rule, and the prefix of its moments: the two things that decide names of moments."""
+
+KEYS = "rounding_keys"
+"""Where a group's options say how to round at random: a key for each parameter. With it, parameters of low
+precision are rounded as the group says; without it, to the nearest."""
 
 _dtype, _is_cpu, _shape = attrgetter("dtype"), attrgetter("is_cpu"), attrgetter("shape")
 
@@ -79,27 +91,33 @@ def step(
         # A changed rule or shadow needs other names.
         kinds = tuple([(rule.kind, rule.prefix) for rule in spec.rules])
         dimensions = tuple(next(iter(layout.names.values())))
-        if layout.names != _names(kinds, bool(group.get("use_shadow")), dimensions):
+        if layout.names != _names(
+            kinds, bool(group.get("use_shadow")), _is_compensated(params[0], group), dimensions
+        ):
             layout = None
     if layout is None:
         layout = describe(params, grads, states, spec, group)
     if layout is not None:
-        is_done = _run(params, layout, spec, signal_of(params[0].dtype), group, found)
+        is_done = _run(params, layout, spec, signal_of(_wide(params[0].dtype)), group, found)
         if is_done and isinstance(params, Params):
             params.layout, params.finder = layout, found.finder
         return [] if is_done else list(range(len(params)))
-    by_dtype: dict[torch.dtype, list[int]] = {}
+    by_dtypes: dict[tuple[torch.dtype, ...], list[int]] = {}
     for index, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
         # Other dtypes are not worth a look.
-        if param.dtype in FUNCTIONS and describe([param], [grad], [state], spec, group) is not None:
-            by_dtype.setdefault(param.dtype, []).append(index)
+        seen = describe([param], [grad], [state], spec, group) if param.dtype in DTYPES else None
+        if seen is not None:
+            by_dtypes.setdefault((param.dtype, *seen.dtypes.values()), []).append(index)
     rest = set(range(len(params)))
-    for dtype, indices in by_dtype.items():
+    for (dtype, *_), indices in by_dtypes.items():
         own = [params[index] for index in indices]
         read = [grads[index] for index in indices]
         kept = [states[index] for index in indices]
         layout = describe(own, read, kept, spec, group)
-        if layout is not None and _run(own, layout, spec, signal_of(dtype), group, found):
+        keys = group.get(KEYS)
+        if keys is not None:
+            group = {**group, KEYS: keys[indices]}
+        if layout is not None and _run(own, layout, spec, signal_of(_wide(dtype)), group, found):
             rest.difference_update(indices)
     return sorted(rest)
 
@@ -114,10 +132,15 @@ def describe(
     """Returns where parameters, gradients and states lie; `None` if compiled code cannot take all of them.
 
     Nothing is taken from an earlier step. All are plain, contiguous tensors in the CPU's memory, none is
-    empty or a negative view, each moment has the parameters' dtype and the shape that its rule gives it.
+    empty or a negative view, each moment has the shape that its rule gives it. Each kind of tensors (the
+    gradients, the first moments, ...) is of one dtype, that of the computation or a narrower one.
     """
-    dtype = params[0].dtype
-    if dtype not in FUNCTIONS or not _are_plain(params, dtype) or not _are_plain(grads, dtype):
+    dtype, wide = params[0].dtype, _wide(params[0].dtype)
+    # What is narrow is made float32, so float64 goes with nothing else.
+    known = {torch.float64} if wide == torch.float64 else {torch.float32, *NARROW}
+    if dtype not in known or not _are_plain(params, dtype):
+        return None
+    if grads[0].dtype not in known or not _are_plain(grads, grads[0].dtype):
         return None
     shapes = list(map(_shape, params))
     if list(map(_shape, grads)) != shapes:
@@ -127,13 +150,21 @@ def describe(
         return None
     kinds = tuple([(rule.kind, rule.prefix) for rule in spec.rules])
     dimensions = tuple({param.ndim for param in params})
-    names = _names(kinds, bool(group.get("use_shadow")), dimensions)
+    is_compensated = _is_compensated(params[0], group)
+    use_shadow = bool(group.get("use_shadow"))
+    is_l2 = group["weight_decay_mode"] == "l2"
+    if use_shadow and is_l2 and dtype in NARROW and any(rule.kind in _SEE_PULLED for rule in spec.rules):
+        return None
+    names = _names(kinds, use_shadow, is_compensated, dimensions)
     streams = _streams(params, states, names)
     for key, tensors in streams.items():
-        is_whole = key[-1] == "shadow" or "whole" in key
+        is_whole = key in (SHADOW, COMPENSATION) or "whole" in key
         if list(map(_shape, tensors)) != (shapes if is_whole else [_shape_of(key, s) for s in shapes]):
             return None
-        if not _are_plain(tensors, torch.bool if key == EXISTS else dtype):
+        fixed = {EXISTS: torch.bool, SHADOW: wide, NORM: wide, COMPENSATION: dtype}.get(key)
+        if not _are_plain(tensors, fixed or tensors[0].dtype):
+            return None
+        if fixed is None and tensors[0].dtype not in known:
             return None
     rows, columns = size, np.zeros_like(size)
     if any(rule.kind == "factored_moments" for rule in spec.rules):
@@ -148,7 +179,21 @@ def describe(
     by_factor = {"0": np.where(columns > 0, rows, size), "1": np.where(columns > 0, columns, size)}
     sizes = {key: by_factor[key[2]] if "factors" in key else size for key in streams}
     sizes.update({key: np.ones_like(size) for key in (NORM, EXISTS) if key in streams})
-    return Layout(begins, sizes, rows, columns, names)
+    dtypes = {key: tensors[0].dtype for key, tensors in streams.items()}
+    for rule in spec.rules:  # Averages of rows and of columns are made wide together.
+        if rule.shape == "factors" and len({dtypes[rule.prefix, "factors", place] for place in "01"}) > 1:
+            return None
+    return Layout(begins, sizes, rows, columns, names, dtypes)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype that is computed with."""
+    return torch.float32 if dtype in NARROW else dtype
+
+
+def _is_compensated(param: Tensor, group: dict[str, Any]) -> bool:
+    """Returns whether what rounding keeps back of a group's parameters is written to."""
+    return param.dtype in NARROW and KEYS in group and group["rounding"] == "kahan"
 
 
 def _are_plain(tensors: list[Tensor], dtype: torch.dtype) -> bool:
@@ -165,12 +210,13 @@ def _are_plain(tensors: list[Tensor], dtype: torch.dtype) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _names(kinds: Kinds, use_shadow: bool, dimensions: tuple[int, ...]) -> Names:
+def _names(kinds: Kinds, use_shadow: bool, is_compensated: bool, dimensions: tuple[int, ...]) -> Names:
     """Returns what stands in the states of parameters of so many dimensions, and is needed.
 
     Args:
         kinds: the rules.
         use_shadow: whether there is a shadow.
+        is_compensated: whether there is what rounding keeps back.
         dimensions: the numbers of dimensions.
     """
     names: Names = {}
@@ -184,6 +230,8 @@ def _names(kinds: Kinds, use_shadow: bool, dimensions: tuple[int, ...]) -> Names
     if use_shadow:
         names[SHADOW] = dict.fromkeys(dimensions, "shadow")
         names[EXISTS] = dict.fromkeys(dimensions, "shadow_exists")
+    if is_compensated:
+        names[COMPENSATION] = dict.fromkeys(dimensions, "compensation")
     return names
 
 
@@ -226,22 +274,31 @@ def _run(
 ) -> bool:
     """Takes the step of parameters that all fit and have one dtype; returns whether it did."""
     if not layout.is_apart:
-        width = params[0].element_size()
-        written = sort_written(layout, width)
+        written = sort_written(layout)
         read = layout.begins[GRAD]
-        if written is None or not are_apart(written, read, read + width * layout.sizes[GRAD]):
+        if written is None or not are_apart(written, read, ends_of(layout, GRAD, read)):
             return False
     addresses = layout.addresses
     at, nothing = addresses.streams, addresses.nothing
     kinds = tuple([(rule.kind, rule.prefix) for rule in spec.rules])
+    dtypes = layout.dtypes
     rules = [
-        Rule(kind, *rule.betas, rule.eps, at.get(first, nothing), at.get(second, nothing))
+        Rule(
+            kind,
+            *rule.betas,
+            rule.eps,
+            at.get(first, nothing),
+            at.get(second, nothing),
+            kind_of(dtypes[first]) if first in dtypes else 0,
+            kind_of(dtypes[second]) if second in dtypes else 0,
+        )
         for rule, (kind, first, second) in zip(spec.rules, _moments(kinds), strict=True)
     ]
     is_decoupled = group["weight_decay_mode"] == "decoupled"
     divisor = group.get("weight_decay_divisor") if is_decoupled else None
-    share = None if spec.share is None else spec.share(params[0].dtype)
+    share = None if spec.share is None else spec.share(_wide(params[0].dtype))
     bound = group.get("injection_bound")
+    keys: Tensor | None = group.get(KEYS)
     enough = max(1, addresses.elements // LEAST_SHARE)
     job = Job(
         tensors=len(params),
@@ -274,13 +331,18 @@ def _run(
         least_lr=group.get("min_lr", 0.0),
         most_lr=group.get("max_lr", 0.0),
         injection_bound=-1.0 if bound is None else bound,
+        param_kind=kind_of(dtypes[PARAM]),
+        grad_kind=kind_of(dtypes[GRAD]),
+        rounding=ROUNDINGS.index(group["rounding"]) if KEYS in group else 0,
+        compensations=at.get(COMPENSATION),
+        keys=None if keys is None else keys.data_ptr(),
     )
     try:
         # What torch does not see it must be told, or a graph would be built on what is no more.
         torch.autograd.graph.increment_version(params)
     except RuntimeError:
         return False  # Tensors made in inference mode have no versions.
-    return bool(getattr(found.handle, FUNCTIONS[params[0].dtype])(ctypes.byref(job)) == 0)
+    return bool(getattr(found.handle, FUNCTIONS[_wide(params[0].dtype)])(ctypes.byref(job)) == 0)
 
 
 def _numbers(of: Callable[[Tensor], int], tensors: list[Tensor]) -> Numbers:

@@ -6,10 +6,10 @@
 INLINE double NAME(gather_rows)(
     int64_t rows, int64_t columns, const REAL *restrict params, const REAL *restrict grads,
     REAL *restrict averages, REAL *restrict narrow, const NAME(Signal) *signal, int ahead,
-    const int mode) {
+    int fresh, const int mode) {
     const REAL sign = signal->sign, weight_decay = signal->weight_decay, eps = signal->eps;
     double total = 0;
-    memset(narrow, 0, sizeof(REAL) * (size_t)columns);
+    if (fresh) memset(narrow, 0, sizeof(REAL) * (size_t)columns);
     for (int64_t row = 0; row < rows; row++) {
         const REAL *grad_row = grads + row * columns, *param_row = params + row * columns;
         double sum = 0;
@@ -90,12 +90,13 @@ INLINE double NAME(gather_few)(
     return total;
 }
 
-/* What is known of a block of rows before the step: see `gather_rows`. */
+/* What is known of a block of rows before the step: see `gather_rows`. Sums over columns begin at 0 where
+ * they are `fresh`; those of few columns always do, and are of a whole block. */
 static double NAME(gather)(
     int64_t rows, int64_t columns, const REAL *params, const REAL *grads, REAL *averages, REAL *narrow,
-    const NAME(Signal) *signal, int ahead) {
+    const NAME(Signal) *signal, int ahead, int fresh) {
 #define GATHER(mode)                                                                               \
-    NAME(gather_rows)(rows, columns, params, grads, averages, narrow, signal, ahead, mode)
+    NAME(gather_rows)(rows, columns, params, grads, averages, narrow, signal, ahead, fresh, mode)
     if (signal->mode == L2) return GATHER(L2);
     /* Adapters have few columns: there a known number saves most of the time. */
     switch (columns) {

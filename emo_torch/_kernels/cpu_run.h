@@ -1,62 +1,5 @@
 /* Included by cpu.c, once for each dtype: one step of all tensors, shared among threads. */
 
-/* What the threads share. A tensor of which several have a part is shared; its sums are kept by blocks. */
-typedef struct {
-    const Job *job;
-    const Rule *rule;
-    NAME(Signal) signal, vector_signal; /* the latter filters vectors where the rule has factors */
-    int64_t shares;                     /* into how many the elements are cut: one for each thread */
-    int64_t *starts;                    /* of each tensor, and the end of all */
-    int64_t longest;                    /* the most columns */
-    int64_t *squares_at, *columns_at;   /* where a shared tensor's sums begin, in the next two */
-    double *squares;                    /* of each block */
-    REAL *column_squares;               /* of each block, for each column */
-    double *sums;                       /* over columns, for each share */
-    REAL *means;                        /* of columns: for each share those of a whole tensor, those of the
-                                           shared one that begins there, and room for others */
-    int *keeps;                         /* whether a share's columns of its first and its last tensor, if
-                                           those are shared, are all kept by the filter */
-    REAL *norms;                        /* of gradients, smoothed: the new ones */
-    int blends_before;
-} NAME(Work);
-
-INLINE double *NAME(sums_of)(const NAME(Work) *work, int64_t own) {
-    return work->sums + own * work->longest;
-}
-
-INLINE REAL *NAME(means_of)(const NAME(Work) *work, int64_t own, int which) {
-    return work->means + (own * 3 + which) * work->longest;
-}
-
-static int NAME(has_factors)(const NAME(Work) *work, int64_t tensor) {
-    return work->rule->kind == FACTORS && work->job->columns[tensor] > 0;
-}
-
-static int NAME(needs_norm)(const NAME(Work) *work) {
-    return work->rule->kind == SOFTSIGN || work->rule->kind == REF;
-}
-
-/* The elements of a block of a tensor; where there are no sums, a line of cache or more. */
-INLINE int64_t NAME(unit_of)(const NAME(Work) *work, int64_t tensor) {
-    const int64_t columns = work->job->columns[tensor];
-    if (NAME(has_factors)(work, tensor)) return rows_of_block(columns) * columns;
-    return NAME(needs_norm)(work) ? VECTOR_BLOCK : 64;
-}
-
-INLINE int64_t NAME(blocks_of)(const NAME(Work) *work, int64_t tensor) {
-    const int64_t unit = NAME(unit_of)(work, tensor);
-    return (size_of(work->job, tensor) + unit - 1) / unit;
-}
-
-/* The elements of a tensor that belong to a share. */
-INLINE Share NAME(part_of)(const NAME(Work) *work, int64_t tensor, int64_t own) {
-    int64_t start = work->starts[tensor], size = size_of(work->job, tensor);
-    int64_t unit = NAME(unit_of)(work, tensor);
-    Share share = share_of(work->starts[work->job->tensors], own, work->shares);
-    Share part = {cut(share.begin, start, size, unit), cut(share.end, start, size, unit)};
-    return part;
-}
-
 /* The norm of the gradient of a shared tensor. */
 static REAL NAME(norm_of)(const NAME(Work) *work, int64_t tensor) {
     const double *squares = work->squares + work->squares_at[tensor];
@@ -66,18 +9,16 @@ static REAL NAME(norm_of)(const NAME(Work) *work, int64_t tensor) {
     return (REAL)sqrt(sum);
 }
 
-#define POINTERS(work, tensor, from)                                                               \
-    const Job *job = (work)->job;                                                                  \
-    REAL *params = (REAL *)job->params[tensor] + (from);                                           \
-    REAL *grads = (REAL *)job->grads[tensor] + (from);                                             \
-    REAL *shadows = job->shadows ? (REAL *)job->shadows[tensor] + (from) : NULL;                   \
-    REAL *firsts = (REAL *)(work)->rule->first[tensor];                                            \
-    REAL *seconds = (REAL *)(work)->rule->second[tensor];                                          \
-    const int wakes = shadows != NULL && (work)->signal.ratio > 0;                                 \
-    const int blends = wakes && *job->shadows_exist[tensor] && !(work)->blends_before
+/* Goes through a part of a tensor: at once, or in tiles of whole rows where something is narrow. */
+#define EACH_TILE(work, part, columns, room)                                                       \
+    const int64_t fit = (room) / (columns) > 0 ? (room) / (columns) * (columns) : (columns);       \
+    const int64_t each = (work)->is_narrow ? fit : (part).end - (part).begin;                      \
+    for (int64_t from = (part).begin; from < (part).end; from += each) {                           \
+        const int64_t many = (part).end - from < each ? (part).end - from : each;
+#define END_TILE }
 
 /* The step of a part of a tensor by a learning rate from the norm of its gradient. */
-static void NAME(finish_ref)(const NAME(Work) *work, int64_t tensor, Share part, REAL norm) {
+static void NAME(finish_ref)(const NAME(Work) *work, int64_t tensor, Share part, REAL norm, int64_t own) {
     const Job *job = work->job;
     const REAL before = *(const REAL *)job->norms[tensor], factor = (REAL)job->norm_factor;
     if (!isfinite(norm)) {
@@ -90,11 +31,12 @@ static void NAME(finish_ref)(const NAME(Work) *work, int64_t tensor, Share part,
     if (lr < (REAL)job->least_lr) lr = (REAL)job->least_lr;
     if (lr > (REAL)job->most_lr) lr = (REAL)job->most_lr;
     if (!(work->signal.lr > 0)) lr = 0;
-    int64_t from = part.begin;
-    NAME(step_ref)(part.end - from, (REAL *)job->params[tensor] + from,
-                   (const REAL *)job->grads[tensor] + from, (REAL *)work->rule->first[tensor] + from,
-                   (REAL *)work->rule->second[tensor] + from, &work->signal, lr,
-                   *(const REAL *)job->share, (REAL)job->injection_bound);
+    EACH_TILE(work, part, 1, TILE)
+        NAME(Tile) tile = NAME(open_tile)(work, tensor, from, many, own, NAME(ALL_STREAMS));
+        NAME(step_ref)(many, tile.params, tile.grads, tile.firsts, tile.seconds, &work->signal, lr,
+                       *(const REAL *)job->share, (REAL)job->injection_bound);
+        NAME(close_tile)(work, &tile, tensor, from, many);
+    END_TILE
     /* Written at the end: other threads still read the one before. */
     if (part.begin == 0) work->norms[tensor] = smoothed;
 }
@@ -103,39 +45,63 @@ static void NAME(finish_ref)(const NAME(Work) *work, int64_t tensor, Share part,
 static void NAME(finish)(const NAME(Work) *work, int64_t tensor, Share part, REAL norm,
                          const REAL *means, int keeps, int64_t own) {
     if (work->rule->kind == REF) {
-        NAME(finish_ref)(work, tensor, part, norm);
+        NAME(finish_ref)(work, tensor, part, norm, own);
         return;
     }
     POINTERS(work, tensor, part.begin);
     const REAL length = norm + work->signal.eps;
     int64_t columns = job->columns[tensor], count = part.end - part.begin;
     if (NAME(has_factors)(work, tensor)) {
+        REAL *averages = NAME(rows_of)(work, tensor) + part.begin / columns;
+        const REAL *column_averages = NAME(columns_of)(work, tensor);
         if (!work->signal.keeps_all)
-            for (int64_t row = 0; row < count / columns; row++)
-                keeps &= !signbit(firsts[part.begin / columns + row]);
+            for (int64_t row = 0; row < count / columns; row++) keeps &= !signbit(averages[row]);
         REAL *roots = NAME(means_of)(work, own, 2);
-        for (int64_t column = 0; column < columns; column++) roots[column] = SQRT(seconds[column]);
-        NAME(factor)(count / columns, columns, params, grads, firsts + part.begin / columns, roots,
-                     means, shadows, &work->signal, length, keeps, blends);
+        for (int64_t column = 0; column < columns; column++) roots[column] = SQRT(column_averages[column]);
+        EACH_TILE(work, part, columns, ROOM)
+            NAME(Tile) tile = NAME(open_tile)(work, tensor, from, many, own, NAME(NO_MOMENTS));
+            NAME(factor)(many / columns, columns, tile.params, tile.grads,
+                         averages + (from - part.begin) / columns, roots, means,
+                         shadows ? shadows + (from - part.begin) : NULL, &work->signal, length, keeps, blends);
+            NAME(close_tile)(work, &tile, tensor, from, many);
+        END_TILE
         return;
     }
     const NAME(Signal) *signal = work->rule->kind == FACTORS ? &work->vector_signal : &work->signal;
     int rule = work->rule->kind == FACTORS ? ADAM : (int)work->rule->kind;
-    NAME(step_elements)(count, params, grads, firsts + part.begin, seconds ? seconds + part.begin : NULL,
-                        shadows, signal, length, rule, blends);
+    EACH_TILE(work, part, 1, TILE)
+        NAME(Tile) tile = NAME(open_tile)(work, tensor, from, many, own, NAME(ALL_STREAMS));
+        NAME(step_elements)(many, tile.params, tile.grads, tile.firsts, tile.seconds,
+                            shadows ? shadows + (from - part.begin) : NULL, signal, length, rule, blends);
+        NAME(close_tile)(work, &tile, tensor, from, many);
+    END_TILE
+}
+
+/* The sums of a block of a matrix's rows: see `gather`. */
+static double NAME(gather_block)(const NAME(Work) *work, int64_t tensor, Share block, REAL *averages,
+                                 REAL *narrow, int ahead, int64_t own) {
+    const int64_t columns = work->job->columns[tensor];
+    const int needed = work->signal.mode == L2 ? NAME(NO_MOMENTS) : NAME(GRADIENTS);
+    double squares = 0;
+    EACH_TILE(work, block, columns, ROOM)
+        const NAME(Tile) tile = NAME(open_tile)(work, tensor, from, many, own, needed);
+        squares += NAME(gather)(many / columns, columns, tile.params, tile.grads,
+                                averages + (from - block.begin) / columns, narrow, &work->signal,
+                                ahead && !work->is_narrow, from == block.begin);
+    END_TILE
+    return squares;
 }
 
 /* The sums of a matrix, or of the part of one: by blocks where it is shared, else all of them, and the
  * columns' means with them. Returns the sum of squares of what is whole. */
 static double NAME(begin_matrix)(const NAME(Work) *work, int64_t tensor, Share part, int64_t own,
                                  int *keeps) {
-    POINTERS(work, tensor, part.begin);
+    const Job *job = work->job;
     const int64_t columns = job->columns[tensor], rows = (part.end - part.begin) / columns;
     const int64_t unit = rows_of_block(columns), first_row = part.begin / columns;
     const int is_whole = part.end - part.begin == size_of(job, tensor), ahead = rows * columns <= CACHED;
-    REAL *narrow = NAME(means_of)(work, own, 2);
+    REAL *narrow = NAME(means_of)(work, own, 2), *averages = NAME(rows_of)(work, tensor) + first_row;
     double *sums = NAME(sums_of)(work, own), *block_squares = NULL, squares = 0;
-    (void)shadows, (void)blends;
     if (is_whole) {
         memset(sums, 0, sizeof(double) * (size_t)columns);
     } else {
@@ -144,8 +110,9 @@ static double NAME(begin_matrix)(const NAME(Work) *work, int64_t tensor, Share p
     }
     for (int64_t row = 0; row < rows; row += unit) {
         const int64_t many = rows - row < unit ? rows - row : unit;
-        const double square = NAME(gather)(many, columns, params + row * columns, grads + row * columns,
-                                           firsts + first_row + row, narrow, &work->signal, ahead);
+        const Share block = {part.begin + row * columns, part.begin + (row + many) * columns};
+        const double square =
+            NAME(gather_block)(work, tensor, block, averages + row, narrow, ahead, own);
         if (is_whole) {
             for (int64_t column = 0; column < columns; column++) sums[column] += narrow[column];
             squares += square;
@@ -155,8 +122,8 @@ static double NAME(begin_matrix)(const NAME(Work) *work, int64_t tensor, Share p
         }
     }
     if (is_whole)
-        *keeps = NAME(settle_columns)(rows, columns, sums, NAME(means_of)(work, own, 0), seconds,
-                                      &work->signal);
+        *keeps = NAME(settle_columns)(rows, columns, sums, NAME(means_of)(work, own, 0),
+                                      NAME(columns_of)(work, tensor), &work->signal);
     return squares;
 }
 
@@ -165,9 +132,10 @@ static void NAME(begin)(const NAME(Work) *work, int64_t tensor, Share part, int6
     POINTERS(work, tensor, part.begin);
     const int64_t count = part.end - part.begin;
     const int is_whole = count == size_of(job, tensor);
-    if (wakes && !*job->shadows_exist[tensor]) memcpy(shadows, params, sizeof(REAL) * (size_t)count);
-    else if (wakes && work->blends_before) NAME(blend)(count, params, shadows, &work->signal);
-    (void)blends, (void)firsts, (void)seconds;
+    if (wakes && !*job->shadows_exist[tensor]) NAME(copy_to_shadows)(work, tensor, part, shadows);
+    else if (wakes && work->blends_before) /* Never with narrow parameters: see job.py. */
+        NAME(blend)(count, (REAL *)job->params[tensor] + part.begin, shadows, &work->signal);
+    (void)blends;
     double squares = 0;
     int keeps = 1;
     if (NAME(has_factors)(work, tensor)) {
@@ -176,7 +144,10 @@ static void NAME(begin)(const NAME(Work) *work, int64_t tensor, Share part, int6
         double *kept = is_whole ? NULL : work->squares + work->squares_at[tensor] + part.begin / VECTOR_BLOCK;
         for (int64_t block = 0; block < count; block += VECTOR_BLOCK) {
             const int64_t many = count - block < VECTOR_BLOCK ? count - block : VECTOR_BLOCK;
-            const double square = NAME(sum_of_squares)(many, grads + block, params + block, &work->signal);
+            const int needed = work->signal.mode == L2 ? NAME(NO_MOMENTS) : NAME(GRADIENTS);
+            const NAME(Tile) tile =
+                NAME(open_tile)(work, tensor, part.begin + block, many, own, needed);
+            const double square = NAME(sum_of_squares)(many, tile.grads, tile.params, &work->signal);
             if (is_whole) squares += square;
             else *kept++ = square;
         }
@@ -213,7 +184,7 @@ static void NAME(join)(const NAME(Work) *work, int64_t tensor, int64_t own) {
         for (int64_t column = 0; column < many; column++) sums[column] += narrow[column];
     work->keeps[2 * own + (own == owner)] =
         NAME(settle_columns)(work->job->rows[tensor], many, sums, NAME(means_of)(work, owner, 1) + first,
-                             (REAL *)work->rule->second[tensor] + first, &work->signal);
+                             NAME(columns_of)(work, tensor) + first, &work->signal);
 }
 
 /* The step of a part of a shared tensor, once its columns are joined. */
@@ -334,6 +305,9 @@ int NAME(emo_step)(const Job *job) {
         if (job->columns[tensor] > work.longest) work.longest = job->columns[tensor];
     if (rule->kind != FACTORS) work.longest = 1;
     work.shares = job->threads;
+    work.is_narrow = job->param_kind != WIDE || job->grad_kind != WIDE || rule->first_kind != WIDE ||
+                     rule->second_kind != WIDE;
+    work.tile_room = work.is_narrow ? (work.longest > ROOM ? work.longest : ROOM) : 0;
     const size_t shares = (size_t)job->threads, tensors = (size_t)job->tensors;
     size_t squares = 0, column_squares = 0;
     work.starts = malloc(sizeof(int64_t) * (tensors + 1));
@@ -343,7 +317,8 @@ int NAME(emo_step)(const Job *job) {
     work.means = malloc(sizeof(REAL) * shares * 3 * (size_t)work.longest);
     work.keeps = calloc(2 * shares, sizeof(int));
     work.norms = calloc(tensors + 1, sizeof(REAL));
-    int fails = !work.starts || !work.squares_at || !work.columns_at || !work.sums || !work.means ||
+    work.room = malloc(sizeof(REAL) * (shares * 4 * (size_t)work.tile_room + 1));
+    int fails = !work.room || !work.starts || !work.squares_at || !work.columns_at || !work.sums || !work.means ||
                 !work.keeps || !work.norms;
     if (!fails) {
         int64_t end = work.starts[0] = 0;
@@ -352,10 +327,11 @@ int NAME(emo_step)(const Job *job) {
         NAME(find_shared)(&work, &squares, &column_squares);
         work.squares = malloc(sizeof(double) * (squares + 1));
         work.column_squares = malloc(sizeof(REAL) * (column_squares + 1));
-        fails = !work.squares || !work.column_squares;
+        fails = !work.squares || !work.column_squares || !NAME(open_averages)(&work);
     }
     if (!fails) {
         NAME(run)(&work);
+        NAME(close_averages)(&work);
         if (job->shadows != NULL && signal->ratio > 0)
             for (int64_t tensor = 0; tensor < job->tensors; tensor++) *job->shadows_exist[tensor] = 1;
         if (rule->kind == REF)
@@ -363,9 +339,12 @@ int NAME(emo_step)(const Job *job) {
                 *(REAL *)job->norms[tensor] = work.norms[tensor];
     }
     void *rooms[] = {work.starts, work.squares_at, work.columns_at,     work.sums, work.means,
-                     work.keeps,  work.norms,      work.column_squares, work.squares};
+                     work.keeps,  work.norms,      work.column_squares, work.squares,
+                     work.room,   work.averages,   work.averages_at};
     for (size_t room = 0; room < sizeof(rooms) / sizeof(*rooms); room++) free(rooms[room]);
     return fails;
 }
 
 #undef POINTERS
+#undef EACH_TILE
+#undef END_TILE

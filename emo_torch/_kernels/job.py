@@ -13,10 +13,19 @@ from emo_torch._kernels.loader import load_library
 
 logger = logging.getLogger("emo_torch")
 
-JOB_VERSION = 1
+JOB_VERSION = 2
 """Counts the changes of `Job`: a library whose `JOB_VERSION` is another one is not used."""
 FUNCTIONS = {torch.float32: "emo_step_float", torch.float64: "emo_step_double"}
-"""The function that takes a job, by the dtype of the parameters."""
+"""The function that takes a job, by the dtype of the computation."""
+NARROW = (torch.bfloat16, torch.float16)
+"""The dtypes of which compiled code makes float32 copies, in the order of the `enum` in cpu.c."""
+DTYPES = (*FUNCTIONS, *NARROW)
+"""The dtypes of the parameters that compiled code can step."""
+
+
+def kind_of(dtype: torch.dtype) -> int:
+    """Returns how compiled code calls a dtype: 0 for the dtype of the computation."""
+    return NARROW.index(dtype) + 1 if dtype in NARROW else 0
 
 
 class Rule(ctypes.Structure):
@@ -29,6 +38,8 @@ class Rule(ctypes.Structure):
         ("eps", ctypes.c_double),
         ("first", ctypes.c_void_p),
         ("second", ctypes.c_void_p),
+        ("first_kind", ctypes.c_int64),
+        ("second_kind", ctypes.c_int64),
     )
 
 
@@ -65,6 +76,11 @@ class Job(ctypes.Structure):
         ("least_lr", ctypes.c_double),
         ("most_lr", ctypes.c_double),
         ("injection_bound", ctypes.c_double),
+        ("param_kind", ctypes.c_int64),
+        ("grad_kind", ctypes.c_int64),
+        ("rounding", ctypes.c_int64),
+        ("compensations", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
     )
 
 

@@ -62,7 +62,8 @@ def test_a_model_cast_between_steps_steps_as_in_the_readable_way(name: str, cast
 
     for step in range(8):
         if step == after:
-            # From here on to the last bit: no way but the readable one can take these.
+            # From here on to the last bit where no way but the readable one can take these: compiled code
+            # takes float16 weights with float32 moments.
             for ours, theirs in zip(*map(values, models, optimizers), strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
                 ours.copy_(theirs)
@@ -74,7 +75,8 @@ def test_a_model_cast_between_steps_steps_as_in_the_readable_way(name: str, cast
                 param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
             optimizer.step(loss=[1.0, 2.0, 1.5][step % 3])
     for ours, theirs in zip(*map(values, models, optimizers), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0.0, atol=0.0)
+        bound = 2e-6 if cast == "half" else 0.0
+        torch.testing.assert_close(ours, theirs, rtol=bound, atol=bound)
 
 
 @needs_compiler

@@ -39,6 +39,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from emo_torch._kernels.find import (
@@ -56,6 +57,7 @@ Key = tuple[str, ...]
 Streams = dict[Key, list[Tensor]]
 Places = dict[Key, Numbers]
 PARAM, GRAD, SHADOW, EXISTS, NORM = ("param",), ("grad",), ("shadow",), ("exists",), ("norm",)
+COMPENSATION = ("compensation",)
 # What a tensor is called in a state, by the number of dimensions of the parameter.
 Names = dict[Key, dict[int, str]]
 
@@ -91,6 +93,7 @@ class Layout:
         rows: how many rows each parameter has as a matrix; its elements where it is none.
         columns: how many columns; 0 where it is none.
         names: what was looked at in the states.
+        dtypes: the dtype of the tensors.
         is_apart: whether it is known that nothing overlaps with what is written to.
     """
 
@@ -99,6 +102,7 @@ class Layout:
     rows: Numbers
     columns: Numbers
     names: Names
+    dtypes: dict[Key, torch.dtype]
     is_apart: bool = False
 
     @functools.cached_property
@@ -149,7 +153,6 @@ class Plan(NamedTuple):
     finder: Finder
     addresses: TensorAddresses
     written: Written
-    width: int
     layout: Layout
 
 
@@ -171,13 +174,12 @@ def make_plan(
     every = [*params, *(state[name] for each in pairs for state, name in each), *grads]
     found = finder.find(every)
     order = (PARAM, *layout.names, GRAD)
-    width = params[0].element_size()
     if found is None or not np.array_equal(found[0], np.concatenate([layout.begins[key] for key in order])):
         return None
     # Parts of what was found, which is kept up to date.
     begins = dict(zip(order, np.split(found[0], len(order)), strict=True))
     layout = dataclasses.replace(layout, begins=begins, is_apart=True)
-    written = sort_written(layout, width)
+    written = sort_written(layout)
     if written is None:
         return None
     return Plan(
@@ -187,7 +189,6 @@ def make_plan(
         finder=finder,
         addresses=TensorAddresses(group["params"], params, names, prefetch_addresses(every), found),
         written=written,
-        width=width,
         layout=layout,
     )
 
@@ -212,7 +213,7 @@ def revalidate(plan: Plan, group: dict[str, Any]) -> GroupTensors | None:
             return None
         if not np.array_equal(found[0, :fixed], before[0, :fixed]):
             return None
-        if not are_apart(plan.written, begins, begins + plan.width * plan.layout.sizes[GRAD]):
+        if not are_apart(plan.written, begins, ends_of(plan.layout, GRAD, begins)):
             return None
         before[0, fixed:] = begins
     known.layout = plan.layout
@@ -223,6 +224,7 @@ def are_alike(one: Layout, other: Layout) -> bool:
     """Returns whether two layouts are the same, but for where gradients lie."""
     return (
         one.names == other.names
+        and one.dtypes == other.dtypes
         and one.begins.keys() == other.begins.keys()
         and all(np.array_equal(one.begins[key], other.begins[key]) for key in one.begins if key != GRAD)
         and np.array_equal(one.rows, other.rows)
@@ -230,16 +232,16 @@ def are_alike(one: Layout, other: Layout) -> bool:
     )
 
 
-def sort_written(layout: Layout, width: int) -> Written | None:
-    """Returns where that lies which is written to; `None` if any two overlap.
+def ends_of(layout: Layout, key: Key, begins: Numbers) -> Numbers:
+    """Returns where the tensors of a stream end, in bytes."""
+    return begins + layout.dtypes[key].itemsize * layout.sizes[key]
 
-    Args:
-        layout: what was seen.
-        width: the bytes of an element.
-    """
+
+def sort_written(layout: Layout) -> Written | None:
+    """Returns where that lies which is written to; `None` if any two overlap."""
     keys = [key for key in layout.begins if key not in (GRAD, EXISTS)]
     begins = np.concatenate([layout.begins[key] for key in keys])
-    ends = begins + width * np.concatenate([layout.sizes[key] for key in keys])
+    ends = np.concatenate([ends_of(layout, key, layout.begins[key]) for key in keys])
     return _sorted(begins, ends)
 
 

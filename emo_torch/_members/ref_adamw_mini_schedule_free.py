@@ -236,6 +236,6 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         *,
         feeling: DivergenceState,
         group: Group,
-    ) -> None:
+    ) -> list[int]:
         """Moves those parameters of a group that have a gradient."""
-        WAYS.step(params, grads, states, divergence=feeling, group=group)
+        return WAYS.step(params, grads, states, divergence=feeling, group=group)

@@ -130,9 +130,9 @@ class EmoOptimizer(LossOptimizer):
         *,
         feeling: Feeling,
         group: Group,
-    ) -> None:
+    ) -> list[int]:
         """Moves those parameters of a group that have a gradient."""
-        WAYS.step(params, grads, states, recipe=self.recipe, feeling=feeling, group=group)
+        return WAYS.step(params, grads, states, recipe=self.recipe, feeling=feeling, group=group)
 
     def emotion_tensors(self) -> State:
         """Returns the tensors that the emotion lives in, by their names; not copies."""

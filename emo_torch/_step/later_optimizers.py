@@ -214,10 +214,10 @@ class PulseOptimizer(LossOptimizer):
         *,
         feeling: Feeling,
         group: Group,
-    ) -> None:
+    ) -> list[int]:
         """Moves those parameters of a group that have a gradient."""
         feeling = feeling._replace(rate=self.rate_of(group))
-        WAYS.step(params, grads, states, recipe=self.recipe, feeling=feeling, group=group)
+        return WAYS.step(params, grads, states, recipe=self.recipe, feeling=feeling, group=group)
 
     def named_memory(self) -> State:
         """Returns the tensors of the memory by the names that the bridge to `emo_optax` gives them."""

@@ -23,6 +23,7 @@ from emo_torch._checks.validation import (
     check_scheduled_rate,
 )
 from emo_torch._kernels import cuda, library
+from emo_torch._kernels.cpu import KEYS
 from emo_torch._kernels.memory import StepMemory
 from emo_torch._kernels.plan import GroupTensors, Params
 from emo_torch._pieces.accumulation import CollectedLosses
@@ -31,7 +32,7 @@ from emo_torch._pieces.replicas import LossGroup, Replicas
 from emo_torch._rules.recipe import Group, State
 from emo_torch._step.loss_collector import LossCollector
 from emo_torch._step.loss_memory import LossMemory, check_saved_memory
-from emo_torch._step.rounded import round_into_params
+from emo_torch._step.rounded import keys_of, step_copies
 from emo_torch._step.state_keeper import StateKeeper
 
 
@@ -113,8 +114,12 @@ class LossOptimizer(LossCollector, StateKeeper):
         *,
         feeling: Any,
         group: Group,
-    ) -> None:
-        """Moves those parameters of a group that have a gradient."""
+    ) -> list[int]:
+        """Moves those parameters of a group that have a gradient.
+
+        Returns:
+            The indices of those that were not moved; see `Ways.step`.
+        """
         raise NotImplementedError
 
     # The step.
@@ -270,27 +275,25 @@ class LossOptimizer(LossCollector, StateKeeper):
         before = 0
         for index, group in enumerate(self.param_groups):
             params, grads, states = seen[index] or self._collect(group)
-            if params and group.get("rounding", "nearest") == "nearest":
+            if params:
+                keys, options = None, group
+                if group.get("rounding", "nearest") != "nearest":
+                    keys = keys_of(params, group, before=before, steps=self.step_count())
+                    options = {**group, KEYS: keys}
                 layout = None
                 if isinstance(params, Params):  # These come from a plan.
                     layout = params.layout
                 elif is_eager:
                     params = self._step_memory.params(index, params)
-                self.step_tensors(params, grads, states, feeling=feeling, group=group)
+                rest = self.step_tensors(params, grads, states, feeling=feeling, group=options)
                 # A step by a plan has nothing new to remember.
                 if is_eager and not (isinstance(params, Params) and params.layout is layout is not None):
                     tensors = GroupTensors(params, grads, states)
                     self._step_memory.remember(index, group, self.state, tensors)
-            elif params:
-                # Low-precision parameters are stepped as float32 copies; others are stepped directly.
-                weights = [param.to(wide_dtype(param)) for param in params]
-                wide = [grad.to(weight.dtype) for grad, weight in zip(grads, weights, strict=True)]
-                if is_eager:
-                    weights = self._step_memory.params(index, weights)
-                self.step_tensors(weights, wide, states, feeling=feeling, group=group)
-                round_into_params(
-                    params, weights, states, group=group, before=before, steps=self.step_count()
-                )
+                if rest:
+                    keys = keys if keys is None or len(rest) == len(params) else keys[rest]
+                    tensors = GroupTensors(*([each[i] for i in rest] for each in (params, grads, states)))
+                    step_copies(self.step_tensors, tensors, feeling=feeling, group=group, keys=keys)
             before += len(group["params"])
 
     # Where the memory lives.

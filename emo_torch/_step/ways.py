@@ -16,6 +16,7 @@ from torch.optim.optimizer import _default_to_fused_or_foreach
 from emo_torch._checks.validation import has_duplicates
 from emo_torch._kernels import Signal, cuda, library
 from emo_torch._kernels.blocked import step as step_blocked
+from emo_torch._kernels.cpu import KEYS
 from emo_torch._kernels.cpu import step as step_fused
 from emo_torch._kernels.describe import describe
 from emo_torch._pieces.emotion import wide_dtype
@@ -73,17 +74,25 @@ class Ways(NamedTuple):
 
     def step(
         self, params: list[Tensor], grads: list[Tensor], states: list[State], *, group: Group, **given: Any
-    ) -> None:
-        """Takes the step, in the fastest way that fits the tensors where the group names none."""
+    ) -> list[int]:
+        """Takes the step, in the fastest way that fits the tensors where the group names none.
+
+        Returns:
+            The indices of the tensors that were not stepped: there are some only where the group holds keys
+            for rounding, which compiled code alone can read.
+        """
+        rest = list(range(len(params)))
         if use_fused(params, group):
             rest = self.fused(params, grads, states, group=group, **given)
-            if not rest:
-                return
+        if not rest or KEYS in group:
+            return rest
+        if len(rest) < len(params):
             params = [params[index] for index in rest]
             grads = [grads[index] for index in rest]
             states = [states[index] for index in rest]
         way = self.multi if use_foreach(params, group) else self.single
         way(params, grads, states, group=group, **given)
+        return []
 
 
 # What the ways read.
@@ -378,6 +387,8 @@ def fused(
     if recipe.first is not None:
         what = what._replace(chosen_first=recipe.first.choose(feeling.scalar).to(device))
     signal = functools.partial(signal_of, feeling, group, needs_tensors=True)
+    if device.type in cuda.DEVICES and KEYS in group:
+        return list(range(len(params)))
     if device.type in cuda.DEVICES:
         return cuda.step(params, grads, states, what, signal_of=signal, group=group)
     take = step_blocked if library() is None else step_fused

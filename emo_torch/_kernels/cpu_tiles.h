@@ -1,0 +1,206 @@
+/* Included by cpu.c, once for each dtype: what the threads share, and parts of tensors as the rules see them. */
+
+/* What the threads share. A tensor of which several have a part is shared; its sums are kept by blocks. */
+typedef struct {
+    const Job *job;
+    const Rule *rule;
+    NAME(Signal) signal, vector_signal; /* the latter filters vectors where the rule has factors */
+    int64_t shares;                     /* into how many the elements are cut: one for each thread */
+    int64_t *starts;                    /* of each tensor, and the end of all */
+    int64_t longest;                    /* the most columns */
+    int64_t *squares_at, *columns_at;   /* where a shared tensor's sums begin, in the next two */
+    double *squares;                    /* of each block */
+    REAL *column_squares;               /* of each block, for each column */
+    double *sums;                       /* over columns, for each share */
+    REAL *means;                        /* of columns: for each share those of a whole tensor, those of the
+                                           shared one that begins there, and room for others */
+    int *keeps;                         /* whether a share's columns of its first and its last tensor, if
+                                           those are shared, are all kept by the filter */
+    REAL *norms;                        /* of gradients, smoothed: the new ones */
+    int blends_before;
+    int is_narrow;                      /* whether anything is kept in less than REAL */
+    REAL *room;                         /* for each share: four tiles */
+    int64_t tile_room;                  /* elements of one of those */
+    REAL *averages;                     /* of all rows and columns, where those are narrow, in REAL */
+    int64_t *averages_at;               /* of each tensor: rows, then columns */
+} NAME(Work);
+
+INLINE double *NAME(sums_of)(const NAME(Work) *work, int64_t own) {
+    return work->sums + own * work->longest;
+}
+
+INLINE REAL *NAME(means_of)(const NAME(Work) *work, int64_t own, int which) {
+    return work->means + (own * 3 + which) * work->longest;
+}
+
+static int NAME(has_factors)(const NAME(Work) *work, int64_t tensor) {
+    return work->rule->kind == FACTORS && work->job->columns[tensor] > 0;
+}
+
+static int NAME(needs_norm)(const NAME(Work) *work) {
+    return work->rule->kind == SOFTSIGN || work->rule->kind == REF;
+}
+
+/* The elements of a block of a tensor; where there are no sums, a line of cache or more. */
+INLINE int64_t NAME(unit_of)(const NAME(Work) *work, int64_t tensor) {
+    const int64_t columns = work->job->columns[tensor];
+    if (NAME(has_factors)(work, tensor)) return rows_of_block(columns) * columns;
+    return NAME(needs_norm)(work) ? VECTOR_BLOCK : UNIT;
+}
+
+INLINE int64_t NAME(blocks_of)(const NAME(Work) *work, int64_t tensor) {
+    const int64_t unit = NAME(unit_of)(work, tensor);
+    return (size_of(work->job, tensor) + unit - 1) / unit;
+}
+
+/* The elements of a tensor that belong to a share. */
+INLINE Share NAME(part_of)(const NAME(Work) *work, int64_t tensor, int64_t own) {
+    int64_t start = work->starts[tensor], size = size_of(work->job, tensor);
+    int64_t unit = NAME(unit_of)(work, tensor);
+    Share share = share_of(work->starts[work->job->tensors], own, work->shares);
+    Share part = {cut(share.begin, start, size, unit), cut(share.end, start, size, unit)};
+    return part;
+}
+
+/* Some elements of a tensor in REAL: in place where they are kept so, else as copies in the room of a share. */
+typedef struct {
+    REAL *params;
+    const REAL *grads;
+    REAL *firsts, *seconds;
+} NAME(Tile);
+
+/* Which streams of a tile are needed. */
+enum { NAME(ALL_STREAMS) = 15, NAME(NO_MOMENTS) = 3, NAME(GRADIENTS) = 2 };
+
+#if MAY_BE_NARROW
+INLINE void *NAME(place_of)(void *const *tensors, int64_t tensor, int64_t from, int64_t kind) {
+    return (char *)tensors[tensor] + from * (kind == WIDE ? (int64_t)sizeof(REAL) : 2);
+}
+
+INLINE REAL *NAME(open_stream)(void *const *tensors, int64_t tensor, int64_t from, int64_t count, int64_t kind,
+                               REAL *room) {
+    void *kept = NAME(place_of)(tensors, tensor, from, kind);
+    if (kind == WIDE) return kept;
+    widen(count, room, kept, kind);
+    return room;
+}
+#endif
+
+static NAME(Tile) NAME(open_tile)(const NAME(Work) *work, int64_t tensor, int64_t from, int64_t count,
+                                  int64_t own, int needed) {
+    const Job *job = work->job;
+    const Rule *rule = work->rule;
+    NAME(Tile) tile = {NULL, NULL, NULL, NULL};
+#if MAY_BE_NARROW
+    if (work->is_narrow) {
+        REAL *room = work->room + own * 4 * work->tile_room;
+        const int64_t each = work->tile_room;
+        if (needed & 1) tile.params = NAME(open_stream)(job->params, tensor, from, count, job->param_kind, room);
+        if (needed & 2)
+            tile.grads = NAME(open_stream)(job->grads, tensor, from, count, job->grad_kind, room + each);
+        if (needed & 4 && rule->first[tensor])
+            tile.firsts =
+                NAME(open_stream)(rule->first, tensor, from, count, rule->first_kind, room + 2 * each);
+        if (needed & 8 && rule->second[tensor])
+            tile.seconds =
+                NAME(open_stream)(rule->second, tensor, from, count, rule->second_kind, room + 3 * each);
+        return tile;
+    }
+#endif
+    (void)count, (void)own, (void)needed;
+    tile.params = (REAL *)job->params[tensor] + from;
+    tile.grads = (const REAL *)job->grads[tensor] + from;
+    tile.firsts = (REAL *)rule->first[tensor] + from;
+    if (rule->second[tensor]) tile.seconds = (REAL *)rule->second[tensor] + from;
+    return tile;
+}
+
+/* Puts back into narrow streams what a step has made of their copies. */
+static void NAME(close_tile)(const NAME(Work) *work, const NAME(Tile) *tile, int64_t tensor, int64_t from,
+                             int64_t count) {
+#if MAY_BE_NARROW
+    const Job *job = work->job;
+    const Rule *rule = work->rule;
+    if (!work->is_narrow) return;
+    if (job->param_kind != WIDE) {
+        uint16_t *compensations =
+            job->rounding == KAHAN ? (uint16_t *)job->compensations[tensor] + from : NULL;
+        const uint32_t place =
+            job->rounding == STOCHASTIC ? (uint32_t)job->keys[tensor] + (uint32_t)from : 0;
+        round_into(count, (uint16_t *)job->params[tensor] + from, tile->params, compensations, place,
+                   job->rounding, job->param_kind);
+    }
+    if (tile->firsts && rule->first_kind != WIDE)
+        narrow(count, (uint16_t *)rule->first[tensor] + from, tile->firsts, 0, rule->first_kind);
+    if (tile->seconds && rule->second_kind != WIDE)
+        narrow(count, (uint16_t *)rule->second[tensor] + from, tile->seconds, 1, rule->second_kind);
+#endif
+    (void)work, (void)tile, (void)tensor, (void)from, (void)count;
+}
+
+/* The first copy of parameters to their shadows. */
+static void NAME(copy_to_shadows)(const NAME(Work) *work, int64_t tensor, Share part, REAL *shadows) {
+    const int64_t count = part.end - part.begin;
+#if MAY_BE_NARROW
+    if (work->job->param_kind != WIDE) {
+        widen(count, shadows, (uint16_t *)work->job->params[tensor] + part.begin, work->job->param_kind);
+        return;
+    }
+#endif
+    memcpy(shadows, (REAL *)work->job->params[tensor] + part.begin, sizeof(REAL) * (size_t)count);
+}
+
+/* The averages of a matrix's rows, and of its columns, in REAL. */
+INLINE REAL *NAME(rows_of)(const NAME(Work) *work, int64_t tensor) {
+    return work->averages ? work->averages + work->averages_at[tensor] : (REAL *)work->rule->first[tensor];
+}
+
+INLINE REAL *NAME(columns_of)(const NAME(Work) *work, int64_t tensor) {
+    return work->averages ? work->averages + work->averages_at[tensor] + work->job->rows[tensor]
+                          : (REAL *)work->rule->second[tensor];
+}
+
+/* Makes room for narrow averages of rows and columns, and copies them there; returns whether that was possible. */
+static int NAME(open_averages)(NAME(Work) *work) {
+#if MAY_BE_NARROW
+    const Job *job = work->job;
+    const Rule *rule = work->rule;
+    if (rule->kind != FACTORS || (rule->first_kind == WIDE && rule->second_kind == WIDE)) return 1;
+    int64_t end = 0;
+    work->averages_at = malloc(sizeof(int64_t) * (size_t)(job->tensors + 1));
+    if (!work->averages_at) return 0;
+    for (int64_t tensor = 0; tensor < job->tensors; tensor++) {
+        work->averages_at[tensor] = end;
+        if (NAME(has_factors)(work, tensor)) end += job->rows[tensor] + job->columns[tensor];
+    }
+    work->averages = malloc(sizeof(REAL) * (size_t)(end + 1));
+    if (!work->averages) return 0;
+    for (int64_t tensor = 0; tensor < job->tensors; tensor++) {
+        if (!NAME(has_factors)(work, tensor)) continue;
+        widen(job->rows[tensor], NAME(rows_of)(work, tensor), rule->first[tensor], rule->first_kind);
+        widen(job->columns[tensor], NAME(columns_of)(work, tensor), rule->second[tensor], rule->second_kind);
+    }
+#endif
+    (void)work;
+    return 1;
+}
+
+static void NAME(close_averages)(const NAME(Work) *work) {
+#if MAY_BE_NARROW
+    const Job *job = work->job;
+    const Rule *rule = work->rule;
+    for (int64_t tensor = 0; work->averages && tensor < job->tensors; tensor++) {
+        if (!NAME(has_factors)(work, tensor)) continue;
+        narrow(job->rows[tensor], rule->first[tensor], NAME(rows_of)(work, tensor), 0, rule->first_kind);
+        narrow(job->columns[tensor], rule->second[tensor], NAME(columns_of)(work, tensor), 0,
+               rule->second_kind);
+    }
+#endif
+    (void)work;
+}
+
+#define POINTERS(work, tensor, from)                                                               \
+    const Job *job = (work)->job;                                                                  \
+    REAL *shadows = job->shadows ? (REAL *)job->shadows[tensor] + (from) : NULL;                   \
+    const int wakes = shadows != NULL && (work)->signal.ratio > 0;                                 \
+    const int blends = wakes && *job->shadows_exist[tensor] && !(work)->blends_before
