@@ -1,5 +1,9 @@
 """For the tests of what brings losses: an optimizer that writes down what it was given."""
 
+import functools
+import re
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +17,7 @@ COMPILED_MEMBERS = tuple(
     name for name in emo_torch.list_optimizers() if MEMBERS[name].make.recipe.rules[0].kernel is not None
 )
 """The names of the members that compiled code can step."""
+PAGES = Path(__file__).parents[1] / "docs" / "trainers"
 
 
 class Listening(emo_torch.EmoSens):
@@ -60,3 +65,43 @@ def same_state(ours: Any, theirs: Any) -> bool:
     if isinstance(ours, list | tuple):
         return len(ours) == len(theirs) and all(map(same_state, ours, theirs))
     return bool(ours == theirs)
+
+
+def run_page(page: str, /, **names: Any) -> dict[str, Any]:
+    """Runs the Python code of a page of `docs/trainers` as pasted, and returns all names.
+
+    Args:
+        page: the name of the page.
+        **names: what the page leaves to its reader.
+    """
+    text = (PAGES / f"{page}.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert blocks
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The advice of a trainer.
+        for number, block in enumerate(blocks):
+            exec(compile(block, f"{page}.md, block {number}", "exec"), names)
+    return names
+
+
+def import_trainer(module: str) -> Any:
+    """Imports a library, or skips the test and says which package is not installed.
+
+    A build of torchvision for CUDA beside a build of PyTorch for the CPU cannot load its operators, and its
+    import fails where it describes two of them. No test calls them: here they get a name without code.
+    """
+    import pytest
+
+    _name_operators()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip(module, reason=f"{module} is not installed: pip install -e .[trainers]")
+
+
+@functools.cache
+def _name_operators() -> torch.library.Library:
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library

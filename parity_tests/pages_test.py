@@ -75,6 +75,7 @@ TABLES = {
     "behaviour_changes.md": 40,
     "integrations.md": 30,
     "integrations_jax.md": 50,
+    "integrations_libraries.md": 25,
     "integrations_torch_distributed.md": 20,
     "integrations_torch_trainers.md": 30,
 }

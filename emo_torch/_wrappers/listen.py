@@ -17,7 +17,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from emo_torch._checks.errors import LOSS_MISSING, LossMissingError
 from emo_torch._step.loss_optimizer import LossOptimizer
-from emo_torch._wrappers.reach import Gradients, Reach, has_no_gradients, roots_of
+from emo_torch._wrappers.reach import Gradients, Reach, has_no_gradients, identities, roots_of
 from emo_torch._wrappers.wrappers import loss_optimizers, unwrap
 
 _lock = threading.RLock()
@@ -31,7 +31,9 @@ _made_after: weakref.WeakKeyDictionary[LossOptimizer, int] = weakref.WeakKeyDict
 _passes = 0
 _threads: set[int] = set()
 """The threads that have made a backward pass since the first listener began."""
-_OF_BACKWARD, _OF_GRAD = inspect.signature(torch.autograd.backward), inspect.signature(torch.autograd.grad)
+# In this form cheaper than `Signature.bind`.
+_OF_BACKWARD = tuple(inspect.signature(torch.autograd.backward).parameters)
+_OF_GRAD = tuple(inspect.signature(torch.autograd.grad).parameters)
 
 
 class _Listener:
@@ -214,9 +216,9 @@ def _listening() -> dict[LossOptimizer, Any]:
 def _backward(original: Any, *args: Any, **kwargs: Any) -> Any:
     global _passes
     scalers = {} if _is_inside() else _listening()
-    if not scalers:
+    given = {**dict(zip(_OF_BACKWARD, args, strict=False)), **kwargs}
+    if not scalers or "tensors" not in given:
         return original(*args, **kwargs)
-    given = _OF_BACKWARD.bind(*args, **kwargs).arguments
     roots, others = roots_of(given)
     optimizers, inputs = list(scalers), given.get("inputs")
     with _lock:
@@ -234,19 +236,21 @@ def _backward(original: Any, *args: Any, **kwargs: Any) -> Any:
         gradients = Gradients(unseen if len(_threads) == 1 else ())
         emptied = {each for each in gradients.optimizers | found if _is_emptied(each)}
     functions = [root.grad_fn for root, _ in roots]
-    before = {each: _sums(each) for each in found}
+    before = [(each, *_sums(each)) for each in found]
     for (root, weight), those in zip(roots, reached, strict=True):
+        values: Values = {}
         for optimizer in those:
             if optimizer in emptied:  # As after `model.zero_grad()`: the gradients of those roots are gone.
                 optimizer._collected.forget_heard()
                 emptied.discard(optimizer)
-            _hear(optimizer, root, weight, scalers[optimizer])
-    after = {each: _sums(each) for each in found}
+            _hear(optimizer, root, weight, scalers[optimizer], values)
+    after = [_sums(each) for each, *_ in before]
     try:
         result = original(*args, **kwargs)
     except BaseException:
-        for optimizer, sums in before.items():  # Unless a step inside of the pass has used them.
-            if all(one is other for one, other in zip(_sums(optimizer), after[optimizer], strict=True)):
+        for (optimizer, *sums), then in zip(before, after, strict=True):
+            # Unless a step inside of the pass has used them.
+            if all(one is other for one, other in zip(_sums(optimizer), then, strict=True)):
                 optimizer._collected.heard_sum, optimizer._collected.raw_sum = sums
         raise
     with _lock:
@@ -257,7 +261,7 @@ def _backward(original: Any, *args: Any, **kwargs: Any) -> Any:
         if optimizer in changed and not others and len(roots) == 1:
             if optimizer in emptied:
                 optimizer._collected.forget_heard()
-            _hear(optimizer, *roots[0], scalers[optimizer])
+            _hear(optimizer, *roots[0], scalers[optimizer], {})
             with _lock:
                 _reach.missed(functions[0], optimizer)
         elif optimizer in changed:
@@ -269,7 +273,8 @@ def _backward(original: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _is_emptied(optimizer: LossOptimizer) -> bool:
     """Returns whether the gradients of the roots that an optimizer has heard were taken away."""
-    return any(total is not None for total in _sums(optimizer)) and has_no_gradients(optimizer)
+    heard, raw = _sums(optimizer)
+    return not (heard is None and raw is None) and has_no_gradients(optimizer)
 
 
 def _sums(optimizer: LossOptimizer) -> tuple[Tensor | None, Tensor | None]:
@@ -280,19 +285,34 @@ def _among(optimizers: list[LossOptimizer], inputs: Any) -> list[LossOptimizer]:
     """Returns those optimizers of which a parameter is among the inputs of a pass, if it has inputs."""
     if inputs is None:
         return optimizers
-    ids = _identities(inputs)
+    ids = identities(inputs)
     return [optimizer for optimizer in optimizers if not _reach.leaves(optimizer).isdisjoint(ids)]
 
 
-def _identities(inputs: Any) -> set[int]:
-    if isinstance(inputs, Tensor):
-        return {id(inputs)}
-    return set(map(id, inputs.values() if isinstance(inputs, dict) else inputs))
+Values = dict[tuple[torch.dtype, torch.device, int], tuple[Tensor, bool]]
+"""The value of one root for each kind of optimizer, and whether no gradient scaler can have scaled it."""
 
 
-def _hear(optimizer: LossOptimizer, root: Tensor, weight: Tensor | None, scaler: Any) -> None:
+def _hear(
+    optimizer: LossOptimizer, root: Tensor, weight: Tensor | None, scaler: Any, values: Values
+) -> None:
     """Adds a root to what an optimizer has heard since its last step."""
-    collected = optimizer._collected
+    collected, number = optimizer._collected, optimizer._memory.number
+    kind = (number.dtype, number.device, id(scaler))
+    if kind not in values:
+        values[kind] = _value(optimizer, root, weight, scaler)
+    value, is_unscaled = values[kind]
+    name = "heard_sum" if is_unscaled else "raw_sum"
+    known = getattr(collected, name)
+    # A copy: the root may be changed in place, and it belongs to somebody else.
+    setattr(collected, name, value.clone() if known is None else known + value)
+    if collected.doubts:
+        collected.doubts.pop(getattr(root, "_emo_asked", -1), None)
+
+
+def _value(
+    optimizer: LossOptimizer, root: Tensor, weight: Tensor | None, scaler: Any
+) -> tuple[Tensor, bool]:
     unscaled = getattr(root, "_emo_unscaled", None)
     with torch.no_grad():
         value = root.detach() if unscaled is None else unscaled
@@ -301,11 +321,7 @@ def _hear(optimizer: LossOptimizer, root: Tensor, weight: Tensor | None, scaler:
         value = optimizer._checked_loss(value)
         if unscaled is None and scaler is not None:
             value = _unscaled(value, scaler)
-        # A copy: the root may be changed in place, and it belongs to somebody else.
-        name = "raw_sum" if unscaled is None and scaler is None else "heard_sum"
-        known = getattr(collected, name)
-        setattr(collected, name, value.clone() if known is None else known + value)
-    collected.doubts.pop(getattr(root, "_emo_asked", -1), None)
+    return value, not (unscaled is None and scaler is None)
 
 
 # Gradients that are not added to parameters by themselves.
@@ -318,7 +334,7 @@ def _grad(original: Any, *args: Any, **kwargs: Any) -> Any:
     optimizers = [] if _is_inside() else list(_listening())
     if not optimizers:
         return result
-    given = _OF_GRAD.bind(*args, **kwargs).arguments
+    given = {**dict(zip(_OF_GRAD, args, strict=False)), **kwargs}
     if given.get("create_graph"):  # For a penalty or an inner loop: another pass goes through the result.
         return result
     outputs = given["outputs"]

@@ -1,8 +1,9 @@
 """Which optimizers a backward pass reaches: the graph tells it before the pass, the gradients after it."""
 
+import operator
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,8 @@ from emo_torch._step.loss_optimizer import LossOptimizer
 
 MOST_PATHS = 8
 """How many ways to an optimizer are kept for one kind of root."""
+
+_gradient = operator.attrgetter("grad")
 
 Path = tuple[int, ...]
 """A way through a graph: which of the next functions to follow, from the root on."""
@@ -28,6 +31,10 @@ class Reach:
         self._paths = weakref.WeakKeyDictionary()
         self._leaves: weakref.WeakKeyDictionary[LossOptimizer, tuple[list[tuple[int, int]], set[int]]]
         self._leaves = weakref.WeakKeyDictionary()
+        self._trees: dict[str, tuple[list[Any], int, _Tree]] = {}
+        """For a kind of root: the kept ways as one tree, for which optimizers, and at which version."""
+        self._version = 0
+        """Counts the changes of the kept ways."""
 
     def leaves(self, optimizer: LossOptimizer) -> set[int]:
         """Returns the identities of the parameters of an optimizer."""
@@ -51,39 +58,83 @@ class Reach:
         if function is None:
             return [optimizer for optimizer in optimizers if id(root) in self.leaves(optimizer)]
         kind = function.name()
-        found, unknown = set(), []
-        for optimizer in optimizers:
-            paths = self._paths.setdefault(optimizer, {}).get(kind)
-            if any(_follow(function, path) in self.leaves(optimizer) for path in paths or ()):
-                found.add(optimizer)
-            elif paths is None or is_sure:
-                unknown.append(optimizer)
+        leaves = self.leaves
+        found = {
+            optimizers[index]
+            for index, variable in self._tree(kind, optimizers).follow(function)
+            if variable in leaves(optimizers[index])
+        }
+        if not is_sure and len(found) == len(optimizers):
+            return list(optimizers)
+        unknown = [
+            optimizer
+            for optimizer in optimizers
+            if optimizer not in found and (is_sure or kind not in self._paths[optimizer])
+        ]
         if unknown:
-            ways = _walk(function, [self.leaves(optimizer) for optimizer in unknown])
+            ways = _walk(function, [leaves(optimizer) for optimizer in unknown])
             for index, optimizer in enumerate(unknown):
-                paths = self._paths[optimizer].setdefault(kind, [])
-                if index in ways and len(paths) < MOST_PATHS:
-                    paths.append(ways[index])
+                self._keep(optimizer, kind, ways.get(index))
             found.update(unknown[index] for index in ways)
         return [optimizer for optimizer in optimizers if optimizer in found]
 
     def missed(self, function: Any, optimizer: LossOptimizer) -> None:
         """Looks for the way to an optimizer that a pass has reached, and that was not found before it."""
         if function is not None:
-            paths = self._paths.setdefault(optimizer, {}).setdefault(function.name(), [])
-            if len(paths) < MOST_PATHS:
-                paths.extend(_walk(function, [self.leaves(optimizer)]).values())
+            kind = function.name()
+            if len(self._paths.setdefault(optimizer, {}).get(kind, ())) < MOST_PATHS:
+                self._keep(optimizer, kind, _walk(function, [self.leaves(optimizer)]).get(0))
+
+    def _keep(self, optimizer: LossOptimizer, kind: str, path: Path | None) -> None:
+        known = self._paths[optimizer]
+        if kind not in known or path is not None:
+            self._version += 1
+        paths = known.setdefault(kind, [])
+        if path is not None and len(paths) < MOST_PATHS and path not in paths:
+            paths.append(path)
+
+    def _tree(self, kind: str, optimizers: Sequence[LossOptimizer]) -> "_Tree":
+        """Returns the kept ways from a kind of root to optimizers, as one tree."""
+        refs = list(map(weakref.ref, optimizers))
+        entry = self._trees.get(kind)
+        if entry is None or entry[1] != self._version or entry[0] != refs:
+            tree = _Tree()
+            for index, optimizer in enumerate(optimizers):
+                for path in self._paths.setdefault(optimizer, {}).get(kind, ()):
+                    tree.add(path, index)
+            entry = self._trees[kind] = (refs, self._version, tree)
+        return entry[2]
 
 
-def _follow(function: Any, path: Path) -> int:
-    """Returns the identity of the leaf at the end of a way, or -1."""
-    for index in path:
-        following = function.next_functions if function is not None else ()
-        if index >= len(following):
-            return -1
-        function = following[index][0]
-    variable = getattr(function, "variable", None)
-    return -1 if variable is None else id(variable)
+class _Tree:
+    """Ways through a graph from one root; a part that several ways have in common is there once."""
+
+    def __init__(self) -> None:
+        self.following: dict[int, _Tree] = {}
+        self.ends: list[int] = []
+        """The optimizers, by index, to which a way ends here."""
+
+    def add(self, path: Path, end: int) -> None:
+        """Adds a way to the optimizer of the index `end`."""
+        node = self
+        for index in path:
+            node = node.following.setdefault(index, _Tree())
+        node.ends.append(end)
+
+    def follow(self, root: Any) -> Iterator[tuple[int, int]]:
+        """Yields optimizers by index, each with the identity of the leaf at the end of its way."""
+        open_ways = [(root, self)]
+        while open_ways:
+            function, node = open_ways.pop()
+            if node.ends:
+                variable = getattr(function, "variable", None)
+                if variable is not None:
+                    yield from ((end, id(variable)) for end in node.ends)
+            if node.following:
+                functions = function.next_functions
+                for index, child in node.following.items():
+                    if index < len(functions) and functions[index][0] is not None:
+                        open_ways.append((functions[index][0], child))
 
 
 def _walk(root: Any, wanted: list[set[int]]) -> dict[int, Path]:
@@ -119,21 +170,45 @@ class Gradients:
 
     def __init__(self, optimizers: Iterable[LossOptimizer]) -> None:
         self.optimizers = set(optimizers)
-        self._before = [
-            (optimizer, [(param, param.grad, _version(param.grad)) for param in _params(optimizer)])
-            for optimizer in self.optimizers
-        ]
+        self._before = [_Before(optimizer) for optimizer in self.optimizers]
 
     def changed(self) -> list[LossOptimizer]:
         """Returns the optimizers of whose parameters a gradient is another one, or has changed."""
-        return [
-            optimizer
-            for optimizer, before in self._before
-            if any(
-                param.grad is not None and (param.grad is not grad or _version(grad) != version)
-                for param, grad, version in before
-            )
-        ]
+        return [before.optimizer for before in self._before if before.has_changed()]
+
+
+class _Before:
+    """The gradients of one optimizer, looked at without a Python call for each parameter."""
+
+    def __init__(self, optimizer: LossOptimizer) -> None:
+        self.optimizer = optimizer
+        self.params = _params(optimizer)
+        # Held, so that no other tensor takes the identity of one of them.
+        self.gradients = list(map(_gradient, self.params))
+        self.versions = [] if _are_none(self.gradients) else _versions(self.gradients)
+
+    def has_changed(self) -> bool:
+        now = list(map(_gradient, self.params))
+        if _are_none(now):
+            return False
+        if not self.versions:
+            return True
+        pairs = zip(now, self.gradients, strict=True)
+        if any(grad is not before and grad is not None for grad, before in pairs):
+            return True
+        changes = zip(now, _versions(now), self.versions, strict=True)
+        return any(grad is not None and version != before for grad, version, before in changes)
+
+
+def _are_none(gradients: list[Tensor | None]) -> bool:
+    return set(map(type, gradients)) <= {type(None)}
+
+
+def identities(tensors: Any) -> set[int]:
+    """Returns the identities of one tensor, of those in a list, or of the values of a dictionary."""
+    if isinstance(tensors, Tensor):
+        return {id(tensors)}
+    return set(map(id, tensors.values() if isinstance(tensors, dict) else tensors))
 
 
 def has_no_gradients(optimizer: LossOptimizer) -> bool:
@@ -144,11 +219,18 @@ def has_no_gradients(optimizer: LossOptimizer) -> bool:
 
 
 def _params(optimizer: LossOptimizer) -> list[Tensor]:
-    return [param for group in optimizer.param_groups for param in group["params"]]
+    groups = optimizer.param_groups
+    if len(groups) == 1:
+        return groups[0]["params"]  # type: ignore[no-any-return]
+    return [param for group in groups for param in group["params"]]
 
 
-def _version(grad: Tensor | None) -> int:
-    return -1 if grad is None or grad.is_inference() else grad._version
+def _versions(gradients: list[Tensor | None]) -> list[int]:
+    """Returns how often each gradient was changed in place."""
+    try:
+        return [-1 if grad is None else grad._version for grad in gradients]
+    except RuntimeError:  # Tensors of `torch.inference_mode` do not count their changes.
+        return [-1 if grad is None or grad.is_inference() else grad._version for grad in gradients]
 
 
 def roots_of(given: dict[str, Any]) -> tuple[list[tuple[Tensor, Tensor | None]], list[Any]]:

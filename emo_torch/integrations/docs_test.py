@@ -15,6 +15,7 @@ from emo_torch._testing import batch, small_model
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "trainers"
+RECIPES_IN_JAX = "emo_optax/integrations/recipes_test.py"
 
 
 def yours() -> dict[str, Any]:
@@ -70,7 +71,11 @@ def blocks(page: str, language: str) -> list[str]:
 
 def test_every_page_with_code_is_run() -> None:
     with_code = {path.stem for path in PAGES.glob("*.md") if "```python" in path.read_text()}
-    assert with_code == {*READERS, "distributed"}  # That one has a test of its own.
+    tests = (*ROOT.glob("emo_torch/integrations/recipes*_test.py"), ROOT / RECIPES_IN_JAX)
+    elsewhere = set(re.findall(r"run_page\(\s*\"(\w+)\"", "".join(path.read_text() for path in tests)))
+    assert len(elsewhere) > 25
+    assert elsewhere.isdisjoint(READERS)
+    assert with_code == {*READERS, *elsewhere, "distributed"}  # That one has a test of its own.
 
 
 @pytest.mark.parametrize("page", READERS)

@@ -1,0 +1,48 @@
+"""The optimizers under their names in the registry of timm, for `create_optimizer_v2` and `--opt`."""
+
+import inspect
+
+from timm.optim import OptimInfo
+from timm.optim._optim_factory import OptimizerRegistry, default_registry
+
+from emo_torch._members.by_name import MEMBERS
+
+
+def register_optimizers(registry: OptimizerRegistry = default_registry) -> list[str]:
+    """Adds every optimizer of the family to a registry of timm.
+
+    timm splits names at underscores, so that the names have none: "emosens" stands for `EmoSens`. An option
+    that timm passes to every optimizer (`eps`, `betas`) reaches those that have it. timm sets
+    `weight_decay` to 0 where nothing else is said.
+
+    Args:
+        registry: the registry; timm's own by default.
+
+    Returns:
+        The names that were added. A name that the registry has already is left as it is.
+
+    Example:
+        >>> import emo_torch.integrations.timm as emo_timm  # doctest: +SKIP
+        >>> emo_timm.register_optimizers()  # doctest: +SKIP
+        >>> optimizer = timm.optim.create_optimizer_v2(model, opt="emosens", lr=1e-3)  # doctest: +SKIP
+
+    Source:
+        https://github.com/huggingface/pytorch-image-models/blob/main/timm/optim/_optim_factory.py
+    """
+    known = set(registry.list_optimizers())
+    added = []
+    for member in MEMBERS.values():
+        name = member.name.replace("_", "")
+        options = inspect.signature(member.make).parameters
+        if name not in known:
+            registry.register(
+                OptimInfo(
+                    name=name,
+                    opt_class=member.make,
+                    description=f"{member.make.__name__} of emo_torch, which reads the loss of every step",
+                    has_eps="eps" in options,
+                    has_betas="betas" in options,
+                )
+            )
+            added.append(name)
+    return added
