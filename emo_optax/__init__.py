@@ -129,6 +129,7 @@ from emo_optax._state.checkpoint import CHECKPOINT_VERSION as CHECKPOINT_VERSION
 from emo_optax._state.checkpoint import load_checkpoint as load_checkpoint
 from emo_optax._state.checkpoint import save_checkpoint as save_checkpoint
 from emo_optax._state.export import register_for_export as register_for_export
+from emo_optax._state.published import load_published_state as load_published_state
 from emo_optax._wrappers.autopilot import autopilot as autopilot
 from emo_optax._wrappers.early_stop_monitor import EarlyStop as EarlyStop
 from emo_optax._wrappers.early_stop_monitor import EarlyStopState as EarlyStopState

@@ -92,6 +92,7 @@ from emo_torch._state.bridge import to_arrays as to_arrays
 from emo_torch._state.checkpoint import CHECKPOINT_VERSION as CHECKPOINT_VERSION
 from emo_torch._state.checkpoint import load_checkpoint as load_checkpoint
 from emo_torch._state.checkpoint import save_checkpoint as save_checkpoint
+from emo_torch._state.published import load_published_state as load_published_state
 from emo_torch._step.emo_optimizer import EmoOptimizer as EmoOptimizer
 from emo_torch._step.loss_optimizer import LossOptimizer as LossOptimizer
 from emo_torch._wrappers.any_optimizer import Emotional as Emotional

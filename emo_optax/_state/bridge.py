@@ -150,10 +150,10 @@ def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptStat
     def put(name: str, leaf: jax.Array) -> jax.Array:
         return jnp.array(np.asarray(arrays[name], leaf.dtype))
 
-    return _go_on(_exchange(state, put), steps)
+    return go_on_at(_exchange(state, put), steps)
 
 
-def _go_on(state: optax.OptState, steps: int) -> optax.OptState:
+def go_on_at(state: optax.OptState, steps: int) -> optax.OptState:
     """Returns a state whose schedules, and random numbers, have taken so many steps."""
     # What a schedule inside `optax.inject_hyperparams` counts with: optax does not export the type.
     wrapped = type(optax.schedules.WrappedSchedule(lambda count: count).init())
@@ -168,7 +168,7 @@ def _go_on(state: optax.OptState, steps: int) -> optax.OptState:
         if isinstance(node, AddWeightDecayState) and isinstance(node.steps, jax.Array):
             return node._replace(steps=jnp.array(steps, jnp.int32))
         if isinstance(node, injected):
-            fields = {name: _go_on(field, steps) for name, field in node._asdict().items()}
+            fields = {name: go_on_at(field, steps) for name, field in node._asdict().items()}
             return node._replace(**{**fields, "count": jnp.array(steps, jnp.int32)})
         return node
 

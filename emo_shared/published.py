@@ -1,0 +1,393 @@
+"""States of the published optimizers, read into the named arrays that both packages exchange.
+
+The published files are those of muooon: EmoNavi, EmoFact and EmoLynx v2.0 and v3.6.1, EmoSens, EmoAiry and
+EmoCats v2.0, and the five of v3.9.1. The classes EmoNavi, EmoFact and EmoLynx of pytorch_optimizer are
+read, too.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from emo_shared.arrays import Arrays
+
+WINDOW = 32
+"""How many scalars the stop signal of the first two generations looks at."""
+
+
+class Kind(NamedTuple):
+    """The published optimizer whose state a member can take.
+
+    Attributes:
+        title: the published name and version.
+        version: "v2.0", "v3.6.1" or "v3.9.1".
+        moments: from the published names of what a parameter has to the names here; "" for what the member
+            here does without.
+    """
+
+    title: str
+    version: str
+    moments: Mapping[str, str]
+
+
+_ADAM = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+_LION = {"exp_avg": "exp_avg"}
+_FACTORS = {**_ADAM, "exp_avg_r": "row", "exp_avg_c": "column"}
+# The sign of the gradient decides there. Those of pytorch_optimizer have `exp_avg`, too.
+_UNUSED = dict.fromkeys(_FACTORS, "")
+
+KINDS: dict[str, Kind] = {
+    "emo_navi": Kind("EmoNavi v2.0", "v2.0", _ADAM),
+    "emo_fact": Kind("EmoFact v2.0", "v2.0", _FACTORS),
+    "emo_lynx": Kind("EmoLynx v2.0", "v2.0", _LION),
+    "emo_sens": Kind("EmoSens v2.0", "v2.0", _ADAM),
+    "emo_airy": Kind("EmoAiry v2.0", "v2.0", _FACTORS),
+    "emo_cats": Kind("EmoCats v2.0", "v2.0", _LION),
+    "emo_navi36": Kind("EmoNavi v3.6.1", "v3.6.1", _ADAM),
+    "emo_fact36": Kind("EmoFact v3.6.1", "v3.6.1", _UNUSED),
+    "emo_lynx36": Kind("EmoLynx v3.6.1", "v3.6.1", _LION),
+    "emo_sens3": Kind("EmoSens v3.9.1", "v3.9.1", _ADAM),
+    "emo_airy3": Kind("EmoAiry v3.9.1", "v3.9.1", _UNUSED),
+    "emo_cats3": Kind("EmoCats v3.9.1", "v3.9.1", _LION),
+    "emo_tion": Kind("EmoTion v3.9.1", "v3.9.1", _LION),
+    "emo_void": Kind("EmoVoid v3.9.1", "v3.9.1", {}),
+}
+"""The published optimizer of each member, by the names of the registries."""
+
+
+class Published(NamedTuple):
+    """What was read of a published state.
+
+    Attributes:
+        arrays: the named arrays, as `to_arrays` of either package returns them.
+        options: for each parameter group, its options in the file, by the names of PyTorch.
+        notes: what could not be carried over, one sentence each.
+    """
+
+    arrays: Arrays
+    options: list[dict[str, Any]]
+    notes: tuple[str, ...]
+
+
+def read_published(
+    state_dict: Mapping[Any, Any],
+    member: str,
+    expected: Arrays,
+    names: Sequence[str],
+    params: Mapping[str, np.ndarray[Any, Any]],
+    *,
+    is_whole: bool = True,
+) -> Published:
+    """Reads the `state_dict()` of a published optimizer.
+
+    Args:
+        state_dict: what the published `state_dict()` returned, with NumPy arrays in the place of tensors.
+        member: the name of the member that takes the state, as in the registries.
+        expected: the arrays of a fresh state of this member.
+        names: the names of all parameters, in the order of the published optimizer.
+        params: the parameters by name: a shadow that the file lacks starts as a copy of its parameter.
+        is_whole: whether the parameters that the member sums the norms of are those of the first group.
+
+    Raises:
+        TypeError: for what is no mapping.
+        ValueError: for a state of another optimizer or version, and for what is missing or damaged.
+    """
+    if member not in KINDS:
+        raise ValueError(
+            f"There is no published state that {member} could take; there is one for {', '.join(KINDS)}"
+        )
+    kind = KINDS[member]
+    state, groups = _check_form(state_dict, kind, names)
+    notes: list[str] = []
+    arrays = dict(expected)
+    per_param = {name: _own(state, index, kind) for index, name in enumerate(names)}
+    if kind.version == "v2.0":
+        memory = _emotion_v2(state, per_param, notes)
+    elif kind.version == "v3.6.1":
+        memory = _drive(state, notes)
+    else:
+        memory = _pulse(state_dict["emo_internal"], _averages(state["ema"], "state['ema']"), notes)
+        memory |= _norm(state_dict["emo_internal"], member, is_whole and len(groups) == 1, notes)
+    for name, value in memory.items():
+        if name in expected:
+            arrays[name] = np.asarray(value, expected[name].dtype)
+    _put_moments(arrays, per_param, kind, notes)
+    _put_shadows(arrays, per_param, params, kind, notes)
+    return Published(arrays, [_options(group, kind, state_dict, notes) for group in groups], tuple(notes))
+
+
+def _check_form(
+    state_dict: Mapping[Any, Any], kind: Kind, names: Sequence[str]
+) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
+    """Returns the state and the groups of a state of the right version; raises an error for another one."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"The state_dict() of a published optimizer is needed, and this is {state_dict!r}")
+    state, groups = state_dict.get("state"), state_dict.get("param_groups")
+    if not isinstance(state, Mapping) or not isinstance(groups, Sequence) or not groups:
+        raise ValueError("This is no state_dict() of an optimizer: 'state' or 'param_groups' is missing")
+    found = _version(state_dict, state)
+    if found != kind.version:
+        raise ValueError(f"{_SAYS[found]} This optimizer takes the state of {kind.title}.")
+    count = sum(len(group["params"]) for group in groups)
+    if count != len(names):
+        raise ValueError(f"The state has {count} parameters, and this optimizer has {len(names)}")
+    return state, list(groups)
+
+
+_SAYS = {
+    "v2.0": "The state is one of v2.0: every parameter has its own 'ema'. Take EmoNavi, EmoFact, EmoLynx, "
+    "EmoSens, EmoAiry or EmoCats.",
+    "v3.1": "The state is one of v3.0 to v3.3, whose rules are not here: 'ema' has no 'medium'.",
+    "v3.6.1": "The state has three averages and no 'emo_internal': it is one of v3.6.1, of "
+    "pytorch_optimizer from 3.10 on (take EmoNavi36, EmoFact36 or EmoLynx36), or of EmoSens v3.7, whose "
+    "rule is not here.",
+    "v3.9.1": "The state is one of the third generation: it has 'emo_internal'. Take EmoSens3, EmoAiry3, "
+    "EmoCats3, EmoTion or EmoVoid.",
+    "none": "The state is not that of a published Emo optimizer after a step: there is no 'ema' in it.",
+}
+
+
+def _version(state_dict: Mapping[Any, Any], state: Mapping[Any, Any]) -> str:
+    """Returns the version whose keys a state has."""
+    if "ema" in state and "emo_internal" in state_dict:
+        return "v3.9.1"
+    if "ema" in state:
+        return "v3.6.1" if "medium" in state["ema"] else "v3.1"
+    own = [value for value in state.values() if isinstance(value, Mapping) and "ema" in value]
+    return "v2.0" if own else "none"
+
+
+def _own(state: Mapping[Any, Any], index: int, kind: Kind) -> Mapping[str, Any]:
+    """Returns the state of a parameter; empty where it has none."""
+    own: Mapping[str, Any] = state.get(index, {})
+    known = {*kind.moments, "shadow", "ema"}
+    extra = sorted(str(key) for key in own if key not in known)
+    if extra:
+        raise ValueError(f"The state is another optimizer's: {kind.title} has no {', '.join(extra)}")
+    return own
+
+
+def _number(value: Any, name: str) -> float:
+    """Returns a finite number of the file."""
+    number = float(np.asarray(value, np.float64).reshape(-1)[0]) if np.size(value) == 1 else math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"The state is damaged: {name} is {value!r}, where a finite number is needed")
+    return number
+
+
+def _averages(ema: Any, name: str, needed: Sequence[str] = ("short", "medium", "long")) -> dict[str, float]:
+    if not isinstance(ema, Mapping) or any(each not in ema for each in needed):
+        raise ValueError(f"The state is damaged: {name} must have {', '.join(needed)}, and is {ema!r}")
+    return {each: _number(ema[each], f"{name}[{each!r}]") for each in needed}
+
+
+def _emotion_v2(
+    state: Mapping[Any, Any], per_param: Mapping[str, Mapping[str, Any]], notes: list[str]
+) -> dict[str, Any]:
+    """Returns the one emotion of the optimizer, from the emotions that v2.0 has for each parameter."""
+    found = {
+        name: _averages(own["ema"], f"the 'ema' of {name!r}", ("short", "long"))
+        for name, own in per_param.items()
+        if "ema" in own
+    }
+    pairs = Counter((ema["short"], ema["long"]) for ema in found.values())
+    if not pairs:
+        raise ValueError("The state is damaged: no parameter of this optimizer has an 'ema' in it")
+    (short, long), _ = pairs.most_common(1)[0]
+    others = [name for name, ema in found.items() if (ema["short"], ema["long"]) != (short, long)]
+    if others:
+        notes.append(
+            "The published file has an emotion for every parameter, and they differ. There is one here: "
+            f"that of most parameters. The emotions of {', '.join(others)} are left out."
+        )
+    scalar = math.tanh(5.0 * (short - long))
+    # The published window has an entry for every parameter and step.
+    window = _window(state.get("scalar_hist", ()))
+    per_step = len(found)
+    steps = [window[-1 - per_step * back] for back in range(len(window) // per_step)][::-1]
+    if per_step > 1 or len(steps) == 0:
+        notes.append(
+            f"The published window of the stop signal has an entry for each of {per_step} parameters and "
+            f"each step. It holds {len(steps)} whole steps: the signal waits until there are {WINDOW}."
+        )
+    return {"emotion/short": short, "emotion/long": long, **_history(steps or [scalar], scalar)}
+
+
+def _drive(state: Mapping[Any, Any], notes: list[str]) -> dict[str, Any]:
+    """Returns the emotion of v3.6.1."""
+    averages = _averages(state["ema"], "state['ema']")
+    scalar = _relative(averages)
+    if "scalar_hist" not in state:
+        notes.append(
+            f"The state has no window of scalars: the stop signal waits until there are {WINDOW} steps."
+        )
+    window = _window(state.get("scalar_hist", ())) or [scalar]
+    return {**{f"emotion/{name}": value for name, value in averages.items()}, **_history(window, scalar)}
+
+
+def _relative(averages: Mapping[str, float]) -> float:
+    return math.tanh((averages["long"] - averages["short"]) / max(averages["long"], 1e-5))
+
+
+def _window(history: Any) -> list[float]:
+    return [_number(each, "'scalar_hist'") for each in history][-WINDOW:]
+
+
+def _history(window: Sequence[float], scalar: float) -> dict[str, Any]:
+    """Returns what goes with a window of scalars; the file has no count of losses and no stop signal."""
+    full = np.zeros(WINDOW)
+    full[WINDOW - len(window) :] = window
+    is_quiet = len(window) == WINDOW and np.abs(full).mean() < 0.05 and full.var() < 0.005
+    return {
+        "emotion/felt": len(window),
+        "emotion/scalar": scalar,
+        "emotion/history": full,
+        "emotion/should_stop": bool(is_quiet),
+    }
+
+
+def _pulse(internal: Any, averages: dict[str, float], notes: list[str]) -> dict[str, Any]:
+    """Returns the pulse of the third generation."""
+    needed = ("emoScope", "dNR_hist", "noise_est", "d_est", "should_stop")
+    if not isinstance(internal, Mapping) or any(name not in internal for name in needed):
+        raise ValueError(f"The state is damaged: 'emo_internal' must have {', '.join(needed)}")
+    if "c_est" not in internal:
+        notes.append(
+            "The state has no 'c_est': it is older than v3.9.1, whose rule goes on with 'c_est' at 0."
+        )
+    numbers = {
+        name: _number(internal.get(key, 0.0), f"emo_internal[{key!r}]")
+        for name, key in (
+            ("level", "dNR_hist"),
+            ("noise", "noise_est"),
+            ("distance", "d_est"),
+            ("course", "c_est"),
+        )
+    }
+    scope = _number(internal["emoScope"], "emo_internal['emoScope']")
+    pulse = numbers["level"] * scope * max(100.0 ** numbers["course"], 0.01) * 1e-4
+    numbers |= {**averages, "scalar": _relative(averages), "pulse": max(min(pulse, 3e-3 * scope), 1e-8)}
+    memory: dict[str, Any] = {f"pulse/{name}": value for name, value in numbers.items()}
+    return {**memory, "pulse/felt": 1, "pulse/should_stop": bool(internal["should_stop"])}
+
+
+def _norm(internal: Mapping[str, Any], member: str, is_same_sum: bool, notes: list[str]) -> dict[str, Any]:
+    """Returns the kept sum of norms of EmoTion and EmoVoid."""
+    if member not in ("emo_tion", "emo_void"):
+        return {}
+    kept = internal.get("prev_gl1")
+    memory: dict[str, Any] = {}
+    if kept is not None and is_same_sum:
+        memory["norm/kept"] = _number(kept, "emo_internal['prev_gl1']")
+    elif kept is not None:
+        notes.append(
+            "The published sum of norms ('prev_gl1') is over the first parameter group, frozen parameters "
+            "included. Here it is over all parameters that need a gradient: it starts anew."
+        )
+    if member == "emo_void":
+        memory["norm/counter"] = min(int(_number(internal.get("_step_count", 0), "'_step_count'")), 56)
+        memory["norm/was_quiet"] = bool(internal["should_stop"])
+    return memory
+
+
+def _put_moments(
+    arrays: Arrays, per_param: Mapping[str, Mapping[str, Any]], kind: Kind, notes: list[str]
+) -> None:
+    """Puts the moments of all parameters into the arrays."""
+    for name, own in per_param.items():
+        if not own:
+            continue
+        for theirs, ours in kind.moments.items():
+            target = f"{ours}/{name}"
+            if not ours or target not in arrays:
+                continue
+            if theirs not in own:
+                raise ValueError(f"The state is damaged: the parameter {name!r} has no {theirs!r} in it")
+            arrays[target] = _like(own[theirs], arrays[target], f"{theirs!r} of {name!r}")
+    blank = [name for name, own in per_param.items() if not own]
+    if blank and any(value for value in kind.moments.values()):
+        notes.append(
+            f"The state has nothing for {', '.join(blank)}: what these parameters keep starts anew."
+        )
+
+
+def _put_shadows(
+    arrays: Arrays,
+    per_param: Mapping[str, Mapping[str, Any]],
+    params: Mapping[str, np.ndarray[Any, Any]],
+    kind: Kind,
+    notes: list[str],
+) -> None:
+    """Puts the shadows of all parameters into the arrays."""
+    has_shadow = {name: "shadow" in own for name, own in per_param.items()}
+    targets = [name for name in per_param if f"shadow/{name}" in arrays]
+    if any(has_shadow.values()) and len(targets) < sum(has_shadow.values()):
+        notes.append(
+            "The state has shadows, and this optimizer is made without `use_shadow=True`: left out."
+        )
+    if not targets:
+        return
+    if not any(has_shadow.values()):
+        if kind.version != "v2.0":
+            notes.append("The state has no shadows: they become copies of the parameters at the next step.")
+        return
+    arrays["emotion/shadow_exists"] = np.asarray(True)
+    for name in targets:
+        array, target = arrays[f"shadow/{name}"], f"'shadow' of {name!r}"
+        arrays[f"shadow/{name}"] = (
+            _like(per_param[name]["shadow"], array, target)
+            if has_shadow[name]
+            else np.asarray(params[name], array.dtype)
+        )
+
+
+def _like(value: Any, array: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+    """Returns an array of the file in the dtype of another one of the same shape."""
+    given = np.asarray(value)
+    if given.shape != array.shape:
+        raise ValueError(
+            f"The state has other shapes: {name} is {given.shape}, and {array.shape} is needed"
+        )
+    if given.dtype.kind != "f":
+        raise ValueError(f"The state is damaged: {name} is of {given.dtype}, not of floating-point numbers")
+    return given.astype(array.dtype)
+
+
+def _options(
+    group: Mapping[str, Any], kind: Kind, state_dict: Mapping[Any, Any], notes: list[str]
+) -> dict[str, Any]:
+    """Returns the options of a group of the file that mean the same here, by PyTorch's names."""
+    options = {name: group[name] for name in ("lr", "eps", "weight_decay") if name in group}
+    if "betas" in group:
+        options["betas"] = tuple(group["betas"])
+    if kind.version == "v3.9.1":
+        internal = state_dict["emo_internal"]
+        options["lr"] = _number(internal["emoScope"], "'emoScope'")  # The group has the last pulse there.
+        if "stopcoef" in internal:
+            options["stopcoef"] = _number(internal["stopcoef"], "'stopcoef'")
+        if kind.title.startswith(("EmoTion", "EmoVoid")):
+            options.pop("weight_decay", None)  # Without effect in the published code.
+    if "weight_decouple" in group:
+        _note_library(group, kind, len(state_dict["param_groups"]), notes)
+        options["weight_decay_mode"] = "decoupled" if group["weight_decouple"] else "l2"
+        if group.get("fixed_decay") and group["weight_decouple"]:
+            options["weight_decay_mode"] = "absolute"
+    return options
+
+
+def _note_library(group: Mapping[str, Any], kind: Kind, groups: int, notes: list[str]) -> None:
+    """Notes in what the class of this name in pytorch_optimizer differs from the rule here."""
+    found = []
+    if kind.title.startswith("EmoFact") and kind.version == "v3.6.1":
+        found.append(
+            "steps parameters of 0 or 1 dimensions by the sign of a momentum; here by that of the gradient"
+        )
+    if group.get("use_shadow"):
+        found.append("decays before the shadow pulls, and moves the shadow when it pulls (`shadow_weight`)")
+    if groups > 1:
+        found.append("moves the averages once for every parameter group; here it is once a step")
+    known = {note for note in notes if note.startswith("pytorch_optimizer")}
+    notes.extend(note for note in (f"pytorch_optimizer {each}." for each in found) if note not in known)
