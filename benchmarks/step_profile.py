@@ -6,12 +6,34 @@ writes `profile.md`. One thread; each way steps alone, on parameters of its own.
 """
 
 import argparse
+from pathlib import Path
+
+from examples.command import answer_early, one_of
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_profile", description=__doc__)
+    parser.add_argument(
+        "--problem",
+        type=one_of(lambda: PROBLEMS),
+        metavar="NAME",
+        action="append",
+        help="default: gpt2 and lora",
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="how many steps to measure (default: 9)")
+    parser.add_argument("--output", type=Path, help="the folder to write profile.md to")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "examples", ("torch", "jax", "rich"))
+
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 from unittest import mock
@@ -19,7 +41,6 @@ from unittest import mock
 import torch
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import track
 
 from benchmarks.step_time.members import MEMBERS
 from benchmarks.step_time.plan import Variant
@@ -29,6 +50,7 @@ from benchmarks.step_time.tables import table
 from benchmarks.step_time.torch_side import TorchSide
 from emo_torch import _kernels as _fused
 from emo_torch._kernels.job import FUNCTIONS
+from examples.progress import track
 
 WAYS = {"one by one": False, "the default": None}
 """The ways to step, by what `foreach` is then: the readable reference, and compiled code."""
@@ -133,10 +155,7 @@ def report(rows: list[Row], rounds: int) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_profile", description=__doc__)
-    parser.add_argument("--problem", choices=PROBLEMS, action="append", help="default: gpt2 and lora")
-    parser.add_argument("--rounds", type=int, default=9, help="how many steps to measure (default: 9)")
-    parser.add_argument("--output", type=Path, help="the folder to write profile.md to")
+    parser = options()
     given = parser.parse_args(arguments)
     problems = given.problem or ["gpt2", "lora"]
     jobs = [(make, name, way) for name in problems for make in MEASURED for way in WAYS]

@@ -6,9 +6,55 @@ below, is all that the monitor asks for.
 """
 
 import argparse
+from pathlib import Path
+
+from examples.command import answer_early
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.early_stop",
+        description="Learn handwritten digits with AdamW of Optax and of PyTorch, until the early-stop "
+        "monitor says that the loss has gone quiet.",
+    )
+    parser.add_argument(
+        "--steps", type=_positive_int, default=1000, help="how many steps at most (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=_seed, default=0, help="decides the first weights (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--go-on", action="store_true", help="train on past the stop, to see what more steps would bring"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/early_stop.png"),
+        help="where the picture, a PNG, is written (default: %(default)s)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "examples", ("jax", "optax", "torch", "flax", "matplotlib", "rich", "sklearn"))
+
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,12 +66,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 import emo_optax
 import emo_torch
 from examples.digits import data
 from examples.digits.data import Digits
+from examples.progress import Progress
 
 LEARNING_RATE = 1e-2
 NAMES = ("Optax", "PyTorch")
@@ -193,26 +240,7 @@ def conclude(name: str, training: Training, steps: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the example with the given command-line arguments, or those of the process."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.early_stop",
-        description="Learn handwritten digits with AdamW of Optax and of PyTorch, until the early-stop "
-        "monitor says that the loss has gone quiet.",
-    )
-    parser.add_argument(
-        "--steps", type=_positive_int, default=1000, help="how many steps at most (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=_seed, default=0, help="decides the first weights (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--go-on", action="store_true", help="train on past the stop, to see what more steps would bring"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("output/early_stop.png"),
-        help="where the picture, a PNG, is written (default: %(default)s)",
-    )
+    parser = options()
     given = parser.parse_args(arguments)
     console = Console()
     digits = data.load("float32")
@@ -238,20 +266,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(conclude(name, training, given.steps), highlight=False)
     print(given.output)  # Not by rich, which would break a long path into lines.
     return 0
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
 
 
 if __name__ == "__main__":

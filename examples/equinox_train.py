@@ -1,5 +1,10 @@
 """Equinox: filtered, jitted and donated. Run with `python -m examples.equinox_train`."""
 
+from examples.command import answer_early
+
+if __name__ == "__main__":
+    answer_early(__doc__, "integrations", ("jax", "optax", "equinox"))
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp

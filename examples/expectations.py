@@ -6,18 +6,34 @@ stops. A perceptron with one hidden layer (4,810 parameters), batches of 64, PyT
 """
 
 import argparse
+
+from examples.command import answer_early
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
+    parser = argparse.ArgumentParser(prog="python -m examples.expectations", description=__doc__)
+    parser.add_argument("--short", type=int, default=400, help="steps of a short run (default 400)")
+    parser.add_argument("--long", type=int, default=2000, help="steps of a long run (default 2000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and batches (default 0)")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "examples", ("torch", "rich", "sklearn"))
+
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 
 import emo_torch
 from examples.digits import data
+from examples.progress import Progress
 
 BATCH_SIZE = 64
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -173,17 +189,14 @@ def first_steps_table() -> Table:
 
 def main(arguments: list[str] | None = None) -> None:
     """Prints all tables."""
-    parser = argparse.ArgumentParser(prog="python -m examples.expectations", description=__doc__)
-    parser.add_argument("--short", type=int, default=400, help="steps of a short run (default 400)")
-    parser.add_argument("--long", type=int, default=2000, help="steps of a long run (default 2000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and batches (default 0)")
-    options = parser.parse_args(arguments)
+    parser = options()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(1)  # The tensors are small: more threads would only wait for each other.
     console = Console(width=92)
-    task = Task(options.seed)
-    console.print(rates_table(task, options.short, options.long))
-    console.print(scales_table(task, options.short))
-    console.print(filter_table(task, options.short))
+    task = Task(given.seed)
+    console.print(rates_table(task, given.short, given.long))
+    console.print(scales_table(task, given.short))
+    console.print(filter_table(task, given.short))
     console.print(first_steps_table())
 
 

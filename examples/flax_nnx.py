@@ -1,5 +1,10 @@
 """Flax NNX: `optimizer.update` passes the loss on. Run with `python -m examples.flax_nnx`."""
 
+from examples.command import answer_early
+
+if __name__ == "__main__":
+    answer_early(__doc__, "integrations", ("jax", "optax", "flax"))
+
 import jax
 import jax.numpy as jnp
 from flax import nnx

@@ -1,5 +1,10 @@
 """Flax's `TrainState`: the loss goes into `apply_gradients`. `python -m examples.flax_train_state`."""
 
+from examples.command import answer_early
+
+if __name__ == "__main__":
+    answer_early(__doc__, "integrations", ("jax", "optax", "flax"))
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

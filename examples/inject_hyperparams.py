@@ -1,5 +1,10 @@
 """Hyperparameters that change in a run. `python -m examples.inject_hyperparams`."""
 
+from examples.command import answer_early
+
+if __name__ == "__main__":
+    answer_early(__doc__, "jax", ("jax", "optax"))
+
 from typing import Any
 
 import jax

@@ -5,6 +5,20 @@ pixels that are always dark and units that rest, whose gradients are 0, and prin
 """
 
 import argparse
+
+from examples.command import answer_early
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
+    parser = argparse.ArgumentParser(prog="python -m examples.injection", description=__doc__)
+    parser.add_argument("--epochs", type=int, default=30, help="default: %(default)s")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "examples", ("torch", "rich", "sklearn"))
+
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -137,9 +151,9 @@ def train(network: Callable[[], nn.Module], way: Way, epochs: int, seed: int = 0
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains every network in every way, and prints losses and accuracies."""
-    parser = argparse.ArgumentParser(prog="python -m examples.injection", description=__doc__)
-    parser.add_argument("--epochs", type=int, default=30, help="default: %(default)s")
-    epochs = max(1, parser.parse_args(arguments).epochs)
+    parser = options()
+    given = parser.parse_args(arguments)
+    epochs = max(1, given.epochs)
     shown = sorted({1, 2, 5, 10, 20, 30, epochs} & set(range(1, epochs + 1)))
     table = Table(title="Mean loss and test accuracy, by epoch", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in ("network", "way", *map(str, shown)):

@@ -1,5 +1,10 @@
 """Many devices, by all three ways of JAX; with one, it runs too. `python -m examples.jax_devices`."""
 
+from examples.command import answer_early
+
+if __name__ == "__main__":
+    answer_early(__doc__, "jax", ("jax", "optax"))
+
 import functools
 from typing import Any
 

@@ -1,5 +1,10 @@
 """numpyro: its inference passes the loss by itself. Run with `python -m examples.numpyro_svi`."""
 
+from examples.command import answer_early
+
+if __name__ == "__main__":
+    answer_early(__doc__, "integrations", ("jax", "optax", "numpyro"))
+
 import jax
 import numpyro
 import numpyro.distributions as dist

@@ -1,5 +1,10 @@
 """Optax's wrappers that drop the loss, and what to write. `python -m examples.optax_wrappers`."""
 
+from examples.command import answer_early
+
+if __name__ == "__main__":
+    answer_early(__doc__, "jax", ("jax", "optax"))
+
 from typing import Any
 
 import jax

@@ -1,5 +1,10 @@
 """Orbax: save parameters and state, go on from them bit for bit. `python -m examples.orbax_resume`."""
 
+from examples.command import answer_early
+
+if __name__ == "__main__":
+    answer_early(__doc__, "integrations", ("jax", "optax", "orbax"))
+
 import tempfile
 from pathlib import Path
 from typing import Any

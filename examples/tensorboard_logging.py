@@ -5,9 +5,32 @@ optimizer. The lines that matter are marked.
 """
 
 import argparse
+from pathlib import Path
+
+from examples.command import answer_early
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.tensorboard_logging",
+        description="Train two small networks, in PyTorch and in Flax, and log the optimizers' emotion.",
+    )
+    parser.add_argument("--steps", type=int, default=300, help="steps each (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/tensorboard"),
+        help="the folder that the events are written to (default: %(default)s)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "integrations", ("jax", "optax", "torch", "flax", "tensorboard"))
+
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -75,17 +98,7 @@ def train_with_flax(folder: Path, steps: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the example with the given command-line arguments, or those of the process."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.tensorboard_logging",
-        description="Train two small networks, in PyTorch and in Flax, and log the optimizers' emotion.",
-    )
-    parser.add_argument("--steps", type=int, default=300, help="steps each (default: %(default)s)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("output/tensorboard"),
-        help="the folder that the events are written to (default: %(default)s)",
-    )
+    parser = options()
     given = parser.parse_args(arguments)
     if given.steps < 1:
         parser.error(f"--steps must be at least 1, and is {given.steps}")

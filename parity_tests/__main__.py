@@ -8,27 +8,49 @@ docs/how_equal.md links, with plots of the differences.
 """
 
 import argparse
+from pathlib import Path
+
+from examples.command import answer_early, one_of
+from parity_tests.tolerances import LOCKSTEP, STEPS
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
+    parser = argparse.ArgumentParser(prog="python -m parity_tests", description=__doc__)
+    parser.add_argument(
+        "--optimizer", type=one_of(lambda: FAMILY), metavar="NAME", action="append", help="default: all"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--dtype", default=",".join(LOCKSTEP), help="a list with commas; default: %(default)s"
+    )
+    parser.add_argument("--steps", type=int, default=STEPS, help="default: %(default)s")
+    parser.add_argument("--report", type=Path, help="write a Markdown page and a plot beside it")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "dev", ("jax", "optax", "torch", "flax", "matplotlib", "rich"))
+
 import functools
 import importlib.metadata
 import platform
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import Progress, track
 from rich.table import Table
 
+from examples.progress import Progress, track
 from parity_tests import closed_loop, report
-from parity_tests.cases import STEPS, cases
+from parity_tests.cases import cases
 from parity_tests.closed_loop import ClosedLoop
 from parity_tests.drive import SIDES, Arrays
 from parity_tests.family import FAMILY
 from parity_tests.lockstep import Case, Lockstep, compare
 from parity_tests.processes import find_gpu, trajectories
-from parity_tests.tolerances import LOCKSTEP
 
 
 class Result(NamedTuple):
@@ -105,39 +127,32 @@ def print_loops(console: Console, loops: list[ClosedLoop]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compares, prints, reports; returns what the process ends with."""
-    parser = argparse.ArgumentParser(prog="python -m parity_tests", description=__doc__)
-    parser.add_argument("--optimizer", choices=list(FAMILY), action="append", help="default: all")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
-    parser.add_argument(
-        "--dtype", default=",".join(LOCKSTEP), help="a list with commas; default: %(default)s"
-    )
-    parser.add_argument("--steps", type=int, default=STEPS, help="default: %(default)s")
-    parser.add_argument("--report", type=Path, help="write a Markdown page and a plot beside it")
-    options = parser.parse_args(arguments)
-    dtypes = options.dtype.split(",")
+    parser = options()
+    given = parser.parse_args(arguments)
+    dtypes = given.dtype.split(",")
     unknown = [dtype for dtype in dtypes if dtype not in LOCKSTEP]
-    if options.steps < 1:
-        parser.error(f"--steps {options.steps}: there must be one at least")
+    if given.steps < 1:
+        parser.error(f"--steps {given.steps}: there must be one at least")
     if unknown:
         parser.error(f"unknown dtype {', '.join(unknown)}; known are {', '.join(LOCKSTEP)}")
     console = Console()
     gpu = find_gpu()
-    device = options.device
+    device = given.device
     if device == "cuda" and gpu is None:
         console.print("[yellow]NO GPU WAS SEEN: both processes run on the CPU instead.[/yellow]")
         device = "cpu"
-    chosen = cases(options.optimizer or list(FAMILY), dtypes, options.steps)
+    chosen = cases(given.optimizer or list(FAMILY), dtypes, given.steps)
     results, names = run(chosen, device)
     print_table(console, results)
-    loops = train(options.optimizer or list(FAMILY), dtypes)
+    loops = train(given.optimizer or list(FAMILY), dtypes)
     print_loops(console, loops)
-    if options.report is not None:
-        report.write(options.report, results, loops, names, gpu, versions())
-        console.print(f"report: {options.report}")
+    if given.report is not None:
+        report.write(given.report, results, loops, names, gpu, versions())
+        console.print(f"report: {given.report}")
     exceeded = [result for result in results if result.lockstep.first_excess is not None]
     apart = [loop for loop in loops if loop.first_excess is not None]
     console.print(
-        f"{len(results)} comparisons of up to {options.steps} steps, {len(exceeded)} beyond a bound"
+        f"{len(results)} comparisons of up to {given.steps} steps, {len(exceeded)} beyond a bound"
     )
     console.print(f"{len(loops)} closed loops, {len(apart)} out of the band")
     return 1 if exceeded or apart else 0

@@ -5,9 +5,8 @@ from collections.abc import Collection
 from parity_tests.family import FAMILY, OPTIONS, ROUNDED, WAYS, Member
 from parity_tests.lockstep import Case
 from parity_tests.sequences import LOSSES
-from parity_tests.tolerances import LOCKSTEP
-
-STEPS = 300
+from parity_tests.tolerances import LOCKSTEP as LOCKSTEP
+from parity_tests.tolerances import STEPS as STEPS
 
 # float64 shows the most; in the other dtypes, what rounds most.
 _LOSSES = {

@@ -6,10 +6,26 @@ the healthy other one, and the first comparison that exceeds a bound is what fou
 """
 
 import argparse
+import os
+from pathlib import Path
+
+from examples.command import answer_early
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
+    parser = argparse.ArgumentParser(prog="python -m parity_tests.faults", description=__doc__)
+    parser.add_argument("--report", type=Path, help="write the list as a Markdown page")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: one for each core")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "dev", ("jax", "optax", "torch", "flax", "matplotlib", "rich"))
+
 import functools
 import importlib
 import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
@@ -17,15 +33,14 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from emo_torch._kernels import library
+from examples.progress import track
 from parity_tests.drive import Arrays
 from parity_tests.family import FAMILY, ROUNDED, Member
 from parity_tests.fault import Fault
@@ -131,10 +146,8 @@ def find(fault: Fault) -> str | None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Plants every fault, prints what found it, and returns 1 where one was not found."""
-    parser = argparse.ArgumentParser(prog="python -m parity_tests.faults", description=__doc__)
-    parser.add_argument("--report", type=Path, help="write the list as a Markdown page")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: one for each core")
-    options = parser.parse_args(arguments)
+    parser = options()
+    given = parser.parse_args(arguments)
     console = Console()
     table = Table(title="Planted faults, and what found them", box=box.SIMPLE)
     lines = ["# Planted faults, and what found them", ""]
@@ -145,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
         table.add_column(column)
     missed = 0
     spawn = multiprocessing.get_context("spawn")  # A fork of JAX's threads could hang.
-    with ProcessPoolExecutor(options.workers, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(given.workers, mp_context=spawn) as pool:
         faults = every_fault()
         results = pool.map(find, faults)
         for fault, found in track(
@@ -161,9 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(table)
     count = f"{len(faults)} faults, {len(faults) - missed} found"
     console.print(count)
-    if options.report is not None:
-        options.report.parent.mkdir(parents=True, exist_ok=True)
-        options.report.write_text("\n".join([*lines, "", f"{count}.", ""]))
+    if given.report is not None:
+        given.report.parent.mkdir(parents=True, exist_ok=True)
+        given.report.write_text("\n".join([*lines, "", f"{count}.", ""]))
     return 1 if missed else 0
 
 

@@ -11,6 +11,35 @@ under random noise of the size of float32 roundings, see `parity_tests.roundings
 """
 
 import argparse
+
+from examples.command import answer_early, one_of
+from parity_tests.tolerances import LOCKSTEP, STEPS
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
+    parser = argparse.ArgumentParser(prog="python -m parity_tests.processors", description=__doc__)
+    parser.add_argument(
+        "--processor", type=one_of(lambda: PROCESSORS), metavar="NAME", action="append", help="default: all"
+    )
+    parser.add_argument("--short", action="store_true", help="only some processors")
+    parser.add_argument(
+        "--optimizer",
+        type=one_of(lambda: FAMILY),
+        metavar="NAME",
+        action="append",
+        help="default: the sensitive ones",
+    )
+    parser.add_argument("--dtype", choices=list(LOCKSTEP), action="append", help="default: all")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the lockstep; default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=4, help="of the noise; default: %(default)s")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "dev", ("jax", "optax", "torch", "flax", "matplotlib", "rich"))
+
 import json
 import os
 import subprocess
@@ -21,16 +50,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
+from examples.progress import track
 from parity_tests import closed_loop, roundings
-from parity_tests.cases import STEPS, cases
+from parity_tests.cases import cases
 from parity_tests.drive import Arrays
 from parity_tests.family import FAMILY
 from parity_tests.lockstep import Case, compare
 from parity_tests.processes import trajectories
-from parity_tests.tolerances import LOCKSTEP
 
 ROOT = Path(__file__).parent.parent
 
@@ -227,14 +255,7 @@ def print_noise(console: Console, pairs: list[tuple[str, str]], seeds: int) -> i
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the matrix and prints it; returns what the process ends with."""
-    parser = argparse.ArgumentParser(prog="python -m parity_tests.processors", description=__doc__)
-    parser.add_argument("--processor", choices=list(PROCESSORS), action="append", help="default: all")
-    parser.add_argument("--short", action="store_true", help=f"only {'; '.join(SHORT)}")
-    parser.add_argument("--optimizer", choices=list(FAMILY), action="append", help="default: the sensitive")
-    parser.add_argument("--dtype", choices=list(LOCKSTEP), action="append", help="default: all")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of the lockstep; default: %(default)s")
-    parser.add_argument("--seeds", type=int, default=4, help="of the noise; default: %(default)s")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser = options()
     given = parser.parse_args(arguments)
     if given.child is not None:
         child(json.loads(given.child))

@@ -9,19 +9,43 @@ warm-up.
 """
 
 import argparse
+from pathlib import Path
+
+from examples.command import answer_early, one_of
+from parity_tests.tolerances import LOCKSTEP
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
+    parser = argparse.ArgumentParser(prog="python -m parity_tests.soak", description=__doc__)
+    parser.add_argument("--steps", type=int, default=100_000, help="of each run; default: %(default)s")
+    parser.add_argument(
+        "--optimizer",
+        type=one_of(lambda: [soak.optimizer for soak in SOAKS[:4]]),
+        metavar="NAME",
+        action="append",
+    )
+    parser.add_argument("--dtype", choices=[*LOCKSTEP][:2], action="append", help="default: both")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn; default: %(default)s")
+    parser.add_argument("--report", type=Path, help="write a Markdown page")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "dev", ("jax", "optax", "torch", "flax", "matplotlib", "rich"))
+
 import functools
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
+from examples.progress import Progress
 from parity_tests.compare import Difference, differences
 from parity_tests.soak_plan import (
     FAULTS,
@@ -37,7 +61,7 @@ from parity_tests.soak_plan import (
 )
 from parity_tests.soak_report import print_tables, write
 from parity_tests.soak_sides import OptaxSide, TorchSide
-from parity_tests.tolerances import LOCKSTEP, Tolerance, bound
+from parity_tests.tolerances import Tolerance, bound
 
 
 def tolerance(leaf: str, soak: Soak, steps: int) -> Tolerance:
@@ -156,32 +180,27 @@ def _compare(sides: list[Any], soak: Soak, steps: int) -> tuple[dict[str, Differ
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs, prints, reports; returns what the process ends with."""
-    parser = argparse.ArgumentParser(prog="python -m parity_tests.soak", description=__doc__)
-    parser.add_argument("--steps", type=int, default=100_000, help="of each run; default: %(default)s")
-    parser.add_argument("--optimizer", choices=[soak.optimizer for soak in SOAKS[:4]], action="append")
-    parser.add_argument("--dtype", choices=[*LOCKSTEP][:2], action="append", help="default: both")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn; default: %(default)s")
-    parser.add_argument("--report", type=Path, help="write a Markdown page")
-    options = parser.parse_args(arguments)
-    if options.steps < 100:
-        parser.error(f"--steps {options.steps}: there must be 100 at least")
+    parser = options()
+    given = parser.parse_args(arguments)
+    if given.steps < 100:
+        parser.error(f"--steps {given.steps}: there must be 100 at least")
     chosen = [
         soak
         for soak in SOAKS
-        if soak.optimizer in (options.optimizer or [soak.optimizer])
-        and soak.dtype in (options.dtype or [soak.dtype])
+        if soak.optimizer in (given.optimizer or [soak.optimizer])
+        and soak.dtype in (given.dtype or [soak.dtype])
     ]
     console = Console()
     results = []
     with Progress(transient=True, console=console) as progress:
         for soak in chosen:
-            bar = progress.add_task(f"{soak.optimizer}, {soak.dtype}", total=options.steps)
+            bar = progress.add_task(f"{soak.optimizer}, {soak.dtype}", total=given.steps)
             advance = functools.partial(progress.advance, bar)
-            results.append(run(soak, options.steps, seed=options.seed, advance=advance))
+            results.append(run(soak, given.steps, seed=given.seed, advance=advance))
     print_tables(console, results)
-    if options.report is not None:
-        write(options.report, results)
-        console.print(f"report: {options.report}")
+    if given.report is not None:
+        write(given.report, results)
+        console.print(f"report: {given.report}")
     return 1 if any(result.failures() for result in results) else 0
 
 

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+STEPS = 300
+
 
 class Tolerance(NamedTuple):
     """A bound on a difference.

@@ -3,6 +3,8 @@
 import importlib.metadata
 import platform
 
+from examples.command import simple
+
 PACKAGES = (
     *("torch", "jax", "jaxlib", "optax", "numpy", "safetensors", "flax", "orbax-checkpoint"),
     *("transformers", "lightning", "accelerate", "peft", "pytest", "pytest-xdist"),
@@ -24,4 +26,5 @@ def versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    simple(__doc__).parse_args()
     print(", ".join(f"{name} {version}" for name, version in versions().items()))

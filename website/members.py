@@ -65,6 +65,18 @@ def state_per_weight(name: str) -> float:
     return sum(kept) / weight.numel()
 
 
+def more_state(name: str) -> str:
+    """Returns a sentence on the options that keep more per weight."""
+    known = inspect.signature(IN_TORCH[name].make.__init__).parameters
+    options = [
+        words
+        for key, words in (("use_shadow", "`use_shadow=True`"), ("rounding", '`rounding="kahan"`'))
+        if key in known
+    ]
+    fewer = " With `average=False` it is one fewer." if "average" in known else ""
+    return (f"One more each with {' and '.join(options)}." if options else "") + fewer
+
+
 def said(number: float) -> str:
     """Returns a number of values per weight in words."""
     if number < 0.001:
@@ -128,7 +140,7 @@ def page(name: str) -> str:
         f"# {title}",
         f"Belongs to {GENERATIONS[member.generation]}."
         if member.generation
-        else "Outside of the generations.",
+        else "Belongs to no generation of the published code.",
         "## When",
         when,
         "## Formula",
@@ -138,8 +150,7 @@ def page(name: str) -> str:
         f'`emo_torch.create_optimizer("{name}", model.parameters())`',
         f'- Optax: {{py:func}}`emo_optax.{name}`, `emo_optax.create_optimizer("{name}")`',
         "## State per weight",
-        f"Numbers per weight of a matrix of 256 x 256: {said(state_per_weight(name))}. "
-        'Options such as `use_shadow=True` or `rounding="kahan"` add one each.',
+        f"Numbers per weight of a matrix of 256 x 256: {said(state_per_weight(name))}. {more_state(name)}",
     ]
     if picture.exists():
         parts += [

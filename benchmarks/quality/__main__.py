@@ -1,23 +1,13 @@
 """`python -m benchmarks.quality`: trains, keeps every result at once, and writes a table and a picture."""
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.progress import track
-
-from benchmarks.quality.plan import plan_of
-from benchmarks.quality.report import draw, table
-from benchmarks.quality.tasks import tasks
-from benchmarks.quality.training import CONTENDERS, train
-from examples.yardstick.store import Store
+from examples.command import answer_early
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs what is not in the store yet, with the given command-line arguments or those of the process."""
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--fast", action="store_true", help="four tasks, four rates, one seed: CPU minutes")
     parser.add_argument(
@@ -27,6 +17,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="the folder of results, table and picture (default: %(default)s)",
     )
     parser.add_argument("--fresh", action="store_true", help="forget the results of earlier calls")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "examples", ("jax", "optax", "torch", "flax", "matplotlib", "rich", "sklearn"))
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+
+from benchmarks.quality.plan import plan_of
+from benchmarks.quality.report import draw, table
+from benchmarks.quality.tasks import tasks
+from benchmarks.quality.training import CONTENDERS, train
+from examples.progress import track
+from examples.yardstick.store import Store
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs what is not in the store yet, with the given command-line arguments or those of the process."""
+    parser = options()
     given = parser.parse_args(arguments)
     plan, known = plan_of(fast=given.fast), tasks()
     path = given.output / "results.json"

@@ -1,23 +1,109 @@
 """`python -m benchmarks.step_time`: measures what is missing, and writes tables and a plot."""
 
 import argparse
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from examples.command import answer_early
+
+
+def _at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_at_least_one(part) for part in text.split(",")}))
+
+
+def _names(known: Callable[[], Collection[str]]) -> Callable[[str], tuple[str, ...]]:
+    def names(text: str) -> tuple[str, ...]:
+        given = text.split(",")
+        for name in given:
+            if name not in known():
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known())}")
+        return tuple(name for name in known() if name in given)
+
+    return names
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step_time",
+        description="Measure what one step of every optimizer costs, as ratios to AdamW's: time, memory, "
+        "compilation. What is finished is kept, and not measured again.",
+    )
+    parser.add_argument(
+        "--rounds", type=_at_least_one, default=15, help="quiet rounds to measure (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--slow-rounds",
+        type=_at_least_one,
+        default=5,
+        help="the same for slow rows that are shown for contrast (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=_numbers, default=(1, 2), help="numbers of threads (default: 1,2)"
+    )
+    parser.add_argument(
+        "--problem",
+        type=_names(lambda: PROBLEMS),
+        default=("gpt2", "lora"),
+        help="which tensors; a wrong name lists all (default: gpt2,lora)",
+    )
+    parser.add_argument(
+        "--framework",
+        type=_names(lambda: GROUPS),
+        default=("torch", "jax"),
+        help="which (default: torch,jax)",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/step_time"),
+        help="the folder for tables, plot and results (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="3 rounds, 1 of slow rows; less of compilation and traces"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="count the graphs of torch.compile, too: some minutes"
+    )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="JAX's rows that have no bound with every number of threads, not just with the most",
+    )
+    parser.add_argument("--report", action="store_true", help="measure nothing: write what is there")
+    parser.add_argument("--fresh", action="store_true", help="forget what was finished before")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "examples", ("jax", "optax", "torch", "flax", "matplotlib", "rich", "sklearn"))
+
+import argparse
 import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from benchmarks.step_time import pictures, report
 from benchmarks.step_time.plan import COMPILED, GROUPS, TRACED, Cell, Settings, cells
 from benchmarks.step_time.problems import PROBLEMS
 from benchmarks.step_time.store import ROOT, OtherOriginError, Store, environment
+from examples.progress import Progress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,52 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns what the command line asks for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step_time",
-        description="Measure what one step of every optimizer costs, as ratios to AdamW's: time, memory, "
-        "compilation. What is finished is kept, and not measured again.",
-    )
-    parser.add_argument(
-        "--rounds", type=_at_least_one, default=15, help="quiet rounds to measure (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--slow-rounds",
-        type=_at_least_one,
-        default=5,
-        help="the same for slow rows that are shown for contrast (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--threads", type=_numbers, default=(1, 2), help="numbers of threads (default: 1,2)"
-    )
-    parser.add_argument(
-        "--problem",
-        type=_names(PROBLEMS),
-        default=("gpt2", "lora"),
-        help=f"which tensors, of {', '.join(PROBLEMS)} (default: gpt2,lora)",
-    )
-    parser.add_argument(
-        "--framework", type=_names(GROUPS), default=tuple(GROUPS), help="which (default: torch,jax)"
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("output/step_time"),
-        help="the folder for tables, plot and results (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="3 rounds, 1 of slow rows; less of compilation and traces"
-    )
-    parser.add_argument(
-        "--compile", action="store_true", help="count the graphs of torch.compile, too: some minutes"
-    )
-    parser.add_argument(
-        "--full",
-        action="store_true",
-        help="JAX's rows that have no bound with every number of threads, not just with the most",
-    )
-    parser.add_argument("--report", action="store_true", help="measure nothing: write what is there")
-    parser.add_argument("--fresh", action="store_true", help="forget what was finished before")
+    parser = options()
     given = parser.parse_args(arguments)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if max(given.threads) > cores and not given.report:
@@ -102,28 +143,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if given.report and given.fresh:
         parser.error("argument --report: not allowed with argument --fresh")
     return given
-
-
-def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(sorted({_at_least_one(part) for part in text.split(",")}))
-
-
-def _names(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
-    def names(text: str) -> tuple[str, ...]:
-        given = text.split(",")
-        for name in given:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-        return tuple(name for name in known if name in given)
-
-    return names
 
 
 def settings_of(given: argparse.Namespace) -> Settings:

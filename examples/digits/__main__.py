@@ -2,37 +2,42 @@
 
 import argparse
 import math
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from examples.digits import data
-from examples.digits.comparison import compare
-from examples.digits.report import LiveReport, conclude, draw, summary
-from examples.digits.rivals import train_rivals
-from examples.digits.settings import OPTIMIZERS, Settings
+from examples.command import answer_early, one_of
+from examples.digits.settings import OPTIMIZERS, TRAIN_COUNT, Settings
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the demo with the given command-line arguments, or those of the process."""
-    settings, output = parse(arguments)
-    console = Console()
-    report = LiveReport(console, settings)
-    with report.bars:
-        comparison = compare(settings, report.on_step, report.on_epoch)
-        rivals = train_rivals(settings, report.on_rival_step)
-    console.print(summary(comparison, rivals, settings))
-    with console.status("Drawing"):
-        draw(comparison, rivals, settings, output)
-    console.print(conclude(comparison), highlight=False)
-    print(output)  # Not by rich, which would break a long path into lines.
-    return 0
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
 
 
-def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
-    """Returns what the command line asks for: how to train, and where the picture goes."""
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _batch_size(text: str) -> int:
+    value = _positive_int(text)
+    if value > TRAIN_COUNT:
+        raise argparse.ArgumentTypeError(f"there are only {TRAIN_COUNT} digits to learn from")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.digits",
         description="Learn handwritten digits in Flax NNX and in PyTorch from the same weights and "
@@ -42,9 +47,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
     rates = ", ".join(f"{family.learning_rate:g} for {name}" for name, family in OPTIMIZERS.items())
     parser.add_argument(
         "--optimizer",
-        choices=list(OPTIMIZERS),
+        type=one_of(lambda: OPTIMIZERS),
+        metavar="NAME",
         default=usual.optimizer,
-        help="which optimizer trains (default: %(default)s)",
+        help=f"which optimizer trains, of {', '.join(OPTIMIZERS)} (default: %(default)s)",
     )
     parser.add_argument(
         "--shadow",
@@ -64,7 +70,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
         "--batch-size",
         type=_batch_size,
         default=usual.batch_size,
-        help=f"how many digits make one step, at most {data.TRAIN_COUNT} (default: %(default)s)",
+        help=f"how many digits make one step, at most {TRAIN_COUNT} (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
@@ -85,6 +91,41 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
         default=Path("output/digits.png"),
         help="where the picture, a PNG, is written (default: %(default)s)",
     )
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "examples", ("jax", "optax", "torch", "flax", "matplotlib", "rich", "sklearn"))
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from examples.digits.comparison import compare
+from examples.digits.report import LiveReport, conclude, draw, summary
+from examples.digits.rivals import train_rivals
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the demo with the given command-line arguments, or those of the process."""
+    settings, output = parse(arguments)
+    console = Console()
+    report = LiveReport(console, settings)
+    with report.bars:
+        comparison = compare(settings, report.on_step, report.on_epoch)
+        rivals = train_rivals(settings, report.on_rival_step)
+    console.print(summary(comparison, rivals, settings))
+    with console.status("Drawing"):
+        draw(comparison, rivals, settings, output)
+    console.print(conclude(comparison), highlight=False)
+    print(output)  # Not by rich, which would break a long path into lines.
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
+    """Returns what the command line asks for: how to train, and where the picture goes."""
+    parser = options()
     given = parser.parse_args(arguments)
     if given.shadow and given.optimizer == "emo_pilot":
         parser.error("argument --shadow: EmoPilot has no shadow; choose another --optimizer")
@@ -98,34 +139,6 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
         dtype=given.dtype,
     )
     return settings, given.output
-
-
-def _positive_float(text: str) -> float:
-    value = float(text)
-    if not 0.0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
-
-
-def _batch_size(text: str) -> int:
-    value = _positive_int(text)
-    if value > data.TRAIN_COUNT:
-        raise argparse.ArgumentTypeError(f"there are only {data.TRAIN_COUNT} digits to learn from")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-TRAIN_COUNT = 1437
+from examples.digits.settings import TRAIN_COUNT
+
 TEST_COUNT = 360
 
 

@@ -12,13 +12,14 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from examples.digits import data
 from examples.digits.comparison import RUNS, Comparison
 from examples.digits.rivals import Rival
 from examples.digits.settings import ADAMW_RATES, OPTIMIZERS, Settings
+from examples.progress import Progress
 
 # A pale and a dark blue, and an orange: told apart with any kind of colour vision, and without colour.
 PALE_BLUE = "#8ec5ea"

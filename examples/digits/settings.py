@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+TRAIN_COUNT = 1437
+"""How many digits there are to learn from."""
+
 
 class Family(NamedTuple):
     """One of the optimizers, as it is called and with a learning rate that suits the digits.

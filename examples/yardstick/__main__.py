@@ -1,20 +1,69 @@
 """`python -m examples.yardstick`: runs what is missing, and writes tables and pictures."""
 
 import argparse
+import os
+from pathlib import Path
+
+from examples.command import answer_early, one_of
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.yardstick",
+        description="Measure every optimizer of the family and its rivals in the same way: on four "
+        "surfaces and four small real tasks. What is finished is kept, and not run again.",
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="five times the steps, every seed searches: an hour or two"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/yardstick"),
+        help="the folder for tables, pictures and results (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        type=one_of(lambda: contenders()),
+        metavar="NAME",
+        help="measure only these, and AdamW; a wrong name lists all names",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_not_negative,
+        default=os.cpu_count() or 1,
+        help="how many processes; 0 for none but this one (default: one a core)",
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget what was finished before")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "examples", ("jax", "optax", "torch", "flax", "matplotlib", "rich", "sklearn"))
+
+import argparse
 import contextlib
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from functools import partial
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
+from examples.progress import Progress
 from examples.yardstick import pictures, tables
 from examples.yardstick.optimizers import REFERENCE, contenders
 from examples.yardstick.plan import Cell, Settings, fast, full, missing_cells, run_cell
@@ -45,45 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Returns what the command line asks for; `only` names everyone if it was not given."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.yardstick",
-        description="Measure every optimizer of the family and its rivals in the same way: on four "
-        "surfaces and four small real tasks. What is finished is kept, and not run again.",
-    )
-    parser.add_argument(
-        "--full", action="store_true", help="five times the steps, every seed searches: an hour or two"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("output/yardstick"),
-        help="the folder for tables, pictures and results (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=list(contenders()),
-        metavar="NAME",
-        default=list(contenders()),
-        help=f"measure only these, and {REFERENCE}: {', '.join(contenders())}",
-    )
-    parser.add_argument(
-        "--workers",
-        type=_not_negative,
-        default=os.cpu_count() or 1,
-        help="how many processes; 0 for none but this one (default: one a core)",
-    )
-    parser.add_argument("--fresh", action="store_true", help="forget what was finished before")
+    parser = options()
     given = parser.parse_args(arguments)
-    given.only = [name for name in contenders() if name in {*given.only, REFERENCE}]
+    given.only = [name for name in contenders() if name in {*(given.only or contenders()), REFERENCE}]
     return given
-
-
-def _not_negative(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
 
 
 def run_missing(

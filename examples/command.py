@@ -1,0 +1,62 @@
+"""What all commands share: a quick `--help`, the extra that is missing, names in any spelling."""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable
+
+from emo_shared.names import plain_name
+
+
+def answer_early(
+    options: str | Callable[[], argparse.ArgumentParser], extra: str, needs: Iterable[str] = ()
+) -> None:
+    """Answers `--help`, and names a missing package, before the imports that take seconds.
+
+    A module calls this at its top, if it is the command that runs.
+
+    Args:
+        options: makes the command's parser; a text for a command without options.
+        extra: the extra that installs what the command needs.
+        needs: the modules that the command imports from other projects.
+
+    Raises:
+        SystemExit: after the help, or for a package that is missing.
+    """
+    parser = simple(options) if isinstance(options, str) else options()
+    is_help = bool({"-h", "--help"} & set(sys.argv[1:]))
+    if is_help or isinstance(options, str):
+        parser.parse_args(["--help"] if is_help else None)
+    missing = [name for name in needs if importlib.util.find_spec(name) is None]
+    if missing:
+        parser.exit(
+            2,
+            f"{parser.prog}: {', '.join(missing)} missing. Install with pip install "
+            f"'emo-optimizers[{extra}]', or from a clone with pip install -e '.[{extra}]'\n",
+        )
+
+
+def simple(text: str) -> argparse.ArgumentParser:
+    """Returns the parser of a command without options."""
+    spec = sys.modules["__main__"].__spec__
+    return argparse.ArgumentParser(prog=f"python -m {spec.name}" if spec else None, description=text)
+
+
+def one_of(known: Callable[[], Iterable[str]]) -> Callable[[str], str]:
+    """Returns a type for argparse: a name in any spelling, `EmoSens` as `emo_sens`.
+
+    Args:
+        known: returns the names; called only when a name is given.
+
+    Example:
+        >>> one_of(lambda: ["emo_sens", "emo_cats"])("EmoSens")
+        'emo_sens'
+    """
+
+    def name(text: str) -> str:
+        names = {plain_name(each): each for each in known()}
+        if plain_name(text) not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names.values())}")
+        return names[plain_name(text)]
+
+    return name
