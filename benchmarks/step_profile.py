@@ -98,7 +98,12 @@ def watched(optimizer: Any, spent: dict[str, float]) -> Iterator[None]:
 
         return call
 
-    methods = {"_look": "look", "_collect": "look", "take_in": "feel", "step_tensors": "move"}
+    methods = {
+        "_known_tensors": "look",
+        "_collect": "look",
+        "update_memory": "feel",
+        "step_tensors": "move",
+    }
     watches = [
         mock.patch.object(optimizer, name, timed(part, getattr(optimizer, name)))
         for name, part in methods.items()

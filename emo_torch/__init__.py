@@ -1,4 +1,41 @@
-"""The Emo optimizers for PyTorch: optimizers that read the loss."""
+"""The Emo optimizers for PyTorch: optimizers that read the loss.
+
+    import emo_torch
+
+    optimizer = emo_torch.EmoPilot(model.parameters())
+    ...
+    loss.backward()
+    optimizer.step(loss=loss)
+
+Members (`create_optimizer("emo_sens", params)` makes one by name, `list_optimizers` lists the names):
+    EmoPilot                     finds the length of its steps; `optimizer.eval()` shows averaged weights
+    EmoSens, EmoAiry, EmoCats    second generation: Adam's moments, row and column factors, Lion's signs
+    EmoNavi, EmoFact, EmoLynx    first generation: the same three rules, without the filter
+    EmoClan, EmoNeco, EmoZeal    several rules; the emotion chooses one for each step
+    EmoNavi36, EmoFact36, EmoLynx36                     the published v3.6.1, with three averages
+    EmoSens3, EmoAiry3, EmoCats3, EmoTion, EmoVoid      third generation: the loss makes the rate
+    RefAdamWMiniScheduleFree     adds averaged weights to its momentum, guided by training losses
+
+Around other optimizers:
+    Emotional                    makes any optimizer of PyTorch emotional
+    Autopilot                    steers any optimizer as EmoPilot does
+    EarlyStop, scale_by_runaway, track_runaway, EmoPulseScheduler    one signal alone
+    listen, unwrap               take losses from backward passes; find an optimizer inside wrappers
+
+To see and to save:
+    get_metrics, get_runaway     values for a logger
+    save_checkpoint, load_checkpoint            a whole run in one file
+    to_arrays, from_arrays, save_arrays, load_arrays    a run that moves to `emo_optax`, or from it
+    decay_groups, decay_mask     weight decay for matrices alone
+
+Pieces (functions from tensors to tensors): `feel`, `filter_by_emotion`, `blend_with_shadow`, `gate`, ...
+and the rules `scale_by_uncorrected_adam`, `scale_by_lion`, `scale_by_factored_moments`, ...
+
+`emo_torch.integrations` has Accelerate, Lightning, kohya-ss and Transformers; `python -m emo_torch.launch`
+runs a script unchanged. Errors: `LossMissingError`, `CheckpointError`; warnings: `EmoWarning`.
+"""
+
+from types import ModuleType as _ModuleType
 
 from emo_shared.arrays import ARRAYS_VERSION as ARRAYS_VERSION
 from emo_shared.arrays import load_arrays as load_arrays
@@ -109,3 +146,9 @@ from emo_torch._wrappers.runaway import runaway_emotion as runaway_emotion
 from emo_torch._wrappers.runaway import scale_by_runaway as scale_by_runaway
 from emo_torch._wrappers.runaway import track_runaway as track_runaway
 from emo_torch._wrappers.wrappers import unwrap as unwrap
+
+__all__ = [
+    name
+    for name, thing in list(globals().items())
+    if not name.startswith("_") and not isinstance(thing, _ModuleType)
+]

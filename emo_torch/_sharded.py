@@ -26,17 +26,17 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def own_part(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """Returns what lies in this process, in the very same memory: for what goes element by element."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def copy_all(tensors: list[Tensor], news: list[Tensor]) -> None:
     """Copies tensors into others that lie as they do, each process its own parts."""
-    torch._foreach_copy_(list(map(own_part, tensors)), list(map(own_part, news)))
+    torch._foreach_copy_(list(map(local_part, tensors)), list(map(local_part, news)))
 
 
-def laid_like(tensor: Tensor, like: Tensor) -> Tensor:
+def redistribute_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Returns a tensor in parts that fit another's: an axis of length 1 is not split by what broadcasts."""
     if not is_sharded(tensor):
         return tensor
@@ -84,7 +84,7 @@ def places(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor, Replicate
 
     mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
-    own = own_part(tensor)
+    own = local_part(tensor)
     found = torch.zeros((), dtype=torch.int64, device=own.device)
     stride = tensor.numel()
     for axis, length in enumerate(tensor.shape):

@@ -23,11 +23,11 @@ PAGES = Path(__file__).parents[1] / "docs" / "trainers"
 class Listening(emo_torch.EmoSens):
     """EmoSens with a list of the losses that it felt, one a step."""
 
-    def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
+    def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
         """Takes in the loss, and writes it down."""
         assert loss is not None
         self.__dict__.setdefault("losses", []).append(float(loss))
-        return super().take_in(loss, **beside)
+        return super().update_memory(loss, **extra_losses)
 
     @property
     def heard(self) -> list[float]:

@@ -44,7 +44,12 @@ from emo_optax._rules.moments import stored
 
 
 class PilotMomentsState(NamedTuple):
-    """Adam's moments: `mu` of the gradients, `nu` of their squares, trees like the parameters."""
+    """Adam's moments: `mu` of the gradients, `nu` of their squares, trees like the parameters.
+
+    Attributes:
+        mu: the running averages of the gradients.
+        nu: the running averages of their squares.
+    """
 
     mu: optax.Updates
     nu: optax.Updates

@@ -37,7 +37,13 @@ from emo_optax._rules.moments import average, stored, widened, zero_moments
 
 
 class RefMomentsState(NamedTuple):
-    """The moments: `mu`, `nu`, trees like the parameters, and `norm`, for each a number, -1 at first."""
+    """The moments: `mu`, `nu`, trees like the parameters, and `norm`, for each a number, -1 at first.
+
+    Attributes:
+        mu: the running averages of the gradients, a tree like the parameters.
+        nu: the running averages of their squares, a tree like the parameters.
+        norm: the smoothed norm of each gradient, shape `[]`; -1 before the first step.
+    """
 
     mu: optax.Updates
     nu: optax.Updates
@@ -45,7 +51,13 @@ class RefMomentsState(NamedTuple):
 
 
 class RefAdamWMiniScheduleFreeState(NamedTuple):
-    """What is remembered of the losses, the moments, and the states of weight decay."""
+    """What is remembered of the losses, the moments, and the states of weight decay.
+
+    Attributes:
+        divergence: the averages of the losses.
+        moments: the moments of the parameters.
+        weight_decay: the states of the three ways of weight decay, by name.
+    """
 
     divergence: DivergenceState
     moments: RefMomentsState

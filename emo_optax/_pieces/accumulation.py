@@ -70,6 +70,8 @@ def accumulate(
         ...     updates, state = optimizer.update(jnp.ones(2), state, params, value=loss)
         >>> print(emo_optax.get_emotion(state).long)
         3.0
+
+    Source: this project.
     """
     check_axis_name(axis_name)
     multi_steps = optax.MultiSteps(

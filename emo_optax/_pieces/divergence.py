@@ -48,7 +48,19 @@ class DivergenceState(NamedTuple):
 
 
 def init_divergence(dtype: Any) -> DivergenceState:
-    """Returns what an optimizer remembers before any step, each field in a buffer of its own."""
+    """Returns what an optimizer remembers before any step, each field in a buffer of its own.
+
+    Args:
+        dtype: the floating-point dtype of the state, float32 or float64.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> print(emo_optax.init_divergence(jnp.float32).previous)
+        0.0
+
+    Source: RefAdamWMiniScheduleFree by muooon.
+    """
     kinds = {"previous": dtype, "val_previous": dtype, "suppressed": jnp.bool_, "injects": jnp.bool_}
     return DivergenceState(
         **{name: jnp.zeros([], kinds.get(name, jnp.int32)) for name in DivergenceState._fields}
@@ -181,6 +193,9 @@ def injection_strength(state: DivergenceState, ref_alpha: jax.typing.ArrayLike, 
 
     Returns:
         The share, shape `[]`, in [0, 1].
+
+    Raises:
+        TypeError: for a number in a dtype of less than 32 bits, which is too coarse for it.
 
     Example:
         >>> import jax.numpy as jnp

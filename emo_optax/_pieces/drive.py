@@ -45,7 +45,19 @@ class DriveState(NamedTuple):
 
 
 def init_drive(dtype: Any) -> DriveState:
-    """Returns the state before the first loss, each field in a buffer of its own."""
+    """Returns the state before the first loss, each field in a buffer of its own.
+
+    Args:
+        dtype: the floating-point dtype of the state, float32 or float64.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> print(emo_optax.init_drive(jnp.float32).medium)
+        0.0
+
+    Source: EmoNavi v3.6.1 by muooon.
+    """
     return DriveState(init_emotion(dtype), jnp.zeros([], dtype))
 
 
@@ -67,6 +79,9 @@ def feel_drive(state: DriveState, loss: jax.Array) -> DriveState:
 
     Returns:
         The state after this step.
+
+    Raises:
+        ValueError: for a state whose fields have other shapes or dtypes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -121,7 +136,12 @@ def drive_factor(scalar: jax.Array) -> jax.Array:
 
 
 class ShareDriveState(NamedTuple):
-    """The memory of the losses, and the state of the transformation that shares it."""
+    """The memory of the losses, and the state of the transformation that shares it.
+
+    Attributes:
+        drive: the averages of the losses.
+        inner_state: the state of the inner transformation.
+    """
 
     drive: DriveState
     inner_state: optax.OptState
@@ -145,6 +165,16 @@ def share_drive(
     Raises:
         ValueError: from `update`, for a loss that is not a scalar.
         LossMissingError: from `update`, without a loss.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = emo_optax.share_drive(optax.chain(optax.sgd(0.1), emo_optax.scale_by_drive()))
+        >>> params = jnp.ones(2)
+        >>> updates, state = optimizer.update(params, optimizer.init(params), params, value=1.0)
+        >>> print(updates.shape, int(state.drive.emotion.felt))
+        (2,) 1
 
     Source: EmoNavi v3.6.1 by muooon.
     """

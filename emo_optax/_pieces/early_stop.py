@@ -31,6 +31,9 @@ def went_quiet(
     Returns:
         A boolean of shape `[]`.
 
+    Raises:
+        TypeError: for a number in a dtype of less than 32 bits, which is too coarse for it.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from emo_optax import went_quiet

@@ -75,7 +75,19 @@ def wide_dtype(tree: Any) -> Any:
 
 
 def init_emotion(dtype: Any) -> EmotionState:
-    """Returns the emotion of an optimizer that has seen no loss, each field in a buffer of its own."""
+    """Returns the emotion of an optimizer that has seen no loss, each field in a buffer of its own.
+
+    Args:
+        dtype: the floating-point dtype of the state, float32 or float64.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> print(emo_optax.init_emotion(jnp.float32).history.shape)
+        (32,)
+
+    Source: EmoSens and EmoNavi v2.0 by muooon.
+    """
     return EmotionState(
         felt=jnp.zeros([], jnp.int32),
         held=jnp.zeros([], jnp.int32),
@@ -119,6 +131,10 @@ def feel(
 
     Returns:
         The emotion after this step.
+
+    Raises:
+        ValueError: for a state whose fields have other shapes or dtypes.
+        TypeError: for a number in a dtype of less than 32 bits, which is too coarse for it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -174,7 +190,12 @@ def check_emotion(state: EmotionState) -> None:
 
 
 class ShareEmotionState(NamedTuple):
-    """The emotion, and the state of what shares it."""
+    """The emotion, and the state of what shares it.
+
+    Attributes:
+        emotion: the emotion.
+        inner_state: the state of the inner transformation.
+    """
 
     emotion: EmotionState
     inner_state: optax.OptState

@@ -96,6 +96,14 @@ def init_pulse(
 
     Returns:
         The state; its pulse is 1e-4 of the scope, not above the ceiling and not below 1e-8.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> print(f"{emo_optax.init_pulse(jnp.float32, 0.5).pulse:.0e}")
+        5e-05
+
+    Source: EmoSens v3.9.1 by muooon.
     """
 
     def number(value: float) -> jax.Array:

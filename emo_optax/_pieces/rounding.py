@@ -95,6 +95,9 @@ class RoundWithKahanState(NamedTuple):
 
     Parameters of float32 and wider need none: a zero of the shape `[1]` and of the parameter's dtype
     stands in their place, as in the state of `optax.adafactor`, so that shardings map onto the tree.
+
+    Attributes:
+        compensation: the lost parts of each parameter, a tree like the parameters.
     """
 
     compensation: optax.Params
@@ -169,7 +172,11 @@ def round_with_kahan() -> optax.GradientTransformationExtraArgs:
 
 
 class RoundStochasticallyState(NamedTuple):
-    """How many steps have been rounded, int32 of shape `[]`: every step draws other numbers."""
+    """How many steps have been rounded, int32 of shape `[]`: every step draws other numbers.
+
+    Attributes:
+        steps: the number of steps so far, int32 of shape `[]`.
+    """
 
     steps: jax.Array
 

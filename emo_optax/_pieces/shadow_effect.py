@@ -71,6 +71,10 @@ def keep_rows_and_columns(eps: jax.typing.ArrayLike = 1e-8) -> Keep:
     Returns:
         A function of a gradient and of the tolerance, for `filter_by_emotion`.
 
+    Raises:
+        ValueError: for an `eps` below 0.
+        TypeError: for a number in a dtype of less than 32 bits, which is too coarse for it.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from emo_optax import keep_rows_and_columns
@@ -304,6 +308,9 @@ def scale_by_emotion() -> optax.GradientTransformationExtraArgs:
 
 def step_scale(scalar: jax.Array) -> jax.Array:
     """Returns 1 - |s|, what a step is multiplied by, for an emotion scalar in [-1, 1].
+
+    Args:
+        scalar: the emotion scalar s in [-1, 1], a floating-point array of any shape.
 
     Example:
         >>> import jax.numpy as jnp

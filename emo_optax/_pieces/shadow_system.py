@@ -18,11 +18,16 @@ ShadowRatio = Literal["v2.0", "v1.0"] | Callable[[jax.Array], jax.Array]
 def shadow_ratio_v2(scalar: jax.Array) -> jax.Array:
     r"""Returns the ratio of v2.0: :math:`|s|` where :math:`|s| > 0.1`, else 0.
 
+    Args:
+        scalar: the emotion scalar s in [-1, 1], a floating-point array of any shape.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from emo_optax import shadow_ratio_v2
         >>> print(shadow_ratio_v2(jnp.asarray([-0.5, 0.05, 0.75])))
         [0.5  0.   0.75]
+
+    Source: EmoSens and EmoNavi v2.0 by muooon.
     """
     size = jnp.abs(scalar)
     return jnp.where(size > 0.1, size, jnp.zeros([], scalar.dtype))
@@ -33,11 +38,16 @@ def shadow_ratio_v1(scalar: jax.Array) -> jax.Array:
 
     .. math:: 0.7 + 0.2 s \;(s > 0.6), \quad 0.1 \;(s < -0.6), \quad 0.3 \;(|s| > 0.3), \quad 0
 
+    Args:
+        scalar: the emotion scalar s in [-1, 1], a floating-point array of any shape.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from emo_optax import shadow_ratio_v1
         >>> print(shadow_ratio_v1(jnp.asarray([-0.7, -0.4, 0.2, 0.5, 0.75])))
         [0.1  0.3  0.   0.3  0.85]
+
+    Source: EmoNavi v1.0 by muooon.
     """
     ratio = jnp.where(jnp.abs(scalar) > 0.3, 0.3, 0.0)
     ratio = jnp.where(scalar < -0.6, 0.1, ratio)

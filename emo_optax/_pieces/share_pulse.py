@@ -25,7 +25,13 @@ _PULSE_MISSING = (
 
 
 class SharePulseState(NamedTuple):
-    """The pulse, the steps of a scheduled scope, and the state of the inner transformation."""
+    """The pulse, the steps of a scheduled scope, and the state of the inner transformation.
+
+    Attributes:
+        pulse: the pulse.
+        scope_state: the state of a scheduled scope.
+        inner_state: the state of the inner transformation.
+    """
 
     pulse: PulseState
     scope_state: optax.OptState

@@ -24,6 +24,9 @@ def smooth_norm(
     Returns:
         The new e, shape `[]`.
 
+    Raises:
+        TypeError: for a number in a dtype of less than 32 bits, which is too coarse for it.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import emo_optax
@@ -63,6 +66,9 @@ def learning_rate_from_norm(
 
     Returns:
         The learning rate of this tensor and step, shape `[]`.
+
+    Raises:
+        TypeError: for a number in a dtype of less than 32 bits, which is too coarse for it.
 
     Example:
         >>> import jax.numpy as jnp

@@ -12,7 +12,12 @@ from emo_optax._rules.moments import average, map_leaves, stored, widened, zero_
 
 
 class ScaleByUncorrectedAdamState(NamedTuple):
-    """The moments: `mu` of the gradients, `nu` of their squares, trees like the parameters."""
+    """The moments: `mu` of the gradients, `nu` of their squares, trees like the parameters.
+
+    Attributes:
+        mu: the running averages of the gradients.
+        nu: the running averages of their squares.
+    """
 
     mu: optax.Updates
     nu: optax.Updates

@@ -12,7 +12,11 @@ from emo_optax._rules.moments import average, interpolate, map_leaves, stored, w
 
 
 class ScaleByLionState(NamedTuple):
-    """The momentum `mu`, a tree like the parameters."""
+    """The momentum `mu`, a tree like the parameters.
+
+    Attributes:
+        mu: the running averages of the gradients.
+    """
 
     mu: optax.Updates
 

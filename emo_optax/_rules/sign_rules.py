@@ -112,7 +112,12 @@ def sum_of_norms(params: optax.Params, axis_name: AxisName = None) -> jax.Array:
 
 
 class ScaleByFreshSignState(NamedTuple):
-    """The momentum `mu`, a tree like the parameters, and the kept sum of norms; -1 before any."""
+    """The momentum `mu`, a tree like the parameters, and the kept sum of norms; -1 before any.
+
+    Attributes:
+        mu: the running averages of the gradients.
+        norm: the sum of norms before the last step, shape `[]`.
+    """
 
     mu: optax.Updates
     norm: jax.Array
@@ -229,6 +234,16 @@ def hold_norm(
     Raises:
         ValueError: from `update`, without `params`.
         EmotionMissingError: from `update`, with no `share_pulse` around it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import emo_optax
+        >>> optimizer = emo_optax.share_pulse(emo_optax.hold_norm(optax.sgd(0.1)))
+        >>> params = jnp.asarray([3.0, -1.0])
+        >>> updates, state = optimizer.update(params, optimizer.init(params), params, value=1.0)
+        >>> print(state.inner_state.norm)
+        4.0
 
     Source: EmoVoid v3.9.1 by muooon.
     """

@@ -13,7 +13,11 @@ from emo_optax._rules.moments import average, interpolate, map_leaves, stored, w
 
 
 class ScaleByMomentumState(NamedTuple):
-    """The momentum `mu`, a tree like the parameters; `()` where there is none."""
+    """The momentum `mu`, a tree like the parameters; `()` where there is none.
+
+    Attributes:
+        mu: the running averages of the gradients.
+    """
 
     mu: optax.Updates
 

@@ -17,7 +17,11 @@ Choose = Callable[[jax.Array], jax.Array]
 
 
 class SwitchByEmotionState(NamedTuple):
-    """The states of the rules, one for each."""
+    """The states of the rules, one for each.
+
+    Attributes:
+        states: one state for each rule, in their order.
+    """
 
     states: tuple[optax.OptState, ...]
 
@@ -161,7 +165,12 @@ def select_by_emotion(
 
 
 class StepFirstState(NamedTuple):
-    """The state of what steps first, and that of what follows."""
+    """The state of what steps first, and that of what follows.
+
+    Attributes:
+        first_state: the state of the first step.
+        inner_state: the state of the rules after it.
+    """
 
     first_state: optax.OptState
     inner_state: optax.OptState

@@ -89,6 +89,16 @@ def load_checkpoint(path: str | Path, like: Any) -> Any:
             than in `like`, by their names.
         TypeError: for a leaf of `like` that is no array and no number.
         OSError: where there is no file, or none that may be read.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> run = {"weight": jnp.ones(2), "epoch": 3}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     emo_optax.save_checkpoint(f"{folder}/run", run)
+        ...     print(emo_optax.load_checkpoint(f"{folder}/run", like=run)["epoch"])
+        3
     """
     metadata, parts = read_file(path)
     check_layout(path, metadata)

@@ -72,6 +72,8 @@ def carry_loss(loss: jax.Array, carrier: jax.Array) -> jax.Array:
         ...     return emo_optax.carry_loss(jnp.sum(params["weight"] ** 2), params["carrier"])
         >>> print(jax.grad(loss_of)(params))
         {'carrier': Array(2., dtype=float32), 'weight': Array([2., 2.], dtype=float32)}
+
+    Source: this project.
     """
     known = _carried.get(id(loss))
     if known is not None and known() is loss:

@@ -91,6 +91,9 @@ def runaway_emotion(moments: jax.Array, eps: jax.typing.ArrayLike = 1e-8) -> jax
         of zeros, or whose powers are too large for the dtype (the exponential is 0 there), and for one
         with a NaN, of which nothing is known.
 
+    Raises:
+        TypeError: for a number in a dtype of less than 32 bits, which is too coarse for it.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from emo_optax import gradient_moments, runaway_emotion
@@ -107,7 +110,12 @@ def runaway_emotion(moments: jax.Array, eps: jax.typing.ArrayLike = 1e-8) -> jax
 
 
 class ScaleByRunawayState(NamedTuple):
-    """What the last gradient showed, and the state of what is scaled."""
+    """What the last gradient showed, and the state of what is scaled.
+
+    Attributes:
+        runaway: the numbers that the last gradient gave.
+        inner_state: the state of the inner transformation.
+    """
 
     runaway: Runaway
     inner_state: optax.OptState

@@ -157,9 +157,9 @@ class EmoPilot(SteeredOptimizer):
         check_moment_dtype(options["moment_dtype"])
         check_rounding(options)
 
-    def take_in(self, loss: Tensor | None, **beside: Any) -> Tensor:
+    def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Tensor:
         """Returns the loss, downhill: the scalars move with the gradients, later in the step."""
-        del beside
+        del extra_losses
         assert loss is not None
         return -loss if self.param_groups[0]["maximize"] else loss
 

@@ -190,10 +190,10 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         """What is remembered of the losses, in tensors of its own; no sync with the device."""
         return DivergenceState(*(tensor.clone() for tensor in self._divergence))
 
-    def take_in(self, loss: Tensor | None, **beside: Any) -> DivergenceState:
+    def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> DivergenceState:
         """Takes in the losses of a step; returns what is remembered behind it."""
         group = self.param_groups[0]
-        losses = [loss, beside["val_loss"]]
+        losses = [loss, extra_losses["val_loss"]]
         if group["maximize"]:
             losses = [None if each is None else -each for each in losses]
         watched = update_divergence(self._divergence, *losses, ref_max_steps=group["ref_max_steps"])
@@ -205,12 +205,12 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         """Returns what is remembered before any loss."""
         return init_divergence(torch.float32)
 
-    def hold_memory(self, memory: tuple[Tensor, ...]) -> State:
+    def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
         """Takes tensors to remember in, and returns them, flat, by the names that groups know them by."""
         self._divergence = DivergenceState(*memory)
         return {f"divergence_{name}": tensor for name, tensor in self._divergence._asdict().items()}
 
-    def memory_of(self, group: Group) -> tuple[Tensor, ...]:
+    def memory_from_group(self, group: Group) -> tuple[Tensor, ...]:
         """Returns what is remembered, from a group that came out of a file or a copy."""
         return tuple(torch.as_tensor(group[name]) for name in self.memory_names())
 

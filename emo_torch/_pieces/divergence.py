@@ -46,7 +46,20 @@ class DivergenceState(NamedTuple):
 
 
 def init_divergence(dtype: torch.dtype, device: torch.device | str = "cpu") -> DivergenceState:
-    """Returns what an optimizer remembers before any step, each field in a tensor of its own."""
+    """Returns what an optimizer remembers before any step, each field in a tensor of its own.
+
+    Args:
+        dtype: the floating-point dtype of the state, float32 or float64.
+        device: the device of the tensors.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> print(emo_torch.init_divergence(torch.float32).previous)
+        tensor(0.)
+
+    Source: RefAdamWMiniScheduleFree by muooon.
+    """
     kinds = {"previous": dtype, "val_previous": dtype, "suppressed": torch.bool, "injects": torch.bool}
     return DivergenceState(
         **{

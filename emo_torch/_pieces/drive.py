@@ -54,7 +54,19 @@ class Drive(NamedTuple):
 
 
 def init_drive(dtype: torch.dtype) -> DriveState:
-    """Returns the state before the first loss, each field in memory of its own."""
+    """Returns the state before the first loss, each field in memory of its own.
+
+    Args:
+        dtype: the floating-point dtype of the state, float32 or float64.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> print(emo_torch.init_drive(torch.float32).medium)
+        tensor(0.)
+
+    Source: EmoNavi v3.6.1 by muooon.
+    """
     return DriveState(init_emotion(dtype), torch.zeros((), dtype=dtype))
 
 

@@ -68,7 +68,20 @@ def wide_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def init_emotion(dtype: torch.dtype, device: torch.device | str = "cpu") -> EmotionState:
-    """Returns the emotion of an optimizer that has seen no loss, each field in a tensor of its own."""
+    """Returns the emotion of an optimizer that has seen no loss, each field in a tensor of its own.
+
+    Args:
+        dtype: the floating-point dtype of the state, float32 or float64.
+        device: the device of the tensors.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> print(emo_torch.init_emotion(torch.float32).history.shape)
+        torch.Size([32])
+
+    Source: EmoSens and EmoNavi v2.0 by muooon.
+    """
     return EmotionState(
         felt=torch.zeros((), dtype=torch.int32, device=device),
         held=torch.zeros((), dtype=torch.int32, device=device),
@@ -171,7 +184,7 @@ def feel_in_place(
         gain: as for `feel`.
         **bounds: `mean_below` and `variance_below`, as for `feel`.
     """
-    if torch.compiler.is_compiling() or not is_near(loss, state.short):
+    if torch.compiler.is_compiling() or not is_on_cpu(loss, state.short):
         felt = feel(state, loss, short_factor=short_factor, long_factor=long_factor, gain=gain, **bounds)
         for tensor, new in zip(state, felt, strict=True):
             tensor.copy_(new)
@@ -202,6 +215,6 @@ def feel_in_place(
             state.should_stop.copy_(went_quiet(state.history, state.felt, **bounds))
 
 
-def is_near(*tensors: Tensor) -> bool:
+def is_on_cpu(*tensors: Tensor) -> bool:
     """Returns whether the numbers of tensors can be read without a wait for a device."""
     return set(map(type, tensors)) == {Tensor} and all(map(_is_cpu, tensors))

@@ -128,6 +128,14 @@ def init_pulse(
 
     Returns:
         The state, on the CPU; its pulse is 1e-4 of the scope, not above the ceiling and not below 1e-8.
+
+    Example:
+        >>> import torch
+        >>> import emo_torch
+        >>> print(emo_torch.init_pulse(torch.float32, 0.5).pulse)
+        tensor(5.0000e-05)
+
+    Source: EmoSens v3.9.1 by muooon.
     """
 
     def number(value: float) -> Tensor:

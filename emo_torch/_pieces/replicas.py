@@ -32,6 +32,8 @@ def average_over_replicas(loss: Tensor, process_group: LossGroup = None) -> Tens
         >>> import emo_torch
         >>> print(emo_torch.average_over_replicas(torch.tensor(2.0)))
         tensor(2.)
+
+    Source: this project.
     """
     if process_group is False or not dist.is_available() or not dist.is_initialized():
         return loss

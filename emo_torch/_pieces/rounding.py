@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from emo_torch._checks.validation import check_choice, check_seed
-from emo_torch._sharded import own_part, places
+from emo_torch._sharded import local_part, places
 
 Rounding = Literal["nearest", "kahan", "stochastic"]
 ROUNDINGS: tuple[str, ...] = get_args(Rounding)
@@ -232,7 +232,7 @@ def add_rounded(
     if rounding == "stochastic":
         beside = [_counters(key, param) for key, param in zip(beside, params, strict=True)]
     # Each element goes for itself, wherever the others lie.
-    params, updates, beside = (list(map(own_part, tensors)) for tensors in (params, updates, beside))
+    params, updates, beside = (list(map(local_part, tensors)) for tensors in (params, updates, beside))
     if foreach:
         multi = multi_tensor_round_with_kahan if rounding == "kahan" else _multi_tensor_stochastically
         torch._foreach_add_(params, multi(updates, params, beside))

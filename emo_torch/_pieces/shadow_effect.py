@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from emo_torch._sharded import laid_like, mean
+from emo_torch._sharded import mean, redistribute_like
 
 Keep = Callable[[Tensor, Tensor], Tensor]
 """A gradient and the tolerance theta (1 + |s|), a scalar of its dtype, to the elements that move."""
@@ -85,7 +85,7 @@ class _KeepRowsAndColumns:
             return torch.zeros_like(gradient, dtype=torch.bool)
         rows, columns = row_and_column_means(gradient.square())
         bound = tolerance * tolerance * tolerance
-        return laid_like((rows + self.eps > bound) & (columns + self.eps > bound), gradient)
+        return redistribute_like((rows + self.eps > bound) & (columns + self.eps > bound), gradient)
 
     def keeps_all(self, gradient: Tensor, theta: float) -> bool:
         """Returns whether all elements move whatever the gradient and the emotion are.
@@ -138,6 +138,9 @@ def filter_by_emotion(update: Tensor, gradient: Tensor, tolerance: Tensor, keep:
 
 def step_scale(scalar: Tensor) -> Tensor:
     """Returns 1 - |s|, what a step is multiplied by, for an emotion scalar in [-1, 1].
+
+    Args:
+        scalar: the emotion scalar s in [-1, 1], a floating-point tensor of any shape.
 
     Example:
         >>> import torch

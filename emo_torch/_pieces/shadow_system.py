@@ -15,11 +15,16 @@ ShadowRatio = Literal["v2.0", "v1.0"] | Callable[[Tensor], Tensor]
 def shadow_ratio_v2(scalar: Tensor) -> Tensor:
     r"""Returns the ratio of v2.0: :math:`|s|` where :math:`|s| > 0.1`, else 0.
 
+    Args:
+        scalar: the emotion scalar s in [-1, 1], a floating-point tensor of any shape.
+
     Example:
         >>> import torch
         >>> from emo_torch import shadow_ratio_v2
         >>> print(shadow_ratio_v2(torch.tensor([-0.5, 0.05, 0.75])))
         tensor([0.5000, 0.0000, 0.7500])
+
+    Source: EmoSens and EmoNavi v2.0 by muooon.
     """
     size = scalar.abs()
     return torch.where(size > 0.1, size, torch.zeros_like(size))
@@ -30,11 +35,16 @@ def shadow_ratio_v1(scalar: Tensor) -> Tensor:
 
     .. math:: 0.7 + 0.2 s \;(s > 0.6), \quad 0.1 \;(s < -0.6), \quad 0.3 \;(|s| > 0.3), \quad 0
 
+    Args:
+        scalar: the emotion scalar s in [-1, 1], a floating-point tensor of any shape.
+
     Example:
         >>> import torch
         >>> from emo_torch import shadow_ratio_v1
         >>> print(shadow_ratio_v1(torch.tensor([-0.7, -0.4, 0.2, 0.5, 0.75])))
         tensor([0.1000, 0.3000, 0.0000, 0.3000, 0.8500])
+
+    Source: EmoNavi v1.0 by muooon.
     """
     zeros = torch.zeros_like(scalar)
     ratio = torch.where(scalar.abs() > 0.3, zeros + 0.3, zeros)

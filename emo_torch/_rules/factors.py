@@ -6,7 +6,7 @@ from torch import Tensor
 from emo_torch._pieces.shadow_effect import row_and_column_means
 from emo_torch._rules.adam import multi_tensor_scale_by_uncorrected_adam, scale_by_uncorrected_adam
 from emo_torch._rules.moments import average, multi_tensor_average
-from emo_torch._sharded import laid_like, zeros_for_mean
+from emo_torch._sharded import redistribute_like, zeros_for_mean
 
 
 def scale_by_factors(
@@ -49,7 +49,7 @@ def scale_by_factors(
     row_mean, column_mean = row_and_column_means(grad.square())
     average(row, (row_mean + eps).sqrt_(), b1)
     average(column, (column_mean + eps).sqrt_(), b1)
-    return grad / laid_like(row * column, grad).sqrt_().add_(eps)
+    return grad / redistribute_like(row * column, grad).sqrt_().add_(eps)
 
 
 def multi_tensor_scale_by_factors(
@@ -70,7 +70,8 @@ def multi_tensor_scale_by_factors(
         torch._foreach_sqrt_(roots)
         multi_tensor_average([factors[index] for index in filled], roots, b1)
     denominators = [
-        laid_like(row * column, grad) for row, column, grad in zip(rows, columns, grads, strict=True)
+        redistribute_like(row * column, grad)
+        for row, column, grad in zip(rows, columns, grads, strict=True)
     ]
     torch._foreach_sqrt_(denominators)
     torch._foreach_add_(denominators, eps)

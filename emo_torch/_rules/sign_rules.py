@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from emo_torch._pieces.emotion import is_near, wide_dtype
+from emo_torch._pieces.emotion import is_on_cpu, wide_dtype
 from emo_torch._pieces.smoothed_norm import NO_NORM
-from emo_torch._sharded import mesh_of, own_part, sum_of_parts
+from emo_torch._sharded import local_part, mesh_of, sum_of_parts
 
 HELD_STEPS = 55
 """EmoVoid holds the sum of the norms while its counter is not above this."""
@@ -140,10 +140,10 @@ def is_over(state: HeldNorm, should_stop: Tensor) -> bool:
         state: the state before this step.
         should_stop: the stop signal of this step, bool of shape `[]`.
     """
-    is_known = not torch.compiler.is_compiling() and is_near(state.counter)
+    is_known = not torch.compiler.is_compiling() and is_on_cpu(state.counter)
     if not is_known or int(state.counter) <= HELD_STEPS:
         return False
-    return is_near(should_stop) and not (bool(should_stop) and not bool(state.was_quiet))
+    return is_on_cpu(should_stop) and not (bool(should_stop) and not bool(state.was_quiet))
 
 
 def hold_norm(state: HeldNorm, norm: Tensor, should_stop: Tensor) -> tuple[Tensor, HeldNorm]:
@@ -191,15 +191,15 @@ def sum_of_norms(params: list[Tensor]) -> Tensor:
     """
     if not params:
         return torch.zeros(())
-    dtype, device = wide_dtype(*params), own_part(params[0]).device
+    dtype, device = wide_dtype(*params), local_part(params[0]).device
     buckets: dict[tuple[Any, ...], list[Tensor]] = {}
     for param in params:
-        own = own_part(param.detach())
+        own = local_part(param.detach())
         key = (own.device, own.dtype, mesh_of(param), getattr(param, "placements", None))
         buckets.setdefault(key, []).append(param)
     total = torch.zeros((), dtype=dtype, device=device)
     for some in buckets.values():
-        parts = [own_part(param.detach()) for param in some]
+        parts = [local_part(param.detach()) for param in some]
         # One pass over memory: the dtype of the sum is wide, and no wide copy is made.
         norms = [torch.linalg.vector_norm(part, 1.0, dtype=dtype) for part in parts if part.numel()]
         if not norms:

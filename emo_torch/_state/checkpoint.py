@@ -90,6 +90,15 @@ def load_checkpoint(path: str | Path) -> Any:
         CheckpointError: for a file that was cut off or altered, that is no checkpoint of this package,
             or has another layout.
         OSError: where there is no file, or none that may be read.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> import emo_torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     emo_torch.save_checkpoint(f"{folder}/run", {"weight": torch.ones(2), "epoch": 3})
+        ...     print(emo_torch.load_checkpoint(f"{folder}/run"))
+        {'weight': tensor([1., 1.]), 'epoch': 3}
     """
     metadata, parts = read_file(path)
     check_layout(path, metadata)

@@ -34,6 +34,19 @@ class EmoOptimizer(LossOptimizer):
     """The base of those with an emotion: it feels the loss once a step, and blends with a shadow.
 
     A member sets `recipe`, and hands over its options (see `options_of`).
+
+    Args:
+        params: the parameters, or groups of parameters, which may have options of their own.
+        options: the options of the groups, by name (see `options_of`).
+        process_group: the processes over which the loss is averaged; `None` for all, `False` for none.
+
+    Raises:
+        ValueError: for an option out of its range.
+
+    Example:
+        >>> import emo_torch
+        >>> issubclass(emo_torch.EmoSens, emo_torch.EmoOptimizer)
+        True
     """
 
     memory_title = "emotion"
@@ -65,9 +78,9 @@ class EmoOptimizer(LossOptimizer):
         check_choice("shadow_ratio", options["shadow_ratio"], ("v2.0", "v1.0", "function"))
         check_rounding(options)
 
-    def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
+    def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
         """Takes in the loss, and settles how far this step pulls to the shadow."""
-        del beside
+        del extra_losses
         assert loss is not None
         group = self.param_groups[0]
         # In place: the groups, and captured graphs, hold these tensors.
@@ -150,7 +163,7 @@ class EmoOptimizer(LossOptimizer):
         never, none = torch.zeros((), dtype=torch.bool), torch.zeros(())
         return (*init_emotion(torch.float32), never, none)
 
-    def hold_memory(self, memory: tuple[Tensor, ...]) -> State:
+    def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
         """Takes tensors to remember in, and returns them, flat, by the names that groups know them by."""
         *emotion, self._shadow_exists, self._shadow_ratio = memory
         self._emotion = EmotionState(*emotion)
@@ -162,7 +175,7 @@ class EmoOptimizer(LossOptimizer):
         flat.update(zip(HISTORY, self._emotion.history.unbind(), strict=True))
         return flat
 
-    def memory_of(self, group: Group) -> tuple[Tensor, ...]:
+    def memory_from_group(self, group: Group) -> tuple[Tensor, ...]:
         """Returns what is remembered, from a group that came out of a file or a copy."""
         fields = {name: group[f"emotion_{name}"] for name in EmotionState._fields if name != "history"}
         fields["history"] = torch.stack([torch.as_tensor(group[name]) for name in HISTORY])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from emo_torch._pieces.emotion import is_near
+from emo_torch._pieces.emotion import is_on_cpu
 from emo_torch._rules.recipe import Group
 
 
@@ -42,7 +42,7 @@ def for_compiled(params: list[Tensor], feeling: Feeling, group: Group) -> tuple[
         return None
     if feeling.scale is None:
         return feeling, group
-    if params[0].device.type != "cpu" or not is_near(feeling.scale):
+    if params[0].device.type != "cpu" or not is_on_cpu(feeling.scale):
         return None
     # Compiled code has no factor of the update alone: the factor goes into the learning rate, and out of
     # the weight decay that the learning rate multiplies.

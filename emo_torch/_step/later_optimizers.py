@@ -89,9 +89,9 @@ class DriveOptimizer(EmoOptimizer):
         """Raises a `ValueError` for an option of a group that is out of its range."""
         _check_group(options)
 
-    def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
+    def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
         """Takes in the loss, and settles how far this step moves, and pulls to the shadow."""
-        del beside
+        del extra_losses
         assert loss is not None
         if self.param_groups[0].get("maximize"):
             loss = -loss
@@ -129,14 +129,14 @@ class DriveOptimizer(EmoOptimizer):
         """Returns what is remembered before any loss."""
         return (*super().first_memory(), init_drive(torch.float32).medium)
 
-    def hold_memory(self, memory: tuple[Tensor, ...]) -> State:
+    def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
         """Takes tensors to remember in, and returns them, flat, by the names that groups know them by."""
         *emotion, self._medium = memory
-        return {**super().hold_memory(tuple(emotion)), "emotion_medium": self._medium}
+        return {**super().bind_memory(tuple(emotion)), "emotion_medium": self._medium}
 
-    def memory_of(self, group: Group) -> tuple[Tensor, ...]:
+    def memory_from_group(self, group: Group) -> tuple[Tensor, ...]:
         """Returns what is remembered, from a group that came out of a file or a copy."""
-        return (*super().memory_of(group), torch.as_tensor(group["emotion_medium"]))
+        return (*super().memory_from_group(group), torch.as_tensor(group["emotion_medium"]))
 
     def memory_names(self) -> tuple[str, ...]:
         """Returns the names that groups know the memory by."""
@@ -166,9 +166,9 @@ class PulseOptimizer(LossOptimizer):
         check_pulse_options(**{name: options[name] for name in PULSE_OPTIONS})
         check_flag("notify", options["notify"])
 
-    def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
+    def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
         """Takes in the loss, makes the pulse, and settles how far this step pulls to the shadow."""
-        del beside
+        del extra_losses
         assert loss is not None
         group = self.param_groups[0]
         options = {name: group[name] for name in PULSE_OPTIONS}
@@ -234,7 +234,7 @@ class PulseOptimizer(LossOptimizer):
         never, none = torch.zeros((), dtype=torch.bool), torch.zeros((), dtype=dtype)
         return (*init_pulse(dtype, self.param_groups[0]["lr"]), never, none)
 
-    def hold_memory(self, memory: tuple[Tensor, ...]) -> State:
+    def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
         """Takes tensors to remember in, and returns them, flat, by the names that groups know them by."""
         *pulse, self._shadow_exists, self._shadow_ratio = memory
         self._pulse = PulseState(*pulse)
@@ -245,7 +245,7 @@ class PulseOptimizer(LossOptimizer):
             "pulse_shadow_ratio": self._shadow_ratio,
         }
 
-    def memory_of(self, group: Group) -> tuple[Tensor, ...]:
+    def memory_from_group(self, group: Group) -> tuple[Tensor, ...]:
         """Returns what is remembered, from a group that came out of a file or a copy."""
         return tuple(torch.as_tensor(group[name]) for name in self.memory_names())
 
@@ -308,12 +308,12 @@ class NormOptimizer(PulseOptimizer):
         """Returns what is remembered before any loss."""
         return (*super().first_memory(), *self.first_norm(wide_dtype(*self._params())))
 
-    def hold_memory(self, memory: tuple[Tensor, ...]) -> State:
+    def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
         """Takes tensors to remember in, and returns them, flat, by the names that groups know them by."""
         count = len(memory) - len(self.norm_names)
         self.hold_norm_tensors(memory[count:])
         norm = {f"pulse_norm_{name}": tensor for name, tensor in self.norm_tensors().items()}
-        return {**super().hold_memory(memory[:count]), **norm}
+        return {**super().bind_memory(memory[:count]), **norm}
 
     def memory_names(self) -> tuple[str, ...]:
         """Returns the names that groups know the memory by."""
@@ -326,9 +326,9 @@ class FreshOptimizer(NormOptimizer):
     norm_names = ("kept",)
     _kept: Tensor
 
-    def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
+    def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
         """Takes in the loss, and the change of the sum of the norms."""
-        feeling = super().take_in(loss, **beside)
+        feeling = super().update_memory(loss, **extra_losses)
         change, kept = relative_change(self._kept, self.take_norm())
         self._kept.copy_(kept)
         return feeling._replace(numbers={"change": change})
@@ -352,9 +352,9 @@ class HeldNormOptimizer(NormOptimizer):
     norm_names = HeldNorm._fields
     _held_norm: HeldNorm
 
-    def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
+    def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
         """Takes in the loss, and settles the factor of the parameters."""
-        feeling = super().take_in(loss, **beside)
+        feeling = super().update_memory(loss, **extra_losses)
         is_over_now = is_over(self._held_norm, self._pulse.should_stop)
         norm = self._held_norm.kept if is_over_now else self.take_norm()
         ratio, held = hold_norm(self._held_norm, norm, self._pulse.should_stop)

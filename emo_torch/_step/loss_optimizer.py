@@ -29,19 +29,33 @@ from emo_torch._kernels.plan import GroupTensors, Params
 from emo_torch._pieces.accumulation import CollectedLosses
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.replicas import LossGroup, Replicas
-from emo_torch._rules.recipe import Group, State
+from emo_torch._rules.recipe import Group
 from emo_torch._step.loss_collector import LossCollector
 from emo_torch._step.loss_memory import LossMemory, check_saved_memory
+from emo_torch._step.member_methods import MemberMethods
 from emo_torch._step.rounded import keys_of, step_copies
 from emo_torch._step.state_keeper import StateKeeper
 
 
-class LossOptimizer(LossCollector, StateKeeper):
+class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
     """The base of all optimizers here: it is given the loss, and owns groups, state and validation.
 
     A subclass defines which numbers are remembered of the losses, and what a step makes of these numbers
     (`EmoOptimizer`: an emotion). `loss_memory.py` says where the numbers are kept. A member of the family
     adds its recipe (see `recipe.py`).
+
+    Args:
+        params: the parameters, or groups of parameters, which may have options of their own.
+        defaults: the options of the groups, by name.
+        process_group: the processes over which the loss is averaged; `None` for all, `False` for none.
+
+    Raises:
+        ValueError: for an option out of its range.
+
+    Example:
+        >>> import emo_torch
+        >>> issubclass(emo_torch.EmoPilot, emo_torch.LossOptimizer)
+        True
     """
 
     rule: str
@@ -69,58 +83,6 @@ class LossOptimizer(LossCollector, StateKeeper):
         self._replicas = Replicas(process_group)
         self._collected = CollectedLosses()
         super().__init__(params, defaults)
-
-    # What a class below defines of the losses.
-
-    def check_options(self, options: Group) -> None:
-        """Raises a `ValueError` for an option of a group that is out of its range."""
-        raise NotImplementedError
-
-    def first_memory(self) -> tuple[Tensor, ...]:
-        """Returns what is remembered before any loss."""
-        raise NotImplementedError
-
-    def hold_memory(self, memory: tuple[Tensor, ...]) -> State:
-        """Takes tensors to remember in, and returns them, flat, by the names that groups know them by."""
-        raise NotImplementedError
-
-    def memory_of(self, group: Group) -> tuple[Tensor, ...]:
-        """Returns what is remembered, from a group that came out of a file or a copy."""
-        raise NotImplementedError
-
-    def memory_names(self) -> tuple[str, ...]:
-        """Returns the names that groups know the memory by."""
-        raise NotImplementedError
-
-    def named_memory(self) -> State:
-        """Returns the tensors of the memory by the names that the bridge to `emo_optax` gives them."""
-        raise NotImplementedError
-
-    def step_count(self) -> Tensor:
-        """Returns how many steps were taken, the one under way included, as a tensor of shape `[]`."""
-        raise NotImplementedError
-
-    def take_in(self, loss: Tensor | None, **beside: Any) -> Any:
-        """Takes in the loss of a step, and what was given beside it; returns what the step needs."""
-        raise NotImplementedError
-
-    # What a member defines.
-
-    def step_tensors(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[State],
-        *,
-        feeling: Any,
-        group: Group,
-    ) -> list[int]:
-        """Moves those parameters of a group that have a gradient.
-
-        Returns:
-            The indices of those that were not moved; see `Ways.step`.
-        """
-        raise NotImplementedError
 
     # The step.
 
@@ -159,9 +121,9 @@ class LossOptimizer(LossCollector, StateKeeper):
         self,
         closure: Callable[[], Tensor | float | None] | None,
         loss: Tensor | float | None,
-        **beside: Any,
+        **extra_losses: Any,
     ) -> Tensor | float | None:
-        """Takes one step; `take_in` is given what stands beside the loss, checked like it."""
+        """Takes one step; `update_memory` gets the extra losses, checked like the loss."""
         result = loss
         is_eager = not torch.compiler.is_compiling()
         if closure is not None:
@@ -184,7 +146,7 @@ class LossOptimizer(LossCollector, StateKeeper):
         groups = self.param_groups
         if is_eager and torch.cuda.is_available():
             check_capture(type(self).__name__, groups, given)
-        seen = self._look()
+        seen = self._known_tensors()
         if given is None and all(self._is_zero(group.get("lr", 1.0)) for group in groups):
             self._make_missing_state()
             return None
@@ -192,21 +154,21 @@ class LossOptimizer(LossCollector, StateKeeper):
         device = self._device() if seen[0] is None else seen[0].params[0].device
         memory = self._memory
         if groups[0].get(memory.name) is not memory.first or memory.first.device != device:
-            self._bring_memory(device)
+            self._move_memory(device)
         number = self._memory.number
         value = None
         if given is not None or not self.loss_is_optional:
             value = check_loss(given, number.dtype, number.device)
         others = {
             name: None if extra is None else self._checked_loss(extra, name)
-            for name, extra in beside.items()
+            for name, extra in extra_losses.items()
         }
         # The average comes after all checks: if one process raised first, the others would wait forever.
         if value is not None:
             value = self._replicas.average(value)
         for name, extra in others.items():
             others[name] = None if extra is None else self._replicas.average(extra)
-        feeling = self.take_in(value, **others)
+        feeling = self.update_memory(value, **others)
         self._collected.discard()
         self._move(feeling, seen)
         return given if closure is None else result
@@ -257,7 +219,7 @@ class LossOptimizer(LossCollector, StateKeeper):
     def _step_memory(self) -> StepMemory:
         return StepMemory()
 
-    def _look(self) -> list[GroupTensors | None]:
+    def _known_tensors(self) -> list[GroupTensors | None]:
         """Returns what is known of each group, and looks whether gradients can be used where nothing is."""
         groups = self.param_groups
         seen: list[GroupTensors | None] = [None] * len(groups)
@@ -304,20 +266,20 @@ class LossOptimizer(LossCollector, StateKeeper):
         first = next(chain(with_gradient, self._params()), None)
         return torch.device("cpu") if first is None else first.device
 
-    def _bring_memory(self, device: torch.device) -> None:
+    def _move_memory(self, device: torch.device) -> None:
         """Moves the memory of the losses to the device of the parameters."""
         memory = self._memory
         tensors = memory.tensors
         # Some write into the groups the tensors that they loaded.
         if self.param_groups[0].get(memory.name) is not memory.first:
-            tensors = self.memory_of(self.param_groups[0])
+            tensors = self.memory_from_group(self.param_groups[0])
         self._share_memory(tensors, device)
 
     def _share_memory(self, tensors: tuple[Tensor, ...], device: torch.device | None = None) -> None:
         """Puts copies of tensors, as the memory of the losses, into every group."""
         dtype = wide_dtype(*self._params())
         self._memory = LossMemory.share(
-            tensors, self.param_groups, bind=self.hold_memory, dtype=dtype, device=device
+            tensors, self.param_groups, bind=self.bind_memory, dtype=dtype, device=device
         )
 
     # Groups and state.
@@ -391,7 +353,7 @@ class LossOptimizer(LossCollector, StateKeeper):
             for name in (*self.defaults, *self.memory_names()):
                 if name not in group and name != "differentiable":
                     group[name] = here[name]
-        self._share_memory(self.memory_of(self.param_groups[0]), self._device())
+        self._share_memory(self.memory_from_group(self.param_groups[0]), self._device())
 
     def __repr__(self) -> str:
         lines = super().__repr__().split("\n")

@@ -13,7 +13,7 @@ from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.pilot import PilotState
 from emo_torch._rules.moments import store
 from emo_torch._rules.recipe import Group, State
-from emo_torch._sharded import own_part, sum_of_parts
+from emo_torch._sharded import local_part, sum_of_parts
 
 
 class Batch(NamedTuple):
@@ -84,7 +84,7 @@ def measure(batch: Batch) -> tuple[Tensor, Tensor]:
     # Before its first step a parameter has no direction: step 0 would divide 0 by 0.
     last = _direction(batch.firsts, batch.seconds, batch.steps.clamp(min=1.0), batch.group)
     pairs = [
-        [own_part(each).flatten() for each in tensors] for tensors in (batch.grads, last, batch.weights)
+        [local_part(each).flatten() for each in tensors] for tensors in (batch.grads, last, batch.weights)
     ]
     grads, directions, weights = pairs
     sums = [

@@ -55,12 +55,12 @@ class SteeredOptimizer(LossOptimizer):
         """Returns the scalars before any loss."""
         return init_pilot(torch.float32)
 
-    def hold_memory(self, memory: tuple[Tensor, ...]) -> State:
+    def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
         """Takes tensors to keep the scalars in, and returns them by the names that groups know them by."""
         self._pilot = PilotState(*memory)
         return {f"pilot_{name}": tensor for name, tensor in self._pilot._asdict().items()}
 
-    def memory_of(self, group: Group) -> tuple[Tensor, ...]:
+    def memory_from_group(self, group: Group) -> tuple[Tensor, ...]:
         """Returns the scalars, from a group that came out of a file or a copy."""
         return tuple(torch.as_tensor(group[name]) for name in self.memory_names())
 
@@ -82,9 +82,9 @@ class SteeredOptimizer(LossOptimizer):
         self,
         closure: Callable[[], Tensor | float | None] | None,
         loss: Tensor | float | None,
-        **beside: Any,
+        **extra_losses: Any,
     ) -> Tensor | float | None:
         """Takes one step; an error in eval mode."""
         if not all(group["train_mode"] for group in self.param_groups):
             raise RuntimeError(STEP_IN_EVAL_MODE)
-        return super().step_with(closure, loss, **beside)
+        return super().step_with(closure, loss, **extra_losses)

@@ -213,12 +213,12 @@ class Emotional(AroundInner):
     # The step.
 
     def step_with(
-        self, closure: Callable[[], Any] | None, loss: Tensor | float | None, **beside: Any
+        self, closure: Callable[[], Any] | None, loss: Tensor | float | None, **extra_losses: Any
     ) -> Tensor | float | None:
         """Takes one step; a step that fails leaves emotion, shadows and learning rates as they were."""
         self._closure, self._undo = closure, None
         try:
-            return super().step_with(closure, loss, **beside)
+            return super().step_with(closure, loss, **extra_losses)
         except BaseException as error:
             undone: list[Callable[[], None]] = self._undo or []
             for undo in reversed(undone):
@@ -233,7 +233,7 @@ class Emotional(AroundInner):
         finally:
             self._closure = self._undo = self._loss = None
 
-    def take_in(self, loss: Tensor | None, **beside: Any) -> Feeling:
+    def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
         """Takes in the loss, and keeps it for an inner optimizer that reads it, too."""
         self._loss = loss
         memory, collected = self._memory.tensors, vars(self._collected).copy()
@@ -246,7 +246,7 @@ class Emotional(AroundInner):
             vars(self._collected).update(collected)
 
         self._undo = [undo]
-        return super().take_in(loss, **beside)
+        return super().update_memory(loss, **extra_losses)
 
     def keep_of(self, group: Group) -> Keep:  # noqa: ARG002
         """Returns which elements the filter keeps in a group."""

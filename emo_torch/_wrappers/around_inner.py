@@ -159,7 +159,7 @@ class AroundInner(EmoOptimizer):
             shadows.update(self._own_shadows(ours))
             for group, old, new in zip(self.param_groups, here, ours["param_groups"], strict=True):
                 group.update({**old, **{name: new[name] for name in names if name in new}})
-        self._share_memory(self.memory_of(self.param_groups[0]), self._device())
+        self._share_memory(self.memory_from_group(self.param_groups[0]), self._device())
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
@@ -187,7 +187,7 @@ class AroundInner(EmoOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         Optimizer.__setstate__(self, state)
         self._collected = CollectedLosses()
-        self._share_memory(self.memory_of(self.param_groups[0]), self._device())
+        self._share_memory(self.memory_from_group(self.param_groups[0]), self._device())
 
     def __repr__(self) -> str:
         name = type(self.inner).__name__

@@ -25,7 +25,7 @@ from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.pilot import PilotState, steer
 from emo_torch._pieces.replicas import LossGroup, Replicas
 from emo_torch._rules.recipe import Group, State
-from emo_torch._sharded import own_part, sum_of_parts
+from emo_torch._sharded import local_part, sum_of_parts
 from emo_torch._step.loss_optimizer import LossOptimizer
 from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._wrappers.inner_check import manner_of
@@ -155,9 +155,9 @@ class Autopilot(SteeredOptimizer):
         for name in ("average", "train_mode"):
             check_flag(name, options[name])
 
-    def take_in(self, loss: Tensor | None, **beside: Any) -> Tensor:
+    def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Tensor:
         """Keeps the loss for an inner optimizer that reads it, too; the scalars move later in the step."""
-        del beside
+        del extra_losses
         assert loss is not None
         self._loss = loss
         return -loss if self.param_groups[0].get("maximize") else loss
@@ -180,7 +180,7 @@ class Autopilot(SteeredOptimizer):
         total = torch.zeros(3, dtype=before.norm.dtype, device=before.norm.device)
         for param, state in zip(params, states, strict=True):
             pair: tuple[Any, Tensor] = (param.grad, state["last"])
-            grad, last = (own_part(each).to(wide_dtype(param)) for each in pair)
+            grad, last = (local_part(each).to(wide_dtype(param)) for each in pair)
             sums = torch.stack([(grad * grad).sum(), -(grad * last).sum(), (last * last).sum()])
             total = total + sum_of_parts(sums, param).to(total)
         if group.get("maximize"):
@@ -230,7 +230,7 @@ class Autopilot(SteeredOptimizer):
         dtype = wide_dtype(param)
         wide = old.to(dtype)
         change = param.to(dtype) - wide
-        local = [own_part(each) for each in (change, wide)]
+        local = [local_part(each) for each in (change, wide)]
         sums = torch.stack([(each * each).sum() for each in local])
         size, mean = sum_of_parts(sums, param) / max(param.numel(), 1)
         size, ceiling = size.sqrt(), USUAL_SIZE * step_ceiling(mean)
@@ -344,7 +344,7 @@ class Autopilot(SteeredOptimizer):
         for group, old in zip(self.param_groups, here, strict=True):
             for name, value in old.items():
                 group.setdefault(name, value)
-        self._share_memory(self.memory_of(self.param_groups[0]), self._device())
+        self._share_memory(self.memory_from_group(self.param_groups[0]), self._device())
         for done in self._optimizer_load_state_dict_post_hooks.values():
             done(self)
 
@@ -363,7 +363,7 @@ class Autopilot(SteeredOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         Optimizer.__setstate__(self, copy.copy(state))
         self._loss, self._collected = None, CollectedLosses()
-        self._share_memory(self.memory_of(self.param_groups[0]), self._device())
+        self._share_memory(self.memory_from_group(self.param_groups[0]), self._device())
 
     def __repr__(self) -> str:
         name = type(self.inner).__name__

@@ -12,7 +12,7 @@ from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.shadow_effect import Keep, keep_elements, keeps_all
 from emo_torch._pieces.shadow_system import blend_with_shadow, multi_tensor_blend_with_shadow
 from emo_torch._rules.recipe import Group, State
-from emo_torch._sharded import copy_all, own_part
+from emo_torch._sharded import copy_all, local_part
 from emo_torch._step.ways import by_device_and_dtype
 
 
@@ -112,13 +112,13 @@ def find_resting(params: list[Tensor], keep: Keep, theta: float, scalar: Tensor)
         tolerance = (theta * (1.0 + scalar.abs())).to(device=some[0].device, dtype=dtype)
         if keep is keep_elements and some[0].device.type == "cpu":
             bound = float(tolerance * tolerance * tolerance)
-            grads = [own_part(param.grad) for param in some if param.grad is not None]
+            grads = [local_part(param.grad) for param in some if param.grad is not None]
             below = which_are_below(grads, bound)
             some = [param for param, is_below in zip(some, below, strict=True) if is_below]
         for param in some:
             grad = param.grad.to(dtype)  # type: ignore[union-attr]
             if not keeps_all(keep, grad, theta):
-                index = own_part(keep(grad, tolerance)).logical_not().nonzero(as_tuple=True)
+                index = local_part(keep(grad, tolerance)).logical_not().nonzero(as_tuple=True)
                 if index[0].numel():
                     found.append(rest(param, index))
     return found
@@ -137,7 +137,7 @@ def put_back(resting: list[Resting]) -> None:
 
 def _with_axes(owner: Tensor) -> Tensor:
     """Returns this process's part of a tensor, with an axis if it has none."""
-    own = own_part(owner)
+    own = local_part(owner)
     return own if own.ndim else own.unsqueeze(0)
 
 

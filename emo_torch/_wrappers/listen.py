@@ -93,6 +93,8 @@ def listen(*optimizers: Optimizer, scaler: Any = None) -> Iterator[None]:
         ...     trainer()
         >>> print(optimizer.emotion.long)
         tensor(4.)
+
+    Source: this project.
     """
     if torch.compiler.is_compiling():
         raise RuntimeError(

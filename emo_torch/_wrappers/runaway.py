@@ -148,9 +148,9 @@ class RunawayMonitor:
         Raises:
             RuntimeError: for complex or sparse gradients.
         """
-        return self._look([param.grad for param in params if param.grad is not None])
+        return self._measure([param.grad for param in params if param.grad is not None])
 
-    def _look(self, gradient: list[Tensor]) -> Runaway:
+    def _measure(self, gradient: list[Tensor]) -> Runaway:
         moments = gradient_moments(gradient)
         emotion = runaway_emotion(moments, self._eps)
         scale = 1.0 - emotion
@@ -194,7 +194,7 @@ class _Hooks:
             befores = [param.detach().clone() for param in params]
             self._saved.append((params, befores, use_foreach(params, group)))
         if closure is None or not has_closure:
-            self._look_at(optimizer)
+            self._measure_gradient(optimizer)
             return None
         watched = self._watch(closure, optimizer)
         if len(args) > 1:
@@ -208,14 +208,14 @@ class _Hooks:
             nonlocal is_first
             result = closure()
             if is_first:
-                self._look_at(optimizer)
+                self._measure_gradient(optimizer)
             is_first = False
             return result
 
         return watched
 
-    def _look_at(self, optimizer: Optimizer) -> None:
-        self._monitor._look(
+    def _measure_gradient(self, optimizer: Optimizer) -> None:
+        self._monitor._measure(
             [
                 # What maximizes goes down on the negative.
                 -param.grad if group.get("maximize") else param.grad
@@ -325,6 +325,9 @@ def track_runaway(
 
 def get_runaway(monitor: RunawayMonitor) -> Runaway:
     """Returns what the last gradient showed, in tensors of its own; no sync with the device.
+
+    Args:
+        monitor: the monitor of a model or an optimizer.
 
     Example:
         >>> import emo_torch
