@@ -7,8 +7,8 @@ FAULTS_IN_C = tuple(
     for file, old, new, what, by in (
         (
             "elements",
-            "grad * grad * c2;\n            firsts",
-            "grad * c2;\n            firsts",
+            "+ grad * grad * c2",
+            "+ grad * c2",
             "no square in the second moment",
             "EmoSens",
         ),
@@ -21,8 +21,8 @@ FAULTS_IN_C = tuple(
         ),
         (
             "elements",
-            "        update *= scale;\n        params",
-            "        params",
+            "        update *= scale;\n        weight",
+            "        weight",
             "no step scale",
             "EmoSens",
         ),

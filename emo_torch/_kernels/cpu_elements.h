@@ -29,11 +29,28 @@ INLINE REAL NAME(move)(REAL weight, REAL update, REAL weight_decay, REAL lr, int
     return weight - update;
 }
 
+/* Reads and writes streams that are kept in REAL, or in a narrower kind. */
+
+INLINE REAL NAME(read)(const void *kept, int64_t index, const int kind) {
+    if (kind == WIDE) return ((const REAL *)kept)[index];
+    return (REAL)from_narrow(((const uint16_t *)kept)[index], kind);
+}
+
+INLINE void NAME(keep)(void *kept, int64_t index, REAL moment, const int squares, const int kind) {
+    if (kind == WIDE) ((REAL *)kept)[index] = moment;
+    else ((uint16_t *)kept)[index] = stored((float)moment, squares, kind);
+}
+
+INLINE void NAME(round_to)(void *params, int64_t index, REAL weight, const Kept kept) {
+    if (kept.weights == WIDE) ((REAL *)params)[index] = weight;
+    else round_one((uint16_t *)params, index, (float)weight, kept);
+}
+
 /* The rules that look at one element at a time. */
 INLINE void NAME(elements)(
-    int64_t count, REAL *restrict params, const REAL *restrict grads, REAL *restrict firsts,
-    REAL *restrict seconds, REAL *restrict shadows, const NAME(Signal) *signal, REAL length,
-    const int rule, const int mode, const int blends) {
+    int64_t count, void *restrict params, const void *restrict grads, void *restrict firsts,
+    void *restrict seconds, REAL *restrict shadows, const NAME(Signal) *signal, REAL length,
+    const int rule, const int mode, const int blends, const Kept kept) {
     const REAL sign = signal->sign, bound = signal->bound, scale = signal->scale, lr = signal->lr;
     const REAL weight_decay = signal->weight_decay, ratio = signal->ratio, stay = signal->stay;
     const REAL rate = signal->rate, b1 = signal->b1, c1 = signal->c1, b2 = signal->b2;
@@ -41,22 +58,22 @@ INLINE void NAME(elements)(
     const int keeps_all = signal->keeps_all;
 #pragma GCC ivdep
     for (int64_t index = 0; index < count; index++) {
-        REAL weight = params[index];
+        REAL weight = NAME(read)(params, index, kept.weights);
         if (blends) {
             weight = weight * stay + shadows[index] * ratio;
             shadows[index] = NAME(follow)(shadows[index], weight, rate);
         }
-        REAL grad = NAME(uphill)(grads[index], weight, sign, weight_decay, mode);
-        REAL update;
+        REAL grad = NAME(uphill)(NAME(read)(grads, index, kept.weights), weight, sign, weight_decay, mode);
+        REAL update, first = NAME(read)(firsts, index, kept.moments);
         if (rule == ADAM) {
-            REAL first = firsts[index] * b1 + grad * c1;
-            REAL second = seconds[index] * b2 + grad * grad * c2;
-            firsts[index] = first;
-            seconds[index] = second;
+            first = first * b1 + grad * c1;
+            REAL second = NAME(read)(seconds, index, kept.moments) * b2 + grad * grad * c2;
+            NAME(keep)(firsts, index, first, 0, kept.moments);
+            NAME(keep)(seconds, index, second, 1, kept.moments);
             update = first / (SQRT(second) + eps);
         } else {
-            REAL mixed = firsts[index] * b1 + grad * c1;
-            firsts[index] = firsts[index] * b2 + grad * c2;
+            REAL mixed = first * b1 + grad * c1;
+            NAME(keep)(firsts, index, first * b2 + grad * c2, 0, kept.moments);
             REAL direction = NAME(sign_of)(mixed);
             if (rule == LION) update = direction;
             else if (rule == CAUTIOUS) update = direction == NAME(sign_of)(grad) ? direction : 0;
@@ -64,12 +81,14 @@ INLINE void NAME(elements)(
         }
         update = (ABS(grad) >= bound) | keeps_all ? update : 0;
         update *= scale;
-        params[index] = NAME(move)(weight, update, weight_decay, lr, mode);
+        weight = NAME(move)(weight, update, weight_decay, lr, mode);
+        NAME(round_to)(params, index, weight, kept);
     }
 }
 
 #define WITH_MODE(rule, mode, blends)                                                              \
-    NAME(elements)(count, params, grads, firsts, seconds, shadows, signal, length, rule, mode, blends)
+    NAME(elements)(count, params, grads, firsts, seconds, shadows, signal, length, rule, mode, blends, \
+                   NOT_NARROW)
 #define WITH_RULE(rule)                                                                            \
     do {                                                                                           \
         if (blends) {                                                                              \
@@ -94,6 +113,39 @@ static void NAME(step_elements)(
 
 #undef WITH_MODE
 #undef WITH_RULE
+
+#if MAY_BE_NARROW
+/* The commonest steps of narrow numbers, without tiles. Returns whether it knew the step. */
+static int NAME(step_narrow)(
+    int64_t count, void *params, const void *grads, void *firsts, void *seconds,
+    const NAME(Signal) *signal, int rule, Kept kept) {
+#define NARROW(rule, weights, moments, rounding)                                                   \
+    do {                                                                                           \
+        const Kept known = {weights, moments, rounding, kept.compensations, kept.place};           \
+        NAME(elements)(count, params, grads, firsts, seconds, NULL, signal, 1, rule, DECOUPLED, 0, known); \
+    } while (0)
+#define WITH_ROUNDING(rule, moments)                                                               \
+    do {                                                                                           \
+        if (kept.rounding == KAHAN) NARROW(rule, BFLOAT16, moments, KAHAN);                        \
+        else if (kept.rounding == STOCHASTIC) NARROW(rule, BFLOAT16, moments, STOCHASTIC);         \
+        else NARROW(rule, BFLOAT16, moments, NEAREST);                                             \
+    } while (0)
+#define WITH_KINDS(rule)                                                                           \
+    do {                                                                                           \
+        if (kept.weights == WIDE) NARROW(rule, WIDE, BFLOAT16, NEAREST);                           \
+        else if (kept.moments == WIDE) WITH_ROUNDING(rule, WIDE);                                  \
+        else WITH_ROUNDING(rule, BFLOAT16);                                                        \
+    } while (0)
+    if (signal->mode != DECOUPLED || kept.weights == FLOAT16 || kept.moments == FLOAT16) return 0;
+    if (rule == ADAM) WITH_KINDS(ADAM);
+    else if (rule == LION) WITH_KINDS(LION);
+    else return 0;
+    return 1;
+#undef NARROW
+#undef WITH_ROUNDING
+#undef WITH_KINDS
+}
+#endif
 
 /* The pull to the shadow alone, for what must see the pulled weights before it steps. */
 static void NAME(blend)(int64_t count, REAL *restrict params, REAL *restrict shadows,

@@ -38,7 +38,7 @@ INLINE uint32_t to_half(float value) {
 
 INLINE uint32_t to_bfloat16(float value) {
     const uint32_t bits = bits_of(value), rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded;
+    return value != value ? 0x7fc0u : rounded;
 }
 
 INLINE float from_narrow(uint16_t kept, const int kind) {
@@ -81,17 +81,18 @@ static void widen(int64_t count, float *wide, const void *kept, int64_t kind) {
 
 /* `store`: a moment as it is kept. float16 has little range: no moment becomes infinite there, and no square
  * becomes 0. */
+INLINE uint16_t stored(float value, const int squares, const int kind) {
+    if (kind == FLOAT16) {
+        value = value > 65504.0f ? 65504.0f : value;
+        value = value < -65504.0f ? -65504.0f : value;
+        if (squares) value = (value > 0) & (value < 0x1p-24f) ? 0x1p-24f : value;
+    }
+    return to_narrow(value, kind);
+}
+
 INLINE void narrow_as(int64_t count, uint16_t *restrict kept, const float *restrict wide, const int squares,
                       const int kind) {
-    for (int64_t index = 0; index < count; index++) {
-        float value = wide[index];
-        if (kind == FLOAT16) {
-            value = value > 65504.0f ? 65504.0f : value;
-            value = value < -65504.0f ? -65504.0f : value;
-            if (squares) value = (value > 0) & (value < 0x1p-24f) ? 0x1p-24f : value;
-        }
-        kept[index] = to_narrow(value, kind);
-    }
+    for (int64_t index = 0; index < count; index++) kept[index] = stored(wide[index], squares, kind);
 }
 
 static void narrow(int64_t count, void *kept, const float *wide, int squares, int64_t kind) {
@@ -100,38 +101,49 @@ static void narrow(int64_t count, void *kept, const float *wide, int squares, in
     else narrow_as(count, kept, wide, 0, FLOAT16);
 }
 
-/* Moves parameters to where a step has brought them in float32: rounded as an update first, then added. */
-INLINE void round_as(int64_t count, uint16_t *restrict params, const float *restrict weights,
-                     uint16_t *restrict compensations, uint32_t place, const int rounding, const int kind) {
-    for (int64_t index = 0; index < count; index++) {
-        const float before = from_narrow(params[index], kind), update = weights[index] - before;
-        float change;
-        if (rounding == KAHAN) {
-            const float rest = from_narrow(compensations[index], kind), wanted = update + rest;
-            const float rounded = round_bits(wanted, 0, 0, kind);
-            const float moved = round_bits(before + rounded, 0, 0, kind);
-            compensations[index] = to_narrow(update == 0 ? rest : wanted - (moved - before), kind);
-            change = update == 0 ? 0 : rounded;
-        } else if (rounding == STOCHASTIC) {
-            const float moved = round_bits(before + update, scramble(place + (uint32_t)index), 1, kind);
-            change = round_bits(moved - before, 0, 0, kind);
-        } else {
-            change = update;
-        }
-        params[index] = to_narrow(before + from_narrow(to_narrow(change, kind), kind), kind);
+/* How a tensor is kept: its weights and gradients, its moments, and how its weights are rounded. */
+typedef struct {
+    int weights, moments, rounding;
+    uint16_t *compensations; /* for KAHAN */
+    uint32_t place;          /* for STOCHASTIC: of the first element */
+} Kept;
+
+#define NOT_NARROW ((Kept){WIDE, WIDE, NEAREST, NULL, 0})
+
+/* Moves a parameter to where a step has brought it in float32: rounded as an update first, then added. */
+INLINE void round_one(uint16_t *params, int64_t index, float weight, const Kept kept) {
+    const int kind = kept.weights;
+    const float before = from_narrow(params[index], kind), update = weight - before;
+    float change = update;
+    if (kept.rounding == KAHAN) {
+        const float rest = from_narrow(kept.compensations[index], kind), wanted = update + rest;
+        const float rounded = round_bits(wanted, 0, 0, kind);
+        const float moved = round_bits(before + rounded, 0, 0, kind);
+        kept.compensations[index] = to_narrow(update == 0 ? rest : wanted - (moved - before), kind);
+        change = update == 0 ? 0 : rounded;
+    } else if (kept.rounding == STOCHASTIC) {
+        const uint32_t draws = scramble(kept.place + (uint32_t)index);
+        const float moved = round_bits(before + update, draws, 1, kind);
+        change = round_bits(moved - before, 0, 0, kind);
     }
+    params[index] = to_narrow(before + from_narrow(to_narrow(change, kind), kind), kind);
 }
 
-static void round_into(int64_t count, uint16_t *params, const float *weights, uint16_t *compensations,
-                       uint32_t place, int64_t rounding, int64_t kind) {
-#define ROUND(rounding, kind) round_as(count, params, weights, compensations, place, rounding, kind)
+INLINE void round_as(int64_t count, uint16_t *restrict params, const float *restrict weights, const Kept kept) {
+#pragma GCC ivdep
+    for (int64_t index = 0; index < count; index++) round_one(params, index, weights[index], kept);
+}
+
+static void round_into(int64_t count, uint16_t *params, const float *weights, Kept kept) {
+#define ROUND(rounding, kind)                                                                      \
+    round_as(count, params, weights, (Kept){kind, WIDE, rounding, kept.compensations, kept.place})
 #define ROUND_TO(kind)                                                                             \
     do {                                                                                           \
-        if (rounding == KAHAN) ROUND(KAHAN, kind);                                                 \
-        else if (rounding == STOCHASTIC) ROUND(STOCHASTIC, kind);                                  \
+        if (kept.rounding == KAHAN) ROUND(KAHAN, kind);                                                 \
+        else if (kept.rounding == STOCHASTIC) ROUND(STOCHASTIC, kind);                                  \
         else ROUND(NEAREST, kind);                                                                 \
     } while (0)
-    if (kind == BFLOAT16) ROUND_TO(BFLOAT16);
+    if (kept.weights == BFLOAT16) ROUND_TO(BFLOAT16);
     else ROUND_TO(FLOAT16);
 #undef ROUND
 #undef ROUND_TO

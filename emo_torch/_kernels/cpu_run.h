@@ -69,6 +69,7 @@ static void NAME(finish)(const NAME(Work) *work, int64_t tensor, Share part, REA
     }
     const NAME(Signal) *signal = work->rule->kind == FACTORS ? &work->vector_signal : &work->signal;
     int rule = work->rule->kind == FACTORS ? ADAM : (int)work->rule->kind;
+    if (NAME(step_kept)(work, tensor, part, signal, rule, blends)) return;
     EACH_TILE(work, part, 1, TILE)
         NAME(Tile) tile = NAME(open_tile)(work, tensor, from, many, own, NAME(ALL_STREAMS));
         NAME(step_elements)(many, tile.params, tile.grads, tile.firsts, tile.seconds,

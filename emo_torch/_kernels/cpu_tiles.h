@@ -86,6 +86,35 @@ INLINE REAL *NAME(open_stream)(void *const *tensors, int64_t tensor, int64_t fro
 }
 #endif
 
+/* How a tensor is kept, from an element on. */
+INLINE Kept NAME(kept_of)(const NAME(Work) *work, int64_t tensor, int64_t from) {
+    const Job *job = work->job;
+    Kept kept = {(int)job->param_kind, (int)work->rule->first_kind, (int)job->rounding, NULL, 0};
+    if (job->param_kind == WIDE) return kept;
+    if (job->rounding == KAHAN) kept.compensations = (uint16_t *)job->compensations[tensor] + from;
+    if (job->rounding == STOCHASTIC) kept.place = (uint32_t)job->keys[tensor] + (uint32_t)from;
+    return kept;
+}
+
+/* The step of a part of a tensor without tiles, where that is known; returns whether it was. */
+static int NAME(step_kept)(const NAME(Work) *work, int64_t tensor, Share part, const NAME(Signal) *signal,
+                           int rule, int blends) {
+#if MAY_BE_NARROW
+    const Job *job = work->job;
+    const Rule *kept = work->rule;
+    const int64_t from = part.begin, second = kept->second[tensor] ? kept->second_kind : kept->first_kind;
+    if (!work->is_narrow || blends || job->grad_kind != job->param_kind || second != kept->first_kind) return 0;
+    return NAME(step_narrow)(part.end - from, NAME(place_of)(job->params, tensor, from, job->param_kind),
+                             NAME(place_of)(job->grads, tensor, from, job->grad_kind),
+                             NAME(place_of)(kept->first, tensor, from, kept->first_kind),
+                             kept->second[tensor] ? NAME(place_of)(kept->second, tensor, from, second) : NULL,
+                             signal, rule, NAME(kept_of)(work, tensor, from));
+#else
+    (void)work, (void)tensor, (void)part, (void)signal, (void)rule, (void)blends;
+    return 0;
+#endif
+}
+
 static NAME(Tile) NAME(open_tile)(const NAME(Work) *work, int64_t tensor, int64_t from, int64_t count,
                                   int64_t own, int needed) {
     const Job *job = work->job;
@@ -122,14 +151,9 @@ static void NAME(close_tile)(const NAME(Work) *work, const NAME(Tile) *tile, int
     const Job *job = work->job;
     const Rule *rule = work->rule;
     if (!work->is_narrow) return;
-    if (job->param_kind != WIDE) {
-        uint16_t *compensations =
-            job->rounding == KAHAN ? (uint16_t *)job->compensations[tensor] + from : NULL;
-        const uint32_t place =
-            job->rounding == STOCHASTIC ? (uint32_t)job->keys[tensor] + (uint32_t)from : 0;
-        round_into(count, (uint16_t *)job->params[tensor] + from, tile->params, compensations, place,
-                   job->rounding, job->param_kind);
-    }
+    if (job->param_kind != WIDE)
+        round_into(count, (uint16_t *)job->params[tensor] + from, tile->params,
+                   NAME(kept_of)(work, tensor, from));
     if (tile->firsts && rule->first_kind != WIDE)
         narrow(count, (uint16_t *)rule->first[tensor] + from, tile->firsts, 0, rule->first_kind);
     if (tile->seconds && rule->second_kind != WIDE)
