@@ -1,0 +1,126 @@
+"""How long the first PyTorch step takes on the CPU, compared with later steps.
+
+    python -m benchmarks.first_step --output docs/step_time
+
+writes `first_step.md`. Each optimizer steps in a new process, on one thread, with its defaults. Compiled
+code comes with the package, so that no compiler runs. The first step loads the library, checks all tensors
+and makes the state; later steps find all of that.
+"""
+
+import argparse
+from pathlib import Path
+
+from examples.command import answer_early, one_of
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.first_step", description=__doc__)
+    parser.add_argument(
+        "--problem",
+        type=one_of(lambda: PROBLEMS),
+        metavar="NAME",
+        action="append",
+        help="default: gpt2 and lora",
+    )
+    parser.add_argument("--later", type=int, default=15, help="later steps to measure (default: 15)")
+    parser.add_argument("--output", type=Path, help="the folder to write first_step.md to")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "examples", ("torch", "jax", "rich"))
+
+import json
+import statistics
+import subprocess
+import sys
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from benchmarks.step_time.problems import PROBLEMS
+from benchmarks.step_time.store import environment
+from benchmarks.step_time.tables import table
+from examples.progress import track
+
+MEASURED = ("adamw", "emo_sens", "emo_airy", "emo_cats", "emo_clan", "emo_pilot")
+"""The optimizers by name; `adamw` is `torch.optim.AdamW(fused=True)`."""
+AT_MOST = 5.0
+"""How many times as long as a later step the first step may take."""
+
+PROCESS = """
+import json, sys, time
+import torch
+import emo_torch
+from benchmarks.step_time.problems import PROBLEMS
+
+make, problem, later = sys.argv[1], PROBLEMS[sys.argv[2]], int(sys.argv[3])
+torch.set_num_threads(1)
+params = [torch.nn.Parameter(torch.full(shape, 0.5)) for shape in problem.shapes]
+for param in params:
+    param.grad = torch.full_like(param, 0.01)
+if make == "adamw":
+    optimizer, given = torch.optim.AdamW(params, fused=True), {}
+else:
+    optimizer, given = emo_torch.create_optimizer(make, params), {"loss": torch.tensor(2.0)}
+seconds = []
+for _ in range(1 + later):
+    start = time.perf_counter()
+    optimizer.step(**given)
+    seconds.append(time.perf_counter() - start)
+print(json.dumps(seconds))
+"""
+
+
+def measure(make: str, problem: str, later: int) -> tuple[float, float]:
+    """Returns the seconds of the first step in a new process, and the median of later steps."""
+    command = [sys.executable, "-c", PROCESS, make, problem, str(later)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    first, *others = json.loads(done.stdout)
+    return first, statistics.median(others)
+
+
+def report(found: dict[tuple[str, str], tuple[float, float]]) -> str:
+    """Returns the page: a row for each optimizer and problem."""
+    machine = "; ".join(f"{name} {value}" for name, value in environment().items() if "jax" not in name)
+    rows = []
+    for (make, problem), (first, later) in found.items():
+        verdict = "" if make == "adamw" else "pass" if first <= AT_MOST * later else "**fail**"
+        times = f"{1e3 * first:.3g}", f"{1e3 * later:.3g}", f"{first / later:.2f}"
+        rows.append((make, PROBLEMS[problem].title, *times, verdict))
+    return "\n\n".join(
+        [
+            "# The first step",
+            "Written by `python -m benchmarks.first_step`. PyTorch on the CPU, one thread, each row in a "
+            "new process. A later step is the median of all but the first. The first step may take "
+            f"{AT_MOST:g} times as long as a later one. Machine and versions: {machine}.",
+            table(
+                ("optimizer", "tensors", "first step, ms", "later step, ms", "times as long", "bound"),
+                rows,
+                left=2,
+            ),
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, prints and writes; returns 1 if a first step takes too long."""
+    given = options().parse_args(arguments)
+    jobs = [(make, name) for name in given.problem or ["gpt2", "lora"] for make in MEASURED]
+    console = Console()
+    found = {
+        (make, name): measure(make, name, given.later)
+        for make, name in track(jobs, "first steps", console=console, transient=True)
+    }
+    page = report(found)
+    console.print(Markdown(page))
+    if given.output is not None:
+        given.output.mkdir(parents=True, exist_ok=True)
+        (given.output / "first_step.md").write_text(page + "\n")
+        console.print(f"written: {given.output / 'first_step.md'}")
+    return 1 if "**fail**" in page else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
