@@ -23,12 +23,12 @@ ARRAYS_FORMAT = "emo arrays"
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Writes named arrays to a file in the safetensors format, which holds no code.
 
-    The file is written beside and moved into its place, and has a digest in it: whatever happens,
+    The file is written under a temporary name and renamed, and contains a digest: whatever happens,
     there is the old file or the whole new one, and `load_arrays` refuses a damaged one.
     `emo_torch.save_arrays` and `emo_optax.save_arrays` are this function.
 
     Args:
-        path: where the file goes.
+        path: the path of the file.
         arrays: the arrays by their names, of any shapes, and of the dtypes of the format: booleans,
             integers, floating-point numbers of at most 64 bits, complex64. `to_arrays` returns such ones.
 
@@ -67,7 +67,7 @@ def load_arrays(path: str | Path) -> Arrays:
     `emo_torch.load_arrays` and `emo_optax.load_arrays` are this function.
 
     Args:
-        path: where the file is; one that was written without a digest is read, too.
+        path: the path of the file; one that was written without a digest is read, too.
 
     Returns:
         The arrays by their names.

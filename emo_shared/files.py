@@ -38,7 +38,7 @@ def write_file(path: str | Path, metadata: Mapping[str, str], parts: Iterable[Pa
     """Writes arrays, and text beside them, to a file in the safetensors format, with a digest of all.
 
     Args:
-        path: where the file goes.
+        path: the path of the file.
         metadata: the text beside the arrays.
         parts: the arrays.
 
@@ -88,7 +88,7 @@ def write_atomically(
     `.NAME.*.tmp` beside (a digest stands for a long name). A later call removes it after an hour.
 
     Args:
-        path: where the file goes; a symbolic link stays, and its target is replaced.
+        path: the path of the file; a symbolic link stays, and its target is replaced.
         write: writes to the file that it is given.
         check: raises an error for a file that must not replace the old one; `None` for no check.
 
@@ -160,7 +160,7 @@ def read_file(path: str | Path) -> tuple[dict[str, str], dict[str, Part]]:
     seen. Each array has memory of its own.
 
     Args:
-        path: where the file is.
+        path: the path of the file.
 
     Raises:
         CheckpointError: for a file that is not whole, or of another format.

@@ -92,7 +92,7 @@ def read_published(
         is_whole: whether the parameters that the member sums the norms of are those of the first group.
 
     Raises:
-        TypeError: for what is no mapping.
+        TypeError: for anything but a mapping.
         ValueError: for a state of another optimizer or version, and for what is missing or damaged.
     """
     if member not in KINDS:

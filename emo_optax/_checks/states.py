@@ -74,7 +74,7 @@ def check_kind(name: str, leaf: Any, kind: Any, shape: tuple[int, ...]) -> None:
 
 
 def check_kinds(parts: Iterable[tuple[str, Any, Any, tuple[int, ...]]]) -> None:
-    """Does what `check_kind` does for several parts of a state, each with its name, kind and shape."""
+    """Like `check_kind`, for several parts of a state, each with its name, kind and shape."""
     for name, leaf, kind, shape in parts:
         if not hasattr(leaf, "dtype"):
             raise ValueError(STATE_OF_ANOTHER.format(problem=f"{name!r} must be an array, and is {leaf!r}"))

@@ -54,7 +54,7 @@ def check_precision(name: str, value: object, *, may_be_schedule: bool = False) 
 
 
 def check_precisions(**values: object) -> None:
-    """Does what `check_precision` does for several hyperparameters, each under its name."""
+    """Like `check_precision`, for several hyperparameters, each under its name."""
     for name, value in values.items():
         if hasattr(value, "dtype"):
             check_precision(name, value)

@@ -33,7 +33,7 @@ class Member(NamedTuple):
     Attributes:
         name: the name for `create_optimizer`, the same in both packages.
         make: the function that makes the optimizer.
-        generation: 1 to 3, the generation of the published code; `None` for a member outside of them.
+        generation: 1 to 3, the generation of the published code; `None` for any other member.
     """
 
     name: str
@@ -85,11 +85,11 @@ def create_optimizer(name: str, /, *args: Any, **options: Any) -> optax.Gradient
     Args:
         name: one of `list_optimizers()`; capitals and underscores don't matter, so that
             `"EmoSens"` is `"emo_sens"`.
-        *args: what the optimizer takes, such as the learning rate.
-        **options: what it takes by name.
+        *args: positional arguments of the optimizer, such as the learning rate.
+        **options: keyword arguments of the optimizer.
 
     Returns:
-        What the function of that name returns.
+        The optimizer.
 
     Raises:
         ValueError: for an unknown name, or a hyperparameter out of its range.

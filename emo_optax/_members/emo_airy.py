@@ -57,17 +57,17 @@ def emo_airy(
         learning_rate: eta, a number >= 0 or a schedule.
         b1: decay rate of the factors, and of the vectors' first moment, in [0, 1).
         b2: decay rate of the vectors' second moment, in [0, 1).
-        eps: what is added to the means and to the root, >= 0; keeps steps small where gradients are
+        eps: the number added to the means and to the root, >= 0; keeps steps small where gradients are
             below its root in size.
         weight_decay: wd, a number >= 0 or a schedule.
         mask: a tree of booleans, or a function from the parameters to one; `True` decays.
         use_shadow: whether to pull the weights back to their shadow (see `blend_with_shadow`).
         shadow_ratio: r(s): "v2.0", "v1.0", or a function from a scalar array to a ratio in [0, 1].
         shadow_rate: how far the shadow follows the parameters, in (0, 1].
-        theta: the filter's threshold on the cube root of the gradient's size, >= 0; 0 for none.
+        theta: the filter's threshold on the cube root of the gradient's size, >= 0; 0: no filter.
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
-        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
         moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
             least.

@@ -41,7 +41,7 @@ def emo_navi36(
         learning_rate: eta, a number >= 0 or a schedule; 6e-5 is advised.
         b1: decay rate of the first moment, in [0, 1).
         b2: decay rate of the second moment, in [0, 1).
-        eps: what is added to the root, >= 0.
+        eps: the number added to the root, >= 0.
         weight_decay: wd, a number >= 0 or a schedule.
         mask: a tree of booleans, or a function from the parameters to one; `True` decays.
         use_shadow: whether to pull the weights back to their shadow, by the rule of v3.6.1.

@@ -265,7 +265,7 @@ def check_pilot_options(
 
 
 def correction(rate: Any, step: jax.Array, dtype: Any) -> jax.Array:
-    r"""Returns :math:`1 - b^t`, which taken as it stands loses 5 digits of float32 where b is near 1."""
+    r"""Returns :math:`1 - b^t`, whose direct form loses 5 digits of float32 where b is near 1."""
     if is_number(rate):
         exponent = jnp.asarray(math.inf if rate == 0 else -math.log(rate), dtype)
     else:

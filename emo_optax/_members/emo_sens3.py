@@ -47,7 +47,7 @@ def emo_sens3(
             published.
         b1: decay rate of the first moment, in [0, 1).
         b2: decay rate of the second moment, in [0, 1).
-        eps: what is added to the root, >= 0.
+        eps: the number added to the root, >= 0.
         weight_decay: wd, a number >= 0 or a schedule.
         mask: a tree of booleans, or a function from the parameters to one; `True` decays.
         stopcoef: the bound of the stop signal on the medium average of the loss, >= 0.

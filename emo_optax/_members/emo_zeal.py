@@ -69,7 +69,7 @@ def emo_zeal(
         learning_rate: eta, a number >= 0 or a schedule.
         b1: decay rate of the factors and of the vectors' first moment; 1 - b1 of g is softened; in [0, 1).
         b2: decay rate of the vectors' second moment, in [0, 1).
-        eps: what is added to means, roots and the norm, >= 0.
+        eps: the number added to means, roots and the norm, >= 0.
         weight_decay: wd, a number >= 0 or a schedule.
         mask: a tree of booleans, or a function from the parameters to one; `True` decays.
         use_shadow: whether to pull the weights back to their shadow (see `blend_with_shadow`).
@@ -77,7 +77,7 @@ def emo_zeal(
         shadow_rate: how far the shadow follows the parameters, in (0, 1].
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
-        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
         moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
             least.

@@ -10,7 +10,7 @@ def options_of(arguments: dict[str, Any]) -> dict[str, Any]:
     """Returns the options for `emotional_rule` among the arguments of a member's function.
 
     Args:
-        arguments: what `locals()` returns in the first statement of the function.
+        arguments: the result of `locals()` in the first statement of the function.
 
     Returns:
         A new dictionary of the arguments that the rule does not take, by name.

@@ -51,7 +51,7 @@ class RefMomentsState(NamedTuple):
 
 
 class RefAdamWMiniScheduleFreeState(NamedTuple):
-    """What is remembered of the losses, the moments, and the states of weight decay.
+    """The statistics of the losses, the moments, and the states of weight decay.
 
     Attributes:
         divergence: the averages of the losses.
@@ -94,7 +94,7 @@ def ref_adamw_mini_schedule_free(
         m &\leftarrow (1-a)\,m + a\,\operatorname{clip}(p, -c\sqrt{v}, c\sqrt{v})
 
     The last line, the injection, takes place where a loss is given, at 0.2 to 0.8 of the run, and not
-    while a validation loss says overfitting; a is `ref_alpha` in peace, more under a diverging loss
+    while a validation loss says overfitting; a is `ref_alpha`, and more while a loss diverges
     (see `update_divergence` and `injection_strength`). There is no emotion; `get_divergence` shows the
     averages of the losses.
 
@@ -104,19 +104,19 @@ def ref_adamw_mini_schedule_free(
     size adds, :math:`(1 - b_1) \sqrt{v}`.
 
     A tensor whose gradient has no finite norm sits the step out: its parameters, moments and smoothed
-    norm stay. Losses that are not finite count as none.
+    norm stay. Losses that are not finite count as missing.
 
     Args:
         learning_rate: eta, a number >= 0 or a schedule; 0, too, is raised to `min_lr`.
         b1: decay rate of the first moment, in [0, 1).
         b2: decay rate of the second moment, in [0, 1).
-        eps: what is added to the root, >= 0.
+        eps: the number added to the root, >= 0.
         weight_decay: wd, a number >= 0 or a schedule.
         mask: a tree of booleans, or a function from the parameters to one; `True` decays.
         min_lr: the least learning rate of a tensor, >= 0.
         max_lr: the greatest one, >= `min_lr`.
         schedulefree_alpha: A, the weight of a new norm in the smoothed one, in (0, 1].
-        ref_alpha: a in peace, in [0, 1].
+        ref_alpha: a while no loss diverges, in [0, 1].
         ref_max_steps: the length of the run in steps, a whole number >= 1; `None` where it is not
             known: then every step with a loss injects, which pulls the weights towards 0 to the end.
         injection_bound: c, >= 0; `None` for no bound, as published.
@@ -251,7 +251,7 @@ def _over_root(m: jax.Array, v: jax.Array, eps: jax.typing.ArrayLike) -> jax.Arr
 
 
 def get_divergence(state: optax.OptState) -> DivergenceState:
-    """Looks up what `ref_adamw_mini_schedule_free` remembers of the losses in any nested state.
+    """Finds the loss statistics of `ref_adamw_mini_schedule_free` in any nested state.
 
     Args:
         state: the state of such an optimizer, however deeply wrapped.
@@ -260,7 +260,7 @@ def get_divergence(state: optax.OptState) -> DivergenceState:
         Its counts, levels and last losses, as arrays.
 
     Raises:
-        ValueError: if there is none in the state.
+        ValueError: if the state holds none.
 
     Example:
         >>> import jax.numpy as jnp

@@ -14,7 +14,7 @@ OVERFITTING_RISES = 3
 
 
 class DivergenceState(NamedTuple):
-    """What an optimizer remembers of the losses; every field is an array of shape `[]`.
+    """The statistics of the losses that an optimizer keeps; every field is an array of shape `[]`.
 
     Attributes:
         steps: steps so far, with a loss or without, int32.
@@ -48,7 +48,7 @@ class DivergenceState(NamedTuple):
 
 
 def init_divergence(dtype: Any) -> DivergenceState:
-    """Returns what an optimizer remembers before any step, each field in a buffer of its own.
+    """Returns the state before the first step, each field in its own buffer.
 
     Args:
         dtype: the floating-point dtype of the state, float32 or float64.
@@ -82,7 +82,7 @@ def update_divergence(
     *,
     ref_max_steps: Any | None = None,
 ) -> DivergenceState:
-    r"""Takes in the losses of one step, and settles whether it injects the parameters.
+    r"""Updates the state with the losses of one step, and decides whether it injects the parameters.
 
     .. math::
         level = [\tfrac{L}{L' + 10^{-8}} > 1.2] + [\dots > 1.5] + [\dots > 2], \qquad
@@ -90,18 +90,18 @@ def update_divergence(
 
     with the loss before, :math:`L'`. A validation loss that rose three times in a row suppresses the
     injection, until it has fallen :math:`n = \min(20, \max(10, \lfloor 10^{-4} T \rfloor))` times in a
-    row, n times over; three rises in a row begin the wait anew. A step injects if it has a finite
+    row, n times over; three rises in a row start the wait again. A step injects if it has a finite
     loss, is not suppressed, and lies at 0.2 to 0.8 of the T steps (at 0.5, where T is not known).
 
     Args:
-        state: what was remembered before this step.
-        loss: the loss, shape `[]`, in the state's dtype; `None` where there is none. One that is not
-            finite counts as none, and as held.
+        state: the state before this step.
+        loss: the loss, shape `[]`, in the state's dtype; or `None`. One that is not
+            finite counts as no loss, and as held.
         val_loss: the loss on data that is not learnt from, likewise.
         ref_max_steps: T, the length of the run in steps, >= 1, or `None`.
 
     Returns:
-        What is remembered after this step.
+        The state after this step.
 
     Raises:
         ValueError: for a length that is not a whole number >= 1.
@@ -188,7 +188,7 @@ def injection_strength(state: DivergenceState, ref_alpha: jax.typing.ArrayLike, 
 
     Args:
         state: the state that `update_divergence` returned.
-        ref_alpha: the share in peace, in [0, 1].
+        ref_alpha: the share while no loss diverges, in [0, 1].
         dtype: of the result.
 
     Returns:

@@ -45,7 +45,7 @@ class DriveState(NamedTuple):
 
 
 def init_drive(dtype: Any) -> DriveState:
-    """Returns the state before the first loss, each field in a buffer of its own.
+    """Returns the state before the first loss, each field in its own buffer.
 
     Args:
         dtype: the floating-point dtype of the state, float32 or float64.
@@ -62,7 +62,7 @@ def init_drive(dtype: Any) -> DriveState:
 
 
 def feel_drive(state: DriveState, loss: jax.Array) -> DriveState:
-    r"""Takes in the loss of one step, by the formulas of v3.6.1.
+    r"""Updates the state with the loss of one step, by the formulas of v3.6.1.
 
     .. math::
         short &\leftarrow 0.3\,L + 0.7\,short, \quad medium \leftarrow 0.05\,L + 0.95\,medium, \quad

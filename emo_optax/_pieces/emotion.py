@@ -21,7 +21,7 @@ from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_ax
 
 
 class EmotionState(NamedTuple):
-    """What an optimizer remembers of the losses; every field is an array of shape `[]` but one.
+    """The statistics of the losses that an optimizer keeps; every field is an array of shape `[]` but one.
 
     Attributes:
         felt: losses felt so far, int32.
@@ -29,7 +29,7 @@ class EmotionState(NamedTuple):
         short: the short average of the loss, in the loss's unit.
         long: the long average of the loss, in the loss's unit.
         scalar: the emotion scalar of the last finite loss, in [-1, 1]; 0 before any.
-        history: the last 32 scalars, oldest first, shape `[32]`; 0 where there was none yet.
+        history: the last 32 scalars, oldest first, shape `[32]`; 0 for steps not taken yet.
         should_stop: whether training has ever gone quiet, bool; stays set.
     """
 
@@ -43,13 +43,13 @@ class EmotionState(NamedTuple):
 
 
 class Emotion(NamedTuple):
-    """What a look at an optimizer's emotion shows; every field is an array of shape `[]`.
+    """The values of an emotion, to be read; every field is an array of shape `[]`.
 
     Attributes:
         short: the short average of the loss, in the loss's unit.
         long: the long average of the loss, in the loss's unit.
         scalar: the emotion scalar s, in [-1, 1]; above 0 the loss is above its trend.
-        step_scale: 1 - |s|, in [0, 1]: what the update is multiplied by.
+        step_scale: 1 - |s|, in [0, 1]: the factor of the update.
         shadow_ratio: how far the last step pulled the weights to their shadow, in [0, 1]; 0 without one.
         should_stop: whether training has ever gone quiet, bool; stays set.
         is_quiet: whether training is quiet now, over the last 32 losses, bool.
@@ -75,7 +75,7 @@ def wide_dtype(tree: Any) -> Any:
 
 
 def init_emotion(dtype: Any) -> EmotionState:
-    """Returns the emotion of an optimizer that has seen no loss, each field in a buffer of its own.
+    """Returns the emotion of an optimizer that has seen no loss, each field in its own buffer.
 
     Args:
         dtype: the floating-point dtype of the state, float32 or float64.
@@ -109,7 +109,7 @@ def feel(
     mean_below: jax.typing.ArrayLike = 0.05,
     variance_below: jax.typing.ArrayLike = 0.005,
 ) -> EmotionState:
-    r"""Takes in the loss of one step.
+    r"""Updates the state with the loss of one step.
 
     .. math::
         short &\leftarrow 0.3\,L + 0.7\,short \\
@@ -117,7 +117,7 @@ def feel(
         s &= \tanh(5\,(short - long))
 
     Both averages start at the first finite loss. A loss that is not finite, or that would make an
-    average so, changes nothing but the count of those held.
+    average so, changes only the count of held losses.
 
     Args:
         state: the emotion before this step.
@@ -125,7 +125,7 @@ def feel(
             dtype.
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
-        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         mean_below: the stop signal's bound on the mean of the last 32 |s|, in (0, 1].
         variance_below: its bound on their variance, in (0, 1].
 
@@ -218,7 +218,7 @@ def share_emotion(
         inner: the transformation that shares the emotion.
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
-        gain: what the difference of the averages is multiplied by, >= 0.
+        gain: the factor of the difference of the averages, >= 0.
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
 
@@ -292,7 +292,7 @@ def track_emotion(
     Args:
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
-        gain: what the difference of the averages is multiplied by, >= 0.
+        gain: the factor of the difference of the averages, >= 0.
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
 

@@ -49,7 +49,7 @@ def gate(
 
 
 class GateByNormState(NamedTuple):
-    """What the gate remembers.
+    """The state of the gate.
 
     Attributes:
         step: steps so far, int32 of shape `[]`.

@@ -47,7 +47,7 @@ class PilotState(NamedTuple):
 
 
 class Pilot(NamedTuple):
-    """What a look at EmoPilot shows; every field is an array of shape `[]`.
+    """The values of EmoPilot, to be read; every field is an array of shape `[]`.
 
     Attributes:
         short: the short average of the loss, in the unit of the loss.
@@ -77,7 +77,7 @@ class Pilot(NamedTuple):
 
 
 def init_pilot(dtype: jax.typing.DTypeLike) -> PilotState:
-    """Returns the scalars before any step, each in an array of its own."""
+    """Returns the scalars before any step, each in its own array."""
     return PilotState(
         step=jnp.zeros([], jnp.int32),
         skipped=jnp.zeros([], jnp.int32),

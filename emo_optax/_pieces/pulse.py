@@ -87,7 +87,7 @@ def _check_above(name: str, value: Any, bound: float, needed: str) -> None:
 def init_pulse(
     dtype: Any, scope: jax.typing.ArrayLike = 1.0, *, ceiling: jax.typing.ArrayLike | None = None
 ) -> PulseState:
-    """Returns the state before the first loss, each field in a buffer of its own.
+    """Returns the state before the first loss, each field in its own buffer.
 
     Args:
         dtype: the floating-point dtype of the state.
@@ -146,7 +146,7 @@ def feel_pulse(
     loss_unit: LossUnit = None,
     ceiling: jax.typing.ArrayLike | None = None,
 ) -> PulseState:
-    r"""Takes in the loss of one step and makes the pulse, the learning rate of that step.
+    r"""Updates the state with the loss of one step and makes the pulse, the learning rate of that step.
 
     .. math::
         short &\leftarrow 0.3\,L + 0.7\,short, \quad medium \leftarrow 0.05\,L + 0.95\,medium, \quad

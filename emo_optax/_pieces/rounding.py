@@ -15,20 +15,20 @@ ROUNDINGS: tuple[str, ...] = get_args(Rounding)
 
 
 def is_narrow(leaf: Any) -> bool:
-    """Returns whether a leaf has less than float32's precision: what rounding acts on."""
+    """Returns whether a leaf has less than float32's precision, so that rounding acts on it."""
     dtype = jnp.result_type(leaf)
     return bool(jnp.issubdtype(dtype, jnp.floating)) and jnp.dtype(dtype).itemsize < 4
 
 
 def round_bits(value: jax.Array, dtype: Any, draws: jax.Array | None = None) -> jax.Array:
-    """Rounds float32 values to what a narrower dtype can hold, and leaves them float32.
+    """Rounds float32 values to values of a narrower dtype; their dtype stays float32.
 
     On the bits, since compilers may leave out a cast that is undone: XLA with
     `xla_allow_excess_precision`, which is its default, and PyTorch's inductor. What is beyond the
     dtype's range stays so.
 
     Args:
-        value: what to round, float32.
+        value: the values to round, float32.
         dtype: the narrower dtype, such as bfloat16.
         draws: random numbers, uint32 in the value's shape: up or down, as likely as the value is
             near. `None` for the nearest, and the even one of two.
@@ -78,7 +78,7 @@ def _with_kahan(
     wanted = update + rest
     rounded = round_bits(wanted, param.dtype)
     moved = round_bits(before + rounded, param.dtype)
-    is_still = update == 0.0  # What is not to move, does not move by its rest either.
+    is_still = update == 0.0  # An element without an update is not moved by its compensation either.
     rest = jnp.where(is_still, rest, wanted - (moved - before))
     rounded = jnp.where(is_still, jnp.zeros([], jnp.float32), rounded)
     return rounded.astype(param.dtype), rest.astype(param.dtype)
@@ -258,7 +258,7 @@ def round_stochastically(seed: int = 0) -> optax.GradientTransformationExtraArgs
 def add_rounding(
     inner: optax.GradientTransformationExtraArgs, rounding: Rounding
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns a transformation with the piece behind it that the word asks for: none for "nearest"."""
+    """Returns a transformation followed by the piece that a word names; "nearest" adds nothing."""
     check_choice("rounding", rounding, ROUNDINGS)
     if rounding == "nearest":
         return inner

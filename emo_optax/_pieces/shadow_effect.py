@@ -66,7 +66,7 @@ def keep_rows_and_columns(eps: jax.typing.ArrayLike = 1e-8) -> Keep:
     `theta` the test of rows and columns never fails: :math:`(10^{-8})^{1/3} = 2.2 \cdot 10^{-3}`.
 
     Args:
-        eps: what is added to the means, >= 0.
+        eps: the number added to the means, >= 0.
 
     Returns:
         A function of a gradient and of the tolerance, for `filter_by_emotion`.
@@ -307,7 +307,7 @@ def scale_by_emotion() -> optax.GradientTransformationExtraArgs:
 
 
 def step_scale(scalar: jax.Array) -> jax.Array:
-    """Returns 1 - |s|, what a step is multiplied by, for an emotion scalar in [-1, 1].
+    """Returns 1 - |s|, the factor of a step, for an emotion scalar in [-1, 1].
 
     Args:
         scalar: the emotion scalar s in [-1, 1], a floating-point array of any shape.

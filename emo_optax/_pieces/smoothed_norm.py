@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from emo_optax._checks.validation import check_precision, hyperparameter
 
 NO_NORM = -1.0
-"""What stands for a smoothed norm before the first norm."""
+"""The value of a smoothed norm before the first norm."""
 
 
 def smooth_norm(

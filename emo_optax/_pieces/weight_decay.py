@@ -26,7 +26,7 @@ MODES: tuple[str, ...] = get_args(WeightDecayMode)
 
 
 class AddWeightDecayState(NamedTuple):
-    """What weight decay remembers.
+    """The state of weight decay.
 
     Attributes:
         steps: steps so far, int32 of shape `[]`; `()` where the decay is a number.
@@ -49,7 +49,7 @@ def add_weight_decay(
     .. math:: u \leftarrow u + \frac{wd}{\eta_0}\,p
 
     Its place in a chain decides what it means: before the rule it is L2, between the rule and the
-    learning rate decoupled, behind the learning rate (with `sign=-1`) absolute.
+    learning rate decoupled, after the learning rate (with `sign=-1`) absolute.
 
     Args:
         weight_decay: the share, a number >= 0 or a schedule.

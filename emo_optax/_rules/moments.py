@@ -33,7 +33,7 @@ def interpolate(
 
     .. math:: (1-b_1)\,g + b_1 m = \frac{(b_2-b_1)\,g + b_1 m'}{b_2}, \qquad m' = b_2 m + (1-b_2)\,g
 
-    XLA on a CPU makes a loop for each array that a step returns. If the one of the parameters read
+    XLA on a CPU makes a loop for each array that a step returns. If that of the parameters read
     the old momentum, which the one of the momentum overwrites, XLA would copy all of it first. With
     :math:`0 < b_2` and :math:`b_1 \le b_2` no term cancels another that it does not cancel anyway,
     so that both forms are equally exact. Decay rates that are traced are not known to be so.

@@ -131,7 +131,7 @@ def scale_by_softsign(
     Args:
         b1: decay rate of the interpolation, in [0, 1).
         b2: decay rate of the momentum, in [0, 1); `None` keeps no momentum: m stays 0.
-        eps: what is added to the norm, >= 0.
+        eps: the number added to the norm, >= 0.
         moment_dtype: the momentum's floating-point dtype; `None` for the parameters', float32 at
             least.
 

@@ -125,7 +125,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptStat
         `optax.inject_hyperparams`. A stateful schedule of your own stays as `state` has it.
 
     Raises:
-        TypeError: for what is no dictionary of arrays.
+        TypeError: for anything but a dictionary of arrays.
         ValueError: for an unknown version, another rule, and arrays that are missing, too many,
             of another shape, of another kind (such as whole numbers for floats), or damaged, each by its
             name.

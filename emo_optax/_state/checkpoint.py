@@ -28,13 +28,13 @@ _NUMBERS: dict[type, Any] = {bool: np.bool_, int: np.int64, float: np.float64}
 def save_checkpoint(path: str | Path, tree: Any) -> None:
     """Writes the state of a run to a file: in full, or not at all.
 
-    The file is written beside and moved into its place when it is on the disk, with a SHA-256 of all
+    The file is written under a temporary name and renamed when it is on the disk, with a SHA-256 of all
     that is in it: a run that is killed at any moment leaves the checkpoint before or the new one, and
     `load_checkpoint` refuses a file that was cut off or altered. It has the safetensors format: plain
     arrays under their names in the tree; no code.
 
     Args:
-        path: where the file goes; usually one and the same path for the whole run.
+        path: the path of the file; usually the same path for the whole run.
         tree: any tree of arrays and numbers, of any shapes and dtypes: parameters, the optimizer's
             state, keys of random numbers, a count of steps.
 
@@ -73,10 +73,10 @@ def save_checkpoint(path: str | Path, tree: Any) -> None:
 
 
 def load_checkpoint(path: str | Path, like: Any) -> Any:
-    """Reads what `save_checkpoint` wrote; no code in the file is run, and a damaged one is refused.
+    """Reads a file of `save_checkpoint`; no code in the file is run, and a damaged file is refused.
 
     Args:
-        path: where the file is.
+        path: the path of the file.
         like: a tree of the same structure, shapes and dtypes, such as a run that has just begun, or
             what `jax.eval_shape` returns for one.
 
@@ -88,7 +88,7 @@ def load_checkpoint(path: str | Path, like: Any) -> Any:
             or has another layout; for leaves that are missing, too many, or of another shape or dtype
             than in `like`, by their names.
         TypeError: for a leaf of `like` that is no array and no number.
-        OSError: where there is no file, or none that may be read.
+        OSError: if there is no file, or no permission to read it.
 
     Example:
         >>> import tempfile
@@ -131,7 +131,7 @@ _REMEDY = (
 
 
 def check_layout(path: str | Path, metadata: Mapping[str, str]) -> None:
-    """Raises a `CheckpointError` for what is no checkpoint of this package and layout."""
+    """Raises a `CheckpointError` unless a file is a checkpoint of this package and layout."""
     kind, version = metadata.get("format"), metadata.get("version")
     if kind == ARRAYS_FORMAT:
         raise CheckpointError(f"{path} holds the arrays of an optimizer: read it with load_arrays")

@@ -43,7 +43,7 @@ def load_published_state(
         The new state, and one sentence for each part of the published state that could not be carried over.
 
     Raises:
-        TypeError: for what is no mapping.
+        TypeError: for anything but a mapping.
         ValueError: for a state of another optimizer or version, for names that are not those of the
             parameters, and for what is missing, has another shape, or is damaged.
 

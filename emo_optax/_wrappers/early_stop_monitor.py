@@ -17,7 +17,7 @@ class EarlyStopState(NamedTuple):
     """What the monitor knows.
 
     Attributes:
-        emotion: what is remembered of the losses.
+        emotion: the statistics of the losses.
         is_quiet: whether training is quiet now, over the last 32 losses, bool of shape `[]`.
     """
 
@@ -66,7 +66,7 @@ def early_stop(
     Args:
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
-        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         mean_below: the bound on the mean of the last 32 |s|, in (0, 1].
         variance_below: the bound on their variance, in (0, 1].
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for

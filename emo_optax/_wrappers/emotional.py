@@ -65,14 +65,14 @@ def emotional(
     Args:
         inner: the optimizer, learning rate included.
         shadow_effect: whether to filter and scale the whole update of `inner`.
-        theta: the filter's threshold on the cube root of the gradient's size, >= 0; 0 for none.
+        theta: the filter's threshold on the cube root of the gradient's size, >= 0; 0: no filter.
         keep: which elements the filter keeps, `keep_elements` or `keep_rows_and_columns(eps)`.
         use_shadow: whether to pull the weights back to their shadow.
         shadow_ratio: r(s): "v2.0", "v1.0", or a function from a scalar array to a ratio in [0, 1].
         shadow_rate: how far the shadow follows the parameters, in (0, 1].
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
-        gain: what the difference of the averages is multiplied by, >= 0.
+        gain: the factor of the difference of the averages, >= 0.
         rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
@@ -184,7 +184,7 @@ def get_emotion(state: optax.OptState) -> Emotion:
             "There is no emotion in this state. Pass the state of an optimizer made by emo_optax, or "
             "of a chain or wrapper around one. get_pulse looks at the third generation."
         )
-    # Some frameworks keep state in boxes of their own; those that hold an array turn into it.
+    # Some frameworks wrap each array of a state in an object; such an object converts to the array.
     felt = EmotionState(*(jnp.asarray(field) for field in felt))
     shadow = first_node_of(state if shared is None else shared.inner_state, BlendWithShadowState)
     return Emotion(

@@ -77,7 +77,7 @@ def get_pulse(state: optax.OptState) -> Pulse:
             "emo_void, of scale_by_pulse or of pulse_schedule, or of a chain or wrapper around one. "
             "get_emotion looks at the other members of the family."
         )
-    # Some frameworks keep state in boxes of their own; those that hold an array turn into it.
+    # Some frameworks wrap each array of a state in an object; such an object converts to the array.
     felt = PulseState(*(jnp.asarray(field) for field in found))
     shadow = first_node_of(state, BlendWithShadowState)
     return Pulse(
@@ -136,7 +136,7 @@ def get_drive(state: optax.OptState) -> Drive:
         The drive, the averages, scalar, trust, stop signal (latched and live) and counts, as arrays.
 
     Raises:
-        ValueError: if there is none in the state.
+        ValueError: if the state holds none.
 
     Example:
         >>> import jax.numpy as jnp

@@ -201,7 +201,7 @@ def _known_rate(state: optax.OptState, learning_rate: Any) -> Any:
 
 
 def _learning_rate(learning_rate: Any, scale: jax.Array, scales: bool) -> dict[str, jax.Array]:
-    """Returns what the updates are multiplied by."""
+    """Returns the factor of the updates."""
     if learning_rate is None:
         return {}
     if callable(learning_rate):

@@ -21,13 +21,13 @@ Bounds = tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]
 
 
 class Runaway(NamedTuple):
-    """What the last gradient showed.
+    """The numbers of the last gradient.
 
     Attributes:
         moments: the means of g, g^2, g^3 and g^4 over all elements of the gradient, shape `[4]`, in
             powers of the gradient's unit; as they come, so not finite where the gradient is not.
         emotion: m3 / (m2 + eps) exp(-m4), shape `[]`; always finite.
-        scale: what a step is multiplied by, shape `[]`: 1 - emotion, within the bounds if there are any.
+        scale: the factor of a step, shape `[]`: 1 - emotion, within the bounds if there are any.
     """
 
     moments: jax.Array
@@ -83,7 +83,7 @@ def runaway_emotion(moments: jax.Array, eps: jax.typing.ArrayLike = 1e-8) -> jax
 
     Args:
         moments: the first four moments, shape `[4]`.
-        eps: what is added to the second moment, >= 0.
+        eps: the number added to the second moment, >= 0.
 
     Returns:
         The number, shape `[]`. Under 0.551 in size where all elements are equally large, but up to
@@ -110,7 +110,7 @@ def runaway_emotion(moments: jax.Array, eps: jax.typing.ArrayLike = 1e-8) -> jax
 
 
 class ScaleByRunawayState(NamedTuple):
-    """What the last gradient showed, and the state of what is scaled.
+    """The numbers of the last gradient, and the state of the inner optimizer.
 
     Attributes:
         runaway: the numbers that the last gradient gave.
@@ -138,7 +138,7 @@ def scale_by_runaway(
 
     Args:
         inner: the optimizer whose steps are scaled; none scales the gradient itself.
-        eps: what is added to the second moment, >= 0.
+        eps: the number added to the second moment, >= 0.
         bounds: the least and the largest factor, or `None` for what the formula gives. That is
             between 0.449 and 1.551 where all elements are equally large, but where few are not 0 it
             can turn a step round (one in a million at 20: a factor of -16): `bounds=(0.0, 2.0)`
@@ -201,7 +201,7 @@ def track_runaway(
     `scale_by_runaway` for the formula.
 
     Args:
-        eps: what is added to the second moment, >= 0.
+        eps: the number added to the second moment, >= 0.
         bounds: the least and the largest factor that is shown, or `None`.
 
     Returns:
@@ -237,7 +237,7 @@ def track_runaway(
 
 
 def get_runaway(state: optax.OptState) -> Runaway:
-    """Looks up what the last gradient showed in any nested optimizer state, inside or outside of jit.
+    """Finds the numbers of the last gradient in any nested optimizer state, inside or outside of jit.
 
     Args:
         state: the state of an optimizer with `scale_by_runaway` or `track_runaway` in it.
@@ -246,7 +246,7 @@ def get_runaway(state: optax.OptState) -> Runaway:
         Its moments, emotion and scale; the first one's, where there are several.
 
     Raises:
-        ValueError: if there is none in the state.
+        ValueError: if the state holds none.
 
     Example:
         >>> import jax.numpy as jnp
@@ -258,7 +258,7 @@ def get_runaway(state: optax.OptState) -> Runaway:
     leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Runaway))
     for leaf in leaves:
         if isinstance(leaf, Runaway):
-            # Some frameworks keep state in boxes of their own; those that hold an array turn into it.
+            # Some frameworks wrap each array of a state in an object; such an object converts to the array.
             return Runaway(*(jnp.asarray(field) for field in leaf))
     raise ValueError(
         "There is no runaway detection in this state. Put emo_optax.track_runaway() in front of the "

@@ -1,1 +1,1 @@
-"""What joins `emo_optax` to other libraries; each module needs the library of its name."""
+"""Connections of `emo_optax` to other libraries; each module needs the library of its name."""

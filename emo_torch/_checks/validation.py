@@ -294,7 +294,7 @@ def check_moment_dtype(moment_dtype: torch.dtype | None) -> None:
 
 
 def check_inner(inner: object) -> None:
-    """Raises an error for what cannot be made emotional, or scaled, from outside."""
+    """Raises an error for an optimizer that cannot be made emotional, or scaled, from outside."""
     if not isinstance(inner, Optimizer):
         raise TypeError(f"What moves the parameters must be a torch.optim.Optimizer, and is {inner!r}")
     name = type(inner).__name__

@@ -33,7 +33,7 @@ class Member(NamedTuple):
     Attributes:
         name: the name for `create_optimizer`, the same in both packages.
         make: the class.
-        generation: 1 to 3, the generation of the published code; `None` for a member outside of them.
+        generation: 1 to 3, the generation of the published code; `None` for any other member.
     """
 
     name: str
@@ -85,12 +85,12 @@ def create_optimizer(name: str, /, params: ParamsT, *args: Any, **options: Any) 
     Args:
         name: one of `list_optimizers()`; capitals and underscores don't matter, so that
             `"EmoSens"` is `"emo_sens"`.
-        params: the parameters, or groups of them.
-        *args: what the optimizer takes behind them, such as the learning rate.
-        **options: what it takes by name.
+        params: the parameters, or groups of parameters.
+        *args: further positional arguments of the optimizer, such as the learning rate.
+        **options: keyword arguments of the optimizer.
 
     Returns:
-        What the class of that name makes.
+        The optimizer.
 
     Raises:
         ValueError: for an unknown name, or a hyperparameter out of its range.

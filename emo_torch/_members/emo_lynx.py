@@ -29,10 +29,10 @@ class EmoLynx(EmoOptimizer):
     The rule is that of EmoCats; steps are neither filtered nor scaled.
 
     Args:
-        params: the parameters, or groups of them, which may have options of their own.
+        params: the parameters, or groups of parameters with their own options.
         lr: eta, a number >= 0 or a tensor of one element.
         betas: decay rates of the interpolation and of the momentum, each in [0, 1).
-        eps: taken for a common signature with the other members; the rule has no use for it.
+        eps: not used by this rule; it is here so that all members have the same signature.
         weight_decay: wd, >= 0.
         decoupled_weight_decay: whether to divide wd by the lr that the optimizer is made with, which
             must not be 0.
@@ -41,20 +41,20 @@ class EmoLynx(EmoOptimizer):
         shadow_rate: how far the shadow follows the parameters, in (0, 1].
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
-        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
         moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
             least.
         rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         maximize: whether to go up instead of down; the loss, too, turns its sign.
-        foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        foreach: whether to step with all tensors at once; `None` for the choice of torch.optim.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
         fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU, and
             bfloat16 too on CUDA, by Triton; `None` for yes on the CPU, where that can be and `foreach`
             says nothing.
         process_group: the processes over which the loss is averaged, so that replicas step alike:
-            `None` for all of them, `False` for this one alone.
+            `None` for all processes, `False` for this process alone.
 
     Raises:
         ValueError: for a hyperparameter out of its range.

@@ -53,7 +53,7 @@ class EmoPilot(SteeredOptimizer):
     its largest learning rate so far; without one the results are best.
 
     Args:
-        params: the parameters, or groups of them, which may have options of their own.
+        params: the parameters, or groups of parameters with their own options.
         lr: eta, a number >= 0 or a tensor of one element.
         betas: decay rates of the first and the second moment, each in [0, 1).
         eps: added to the root, >= 0.
@@ -72,7 +72,7 @@ class EmoPilot(SteeredOptimizer):
         foreach: whether to step with all tensors at once; `None` for the choice of torch.optim.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
         process_group: the processes over which the loss is averaged, so that replicas step alike:
-            `None` for all of them, `False` for this one alone.
+            `None` for all processes, `False` for this process alone.
 
     Raises:
         ValueError: for a hyperparameter out of its range.

@@ -28,7 +28,7 @@ class EmoVoid(HeldNormOptimizer):
     `feel_pulse` has the formulas of the pulse.
 
     Args:
-        params: the parameters, or groups of them, which may have options of their own.
+        params: the parameters, or groups of parameters with their own options.
         lr: the scope S of the pulse, a number >= 0 or a tensor of one element; the learning rate of each
             step is the pulse (see `pulse`), about 1e-4 S. The scope is never overwritten; a schedule may
             change it. A scope of 0 still makes a pulse of 1e-8, as published.
@@ -48,11 +48,11 @@ class EmoVoid(HeldNormOptimizer):
         rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         maximize: whether to go up instead of down; the loss, too, turns its sign.
-        foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        foreach: whether to step with all tensors at once; `None` for the choice of torch.optim.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
         fused: without effect: there is no compiled code for this rule.
         process_group: the processes over which the loss is averaged, so that replicas step alike:
-            `None` for all of them, `False` for this one alone.
+            `None` for all processes, `False` for this process alone.
 
     Raises:
         ValueError: for a hyperparameter out of its range.

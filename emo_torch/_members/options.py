@@ -10,7 +10,7 @@ def options_of(arguments: dict[str, Any]) -> dict[str, Any]:
     """Returns the options among the arguments of an `__init__`.
 
     Args:
-        arguments: what `locals()` returns in the first statement of the `__init__`.
+        arguments: the result of `locals()` in the first statement of the `__init__`.
 
     Returns:
         A new dictionary of the arguments that are options of a parameter group, by name.

@@ -43,7 +43,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         m &\leftarrow (1-a)\,m + a\,\operatorname{clip}(p, -c\sqrt{v}, c\sqrt{v})
 
     The last line, the injection, takes place where a loss is given, at 0.2 to 0.8 of the run, and not
-    while a validation loss says overfitting; a is `ref_alpha` in peace, more under a diverging loss
+    while a validation loss says overfitting; a is `ref_alpha`, and more while a loss diverges
     (see `update_divergence` and `injection_strength`). There is no emotion; `divergence` shows the averages
     of the losses.
 
@@ -53,18 +53,18 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
     size adds, :math:`(1 - b_1) \sqrt{v}`.
 
     A tensor whose gradient has no finite norm sits the step out: its parameters, moments and smoothed
-    norm stay. Losses that are not finite count as none.
+    norm stay. Losses that are not finite count as missing.
 
     Args:
-        params: the parameters, or groups of them, which may have options of their own.
+        params: the parameters, or groups of parameters with their own options.
         lr: eta, a number >= 0 or a tensor of one element; 0, too, is raised to `min_lr`.
         betas: decay rates of the first and the second moment, each in [0, 1).
-        eps: what is added to the root, >= 0.
+        eps: the number added to the root, >= 0.
         weight_decay: wd, >= 0.
         min_lr: the least learning rate of a tensor, >= 0.
         max_lr: the greatest one, >= `min_lr`.
         schedulefree_alpha: A, the weight of a new norm in the smoothed one, in (0, 1].
-        ref_alpha: a in peace, in [0, 1].
+        ref_alpha: a while no loss diverges, in [0, 1].
         ref_max_steps: the length of the run in steps, a whole number >= 1; `None` where it is not
             known: then every step with a loss injects, which pulls the weights towards 0 to the end.
         injection_bound: c, >= 0; `None` for no bound, as published.
@@ -74,12 +74,12 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         maximize: whether to go up instead of down; the losses, too, turn their sign.
-        foreach: whether to step with all tensors at once; `None` for what torch.optim would choose.
+        foreach: whether to step with all tensors at once; `None` for the choice of torch.optim.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
         fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU;
             `None` for yes where that can be and `foreach` says nothing.
         process_group: the processes over which the loss is averaged, so that replicas step alike:
-            `None` for all of them, `False` for this one alone.
+            `None` for all processes, `False` for this process alone.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
@@ -174,7 +174,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
                 for overfitting.
 
         Returns:
-            What the closure returned, or else the loss.
+            The result of the closure, or else the loss.
 
         Raises:
             TypeError: for a loss that is not a real number, or a closure that is no function.
@@ -187,7 +187,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
 
     @property
     def divergence(self) -> DivergenceState:
-        """What is remembered of the losses, in tensors of its own; no sync with the device."""
+        """The statistics of the losses, in tensors of its own; no sync with the device."""
         return DivergenceState(*(tensor.clone() for tensor in self._divergence))
 
     def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> DivergenceState:

@@ -20,7 +20,7 @@ class Watched:
     Attributes:
         loss: its value, shape `[]`.
         weight: its weight among the losses of one step, above 0.
-        reduction: what becomes of several losses, "mean" or "sum".
+        reduction: how several losses become one, "mean" or "sum".
         watched_at: when it was watched, in the order of events of its optimizer.
     """
 
@@ -35,7 +35,7 @@ class CollectedLosses:
     .. math:: \text{mean: } \frac{\sum_i w_i L_i}{\sum_i w_i} \qquad \text{sum: } \sum_i w_i L_i
 
     Attributes:
-        loss: their mean or sum, a tensor of shape `[]`; `None` where there are none.
+        loss: their mean or sum, a tensor of shape `[]`; or `None`.
     """
 
     def __init__(self) -> None:

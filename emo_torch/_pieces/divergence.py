@@ -12,7 +12,7 @@ OVERFITTING_RISES = 3
 
 
 class DivergenceState(NamedTuple):
-    """What an optimizer remembers of the losses; every field is a tensor of shape `[]`.
+    """The statistics of the losses that an optimizer keeps; every field is a tensor of shape `[]`.
 
     Attributes:
         steps: steps so far, with a loss or without, int32.
@@ -46,7 +46,7 @@ class DivergenceState(NamedTuple):
 
 
 def init_divergence(dtype: torch.dtype, device: torch.device | str = "cpu") -> DivergenceState:
-    """Returns what an optimizer remembers before any step, each field in a tensor of its own.
+    """Returns the state before the first step, each field in its own tensor.
 
     Args:
         dtype: the floating-point dtype of the state, float32 or float64.
@@ -84,18 +84,18 @@ def update_divergence(
 
     with the loss before, :math:`L'`. A validation loss that rose three times in a row suppresses the
     injection, until it has fallen :math:`n = \min(20, \max(10, \lfloor 10^{-4} T \rfloor))` times in a
-    row, n times over; three rises in a row begin the wait anew. A step injects if it has a finite
+    row, n times over; three rises in a row start the wait again. A step injects if it has a finite
     loss, is not suppressed, and lies at 0.2 to 0.8 of the T steps (at 0.5, where T is not known).
 
     Args:
-        state: what was remembered before this step.
-        loss: the loss, shape `[]`, in the state's dtype; `None` where there is none. One that is not
-            finite counts as none, and as held.
+        state: the state before this step.
+        loss: the loss, shape `[]`, in the state's dtype; or `None`. One that is not
+            finite counts as no loss, and as held.
         val_loss: the loss on data that is not learnt from, likewise.
         ref_max_steps: T, the length of the run in steps, >= 1, or `None`.
 
     Returns:
-        What is remembered after this step, in new tensors.
+        The state after this step, in new tensors.
 
     Raises:
         ValueError: for a length that is not a whole number >= 1.
@@ -180,7 +180,7 @@ def injection_strength(state: DivergenceState, ref_alpha: float, dtype: torch.dt
 
     Args:
         state: the state that `update_divergence` returned.
-        ref_alpha: the share in peace, in [0, 1].
+        ref_alpha: the share while no loss diverges, in [0, 1].
         dtype: of the result.
 
     Returns:

@@ -54,7 +54,7 @@ class Drive(NamedTuple):
 
 
 def init_drive(dtype: torch.dtype) -> DriveState:
-    """Returns the state before the first loss, each field in memory of its own.
+    """Returns the state before the first loss, each field in its own memory.
 
     Args:
         dtype: the floating-point dtype of the state, float32 or float64.
@@ -71,7 +71,7 @@ def init_drive(dtype: torch.dtype) -> DriveState:
 
 
 def feel_drive(state: DriveState, loss: Tensor) -> DriveState:
-    r"""Takes in the loss of one step, by the formulas of v3.6.1.
+    r"""Updates the state with the loss of one step, by the formulas of v3.6.1.
 
     .. math::
         short &\leftarrow 0.3\,L + 0.7\,short, \quad medium \leftarrow 0.05\,L + 0.95\,medium, \quad

@@ -14,7 +14,7 @@ _is_cpu = attrgetter("is_cpu")
 
 
 class EmotionState(NamedTuple):
-    """What an optimizer remembers of the losses; every field is a tensor of shape `[]` but one.
+    """The statistics of the losses that an optimizer keeps; every field is a tensor of shape `[]` but one.
 
     Attributes:
         felt: losses felt so far, int32.
@@ -22,7 +22,7 @@ class EmotionState(NamedTuple):
         short: the short average of the loss, in the loss's unit.
         long: the long average of the loss, in the loss's unit.
         scalar: the emotion scalar of the last finite loss, in [-1, 1]; 0 before any.
-        history: the last 32 scalars, oldest first, shape `[32]`; 0 where there was none yet.
+        history: the last 32 scalars, oldest first, shape `[32]`; 0 for steps not taken yet.
         should_stop: whether training has ever gone quiet, bool; stays set.
     """
 
@@ -36,13 +36,13 @@ class EmotionState(NamedTuple):
 
 
 class Emotion(NamedTuple):
-    """What a look at an optimizer's emotion shows; every field is a tensor of shape `[]`.
+    """The values of an emotion, to be read; every field is a tensor of shape `[]`.
 
     Attributes:
         short: the short average of the loss, in the loss's unit.
         long: the long average of the loss, in the loss's unit.
         scalar: the emotion scalar s, in [-1, 1]; above 0 the loss is above its trend.
-        step_scale: 1 - |s|, in [0, 1]: what the update is multiplied by.
+        step_scale: 1 - |s|, in [0, 1]: the factor of the update.
         shadow_ratio: how far the last step pulled the weights to their shadow, in [0, 1]; 0 without one.
         should_stop: whether training has ever gone quiet, bool; stays set.
         is_quiet: whether training is quiet now, over the last 32 losses, bool.
@@ -68,7 +68,7 @@ def wide_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def init_emotion(dtype: torch.dtype, device: torch.device | str = "cpu") -> EmotionState:
-    """Returns the emotion of an optimizer that has seen no loss, each field in a tensor of its own.
+    """Returns the emotion of an optimizer that has seen no loss, each field in its own tensor.
 
     Args:
         dtype: the floating-point dtype of the state, float32 or float64.
@@ -103,7 +103,7 @@ def feel(
     mean_below: float = 0.05,
     variance_below: float = 0.005,
 ) -> EmotionState:
-    r"""Takes in the loss of one step, without a host sync.
+    r"""Updates the state with the loss of one step, without a host sync.
 
     .. math::
         short &\leftarrow 0.3\,L + 0.7\,short \\
@@ -111,7 +111,7 @@ def feel(
         s &= \tanh(5\,(short - long))
 
     Both averages start at the first finite loss. A loss that is not finite, or that would make an
-    average so, changes nothing but the count of those held.
+    average so, changes only the count of held losses.
 
     Args:
         state: the emotion before this step.
@@ -119,7 +119,7 @@ def feel(
             dtype and on its device.
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
-        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         mean_below: the stop signal's bound on the mean of the last 32 |s|, in (0, 1].
         variance_below: its bound on their variance, in (0, 1].
 
@@ -171,7 +171,7 @@ def feel_in_place(
     gain: float,
     **bounds: float,
 ) -> None:
-    """Does what `feel` does, to the last bit, with the state's own tensors.
+    """Like `feel`, to the last bit, with the state's own tensors.
 
     On the CPU a call of PyTorch costs ten times as much as the one number that it computes. There NumPy
     computes all but the hyperbolic tangent, which is another one in each library.

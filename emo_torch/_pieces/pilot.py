@@ -59,7 +59,7 @@ class PilotState(NamedTuple):
 
 
 class Pilot(NamedTuple):
-    """What a look at EmoPilot shows; every field is a tensor of shape `[]`.
+    """The values of EmoPilot, to be read; every field is a tensor of shape `[]`.
 
     Attributes:
         short: the short average of the loss, in the unit of the loss.
@@ -89,7 +89,7 @@ class Pilot(NamedTuple):
 
 
 def init_pilot(dtype: torch.dtype, device: torch.device | str = "cpu") -> PilotState:
-    """Returns the scalars before any step, each in a tensor of its own."""
+    """Returns the scalars before any step, each in its own tensor."""
 
     def count() -> Tensor:
         return torch.zeros((), dtype=torch.int32, device=device)
@@ -140,7 +140,7 @@ def steer(
 
 
 def describe(state: PilotState) -> Pilot:
-    """Returns what a look at the scalars shows, in tensors of its own."""
+    """Returns the values of the scalars, in new tensors."""
     weight = torch.where(state.weight > 0.0, state.weight, torch.ones_like(state.weight))
     return Pilot(
         short=state.short.clone(),

@@ -79,7 +79,7 @@ class Pulse(NamedTuple):
 
 
 def pulse_from(state: PulseState, shadow_ratio: Tensor | None = None) -> Pulse:
-    """Returns what users look at of a state, in tensors of their own."""
+    """Returns the values of a state that users read, in new tensors."""
     return Pulse(
         pulse=state.pulse.clone(),
         short=state.short.clone(),
@@ -119,7 +119,7 @@ def _check_above(name: str, value: Any, bound: float, needed: str) -> None:
 def init_pulse(
     dtype: torch.dtype, scope: float | Tensor = 1.0, *, ceiling: float | None = None
 ) -> PulseState:
-    """Returns the state before the first loss, each field in memory of its own.
+    """Returns the state before the first loss, each field in its own memory.
 
     Args:
         dtype: the floating-point dtype of the state.
@@ -192,7 +192,7 @@ def feel_pulse(
     loss_unit: LossUnit = None,
     ceiling: float | None = None,
 ) -> PulseState:
-    r"""Takes in the loss of one step and makes the pulse, the learning rate of that step.
+    r"""Updates the state with the loss of one step and makes the pulse, the learning rate of that step.
 
     .. math::
         short &\leftarrow 0.3\,L + 0.7\,short, \quad medium \leftarrow 0.05\,L + 0.95\,medium, \quad

@@ -10,7 +10,7 @@ QUIET_STEPS = 5
 
 
 class RelativeEmotionState(NamedTuple):
-    """What the scale-free emotion remembers of the losses; every field has the shape `[]`.
+    """The statistics of the losses of the scale-free emotion; every field has the shape `[]`.
 
     Attributes:
         previous: the loss of the last step, in the unit of the loss.
@@ -47,7 +47,7 @@ def init_relative_emotion(dtype: torch.dtype, device: torch.device | str = "cpu"
 
 
 def feel_relative(state: RelativeEmotionState, loss: Tensor, step: Tensor) -> RelativeEmotionState:
-    r"""Takes in the loss of one step.
+    r"""Updates the state with the loss of one step.
 
     .. math::
         d &= \min(|L - L_{prev}|,\, 4\,\sigma), \quad L' = \min(L,\, short + 8\,\sigma)

@@ -22,7 +22,7 @@ def average_over_replicas(loss: Tensor, process_group: LossGroup = None) -> Tens
 
     Args:
         loss: this process's loss, shape `[]`, on a device that the group's backend serves.
-        process_group: the processes; `None` for all of them, `False` for this one alone.
+        process_group: the processes; `None` for all processes, `False` for this process alone.
 
     Returns:
         The mean, in the loss's dtype and on its device.

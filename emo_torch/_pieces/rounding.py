@@ -23,19 +23,19 @@ def check_rounding(options: dict[str, Any]) -> None:
 
 
 def is_narrow(param: Tensor) -> bool:
-    """Returns whether a parameter has less than float32's precision: what rounding acts on."""
+    """Returns whether a parameter has less than float32's precision, so that rounding acts on it."""
     return param.is_floating_point() and param.element_size() < 4
 
 
 def round_bits(value: Tensor, dtype: torch.dtype, draws: Tensor | None = None) -> Tensor:
-    """Rounds float32 values to what a narrower dtype can hold, and leaves them float32.
+    """Rounds float32 values to values of a narrower dtype; their dtype stays float32.
 
     On the bits, since compilers may leave out a cast that is undone: XLA with
     `xla_allow_excess_precision`, which is its default, and PyTorch's inductor. What is beyond the
     dtype's range stays so.
 
     Args:
-        value: what to round, float32.
+        value: the values to round, float32.
         dtype: the narrower dtype, such as bfloat16.
         draws: random numbers, 32 bits of an int64 in the value's shape: up or down, as likely as the
             value is near. `None` for the nearest, and the even one of two.
@@ -111,7 +111,7 @@ def round_with_kahan(update: Tensor, param: Tensor, compensation: Tensor) -> Ten
     :math:`3 \cdot 10^{-8}`: smaller steps are lost there as without.
 
     Args:
-        update: u, what is to be added, float32, any shape.
+        update: u, the numbers to add, float32, any shape.
         param: p, bfloat16 or float16, same shape; read, not moved.
         compensation: c, what rounding has kept back so far, in the parameter's dtype and shape; zeros at
             first; moved in place.
@@ -136,7 +136,7 @@ def round_with_kahan(update: Tensor, param: Tensor, compensation: Tensor) -> Ten
     wanted = update + rest
     rounded = round_bits(wanted, param.dtype)
     moved = round_bits(before + rounded, param.dtype)
-    is_still = update == 0.0  # What is not to move, does not move by its rest either.
+    is_still = update == 0.0  # An element without an update is not moved by its compensation either.
     compensation.copy_(torch.where(is_still, rest, wanted - (moved - before)))
     return rounded.masked_fill(is_still, 0.0).to(param.dtype)
 
@@ -144,7 +144,7 @@ def round_with_kahan(update: Tensor, param: Tensor, compensation: Tensor) -> Ten
 def multi_tensor_round_with_kahan(
     updates: list[Tensor], params: list[Tensor], compensations: list[Tensor]
 ) -> list[Tensor]:
-    """Does what `round_with_kahan` does for many tensors of one device and dtype."""
+    """Like `round_with_kahan`, for many tensors of one device and dtype."""
     joined = _join(compensations)
     rounded = round_with_kahan(_join(updates), _join(params), joined)
     torch._foreach_copy_(compensations, _part(joined, compensations))
@@ -169,7 +169,7 @@ def round_stochastically(update: Tensor, param: Tensor, key: Tensor) -> Tensor:
     device, in a resumed run, and in `emo_optax`.
 
     Args:
-        update: u, what is to be added, float32, any shape.
+        update: u, the numbers to add, float32, any shape.
         param: p, bfloat16 or float16, same shape; read, not moved.
         key: the parameter's own in this step, shape `[]` (see `rounding_keys`).
 
@@ -195,7 +195,7 @@ def round_stochastically(update: Tensor, param: Tensor, key: Tensor) -> Tensor:
 def multi_tensor_round_stochastically(
     updates: list[Tensor], params: list[Tensor], keys: list[Tensor]
 ) -> list[Tensor]:
-    """Does what `round_stochastically` does for many tensors of one device and dtype."""
+    """Like `round_stochastically`, for many tensors of one device and dtype."""
     counters = [_counters(key, param) for key, param in zip(keys, params, strict=True)]
     return _multi_tensor_stochastically(updates, params, counters)
 
@@ -224,7 +224,7 @@ def add_rounded(
 
     Args:
         params: the parameters.
-        updates: what is to be added to them, float32.
+        updates: the numbers to add to them, float32.
         beside: the compensations for "kahan", the keys for "stochastic".
         rounding: which of the two.
         foreach: whether to move all of them at once.

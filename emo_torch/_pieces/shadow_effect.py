@@ -47,7 +47,7 @@ def keep_rows_and_columns(eps: float = 1e-8) -> Keep:
     `theta` the test of rows and columns never fails: :math:`(10^{-8})^{1/3} = 2.2 \cdot 10^{-3}`.
 
     Args:
-        eps: what is added to the means, >= 0.
+        eps: the number added to the means, >= 0.
 
     Returns:
         A function of a gradient and of the tolerance, for `filter_by_emotion`.
@@ -137,7 +137,7 @@ def filter_by_emotion(update: Tensor, gradient: Tensor, tolerance: Tensor, keep:
 
 
 def step_scale(scalar: Tensor) -> Tensor:
-    """Returns 1 - |s|, what a step is multiplied by, for an emotion scalar in [-1, 1].
+    """Returns 1 - |s|, the factor of a step, for an emotion scalar in [-1, 1].
 
     Args:
         scalar: the emotion scalar s in [-1, 1], a floating-point tensor of any shape.

@@ -109,7 +109,7 @@ def multi_tensor_blend_with_shadow(
     *,
     shadow_rate: float = 0.05,
 ) -> None:
-    """Does what `blend_with_shadow` does for many parameters of one device and dtype."""
+    """Like `blend_with_shadow`, for many parameters of one device and dtype."""
     wakes = ratio > 0
     many = len(params)
     pulled = torch._foreach_mul(params, [1.0 - ratio] * many)

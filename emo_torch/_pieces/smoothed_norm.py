@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 NO_NORM = -1.0
-"""What stands for a smoothed norm before the first norm."""
+"""The value of a smoothed norm before the first norm."""
 
 
 def smooth_norm(before: Tensor, norm: Tensor, schedulefree_alpha: float = 0.05) -> Tensor:

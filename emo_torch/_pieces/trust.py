@@ -130,7 +130,7 @@ def blend_by_trust(param: Tensor, shadow: Tensor, exists: Tensor, ratio: Tensor,
 def multi_tensor_blend_by_trust(
     params: list[Tensor], shadows: list[Tensor], exists: list[Tensor], ratio: Tensor, follow: Tensor
 ) -> None:
-    """Does what `blend_by_trust` does for many parameters of one device and dtype."""
+    """Like `blend_by_trust`, for many parameters of one device and dtype."""
     followed = torch._foreach_sub(params, shadows)
     torch._foreach_mul_(followed, follow)
     torch._foreach_add_(followed, shadows)

@@ -20,7 +20,7 @@ def add_weight_decay(update: Tensor, param: Tensor, weight_decay: float) -> None
     .. math:: u \leftarrow u + wd\,p
 
     Its place in a step decides what it means: on the gradient, before the rule, it is L2; between the
-    rule and the learning rate decoupled; behind the learning rate absolute.
+    rule and the learning rate decoupled; after the learning rate absolute.
 
     Args:
         update: what is added to, any shape; it points uphill, as a gradient does.
@@ -43,7 +43,7 @@ def add_weight_decay(update: Tensor, param: Tensor, weight_decay: float) -> None
 
 
 def multi_tensor_add_weight_decay(updates: list[Tensor], params: list[Tensor], weight_decay: float) -> None:
-    """Does what `add_weight_decay` does for many parameters of one device and dtype."""
+    """Like `add_weight_decay`, for many parameters of one device and dtype."""
     torch._foreach_add_(updates, params, alpha=weight_decay)
 
 

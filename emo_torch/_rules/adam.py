@@ -30,7 +30,7 @@ def scale_by_uncorrected_adam(
         exp_avg_sq: the second moment, likewise.
         b1: decay rate of the first moment, in [0, 1).
         b2: decay rate of the second moment, in [0, 1).
-        eps: what is added to the root, >= 0.
+        eps: the number added to the root, >= 0.
 
     Returns:
         The update, same shape and dtype.
@@ -57,7 +57,7 @@ def multi_tensor_scale_by_uncorrected_adam(
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> list[Tensor]:
-    """Does what `scale_by_uncorrected_adam` does for many tensors of one device and dtype."""
+    """Like `scale_by_uncorrected_adam`, for many tensors of one device and dtype."""
     multi_tensor_average(exp_avgs, grads, b1)
     torch._foreach_mul_(exp_avg_sqs, b2)
     torch._foreach_addcmul_(exp_avg_sqs, grads, grads, value=1.0 - b2)

@@ -30,7 +30,7 @@ def scale_by_factors(
         row: the average over all axes but the first, shape `[n, 1, ...]`; moved in place.
         column: the average over the first axis, shape `[1, ...]`; moved in place.
         b1: decay rate of the factors, in [0, 1).
-        eps: what is added to the means and to the root, >= 0.
+        eps: the number added to the means and to the root, >= 0.
 
     Returns:
         The update, in the gradient's shape and dtype.
@@ -60,7 +60,7 @@ def multi_tensor_scale_by_factors(
     b1: float = 0.9,
     eps: float = 1e-8,
 ) -> list[Tensor]:
-    """Does what `scale_by_factors` does for many tensors of one device and dtype."""
+    """Like `scale_by_factors`, for many tensors of one device and dtype."""
     # Each shape wants means of its own: there is no multi-tensor mean over an axis.
     filled = [index for index, grad in enumerate(grads) if grad.numel() > 0]
     means = [row_and_column_means(grads[index].square()) for index in filled]
@@ -97,7 +97,7 @@ def scale_by_factored_moments(
             `scale_by_uncorrected_adam`); moved in place.
         b1: decay rate of the factors, and of the vectors' first moment, in [0, 1).
         b2: decay rate of the vectors' second moment, in [0, 1).
-        eps: what is added to the means and to the root, >= 0.
+        eps: the number added to the means and to the root, >= 0.
 
     Returns:
         The update, in the gradient's shape and dtype.
@@ -124,7 +124,7 @@ def multi_tensor_scale_by_factored_moments(
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> list[Tensor]:
-    """Does what `scale_by_factored_moments` does for many tensors of one device and dtype."""
+    """Like `scale_by_factored_moments`, for many tensors of one device and dtype."""
     updates: dict[int, Tensor] = {}
     matrices = [index for index, grad in enumerate(grads) if grad.ndim >= 2]
     vectors = [index for index, grad in enumerate(grads) if grad.ndim < 2]

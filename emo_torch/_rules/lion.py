@@ -36,7 +36,7 @@ def scale_by_lion(grad: Tensor, exp_avg: Tensor, *, b1: float = 0.9, b2: float =
 def multi_tensor_scale_by_lion(
     grads: list[Tensor], exp_avgs: list[Tensor], *, b1: float = 0.9, b2: float = 0.99
 ) -> list[Tensor]:
-    """Does what `scale_by_lion` does for many tensors of one device and dtype."""
+    """Like `scale_by_lion`, for many tensors of one device and dtype."""
     updates = list(torch._foreach_mul(exp_avgs, b1))
     torch._foreach_add_(updates, grads, alpha=1.0 - b1)
     torch._foreach_sign_(updates)

@@ -102,7 +102,7 @@ class FirstStep:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recipe:
-    """What a member does.
+    """A member as data.
 
     Attributes:
         rules: one rule, or several among which `choose` chooses.

@@ -44,7 +44,7 @@ def scale_by_sign(grad: Tensor) -> Tensor:
 
 
 def multi_tensor_scale_by_sign(grads: list[Tensor]) -> list[Tensor]:
-    """Does what `scale_by_sign` does for many tensors of one device and dtype."""
+    """Like `scale_by_sign`, for many tensors of one device and dtype."""
     return list(torch._foreach_sign(grads))
 
 
@@ -82,7 +82,7 @@ def scale_by_fresh_sign(grad: Tensor, exp_avg: Tensor, change: Tensor, *, b1: fl
 def multi_tensor_scale_by_fresh_sign(
     grads: list[Tensor], exp_avgs: list[Tensor], change: Tensor, *, b1: float = 0.9
 ) -> list[Tensor]:
-    """Does what `scale_by_fresh_sign` does for many tensors of one device and dtype."""
+    """Like `scale_by_fresh_sign`, for many tensors of one device and dtype."""
     share = _share(change, b1).to(device=grads[0].device, dtype=grads[0].dtype)
     torch._foreach_mul_(exp_avgs, 1.0 - share)
     torch._foreach_add_(exp_avgs, torch._foreach_mul(grads, share))
@@ -152,7 +152,7 @@ def hold_norm(state: HeldNorm, norm: Tensor, should_stop: Tensor) -> tuple[Tenso
     .. math:: p \leftarrow \frac{G'}{G + 10^{-8}}\,p, \qquad G = \sum \lVert p \rVert_1
 
     While a counter is 55 or less, which starts at 0 and grows by 1 a step; where the stop signal rises, it
-    is set to 55 behind the step: one more step is scaled, to the sum of the step at which the signal
+    is set to 55 after the step: one more step is scaled, to the sum of the step at which the signal
     rose. The first step only keeps G; later G' becomes the sum of the scaled parameters.
 
     Args:

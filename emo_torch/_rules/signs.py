@@ -44,7 +44,7 @@ def scale_by_cautious_sign(
 def multi_tensor_scale_by_cautious_sign(
     grads: list[Tensor], exp_avgs: list[Tensor] | None, *, b1: float = 0.9, b2: float = 0.99
 ) -> list[Tensor]:
-    """Does what `scale_by_cautious_sign` does for many tensors of one device and dtype."""
+    """Like `scale_by_cautious_sign`, for many tensors of one device and dtype."""
     updates = multi_tensor_interpolate(grads, exp_avgs, b1, b2)
     torch._foreach_sign_(updates)
     same = [update == sign for update, sign in zip(updates, torch._foreach_sign(grads), strict=True)]
@@ -69,7 +69,7 @@ def scale_by_softsign(
         exp_avg: the momentum, same shape and dtype, moved in place; `None` for none: m stays 0.
         b1: decay rate of the interpolation, in [0, 1).
         b2: decay rate of the momentum, in [0, 1).
-        eps: what is added to the norm, >= 0.
+        eps: the number added to the norm, >= 0.
 
     Returns:
         The update, same shape and dtype.
@@ -95,7 +95,7 @@ def multi_tensor_scale_by_softsign(
     b2: float = 0.99,
     eps: float = 1e-8,
 ) -> list[Tensor]:
-    """Does what `scale_by_softsign` does for many tensors of one device and dtype."""
+    """Like `scale_by_softsign`, for many tensors of one device and dtype."""
     updates = multi_tensor_interpolate(grads, exp_avgs, b1, b2)
     denominators = torch._foreach_abs(updates)
     torch._foreach_add_(denominators, 1.0)

@@ -67,7 +67,7 @@ def multi_tensor_switch_by_emotion(
     rules: Sequence[Callable[[list[Tensor], list[Moments]], list[Tensor]]],
     chosen: Tensor,
 ) -> list[Tensor]:
-    """Does what `switch_by_emotion` does for many tensors of one device and dtype."""
+    """Like `switch_by_emotion`, for many tensors of one device and dtype."""
     if not rules:
         raise ValueError("switch_by_emotion needs at least one rule, and none was given")
     chosen = chosen.clamp(0, len(rules) - 1)

@@ -96,7 +96,7 @@ def from_arrays(
         named_params: the names of its parameters, such as `model.named_parameters()`.
 
     Raises:
-        TypeError: for what is no dictionary of arrays.
+        TypeError: for anything but a dictionary of arrays.
         ValueError: for an unknown version, another rule, and arrays that are missing, too many,
             of another shape, of another kind (such as whole numbers for floats), or damaged, each by its
             name; for what `to_arrays` refuses; all before anything is changed.

@@ -29,13 +29,13 @@ _MOST_BITS = 14_000
 def save_checkpoint(path: str | Path, tree: Any) -> None:
     """Writes the state of a run to a file: in full, or not at all.
 
-    The file is written beside and moved into its place when it is on the disk, with a SHA-256 of all
+    The file is written under a temporary name and renamed when it is on the disk, with a SHA-256 of all
     that is in it: a run that is killed at any moment leaves the checkpoint before or the new one, and
     `load_checkpoint` refuses a file that was cut off or altered. It has the safetensors format: the
     tensors under their names, and what holds them together as JSON beside them; no code.
 
     Args:
-        path: where the file goes; usually one and the same path for the whole run.
+        path: the path of the file; usually the same path for the whole run.
         tree: tensors of any shapes, devices and dtypes, numbers, strings and None, in dicts, lists
             and tuples: what `state_dict()` of models, optimizers, schedulers and gradient scalers
             returns, the state of a generator of random numbers, a count of steps. Tensors that are
@@ -77,10 +77,10 @@ def save_checkpoint(path: str | Path, tree: Any) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Any:
-    """Reads what `save_checkpoint` wrote; no code in the file is run, and a damaged one is refused.
+    """Reads a file of `save_checkpoint`; no code in the file is run, and a damaged file is refused.
 
     Args:
-        path: where the file is.
+        path: the path of the file.
 
     Returns:
         The tree as it was, to the last bit, with its tensors on the CPU: `load_state_dict` of models
@@ -89,7 +89,7 @@ def load_checkpoint(path: str | Path) -> Any:
     Raises:
         CheckpointError: for a file that was cut off or altered, that is no checkpoint of this package,
             or has another layout.
-        OSError: where there is no file, or none that may be read.
+        OSError: if there is no file, or no permission to read it.
 
     Example:
         >>> import tempfile
@@ -109,7 +109,7 @@ def load_checkpoint(path: str | Path) -> Any:
 
 
 def check_layout(path: str | Path, metadata: Mapping[str, str]) -> None:
-    """Raises a `CheckpointError` for what is no checkpoint of this package and layout."""
+    """Raises a `CheckpointError` unless a file is a checkpoint of this package and layout."""
     kind, version = metadata.get("format"), metadata.get("version")
     if kind == ARRAYS_FORMAT:
         raise CheckpointError(f"{path} holds the arrays of an optimizer: read it with load_arrays")

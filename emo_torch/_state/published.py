@@ -32,7 +32,7 @@ def load_published_state(optimizer: LossOptimizer, state_dict: Mapping[str, Any]
         One sentence for each part of the state that could not be carried over.
 
     Raises:
-        TypeError: for what is no mapping.
+        TypeError: for anything but a mapping.
         ValueError: for a state of another optimizer or version, and for what is missing, has another shape,
             or is damaged; all before anything is changed.
 

@@ -79,7 +79,7 @@ class EmoOptimizer(LossOptimizer):
         check_rounding(options)
 
     def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
-        """Takes in the loss, and settles how far this step pulls to the shadow."""
+        """Takes in the loss, and decides how far this step pulls to the shadow."""
         del extra_losses
         assert loss is not None
         group = self.param_groups[0]

@@ -35,7 +35,7 @@ class Feeling(NamedTuple):
 
 
 def for_compiled(params: list[Tensor], feeling: Feeling, group: Group) -> tuple[Feeling, Group] | None:
-    """Returns a feeling and options that compiled code knows; `None` where there are none."""
+    """Returns a feeling and options that compiled code knows; or `None`."""
     if feeling.follow is not None and group["use_shadow"]:
         return None
     if feeling.weights is not None or feeling.numbers:

@@ -90,7 +90,7 @@ class DriveOptimizer(EmoOptimizer):
         _check_group(options)
 
     def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
-        """Takes in the loss, and settles how far this step moves, and pulls to the shadow."""
+        """Takes in the loss, and decides how far this step moves, and pulls to the shadow."""
         del extra_losses
         assert loss is not None
         if self.param_groups[0].get("maximize"):
@@ -167,7 +167,7 @@ class PulseOptimizer(LossOptimizer):
         check_flag("notify", options["notify"])
 
     def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
-        """Takes in the loss, makes the pulse, and settles how far this step pulls to the shadow."""
+        """Takes in the loss, makes the pulse, and decides how far this step pulls to the shadow."""
         del extra_losses
         assert loss is not None
         group = self.param_groups[0]

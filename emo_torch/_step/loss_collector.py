@@ -37,14 +37,14 @@ class LossCollector(Optimizer):
                 in an evaluation, it is passed through and not watched.
             weight: its weight among the losses of one step, above 0, for example how many examples it
                 is of.
-            reduction: what becomes of several losses in one step, "mean" or "sum" (of weight times
+            reduction: how several losses of one step become one, "mean" or "sum" (of weight times
                 loss); the same for all of them.
 
         Returns:
             The loss, as it was given.
 
         Raises:
-            TypeError: for what is no tensor of real numbers, or a weight that is no number.
+            TypeError: for anything but a tensor of real numbers, or a weight that is no number.
             ValueError: for a loss that is not a scalar or has no graph, a weight out of its range, and
                 another reduction than that of the losses collected so far.
 
@@ -86,11 +86,11 @@ class LossCollector(Optimizer):
             loss: the loss, a tensor of one element or a number.
             weight: its weight among the losses of one step, above 0, for example how many examples it
                 is of.
-            reduction: what becomes of several losses in one step, "mean" or "sum" (of weight times
+            reduction: how several losses of one step become one, "mean" or "sum" (of weight times
                 loss); the same for all of them.
 
         Raises:
-            TypeError: for what is no real number.
+            TypeError: for anything but a real number.
             ValueError: for a loss that is not a scalar, a weight out of its range, and another
                 reduction than that of the losses collected so far.
 

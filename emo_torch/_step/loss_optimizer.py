@@ -65,9 +65,9 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
     loss_is_optional = False
     """Whether a step without a loss is one, and not an error."""
     shared_options: tuple[str, ...] = ("maximize",)
-    """Options that go with what is remembered of the losses, which a group cannot have for itself."""
+    """Options that go with the statistics of the losses, which a group cannot have for itself."""
     memory_title = "memory"
-    """What messages call what is remembered of the losses."""
+    """What messages call the statistics of the losses."""
 
     _replicas: Replicas
 
@@ -104,7 +104,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
             loss: the loss, a tensor of one element or a number.
 
         Returns:
-            What the closure returned, or else the loss.
+            The result of the closure, or else the loss.
 
         Raises:
             LossMissingError: without a loss, unless the lr of every group is 0 (such a step makes

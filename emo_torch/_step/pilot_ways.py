@@ -62,7 +62,7 @@ def batch_of(group: Group, params: list[Tensor], grads: list[Tensor], states: li
 
 
 def _correction(rate: float, steps: Tensor, dtype: torch.dtype) -> Tensor:
-    r"""Returns :math:`1 - b^t`, which taken as it stands loses 5 digits of float32 where b is near 1."""
+    r"""Returns :math:`1 - b^t`, whose direct form loses 5 digits of float32 where b is near 1."""
     exponent = math.inf if rate == 0.0 else -math.log(rate)
     return -torch.expm1(-exponent * steps.to(dtype))
 

@@ -81,7 +81,7 @@ def multi_tensor(
     divergence: DivergenceState,
     group: Group,
 ) -> None:
-    """Does what `single_tensor` does, for all tensors of one device and dtype at a time."""
+    """Like `single_tensor`, for all tensors of one device and dtype at a time."""
     b1, b2 = group["betas"]
     mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
     for (device, *_), indices in by_device_and_dtype(params).items():
@@ -144,7 +144,7 @@ def fused(
     divergence: DivergenceState,
     group: Group,
 ) -> list[int]:
-    """Does what `single_tensor` does in compiled code; returns the indices of the rest."""
+    """Like `single_tensor`, in compiled code; returns the indices of the rest."""
 
     def signal_of(dtype: torch.dtype) -> Signal:
         none = torch.zeros((), dtype=dtype)
@@ -180,7 +180,7 @@ def _settle(
     if weight is param:
         param.copy_(moved)
     else:
-        # Rounded as an update first, then added: what optax.apply_updates does.
+        # Rounded as an update first, then added, as optax.apply_updates does.
         param.add_((moved - weight).to(param.dtype))
 
 

@@ -22,7 +22,7 @@ class StateKeeper(Optimizer):
     """The part of an optimizer that keeps a state for each parameter."""
 
     recipe: Recipe
-    """What a member does, as data."""
+    """A member as data."""
 
     # What a member defines.
 
@@ -97,7 +97,7 @@ class StateKeeper(Optimizer):
         share them.)
 
         Args:
-            state_dict: what `state_dict()` returned; it is not changed.
+            state_dict: the result of `state_dict()`; it is not changed.
 
         Raises:
             ValueError: before anything is changed, if the state is another kind of optimizer's, has

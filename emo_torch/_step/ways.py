@@ -276,7 +276,7 @@ def single_tensor(
         for name, moment in moved.items():
             store(name, moment, state[name])
         if weight is not param:
-            # Rounded as an update first, then added: what optax.apply_updates does.
+            # Rounded as an update first, then added, as optax.apply_updates does.
             param.add_((weight - param.to(dtype)).to(param.dtype))
 
 
@@ -289,7 +289,7 @@ def multi_tensor(
     feeling: Feeling,
     group: Group,
 ) -> None:
-    """Does what `single_tensor` does, for all tensors of one device and dtype at a time."""
+    """Like `single_tensor`, for all tensors of one device and dtype at a time."""
     rule = _multi_rule(recipe, feeling, group)
     first = None if recipe.first is None else _multi_first(recipe.first, feeling, group)
     keep = recipe.keep(group)
@@ -370,7 +370,7 @@ def fused(
     feeling: Feeling,
     group: Group,
 ) -> list[int]:
-    """Does what `single_tensor` does in compiled code, or in blocks; returns the indices of the rest."""
+    """Like `single_tensor`, in compiled code, or in blocks; returns the indices of the rest."""
     is_plain = feeling.scale is None and feeling.follow is None
     if not (is_plain and feeling.weights is None and not feeling.numbers):
         known = for_compiled(params, feeling, group)

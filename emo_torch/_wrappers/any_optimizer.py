@@ -67,16 +67,16 @@ class Emotional(AroundInner):
         inner: an instance of a `torch.optim.Optimizer`, learning rate included. Its groups may have
             `shadow_effect`, `theta`, `use_shadow` and `shadow_rate` of their own.
         shadow_effect: whether to filter and scale what `inner` changes.
-        theta: the filter's threshold on the cube root of the gradient's size, >= 0; 0 for none.
+        theta: the filter's threshold on the cube root of the gradient's size, >= 0; 0: no filter.
         keep: which elements the filter keeps, `keep_elements` or `keep_rows_and_columns(eps)`.
         use_shadow: whether to pull the weights back to their shadow (see `blend_with_shadow`).
         shadow_ratio: r(s): "v2.0", "v1.0", or a function from a scalar tensor to a ratio in [0, 1].
         shadow_rate: how far the shadow follows the parameters, in (0, 1].
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
-        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         process_group: the processes over which the loss is averaged, so that replicas step alike:
-            `None` for all of them, `False` for this one alone.
+            `None` for all processes, `False` for this process alone.
         through_lr: whether a step is scaled by the learning rate of `inner` (`True`) or by moving the
             parameters a part of the way back (`False`); `None` for what was found out about `inner`, and
             for an error where neither is right.

@@ -133,11 +133,11 @@ class AroundInner(EmoOptimizer):
         The inner optimizer loads its part itself, by its own rules about dtypes and devices.
 
         Args:
-            state_dict: what `state_dict()` returned; it is not changed.
+            state_dict: the result of `state_dict()`; it is not changed.
 
         Raises:
             ValueError: before anything is changed, if the state lacks a part of the emotion, or shadows
-                have other shapes; and what the inner optimizer raises.
+                have other shapes; and any error of the inner optimizer.
         """
         loaded = state_dict.copy() if isinstance(state_dict, Mapping) else state_dict
         for before in self._optimizer_load_state_dict_pre_hooks.values():

@@ -59,7 +59,7 @@ class Autopilot(SteeredOptimizer):
         gate_limit: how many times its running average the norm of a gradient may be, >= 0.
         average: whether to keep averaged weights, for `eval()` and `train()` (see `EmoPilot`).
         process_group: the processes over which the loss is averaged, so that replicas step alike:
-            `None` for all of them, `False` for this one alone.
+            `None` for all processes, `False` for this process alone.
 
     Attributes:
         inner: the optimizer that moves the parameters.
@@ -163,7 +163,7 @@ class Autopilot(SteeredOptimizer):
         return -loss if self.param_groups[0].get("maximize") else loss
 
     def averages(self) -> Mapping[Any, Any]:
-        """Returns what holds the averaged weights."""
+        """Returns the object that holds the averaged weights."""
         return self._beside
 
     # The step.
@@ -304,11 +304,11 @@ class Autopilot(SteeredOptimizer):
         """Loads a state; also one of the inner optimizer alone, which leaves the scalars as they are.
 
         Args:
-            state_dict: what `state_dict()` returned; it is not changed.
+            state_dict: the result of `state_dict()`; it is not changed.
 
         Raises:
             ValueError: before anything is changed, if the state lacks a part of the scalars, or averages
-                have other shapes; and what the inner optimizer raises.
+                have other shapes; and any error of the inner optimizer.
         """
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, state_dict)

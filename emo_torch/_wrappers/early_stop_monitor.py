@@ -26,12 +26,12 @@ class EarlyStop:
     Args:
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
-        gain: what the difference of the averages is multiplied by, per unit of the loss, >= 0.
+        gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         mean_below: the bound on the mean of the last 32 |s|, in (0, 1].
         variance_below: the bound on their variance, in (0, 1].
 
     Attributes:
-        emotion: what is remembered of the losses, an `EmotionState`: in float32, or float64 where that
+        emotion: the statistics of the losses, an `EmotionState`: in float32, or float64 where that
             is the default dtype, and on the device of the last loss.
 
     Raises:
@@ -70,7 +70,7 @@ class EarlyStop:
 
     @torch.no_grad()
     def update(self, loss: Tensor | float) -> None:
-        """Takes in the loss of one step, without a sync with the device.
+        """Updates the state with the loss of one step, without a sync with the device.
 
         Args:
             loss: a tensor of one element, or a number.
@@ -96,14 +96,14 @@ class EarlyStop:
         return bool(went_quiet(self.emotion.history, self.emotion.felt, **self._bounds))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Returns copies of what is remembered of the losses, by name; the options are not in it."""
+        """Returns copies of the statistics of the losses, by name; the options are not in it."""
         return {name: field.clone() for name, field in self.emotion._asdict().items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from where another monitor was.
 
         Args:
-            state_dict: what `state_dict()` returned; it is not changed.
+            state_dict: the result of `state_dict()`; it is not changed.
 
         Raises:
             ValueError: before anything is changed, if a part is missing or has another shape.

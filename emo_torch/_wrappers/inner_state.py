@@ -9,7 +9,7 @@ from emo_torch._step.state_keeper import tensors_in, without_shared
 
 SHADOW = ("shadow", "shadow_exists")
 EMOTION_PART, SHADOW_PART = "emotion", "shadows"
-"""Where emotion and shadows stand if the inner optimizer saves no `"param_groups"` and `"state"`."""
+"""The place of emotion and shadows if the inner optimizer saves no `"param_groups"` and `"state"`."""
 
 Saved = dict[str, Any]
 

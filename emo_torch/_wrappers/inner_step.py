@@ -130,7 +130,7 @@ def rest(owner: Tensor, places: tuple[Tensor, ...]) -> Resting:
 
 
 def put_back(resting: list[Resting]) -> None:
-    """Gives the elements that rest what they were."""
+    """Restores the elements that the filter stops."""
     for each in resting:
         _with_axes(each.owner).index_put_(each.places, each.values)
 
@@ -203,7 +203,7 @@ class Copies(NamedTuple):
         return Copies(tensors, [tensor.detach().clone() for tensor in tensors])
 
     def put_back(self) -> None:
-        """Gives them what they were."""
+        """Restores their values."""
         copy_all(self.tensors, self.values)
 
 

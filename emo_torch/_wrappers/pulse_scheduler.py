@@ -40,7 +40,7 @@ class EmoPulseScheduler(LRScheduler):
         spike_limit: how many times the old short average a loss counts at most, > 1, or `None`; likewise.
         loss_unit: the unit of the loss, a number > 0, "first" or `None`; likewise.
         process_group: the processes over which the loss is averaged, so that replicas step alike:
-            `None` for all of them, `False` for this one alone.
+            `None` for all processes, `False` for this process alone.
 
     Raises:
         ValueError: for an option out of its range.

@@ -19,13 +19,13 @@ Bounds = tuple[float, float]
 
 
 class Runaway(NamedTuple):
-    """What the last gradient showed.
+    """The numbers of the last gradient.
 
     Attributes:
         moments: the means of g, g^2, g^3 and g^4 over all elements of the gradient, shape `[4]`, in
             powers of the gradient's unit; as they come, so not finite where the gradient is not.
         emotion: m3 / (m2 + eps) exp(-m4), shape `[]`; always finite.
-        scale: what a step is multiplied by, shape `[]`: 1 - emotion, within the bounds if there are any.
+        scale: the factor of a step, shape `[]`: 1 - emotion, within the bounds if there are any.
     """
 
     moments: Tensor
@@ -81,7 +81,7 @@ def runaway_emotion(moments: Tensor, eps: float = 1e-8) -> Tensor:
 
     Args:
         moments: the first four moments, shape `[4]`.
-        eps: what is added to the second moment, >= 0.
+        eps: the number added to the second moment, >= 0.
 
     Returns:
         The number, shape `[]`. Under 0.551 in size where all elements are equally large, but up to
@@ -107,7 +107,7 @@ class RunawayMonitor:
     """Looks at gradients, as it is told to or as an optimizer steps, and keeps what the last one showed.
 
     Args:
-        eps: what is added to the second moment, >= 0.
+        eps: the number added to the second moment, >= 0.
         bounds: the least and the largest factor, or `None` for what the formula gives.
 
     Attributes:
@@ -251,7 +251,7 @@ def scale_by_runaway(
 
     Args:
         optimizer: an instance of a `torch.optim.Optimizer`, one of this package's among them.
-        eps: what is added to the second moment, >= 0.
+        eps: the number added to the second moment, >= 0.
         bounds: the least and the largest factor, or `None` for what the formula gives. That is
             between 0.449 and 1.551 where all elements are equally large, but where few are not 0 it
             can turn a step round (one in a million at 20: a factor of -16): `bounds=(0.0, 2.0)`
@@ -293,7 +293,7 @@ def track_runaway(
 
     Args:
         optimizer: an instance of a `torch.optim.Optimizer`.
-        eps: what is added to the second moment, >= 0.
+        eps: the number added to the second moment, >= 0.
         bounds: the least and the largest factor that is shown, or `None`.
 
     Returns:
@@ -301,7 +301,7 @@ def track_runaway(
 
     Raises:
         ValueError: for an option out of its range.
-        TypeError: for what is no optimizer.
+        TypeError: for anything but a optimizer.
 
     Example:
         >>> import torch
@@ -324,7 +324,7 @@ def track_runaway(
 
 
 def get_runaway(monitor: RunawayMonitor) -> Runaway:
-    """Returns what the last gradient showed, in tensors of its own; no sync with the device.
+    """Returns the numbers of the last gradient, in new tensors; no sync with the device.
 
     Args:
         monitor: the monitor of a model or an optimizer.

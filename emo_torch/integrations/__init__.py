@@ -1,1 +1,1 @@
-"""What joins `emo_torch` to other libraries; each module needs the library of its name."""
+"""Connections of `emo_torch` to other libraries; each module needs the library of its name."""
