@@ -1,3 +1,4 @@
+import inspect
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from flax import nnx
 from rich.console import Console
 
+from emo_torch._members.by_name import MEMBERS
 from examples.digits import data, flax_side, torch_side
 from examples.digits.__main__ import main, parse
 from examples.digits.comparison import compare
@@ -36,6 +38,30 @@ def test_float64_leaves_no_difference(
     difference, control = re.findall(r"by at most\s(\S+?)[,:]", printed)
     assert float(difference) < 1e-9
     assert float(control) < 1e-9
+
+
+@pytest.mark.parametrize("optimizer", ["emo_sens3", "emo_void", "emo_navi36"])
+def test_later_generations_train_alike(optimizer: str) -> None:
+    """One for each memory, and one that moves the weights before the step; the others differ in the rule."""
+    settings, _ = parse(
+        ["--optimizer", optimizer, "--epochs", "1", "--batch-size", "128", "--dtype", "float64"]
+    )
+    comparison = compare(settings)
+    assert comparison.difference.max() < 1e-9
+    assert comparison.control_difference.max() < 1e-9
+    np.testing.assert_allclose(comparison.flax.step_scale, comparison.torch.step_scale, rtol=1e-9)
+    assert comparison.torch.loss[-1] < comparison.torch.loss[0]
+
+
+def test_every_member_with_a_memory_of_the_losses_can_train() -> None:
+    members = {name: each for name, each in MEMBERS.items() if name != "ref_adamw_mini_schedule_free"}
+    assert OPTIMIZERS.keys() == members.keys()
+    for name, member in members.items():
+        assert OPTIMIZERS[name].title == member.make.__name__
+        assert OPTIMIZERS[name].memory == ("drive" if name.endswith("36") else member.make.memory_title)
+        if member.generation == 3:
+            default = inspect.signature(member.make).parameters["lr"].default
+            assert OPTIMIZERS[name].learning_rate == default
 
 
 def test_float32_differs_by_rounding() -> None:

@@ -13,12 +13,21 @@ from numpy.typing import NDArray
 
 import emo_optax
 from examples.digits.history import Step
-from examples.digits.settings import MAX_NORM, OPTIMIZERS, Settings
+from examples.digits.settings import FACTORS, MAX_NORM, OPTIMIZERS, Settings
 
 TrainStep = Callable[
     [optax.Params, optax.OptState, NDArray[Any], NDArray[np.int64]],
     tuple[optax.Params, optax.OptState, Step],
 ]
+
+
+LOOKS: dict[str, Callable[[optax.OptState], Any]] = {
+    "emotion": emo_optax.get_emotion,
+    "drive": emo_optax.get_drive,
+    "pulse": emo_optax.get_pulse,
+    "pilot": emo_optax.get_pilot,
+}
+"""How to look at each memory of the losses in a state."""
 
 
 class Network(nnx.Module):
@@ -78,7 +87,7 @@ def make_train_step(
     graph: nnx.GraphDef[Network],
     optimizer: optax.GradientTransformationExtraArgs,
     *,
-    is_pilot: bool,
+    memory: str,
 ) -> TrainStep:
     """Compiles one step: parameters, optimizer state, images and labels to both anew, and a record."""
 
@@ -96,12 +105,9 @@ def make_train_step(
         updates, state = optimizer.update(gradients, state, params, value=loss)
         params = optax.apply_updates(params, updates)
         weights = jnp.concatenate([weight.ravel() for weight in weights_for_torch(params).values()])
-        if is_pilot:
-            pilot = emo_optax.get_pilot(state)
-            return params, state, Step(loss, pilot.scalar, pilot.courage, jnp.zeros([]), weights)
-        emotion = emo_optax.get_emotion(state)
-        record = Step(loss, emotion.scalar, emotion.step_scale, emotion.shadow_ratio, weights)
-        return params, state, record
+        seen = LOOKS[memory](state)
+        ratio = jnp.zeros([]) if memory == "pilot" else seen.shadow_ratio
+        return params, state, Step(loss, seen.scalar, getattr(seen, FACTORS[memory]), ratio, weights)
 
     return train_step
 
@@ -130,7 +136,7 @@ class FlaxRun:
         optimizer = make_optimizer(settings)
         self._state = optimizer.init(self._params)
         self._is_pilot = settings.is_pilot
-        self._train_step = make_train_step(graph, optimizer, is_pilot=settings.is_pilot)
+        self._train_step = make_train_step(graph, optimizer, memory=settings.memory)
         self._scores = jax.jit(lambda params, images: nnx.merge(graph, params)(images))
 
     def weights_for_torch(self) -> dict[str, NDArray[Any]]:

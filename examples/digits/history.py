@@ -13,7 +13,8 @@ class Step(NamedTuple):
     Attributes:
         loss: the loss before the step, shape `[]`.
         scalar: the emotion scalar, shape `[]`.
-        step_scale: what the emotion, or the courage of EmoPilot, multiplied the step by, shape `[]`.
+        step_scale: what the step was multiplied by, shape `[]`: the step scale of an emotion, emoDrive of
+            v3.6.1, the pulse of the third generation, or the courage of EmoPilot.
         shadow_ratio: how far the step pulled the weights to their shadow, shape `[]`.
         weights: all weights after the step, in PyTorch's order, shape `[weights]`.
     """

@@ -41,6 +41,12 @@ COLUMNS = (
 )
 
 
+HEADINGS = {"emotion": "Step\nscale", "drive": "emo-\nDrive", "pulse": "Pulse", "pilot": "Cou-\nrage"}
+"""The heading of the column of what a step was multiplied by."""
+FORMATS = {"emotion": ".4f", "drive": ".4f", "pulse": ".0e", "pilot": ".4g"}
+"""How that is printed."""
+
+
 class LiveReport:
     """Bars that move with every step, below a table that grows with every epoch.
 
@@ -62,7 +68,7 @@ class LiveReport:
         self._tasks = {name: self.bars.add_task(name, total=steps) for name in RUNS}
         self._rivals = self.bars.add_task("AdamW", total=steps * len(ADAMW_RATES))
         self._title = describe(settings)
-        self._is_pilot = settings.is_pilot
+        self._memory = settings.memory
         self._epochs = 0
 
     def on_step(self, name: str) -> None:
@@ -87,7 +93,7 @@ class LiveReport:
             box=box.SIMPLE_HEAD,
         )
         for heading, width in COLUMNS:
-            own = "Cou-\nrage" if self._is_pilot and heading == "Step\nscale" else heading
+            own = HEADINGS[self._memory] if heading == "Step\nscale" else heading
             table.add_column(own, justify="right", width=width)
         table.add_row(
             str(self._epochs),
@@ -96,7 +102,7 @@ class LiveReport:
             f"{epoch.flax.accuracy[-1]:.1%}",
             f"{epoch.torch.accuracy[-1]:.1%}",
             f"{epoch.flax.scalar[-1]:+.3f}",
-            f"{epoch.flax.step_scale[-1]:.4g}" if self._is_pilot else f"{epoch.flax.step_scale[-1]:.4f}",
+            f"{epoch.flax.step_scale[-1]:{FORMATS[self._memory]}}",
             f"{epoch.difference[-1]:.1e}",
             f"{epoch.control_difference[-1]:.1e}",
         )
@@ -173,12 +179,19 @@ def draw(comparison: Comparison, rivals: list[Rival], settings: Settings, path: 
 
     _draw_pair(panels["scalar"], flax.scalar, torch.scalar)
     panels["scalar"].set_ylim(-1.05, 1.05)
-    _finish(panels["scalar"], "Emotion: below 0 the loss is below its trend", "step", "emotion scalar s")
+    side = "above" if settings.memory in ("drive", "pulse") else "below"
+    _finish(panels["scalar"], f"Emotion: {side} 0 the loss is below its trend", "step", "emotion scalar s")
 
     _draw_pair(panels["scale"], flax.step_scale, torch.step_scale)
     if settings.is_pilot:
         panels["scale"].set_yscale("log")
         _finish(panels["scale"], "Courage: the factor on the step", "step", "courage k")
+    elif settings.memory == "pulse":
+        panels["scale"].set_yscale("log")
+        _finish(panels["scale"], "Pulse: the learning rate of the step", "step", "pulse")
+    elif settings.memory == "drive":
+        panels["scale"].set_ylim(0.0, 6.6)
+        _finish(panels["scale"], "emoDrive: the factor on the step", "step", "emoDrive e")
     else:
         panels["scale"].set_ylim(-0.03, 1.05)
         _finish(panels["scale"], "What the emotion leaves of a step", "step", "step scale 1 - |s|")

@@ -14,15 +14,17 @@ class Family(NamedTuple):
         title: its name in tables and pictures.
         learning_rate: the default learning rate.
         has_factors: whether its rule tells a tensor's first axis from the others.
+        memory: what it makes of the losses: "emotion", "drive" (v3.6.1), "pulse" (v3.9.1) or "pilot".
     """
 
     title: str
     learning_rate: float
     has_factors: bool = False
+    memory: str = "emotion"
 
 
 OPTIMIZERS = {
-    "emo_pilot": Family("EmoPilot", 1e-2),
+    "emo_pilot": Family("EmoPilot", 1e-2, memory="pilot"),
     "emo_sens": Family("EmoSens", 3e-3),
     "emo_airy": Family("EmoAiry", 2e-3, has_factors=True),
     "emo_cats": Family("EmoCats", 1e-3),
@@ -32,7 +34,19 @@ OPTIMIZERS = {
     "emo_clan": Family("EmoClan", 1e-3, has_factors=True),
     "emo_neco": Family("EmoNeco", 5e-3),
     "emo_zeal": Family("EmoZeal", 1e-3, has_factors=True),
+    # The learning rate of the third generation is a scope: its default suits every task.
+    "emo_sens3": Family("EmoSens3", 1.0, memory="pulse"),
+    "emo_airy3": Family("EmoAiry3", 1.0, memory="pulse"),
+    "emo_cats3": Family("EmoCats3", 1.0, memory="pulse"),
+    "emo_tion": Family("EmoTion", 1.0, memory="pulse"),
+    "emo_void": Family("EmoVoid", 1.0, memory="pulse"),
+    "emo_navi36": Family("EmoNavi36", 1e-3, memory="drive"),
+    "emo_fact36": Family("EmoFact36", 1e-3, memory="drive"),
+    "emo_lynx36": Family("EmoLynx36", 1e-3, memory="drive"),
 }
+
+FACTORS = {"emotion": "step_scale", "drive": "drive", "pulse": "pulse", "pilot": "courage"}
+"""What a step was multiplied by, by its name in what an optimizer shows of each memory."""
 
 ADAMW_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """The learning rates that AdamW is tried with, beside the chosen optimizer; its default is among them."""
@@ -65,9 +79,14 @@ class Settings:
     dtype: str = "float32"
 
     @property
+    def memory(self) -> str:
+        """What the optimizer makes of the losses (see `Family`)."""
+        return OPTIMIZERS[self.optimizer].memory
+
+    @property
     def is_pilot(self) -> bool:
         """Whether the optimizer is EmoPilot, which has a courage and averaged weights."""
-        return self.optimizer == "emo_pilot"
+        return self.memory == "pilot"
 
     def options(self) -> dict[str, bool]:
         """Returns the options of the optimizer beside its learning rate."""

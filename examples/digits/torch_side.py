@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import emo_torch
 from examples.digits.history import Step
-from examples.digits.settings import MAX_NORM, Settings
+from examples.digits.settings import FACTORS, MAX_NORM, Settings
 
 
 class Network(nn.Module):
@@ -57,9 +57,8 @@ class TorchRun:
             lr=settings.learning_rate,
             **settings.options(),
         )
-        if not isinstance(optimizer, emo_torch.EmoOptimizer | emo_torch.EmoPilot):
-            raise ValueError(f"{settings.optimizer} has no emotion to show")
-        self._optimizer = optimizer
+        self._optimizer: Any = optimizer
+        self._memory = settings.memory
 
     def step(self, images: NDArray[Any], labels: NDArray[np.int64]) -> Step:
         """Takes one step with a batch of digits."""
@@ -71,15 +70,13 @@ class TorchRun:
         # The one thing that an emotional optimizer asks for: the loss.
         self._optimizer.step(loss=loss)
         weights = nn.utils.parameters_to_vector(self._network.parameters()).detach()
-        if isinstance(self._optimizer, emo_torch.EmoPilot):
-            pilot = self._optimizer.pilot
-            return Step(loss.detach(), pilot.scalar, pilot.courage, torch.zeros(()), weights)
-        emotion = self._optimizer.emotion
-        return Step(loss.detach(), emotion.scalar, emotion.step_scale, emotion.shadow_ratio, weights)
+        seen = getattr(self._optimizer, self._memory)  # `emotion`, `drive`, `pulse` or `pilot`.
+        ratio = torch.zeros(()) if self._memory == "pilot" else seen.shadow_ratio
+        return Step(loss.detach(), seen.scalar, getattr(seen, FACTORS[self._memory]), ratio, weights)
 
     def evaluate(self, images: NDArray[Any], labels: NDArray[np.int64]) -> tuple[float, float]:
         """Returns the share of digits that the network tells rightly now, and its loss on them."""
-        if isinstance(self._optimizer, emo_torch.EmoPilot):
+        if self._memory == "pilot":
             self._optimizer.eval()  # Averaged weights; the next line but one takes them out again.
             result = evaluate(self._network, images, labels)
             self._optimizer.train()
