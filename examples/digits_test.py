@@ -42,7 +42,7 @@ def test_float64_leaves_no_difference(
 
 @pytest.mark.parametrize("optimizer", ["emo_sens3", "emo_void", "emo_navi36"])
 def test_later_generations_train_alike(optimizer: str) -> None:
-    """One for each memory, and one that moves the weights before the step; the others differ in the rule."""
+    """One for each memory, and one that scales the weights before the step."""
     settings, _ = parse(
         ["--optimizer", optimizer, "--epochs", "1", "--batch-size", "128", "--dtype", "float64"]
     )
