@@ -172,6 +172,8 @@ ONE_SIDED = {
         "_members/torch_optim_test.py": "PyTorch's own suite; Optax's is in parity_tests",
         "_pieces/averaged_buffers.py": "buffers of modules; states of JAX are averaged like parameters",
         "_wrappers/autopilot_test.py": "Optax tests it in _members/emo_pilot_test.py",
+        "_wrappers/heard.py": "sums of roots of backward passes",
+        "_wrappers/heard_test.py": "the same",
         "_wrappers/listen.py": "backward passes; in JAX gradients carry the loss",
         "_wrappers/listen_test.py": "the same",
         "_wrappers/pulse_scheduler.py": "a scheduler of PyTorch; Optax has `pulse_schedule`",

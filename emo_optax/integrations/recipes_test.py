@@ -1,5 +1,6 @@
 """The pages about trainers for JAX, with the libraries themselves."""
 
+import inspect
 import re
 import warnings
 from pathlib import Path
@@ -77,11 +78,13 @@ def test_gpjax_feels_its_history(heard: list[float]) -> None:
         X=jnp.linspace(0.0, 1.0, 8)[:, None], y=jnp.sin(6 * jnp.linspace(0.0, 1.0, 8))[:, None]
     )
     prior = gpx.gps.Prior(mean_function=gpx.mean_functions.Zero(), kernel=gpx.kernels.RBF())
-    posterior = prior * gpx.likelihoods.Gaussian(num_datapoints=8)
+    if "num_datapoints" in inspect.signature(gpx.likelihoods.Gaussian).parameters:
+        pytest.skip("GPJAX IS OLDER THAN 1.0: pip install 'gpjax>=1.0' (needs jax below 0.11)")
+    posterior = prior * gpx.likelihoods.Gaussian()
     names = run_page("gpjax", posterior=posterior, data=data)
     assert heard == floats(np.float32(names["history"]))
     assert len(heard) == 3
-    assert names["fitted"].carrier[...] == 0.0
+    assert names["fitted"].carrier == 0.0
 
 
 def test_flowjax_feels_the_losses_of_its_batches(heard: list[float]) -> None:

@@ -52,6 +52,8 @@ class CollectedLosses:
         # those of which only the step tells whether one has scaled them.
         self.heard_sum: Tensor | None = None
         self.raw_sum: Tensor | None = None
+        self.mark: tuple[int, int] | None = None
+        """The identity of the first gradient after the last pass, and how often it was changed."""
         self.doubts: dict[int, str] = {}
         """Why the sums may be a part of the loss only."""
         self.seen: Counter[str] = Counter()

@@ -17,7 +17,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from emo_torch._checks.errors import LOSS_MISSING, LossMissingError
 from emo_torch._step.loss_optimizer import LossOptimizer
-from emo_torch._wrappers.reach import Gradients, Reach, has_no_gradients, identities, roots_of
+from emo_torch._wrappers.heard import Values, hear, is_emptied, sums_of, unscaled
+from emo_torch._wrappers.reach import Gradients, Reach, identities, mark_of, roots_of
 from emo_torch._wrappers.wrappers import loss_optimizers, unwrap
 
 _lock = threading.RLock()
@@ -145,6 +146,7 @@ def _patch() -> None:
     _replace(GradScaler, "scale", _scale)
     _replace(GradScaler, "step", _scaled_step)
     _replace(LossOptimizer, "__init__", _init)
+    _replace(LossOptimizer, "__setstate__", _init)  # Of copies, which call no `__init__`.
     _undo.append(register_optimizer_step_pre_hook(_before_step).remove)
 
 
@@ -170,7 +172,7 @@ def _init(original: Any, self: LossOptimizer, *args: Any, **kwargs: Any) -> None
     original(self, *args, **kwargs)
     with _lock:
         for listener in _listeners:
-            if listener.hears_all:
+            if listener.hears_all and self not in listener.optimizers:
                 listener.optimizers.add(self)
                 _made_after[self] = _passes
 
@@ -186,15 +188,10 @@ def _scaled_step(original: Any, self: Any, optimizer: Any, *args: Any, **kwargs:
     for inside in loss_optimizers([optimizer]) if self.is_enabled() else ():
         collected = inside._collected
         if collected.raw_sum is not None:
-            value = _unscaled(collected.raw_sum, self)
+            value = unscaled(collected.raw_sum, self)
             collected.heard_sum = value if collected.heard_sum is None else collected.heard_sum + value
             collected.raw_sum = None
     return original(self, optimizer, *args, **kwargs)
-
-
-def _unscaled(value: Tensor, scaler: Any) -> Tensor:
-    # Asked like this, the scale stays on the device.
-    return value / scaler.scale(torch.ones_like(value))  # type: ignore[no-any-return]
 
 
 def _is_inside() -> bool:
@@ -236,23 +233,23 @@ def _backward(original: Any, *args: Any, **kwargs: Any) -> Any:
             edges = [root for root in others if isinstance(root, Tensor)]
             doubtful.update(*(_reach.find(root, optimizers, is_sure=True) for root in edges))
         gradients = Gradients(unseen if len(_threads) == 1 else ())
-        emptied = {each for each in gradients.optimizers | found if _is_emptied(each)}
+        emptied = {each for each in gradients.optimizers | found if is_emptied(each)}
     functions = [root.grad_fn for root, _ in roots]
-    before = [(each, *_sums(each)) for each in found]
+    before = [(each, *sums_of(each)) for each in found]
     for (root, weight), those in zip(roots, reached, strict=True):
         values: Values = {}
         for optimizer in those:
             if optimizer in emptied:  # As after `model.zero_grad()`: the gradients of those roots are gone.
                 optimizer._collected.forget_heard()
                 emptied.discard(optimizer)
-            _hear(optimizer, root, weight, scalers[optimizer], values)
-    after = [_sums(each) for each, *_ in before]
+            hear(optimizer, root, weight, scalers[optimizer], values)
+    after = [sums_of(each) for each, *_ in before]
     try:
         result = original(*args, **kwargs)
     except BaseException:
         for (optimizer, *sums), then in zip(before, after, strict=True):
             # Unless a step inside of the pass has used them.
-            if all(one is other for one, other in zip(_sums(optimizer), then, strict=True)):
+            if all(one is other for one, other in zip(sums_of(optimizer), then, strict=True)):
                 optimizer._collected.heard_sum, optimizer._collected.raw_sum = sums
         raise
     with _lock:
@@ -263,24 +260,16 @@ def _backward(original: Any, *args: Any, **kwargs: Any) -> Any:
         if optimizer in changed and not others and len(roots) == 1:
             if optimizer in emptied:
                 optimizer._collected.forget_heard()
-            _hear(optimizer, *roots[0], scalers[optimizer], {})
+            hear(optimizer, *roots[0], scalers[optimizer], {})
             with _lock:
                 _reach.missed(functions[0], optimizer)
         elif optimizer in changed:
             optimizer._collected.doubts[0] = _NO_SCALAR
         if optimizer not in found and optimizer not in changed:
             seen["elsewhere"] += 1
+        else:
+            optimizer._collected.mark = mark_of(optimizer)
     return result
-
-
-def _is_emptied(optimizer: LossOptimizer) -> bool:
-    """Returns whether the gradients of the roots that an optimizer has heard were taken away."""
-    heard, raw = _sums(optimizer)
-    return not (heard is None and raw is None) and has_no_gradients(optimizer)
-
-
-def _sums(optimizer: LossOptimizer) -> tuple[Tensor | None, Tensor | None]:
-    return optimizer._collected.heard_sum, optimizer._collected.raw_sum
 
 
 def _among(optimizers: list[LossOptimizer], inputs: Any) -> list[LossOptimizer]:
@@ -289,41 +278,6 @@ def _among(optimizers: list[LossOptimizer], inputs: Any) -> list[LossOptimizer]:
         return optimizers
     ids = identities(inputs)
     return [optimizer for optimizer in optimizers if not _reach.leaves(optimizer).isdisjoint(ids)]
-
-
-Values = dict[tuple[torch.dtype, torch.device, int], tuple[Tensor, bool]]
-"""The value of one root for each kind of optimizer, and whether no gradient scaler can have scaled it."""
-
-
-def _hear(
-    optimizer: LossOptimizer, root: Tensor, weight: Tensor | None, scaler: Any, values: Values
-) -> None:
-    """Adds a root to what an optimizer has heard since its last step."""
-    collected, number = optimizer._collected, optimizer._memory.number
-    kind = (number.dtype, number.device, id(scaler))
-    if kind not in values:
-        values[kind] = _value(optimizer, root, weight, scaler)
-    value, is_unscaled = values[kind]
-    name = "heard_sum" if is_unscaled else "raw_sum"
-    known = getattr(collected, name)
-    # A copy: the root may be changed in place, and it belongs to somebody else.
-    setattr(collected, name, value.clone() if known is None else known + value)
-    if collected.doubts:
-        collected.doubts.pop(getattr(root, "_emo_asked", -1), None)
-
-
-def _value(
-    optimizer: LossOptimizer, root: Tensor, weight: Tensor | None, scaler: Any
-) -> tuple[Tensor, bool]:
-    unscaled = getattr(root, "_emo_unscaled", None)
-    with torch.no_grad():
-        value = root.detach() if unscaled is None else unscaled
-        if weight is not None:
-            value = value * weight.detach()
-        value = optimizer._checked_loss(value)
-        if unscaled is None and scaler is not None:
-            value = _unscaled(value, scaler)
-    return value, not (unscaled is None and scaler is None)
 
 
 # Gradients that are not added to parameters by themselves.
@@ -391,10 +345,11 @@ def _what_was_seen(optimizer: LossOptimizer) -> str:
     if not seen["passes"]:
         return (
             f"The listener heard no loss for this {name}: it saw no backward pass since the last step or "
-            "since it began (it sees `loss.backward()` and `torch.autograd.backward`)."
+            "since it began (it sees `loss.backward()` and `torch.autograd.backward`, outside of functions "
+            "that torch.compile compiles)."
         )
+    others = " A `zero_grad` has forgotten the others." if seen["elsewhere"] < seen["passes"] else ""
     return (
         f"The listener heard no loss for this {name}: of {seen['passes']} backward passes since the last "
-        f"step, {seen['elsewhere']} reached other parameters only. A `zero_grad` "
-        "has forgotten the others."
+        f"step, {seen['elsewhere']} reached other parameters only.{others}"
     )

@@ -15,6 +15,8 @@ MOST_PATHS = 8
 
 _gradient = operator.attrgetter("grad")
 
+Mark = tuple[int, int] | None
+"""The identity of a gradient, and how often it was changed in place; `None` where there is no gradient."""
 Path = tuple[int, ...]
 """A way through a graph: which of the next functions to follow, from the root on."""
 
@@ -216,6 +218,25 @@ def has_no_gradients(optimizer: LossOptimizer) -> bool:
     return all(
         param.grad is None and getattr(param, "main_grad", None) is None for param in _params(optimizer)
     )
+
+
+def mark_of(optimizer: LossOptimizer) -> Mark:
+    """Returns which gradient is the first one of an optimizer, and how often it was changed in place."""
+    for param in _params(optimizer):
+        if param.grad is not None:
+            return id(param.grad), _versions([param.grad])[0]
+    return None
+
+
+def were_zeroed(optimizer: LossOptimizer, mark: Mark) -> bool:
+    """Returns whether all gradients were made 0 in place since `mark`.
+
+    As `zero_grad(set_to_none=False)` does. Their values are looked at only if the first of them has
+    changed since the last pass.
+    """
+    if mark == mark_of(optimizer):
+        return False
+    return not any(param.grad is not None and bool(param.grad.any()) for param in _params(optimizer))
 
 
 def _params(optimizer: LossOptimizer) -> list[Tensor]:

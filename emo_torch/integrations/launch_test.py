@@ -117,6 +117,28 @@ assert abs(float(emotion.long) - sum(module.losses) / 2) < 1e-6, (emotion.long, 
 print("equal")
 """
 
+STABLE_BASELINES3 = """\
+import emo_torch, gymnasium, numpy, stable_baselines3
+class World(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), numpy.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    def reset(self, seed=None, options=None):
+        self.steps = 0
+        return numpy.zeros(2, numpy.float32), {}
+    def step(self, action):
+        self.steps += 1
+        return numpy.full(2, self.steps / 10, numpy.float32), float(action), self.steps >= 8, False, {}
+options = {"optimizer_class": emo_torch.EmoSens, "optimizer_kwargs": {}}
+model = stable_baselines3.PPO(
+    "MlpPolicy", World(), policy_kwargs=options, n_steps=16, batch_size=16, n_epochs=1, device="cpu"
+)
+model.learn(16)
+emotion = model.policy.optimizer.emotion
+assert int(emotion.felt) == 1
+assert float(emotion.long) == model.logger.name_to_value["train/loss"]
+print("equal")
+"""
+
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
@@ -164,6 +186,14 @@ def test_a_trainer_with_accumulation_feels_what_it_logs(tmp_path: Path) -> None:
 def test_lightning_with_accumulation_feels_the_mean(tmp_path: Path) -> None:
     pytest.importorskip("lightning.pytorch", reason="Lightning is not installed: pip install lightning")
     (tmp_path / "trains.py").write_text(LIGHTNING)
+    result = run("-m", "emo_torch.launch", tmp_path / "trains.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("equal\n")
+
+
+def test_stable_baselines3_feels_what_it_logs(tmp_path: Path) -> None:
+    pytest.importorskip("stable_baselines3", reason="not installed: pip install stable-baselines3")
+    (tmp_path / "trains.py").write_text(STABLE_BASELINES3)
     result = run("-m", "emo_torch.launch", tmp_path / "trains.py", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("equal\n")
