@@ -29,6 +29,7 @@ from emo_torch._sharded import local_part, sum_of_parts
 from emo_torch._step.loss_optimizer import LossOptimizer
 from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._wrappers.inner_check import manner_of
+from emo_torch._wrappers.inner_state import unshare
 
 USUAL_SIZE = 0.3
 """The usual root mean square of Adam's direction, for which `step_ceiling` was measured."""
@@ -340,6 +341,7 @@ class Autopilot(SteeredOptimizer):
                     beside.setdefault(param, {})[name.removeprefix(_PREFIX)] = kept
         here = [{name: group[name] for name in names} for group in self.param_groups]
         self.inner.load_state_dict(theirs)
+        unshare(self.state, theirs)
         self._beside = beside
         for group, old in zip(self.param_groups, here, strict=True):
             for name, value in old.items():

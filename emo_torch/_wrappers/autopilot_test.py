@@ -124,6 +124,17 @@ def test_a_copy_goes_on_alike_and_apart() -> None:
     assert same_state(other.state_dict(), optimizer.state_dict())
 
 
+@pytest.mark.parametrize("name", INNER)
+def test_a_loaded_state_shares_no_memory_with_the_one_it_came_from(name: str) -> None:
+    nets = small_model(), small_model()
+    first, second = (emo_torch.Autopilot(INNER[name](net.parameters())) for net in nets)
+    train(nets[0], first, range(3))
+    second.load_state_dict(first.state_dict())
+    before = copy.deepcopy(first.state_dict())
+    train(nets[1], second, range(3, 6))
+    assert same_state(first.state_dict(), before)
+
+
 def test_the_state_of_the_inner_optimizer_alone_can_be_loaded() -> None:
     model = small_model()
     adam = torch.optim.Adam(model.parameters())
