@@ -33,7 +33,7 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) ->
             integers, floating-point numbers of at most 64 bits, complex64. `to_arrays` returns such ones.
 
     Raises:
-        TypeError: for what is no mapping of arrays, a name that is no string, and a masked array.
+        TypeError: for anything but a mapping of arrays, a name that is not a string, and a masked array.
         ValueError: for a dtype that the format has no place for, a name without UTF-8, and names and
             shapes that fill more than the format's limit of 100 MB.
         OSError: where the file cannot be written.

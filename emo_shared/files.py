@@ -1,7 +1,7 @@
 """Files that are written in full or not at all, with a digest inside.
 
-A file is written beside its target and moved into its place. Nothing replaces a file before the new one
-could be read back.
+A file is written under a temporary name beside its target, and then renamed. The old file is replaced only
+after the new file was read back.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def write_file(path: str | Path, metadata: Mapping[str, str], parts: Iterable[Pa
 
     All of these are raised before an older file is replaced.
     """
-    # Wide ones first: each begins where its dtype may lie in memory.
+    # Wide dtypes first, so that each array begins at an address that is aligned for its dtype.
     ordered = sorted(parts, key=lambda part: (-width(part), part.name))
     begins: dict[str, int] = {}
     begin = len(encode_header({**metadata, DIGEST: _NO_DIGEST}, ordered))
@@ -82,10 +82,10 @@ def write_file(path: str | Path, metadata: Mapping[str, str], parts: Iterable[Pa
 def write_atomically(
     path: str | Path, write: Callable[[BinaryIO], object], check: Callable[[Path], object] | None = None
 ) -> None:
-    """Writes a file so that its name leads to a whole one at every moment: the old one or the new.
+    """Writes a file so that its name always leads to a complete file: the old file or the new file.
 
     The new file is on the disk before it gets the name. A writer that is killed leaves a temporary file
-    `.NAME.*.tmp` beside (a digest stands for a long name). A later call removes it after an hour.
+    `.NAME.*.tmp` in the folder (a digest replaces a long name). A later call removes it after an hour.
 
     Args:
         path: the path of the file; a symbolic link stays, and its target is replaced.

@@ -94,7 +94,7 @@ def encode_header(metadata: Mapping[str, str], parts: Sequence[Part]) -> bytes:
     Raises:
         TypeError: for a name or a text that is no string.
         ValueError: for a dtype without a place in the format, a name or a text that has no UTF-8, a name
-            that stands twice or is the format's own, data of another size than the shape says, and a
+            that occurs twice or is reserved by the format, data of another size than the shape says, and a
             header above the format's limit.
     """
     for name, text in metadata.items():

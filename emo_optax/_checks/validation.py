@@ -27,8 +27,8 @@ def is_number(value: object) -> bool:
 
 def hyperparameter(value: Any, dtype: Any) -> Any:
     """Returns a hyperparameter such that arithmetic with it stays in `dtype`."""
-    # A number stays one (`1 - b2` taken in float32 would be off by 1e-5), but a NumPy double, which
-    # would widen what it meets, becomes Python's.
+    # A number stays a Python number: `1 - b2` computed in float32 would be off by 1e-5. A NumPy double
+    # would widen arrays, so it becomes a Python number, too.
     if isinstance(value, int | float | np.number) and not isinstance(value, bool):
         return float(value)
     return jnp.asarray(value, dtype)
@@ -309,7 +309,7 @@ def checked_gradients(updates: Any, params: Any) -> Any:
 def check_loss(value: Any, dtype: Any, name: str = "value") -> jax.Array:
     """Returns the loss as an array of shape `()` in the emotion's dtype.
 
-    The loss stays a function of what it was computed from: a gradient through an update is complete.
+    The loss keeps its graph, so that a gradient through an update is complete.
 
     Raises:
         LossMissingError: if there is no loss.

@@ -35,7 +35,7 @@ def init_courage(dtype: jax.typing.DTypeLike) -> CourageState:
         >>> print(emo_optax.init_courage(jnp.float32).courage)
         1.0
     """
-    # An array for each field: a buffer that stands twice in a state cannot be donated.
+    # An array for each field: a buffer that occurs twice in a state cannot be donated.
     return CourageState(jnp.zeros([], dtype), jnp.zeros([], dtype), jnp.ones([], dtype))
 
 
@@ -55,8 +55,8 @@ def move_courage(
         k &\leftarrow k\,\exp(-0.2\,rise) \quad\text{where } s > 0.5 \\
         k &\leftarrow k\,\exp\bigl(0.05\,(1 + \tfrac{40}{t+10})\,(z + 0.4\,fall)\bigr) \quad\text{else}
 
-    The courage moves from the 6th step on, and stays between its bounds. It grows beyond what agreement
-    earns only while the loss demonstrably falls, so that noise alone does not drive it up.
+    The courage moves from the 6th step on, and stays between its bounds. Above the growth
+    that agreement gives, it grows only while the loss falls, so that noise alone does not drive it up.
 
     Args:
         state: the courage before this step.

@@ -97,7 +97,7 @@ def update_divergence(
         state: the state before this step.
         loss: the loss, shape `[]`, in the state's dtype; or `None`. One that is not
             finite counts as no loss, and as held.
-        val_loss: the loss on data that is not learnt from, likewise.
+        val_loss: the loss on validation data, likewise.
         ref_max_steps: T, the length of the run in steps, >= 1, or `None`.
 
     Returns:
@@ -172,7 +172,7 @@ def _patience(ref_max_steps: Any | None) -> Any:
 
 
 def _is_midway(steps: jax.Array, ref_max_steps: Any | None) -> jax.Array:
-    """Returns whether a step lies at 0.2 to 0.8 of the run, in whole numbers: exactly, everywhere."""
+    """Returns whether a step is at 0.2 to 0.8 of the run, by exact integer arithmetic."""
     if ref_max_steps is None:
         return jnp.ones([], jnp.bool_)
     length = jnp.asarray(ref_max_steps).astype(jnp.int32)
@@ -181,10 +181,10 @@ def _is_midway(steps: jax.Array, ref_max_steps: Any | None) -> jax.Array:
 
 
 def injection_strength(state: DivergenceState, ref_alpha: jax.typing.ArrayLike, dtype: Any) -> jax.Array:
-    """Returns a, the share of the parameters in an injection: 0 where the step does not inject.
+    """Returns a, the share of the parameters in an injection, or 0 if the step does not inject.
 
-    It is `ref_alpha` in peace, and 0.6, 0.8 or 1 from a divergence of level 1, 2 or 3, or of as many
-    steps in a row, on.
+    It is `ref_alpha` while no loss diverges. A divergence of level 1, 2 or 3, or of that many steps in a
+    row, makes it at least 0.6, 0.8 or 1.
 
     Args:
         state: the state that `update_divergence` returned.

@@ -32,7 +32,7 @@ def keep_dtypes(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        # Without parameters the gradients tell shapes and dtypes; what needs the parameters says so.
+        # Without parameters the gradients give shapes and dtypes.
         like = _blank(updates) if params is None else checked_params(params)
         updates = checked_gradients(updates, like)
         state = with_arrays(state, inner.init, like)
@@ -43,7 +43,7 @@ def keep_dtypes(
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             check_state(state, inner.init, like)
             raise
-        # Where a state of other shapes was stretched to fit, something has grown.
+        # If a state of other shapes was broadcast, the result has other shapes than the state.
         if _have_other_shapes((updates, like), (new_state, state)):
             check_state(state, inner.init, like)
         return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, like), new_state
@@ -64,7 +64,7 @@ def _blank(updates: optax.Updates) -> Any:
 
 
 def _have_other_shapes(*pairs: tuple[Any, Any]) -> bool:
-    """Returns whether the leaves of a tree have other shapes than those of the tree beside it."""
+    """Returns whether the leaves of two trees of a pair have different shapes."""
     shapes = [[list(map(jnp.shape, jax.tree.leaves(tree))) for tree in pair] for pair in pairs]
     return any(new != old for new, old in shapes)
 

@@ -116,8 +116,8 @@ def feel(
         long &\leftarrow 0.01\,L + 0.99\,long \\
         s &= \tanh(5\,(short - long))
 
-    Both averages start at the first finite loss. A loss that is not finite, or that would make an
-    average so, changes only the count of held losses.
+    Both averages start at the first finite loss. A loss that is not finite, or that would make
+    an average infinite, changes only the count of held losses.
 
     Args:
         state: the emotion before this step.
@@ -272,7 +272,7 @@ def share_emotion(
             gain=gain,
         )
         if axis_name is not None:
-            value = loss  # What reads it in `inner` must not drift apart, either.
+            value = loss  # Replicas that read the loss in `inner` must stay equal, too.
         extra_args = {**extra_args, "value": value, "emotion": emotion}
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         return updates, ShareEmotionState(emotion, inner_state)
@@ -325,7 +325,7 @@ def track_emotion(
 
 
 def shared_emotion(emotion: EmotionState | None) -> EmotionState:
-    """Returns the emotion that an enclosing transformation handed in, or says that there is none."""
+    """Returns the emotion of the enclosing transformation, or raises an error if there is none."""
     if emotion is None:
         raise EmotionMissingError(EMOTION_MISSING)
     return emotion

@@ -146,7 +146,7 @@ def learning_rate_at(learning_rate: Any, state: PilotState) -> jax.Array:
 
 
 def scheduled(rate: jax.Array, peak: jax.Array) -> jax.Array:
-    """Returns what a schedule leaves of its largest learning rate so far, in [0, 1]; 1 without one."""
+    """Returns a scheduled rate over its largest value so far, in [0, 1]; 1 without a schedule."""
     return jnp.where(peak > 0.0, rate / jnp.where(peak > 0.0, peak, 1.0), jnp.zeros_like(peak))
 
 

@@ -24,14 +24,14 @@ def round_bits(value: jax.Array, dtype: Any, draws: jax.Array | None = None) -> 
     """Rounds float32 values to values of a narrower dtype; their dtype stays float32.
 
     On the bits, since compilers may leave out a cast that is undone: XLA with
-    `xla_allow_excess_precision`, which is its default, and PyTorch's inductor. What is beyond the
-    dtype's range stays so.
+    `xla_allow_excess_precision`, which is its default, and PyTorch's inductor. A value beyond
+    the range of the dtype stays unchanged.
 
     Args:
         value: the values to round, float32.
         dtype: the narrower dtype, such as bfloat16.
-        draws: random numbers, uint32 in the value's shape: up or down, as likely as the value is
-            near. `None` for the nearest, and the even one of two.
+        draws: random numbers, uint32 in the value's shape: up or down, the nearer value more likely.
+            `None` rounds to the nearest value, and a tie to the even value.
     """
     info = jnp.finfo(dtype)  # type: ignore[no-untyped-call]
     dropped = 23 - info.nmant
@@ -193,8 +193,8 @@ def round_stochastically(seed: int = 0) -> optax.GradientTransformationExtraArgs
     last place, :math:`2^{-9}` to :math:`2^{-8}` of p, changes nothing where it is rounded to the
     nearest; here it changes some elements by a whole unit. It needs no memory, and adds noise of about
     that unit. Elements whose update is exactly 0 stay as they are; parameters of float32 and wider, too,
-    with all their updates. Where a step is longer than half of what becomes of a parameter, it is itself
-    rounded to the nearest first, as without this.
+    with all their updates. If a step is longer than half of the new parameter, the step is
+    rounded to the nearest value first, as without this piece.
 
     The random numbers are a hash of the seed, the count of steps, the parameter's place in the tree and
     the element's in the parameter: the same on every device, in a resumed run, and in `emo_torch`.

@@ -116,9 +116,9 @@ class _KeepRowsAndColumns:
 
 
 def row_and_column_means(gradient: jax.Array, eps: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns eps + the squares' means over all axes but the first, and over the first."""
-    # Squares in words of their own: those that XLA on a CPU finds more than once it writes to memory,
-    # others it adds up while it reads the gradient.
+    """Returns eps + the means of the squares over all axes but the first, and over the first axis."""
+    # Written differently from the squares in the rule, on purpose: XLA on a CPU merges equal expressions
+    # and stores the result as a full array. Different expressions are summed while the gradient is read.
     size = jnp.abs(gradient)
     floor = jnp.asarray(eps, gradient.dtype)
     rows = floor - jnp.mean(size * -size, axis=tuple(range(1, gradient.ndim)))
@@ -127,7 +127,7 @@ def row_and_column_means(gradient: jax.Array, eps: Any) -> tuple[jax.Array, jax.
 
 
 class FilterByEmotionState(NamedTuple):
-    """What the filter was made with, for `get_metrics`, and the state of what is filtered.
+    """The options of the filter, for `get_metrics`, and the state of the inner transformation.
 
     Attributes:
         theta: the threshold of the last step, shape `[]`.
@@ -149,7 +149,7 @@ def _keep_by_name(keep: Keep) -> dict[str, Any]:
 
 
 def _like(before: Any, value: Any) -> Any:
-    """Returns a hyperparameter as an array like the one of the step before, in a buffer of its own."""
+    """Returns a hyperparameter as a new array with the dtype and shape of the previous step."""
     if type(value) is float or is_number(value):
         return jnp.full_like(before, value)
     return jnp.array(value, before.dtype)
@@ -299,8 +299,8 @@ def scale_by_emotion() -> optax.GradientTransformationExtraArgs:
     ) -> tuple[optax.Updates, ScaleByEmotionState]:
         del params, extra_args
         scale = step_scale(shared_emotion(emotion).scalar)
-        # The scale before the update, so that the first leaf's loop is like those of the others, and
-        # XLA on a CPU compiles one for all: there a factor's place decides.
+        # The scale is the left factor, so that all leaves have the same loop and XLA on a CPU compiles it
+        # once: XLA compares expressions with the order of their factors.
         return jax.tree.map(lambda update: scale.astype(update.dtype) * update, updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -48,7 +48,7 @@ def add_weight_decay(
 
     .. math:: u \leftarrow u + \frac{wd}{\eta_0}\,p
 
-    Its place in a chain decides what it means: before the rule it is L2, between the rule and the
+    Its place in a chain decides its meaning: before the rule it is L2, between the rule and the
     learning rate decoupled, after the learning rate (with `sign=-1`) absolute.
 
     Args:
@@ -75,8 +75,8 @@ def add_weight_decay(
     Source: `decoupled_weight_decay` of EmoCats v2.0 by muooon.
     """
     check_not_negative("weight_decay", weight_decay, may_be_schedule=True)
-    # An array is looked at in `init` alone: optax.inject_hyperparams makes the transformation anew
-    # at every step, with that step's learning rate, and only the first one divides.
+    # An array is checked in `init` alone: optax.inject_hyperparams makes the transformation again at
+    # every step, with the learning rate of the step, and only the first learning rate divides.
     is_late = isinstance(divisor, jax.Array)
     if divisor is not None and not is_late:
         check_divisor(divisor)

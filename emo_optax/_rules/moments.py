@@ -41,7 +41,7 @@ def interpolate(
     is_known = is_number(b1) and is_number(b2) and b2 > 0.0 and b1 <= b2
 
     def mix(gradient: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-        if not is_known or old.dtype != new.dtype:  # What is kept in another dtype is not this one.
+        if not is_known or old.dtype != new.dtype:  # The stored momentum is rounded.
             mixed: jax.Array = average(gradient, old, b1)
         elif b1 == b2:
             mixed = new
@@ -88,7 +88,7 @@ def map_leaves(
 def stored(moments: optax.Updates, before: optax.Updates, *, is_square: bool = False) -> optax.Updates:
     """Rounds moments to the dtypes that they are kept in.
 
-    float16 has little range: what is too much for it becomes the most that it has, and a square does
+    float16 has a small range: a larger value becomes its largest value, and a square does
     not become 0, by which the first moment would be divided, where it was not.
     """
     pairs = zip(jax.tree.leaves(moments), jax.tree.leaves(before), strict=True)

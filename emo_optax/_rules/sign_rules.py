@@ -198,7 +198,7 @@ def scale_by_fresh_sign(
 
 
 class HoldNormState(NamedTuple):
-    """What keeps the sum of the norms in place.
+    """The state that keeps the sum of the norms constant.
 
     Attributes:
         norm: the kept sum of norms, shape `[]`; -1 before any.

@@ -32,7 +32,7 @@ def switch_by_emotion(
     *,
     one_state: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Hands every step to the one of several rules that suits the emotion.
+    r"""Lets the emotion choose one of several rules for each step.
 
     .. math:: u = rule_{k(s)}(g)
 
@@ -165,7 +165,7 @@ def select_by_emotion(
 
 
 class StepFirstState(NamedTuple):
-    """The state of what steps first, and that of what follows.
+    """The states of the first step and of the rules after it.
 
     Attributes:
         first_state: the state of the first step.
@@ -188,7 +188,7 @@ def step_first(
 
     Args:
         first: the optimizer of the first step, learning rate included.
-        inner: the one of the second.
+        inner: the transformation of the second step.
 
     Returns:
         A transformation that needs `params` if one of the two does; it hands extra arguments on to both.

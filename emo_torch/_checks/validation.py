@@ -18,7 +18,7 @@ from emo_torch._sharded import whole
 
 
 def _known(name: str, value: Any) -> float:
-    """Returns what an option is as a number, or raises an error if it is none."""
+    """Returns an option as a number, or raises an error if it is not a number."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(
@@ -45,7 +45,7 @@ def check_learning_rate(lr: float | Tensor) -> None:
 
 
 def check_scheduled_rate(lr: Any) -> None:
-    """Raises an error unless what a schedule left is a finite number, or a tensor of one; no sync."""
+    """Raises an error unless a scheduled rate is a finite number, or a tensor of one element; no sync."""
     if isinstance(lr, Tensor):
         if lr.numel() != 1 or lr.is_complex() or lr.dtype == torch.bool:
             raise TypeError(
@@ -350,7 +350,7 @@ def check_group_form(group: Any) -> None:
 
 
 def check_state_form(owner: str, state: Any) -> None:
-    """Raises an error unless something has the form of what `state_dict` returns."""
+    """Raises an error unless an object has the form of a result of `state_dict`."""
     if not isinstance(state, Mapping):
         raise TypeError(f"What {owner} loads is what its `state_dict()` returned, and this is {state!r}")
     missing = [name for name in ("state", "param_groups") if name not in state]
@@ -366,7 +366,7 @@ def check_state_form(owner: str, state: Any) -> None:
 
 
 def check_ways(group: Mapping[str, Any]) -> None:
-    """Raises an error for two ways to take one step, and for one that is neither on nor off."""
+    """Raises an error if two ways to step are chosen, or if an option is neither on nor off."""
     check_flag("maximize", group["maximize"])
     check_flag("foreach", group["foreach"], may_be_none=True)
     check_flag("capturable", group["capturable"])

@@ -44,12 +44,12 @@ class CollectedLosses:
         self._weight = 0.0
         self._clock = 0
         self._alive: weakref.WeakSet[Watched] = weakref.WeakSet()
-        # The backward passes that count for the next step, and those that `reset` took back, each with
-        # its time. Only passes during which another watched loss was still alive are recorded.
+        # Backward passes that count for the next step, and backward passes that `reset` took back, each
+        # with its time. Only passes during which another watched loss was still alive are recorded.
         self._passes: list[tuple[int, Watched]] = []
         self._taken_back: list[tuple[int, Watched]] = []
-        # For `listen`: the sum of roots of backward passes as they are without a gradient scaler, and of
-        # those of which only the step tells whether one has scaled them.
+        # For `listen`: the sum of unscaled roots of backward passes, and the sum of roots of which only the
+        # step can tell whether a gradient scaler has scaled them.
         self.heard_sum: Tensor | None = None
         self.raw_sum: Tensor | None = None
         self.mark: tuple[int, int] | None = None
@@ -57,7 +57,7 @@ class CollectedLosses:
         self.doubts: dict[int, str] = {}
         """Why the sums may be a part of the loss only."""
         self.seen: Counter[str] = Counter()
-        """What `listen` has seen since the last step."""
+        """The backward passes that `listen` has seen since the last step, by kind."""
 
     def heard(self) -> Tensor | None:
         """Returns the sum of the roots that `listen` heard, which counts where nothing else was collected.

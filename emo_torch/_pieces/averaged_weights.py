@@ -39,8 +39,8 @@ def average_rate(step: Tensor, dtype: torch.dtype) -> Tensor:
 def swap_average(param: Tensor, state: dict[str, Tensor]) -> None:
     """Puts the average of a parameter into it, and the trained values into its state; no memory is kept.
 
-    For a parameter of a lower precision than its average the trained values go into the state beside the
-    average, so that neither is rounded.
+    If a parameter has a lower precision than its average, the state keeps the trained values in addition to
+    the average, so that neither is rounded.
 
     Args:
         param: the parameter.

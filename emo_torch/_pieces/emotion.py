@@ -110,8 +110,8 @@ def feel(
         long &\leftarrow 0.01\,L + 0.99\,long \\
         s &= \tanh(5\,(short - long))
 
-    Both averages start at the first finite loss. A loss that is not finite, or that would make an
-    average so, changes only the count of held losses.
+    Both averages start at the first finite loss. A loss that is not finite, or that would make
+    an average infinite, changes only the count of held losses.
 
     Args:
         state: the emotion before this step.
@@ -184,7 +184,9 @@ def feel_in_place(
         gain: as for `feel`.
         **bounds: `mean_below` and `variance_below`, as for `feel`.
     """
-    if torch.compiler.is_compiling() or not is_on_cpu(loss, state.short):
+    # As `is_on_cpu` says, without a call.
+    is_readable = type(loss) is type(state.short) is Tensor and loss.is_cpu and state.short.is_cpu
+    if torch.compiler.is_compiling() or not is_readable:
         felt = feel(state, loss, short_factor=short_factor, long_factor=long_factor, gain=gain, **bounds)
         for tensor, new in zip(state, felt, strict=True):
             tensor.copy_(new)

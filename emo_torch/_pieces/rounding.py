@@ -31,8 +31,8 @@ def round_bits(value: Tensor, dtype: torch.dtype, draws: Tensor | None = None) -
     """Rounds float32 values to values of a narrower dtype; their dtype stays float32.
 
     On the bits, since compilers may leave out a cast that is undone: XLA with
-    `xla_allow_excess_precision`, which is its default, and PyTorch's inductor. What is beyond the
-    dtype's range stays so.
+    `xla_allow_excess_precision`, which is its default, and PyTorch's inductor. A value beyond
+    the range of the dtype stays unchanged.
 
     Args:
         value: the values to round, float32.
@@ -91,7 +91,7 @@ def rounding_keys(step: Tensor, count: int, seed: int = 0) -> Tensor:
 
 
 def _counters(key: Tensor, like: Tensor) -> Tensor:
-    """Returns a number for every element that lies here, which `scramble` makes random; in its shape."""
+    """Returns a number for every element of this process, in its shape; `scramble` makes it random."""
     return (places(like) + key) & _LOW
 
 
@@ -215,7 +215,7 @@ def _stochastically(update: Tensor, param: Tensor, counters: Tensor) -> Tensor:
 def add_rounded(
     params: list[Tensor],
     updates: list[Tensor],
-    beside: list[Tensor],
+    extras: list[Tensor],
     *,
     rounding: str,
     foreach: bool,
@@ -225,20 +225,20 @@ def add_rounded(
     Args:
         params: the parameters.
         updates: the numbers to add to them, float32.
-        beside: the compensations for "kahan", the keys for "stochastic".
+        extras: the compensations for "kahan", the keys for "stochastic".
         rounding: which of the two.
         foreach: whether to move all of them at once.
     """
     if rounding == "stochastic":
-        beside = [_counters(key, param) for key, param in zip(beside, params, strict=True)]
-    # Each element goes for itself, wherever the others lie.
-    params, updates, beside = (list(map(local_part, tensors)) for tensors in (params, updates, beside))
+        extras = [_counters(key, param) for key, param in zip(extras, params, strict=True)]
+    # Each element is rounded alone, so that the local part of a sharded tensor is enough.
+    params, updates, extras = (list(map(local_part, tensors)) for tensors in (params, updates, extras))
     if foreach:
         multi = multi_tensor_round_with_kahan if rounding == "kahan" else _multi_tensor_stochastically
-        torch._foreach_add_(params, multi(updates, params, beside))
+        torch._foreach_add_(params, multi(updates, params, extras))
         return
     single = round_with_kahan if rounding == "kahan" else _stochastically
-    for param, update, extra in zip(params, updates, beside, strict=True):
+    for param, update, extra in zip(params, updates, extras, strict=True):
         param.add_(single(update, param, extra))
 
 
@@ -248,6 +248,6 @@ def _join(tensors: list[Tensor]) -> Tensor:
 
 
 def _part(joined: Tensor, like: list[Tensor]) -> list[Tensor]:
-    """Returns what was joined in its parts, shaped like them."""
+    """Splits joined elements into tensors of the given shapes."""
     parts = joined.split([tensor.numel() for tensor in like])
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]

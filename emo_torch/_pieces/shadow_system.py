@@ -94,7 +94,7 @@ def blend_with_shadow(
     """
     wakes = ratio > 0
     pulls = exists & wakes
-    # Chosen, not multiplied by 0: what is not finite would become NaN where the shadow rests.
+    # Chosen by `where`, not multiplied by 0: 0 times infinity would be NaN where the shadow is inactive.
     param.copy_(torch.where(pulls, param * (1.0 - ratio) + shadow * ratio, param))
     moved = torch.where(exists, shadow.lerp(param, torch.full_like(ratio, shadow_rate)), param)
     shadow.copy_(torch.where(wakes, moved, shadow))
@@ -114,7 +114,7 @@ def multi_tensor_blend_with_shadow(
     many = len(params)
     pulled = torch._foreach_mul(params, [1.0 - ratio] * many)
     torch._foreach_add_(pulled, torch._foreach_mul(shadows, [ratio] * many))
-    # Chosen, not multiplied by 0: what is not finite would become NaN where the shadow rests.
+    # Chosen by `where`, not multiplied by 0: 0 times infinity would be NaN where the shadow is inactive.
     pairs = zip(exists, pulled, params, strict=True)
     copy_all(params, [torch.where(exist & wakes, new, old) for exist, new, old in pairs])
     rates = [torch.full_like(ratio, shadow_rate)] * many

@@ -19,7 +19,7 @@ def add_weight_decay(update: Tensor, param: Tensor, weight_decay: float) -> None
 
     .. math:: u \leftarrow u + wd\,p
 
-    Its place in a step decides what it means: on the gradient, before the rule, it is L2; between the
+    Its place in a step decides its meaning: on the gradient, before the rule, it is L2; between the
     rule and the learning rate decoupled; after the learning rate absolute.
 
     Args:

@@ -61,7 +61,7 @@ def multi_tensor_scale_by_factors(
     eps: float = 1e-8,
 ) -> list[Tensor]:
     """Like `scale_by_factors`, for many tensors of one device and dtype."""
-    # Each shape wants means of its own: there is no multi-tensor mean over an axis.
+    # Means are computed for each tensor: there is no multi-tensor mean over an axis.
     filled = [index for index, grad in enumerate(grads) if grad.numel() > 0]
     means = [row_and_column_means(grads[index].square()) for index in filled]
     for factors, axis in ((rows, 0), (columns, 1)) if filled else ():

@@ -7,7 +7,7 @@ from torch import Tensor
 def store(name: str, moment: Tensor, kept: Tensor) -> None:
     """Puts a moment, by its name, into the tensor that it is kept in, rounded to that dtype.
 
-    float16 has little range: what is too much for it becomes the most that it has, and a square does
+    float16 has a small range: a larger value becomes its largest value, and a square does
     not become 0, by which the first moment would be divided, where it was not.
     """
     if moment is kept:

@@ -94,7 +94,7 @@ def _share(change: Tensor, b1: float) -> Tensor:
 
 
 def relative_change(kept: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Returns the relative change of the sum of the norms, and what EmoTion keeps of the sum.
+    r"""Returns the relative change of the sum of the norms, and the sum that EmoTion keeps.
 
     .. math:: d = \frac{|G - G'|}{G' + 10^{-8}}, \quad G' \leftarrow G\,d
 
@@ -111,7 +111,7 @@ def relative_change(kept: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class HeldNorm(NamedTuple):
-    """What keeps the sum of the norms in place; every field is a tensor of shape `[]`.
+    """The state that keeps the sum of the norms constant; every field is a tensor of shape `[]`.
 
     Attributes:
         kept: the kept sum of norms; -1 before any.
@@ -125,7 +125,7 @@ class HeldNorm(NamedTuple):
 
 
 def init_held_norm(dtype: torch.dtype) -> HeldNorm:
-    """Returns what EmoVoid knows before the first step."""
+    """Returns the state of EmoVoid before the first step."""
     return HeldNorm(
         kept=torch.full((), NO_NORM, dtype=dtype),
         counter=torch.zeros((), dtype=torch.int32),

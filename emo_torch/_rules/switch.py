@@ -20,8 +20,8 @@ def switch_by_emotion(
 
     .. math:: u = rule_{k(s)}(g)
 
-    Only the moments of the chosen rule move; the others rest, however long. As nothing may wait for
-    the device to say which rule that is, all are computed, on copies of the moments.
+    Only the moments of the chosen rule move. A step must not wait until the device tells which rule is
+    chosen, so all rules are computed, on copies of the moments.
 
     Args:
         grad: the gradient, any shape, float32 or wider.
@@ -76,7 +76,7 @@ def multi_tensor_switch_by_emotion(
     updates = [torch.zeros_like(grad) for grad in grads]
     for index, (rule, own, moved) in enumerate(zip(rules, moments, copies, strict=True)):
         is_chosen = chosen == index
-        # `where`, not a product: what a rule that is not chosen makes may be infinite.
+        # `where`, not a product: the update of a rule that is not chosen may be infinite.
         taken = zip(rule(grads, moved), updates, strict=True)
         updates = [torch.where(is_chosen, new, before) for new, before in taken]
         for olds, news in zip(own, moved, strict=True):

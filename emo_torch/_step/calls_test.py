@@ -13,7 +13,7 @@ from emo_torch._kernels import library
 
 FOLDER = str(Path(emo_torch.__file__).parent)
 
-MOST = {"emo_sens": 25, "emo_airy": 25, "emo_clan": 26}
+MOST = 25
 """The most calls of a step whose tensors are known."""
 
 
@@ -37,7 +37,7 @@ def _calls(optimizer: emo_torch.LossOptimizer) -> list[str]:
 
 
 @pytest.mark.skipif(library() is None, reason="without a C compiler no tensors are known")
-@pytest.mark.parametrize("name", MOST)
+@pytest.mark.parametrize("name", ["emo_sens", "emo_airy", "emo_clan"])
 def test_a_step_of_known_tensors_makes_few_calls(name: str) -> None:
     params = [torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(4))]
     optimizer = emo_torch.create_optimizer(name, params)
@@ -47,5 +47,5 @@ def test_a_step_of_known_tensors_makes_few_calls(name: str) -> None:
     for _ in range(5):
         optimizer.step(loss=1.0)
     known = _calls(optimizer)
-    assert len(known) <= MOST[name], known
+    assert len(known) <= MOST, known
     assert len(known) < len(first)  # What is listened to are the steps.

@@ -1,4 +1,4 @@
-"""What the memory of the losses asks of one step."""
+"""The scalars that the memory of the losses gives to one step."""
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
 
@@ -12,7 +12,7 @@ from emo_torch._rules.recipe import Group
 
 
 class Feeling(NamedTuple):
-    """What the emotion asks of one step, as tensors of shape `[]`.
+    """The scalars of one step, as tensors of shape `[]`.
 
     Attributes:
         scalar: the emotion scalar, in [-1, 1].

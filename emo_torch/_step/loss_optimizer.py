@@ -40,8 +40,8 @@ from emo_torch._step.state_keeper import StateKeeper
 class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
     """The base of all optimizers here: it is given the loss, and owns groups, state and validation.
 
-    A subclass defines which numbers are remembered of the losses, and what a step makes of these numbers
-    (`EmoOptimizer`: an emotion). `loss_memory.py` says where the numbers are kept. A member of the family
+    A subclass defines which statistics of the losses are kept, and how a step uses them (`EmoOptimizer`:
+    an emotion). `loss_memory.py` says where the numbers are kept. A member of the family
     adds its recipe (see `recipe.py`).
 
     Args:
@@ -65,9 +65,9 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
     loss_is_optional = False
     """Whether a step without a loss is one, and not an error."""
     shared_options: tuple[str, ...] = ("maximize",)
-    """Options that go with the statistics of the losses, which a group cannot have for itself."""
+    """Options of the one memory of the losses, which a group cannot set for itself."""
     memory_title = "memory"
-    """What messages call the statistics of the losses."""
+    """The name of the memory of the losses in messages."""
 
     _replicas: Replicas
 
@@ -95,9 +95,9 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
     ) -> Tensor | float | None:
         """Takes one step, steered by the loss at the parameters at which the gradients were taken.
 
-        The loss is `loss`; without it, what `watch` and `observe` collected since the last step; without
-        those, what `emo_torch.listen` heard; without that, what the closure returns. Where
-        `torch.distributed` runs, it is averaged over processes.
+        The loss is `loss`. Without it, the losses that `watch` and `observe` collected since the last step
+        count; without these, the losses of `emo_torch.listen`; without these, the result of the closure. If
+        `torch.distributed` runs, the loss is averaged over processes.
 
         Args:
             closure: computes the gradients and returns the loss; runs with gradients enabled.
@@ -113,7 +113,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
             TypeError: for a loss that is not a real number, or a closure that is no function.
             ValueError: for a loss that is not a scalar.
             RuntimeError: for sparse gradients and complex parameters, and for a closure that computes
-                gradients while a gradient scaler steps: those would be applied scaled.
+                gradients while a gradient scaler steps: these gradients would be applied scaled.
         """
         return self.step_with(closure, loss)
 
@@ -129,7 +129,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
         if closure is not None:
             if not callable(closure):
                 raise TypeError(NOT_A_CLOSURE.format(kind=f"of the type {type(closure).__name__}"))
-            # No scaler calls what is compiled.
+            # A gradient scaler never calls a compiled step.
             params = list(self._params()) if is_eager else []
             before = [(param.grad, param.grad._version) for param in params if param.grad is not None]
             with torch.enable_grad():
@@ -199,7 +199,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
                 missing = [name for name in names if name not in group and name != "differentiable"]
                 if missing:
                     raise ValueError(f"The parameter group {index} lacks {', '.join(map(repr, missing))}")
-                # What a schedule does to the rate, even a rounding under 0, is its own matter.
+                # A schedule may round the rate to just below 0, so that only finite numbers are asked for.
                 self.check_options({**group, "lr": 0.0})
                 self._check_shared_options(group, self.param_groups[0])
                 check_duplicates(group["params"], foreach=group.get("foreach"))
@@ -220,7 +220,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
         return StepMemory()
 
     def _known_tensors(self) -> list[GroupTensors | None]:
-        """Returns what is known of each group, and looks whether gradients can be used where nothing is."""
+        """Returns the known tensors of each group, and checks the gradients of unknown groups."""
         groups = self.param_groups
         seen: list[GroupTensors | None] = [None] * len(groups)
         if not torch.compiler.is_compiling():
@@ -285,7 +285,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
     # Groups and state.
 
     def add_param_group(self, param_group: Group) -> None:
-        """Adds a group of parameters, which shares what the others remember of the losses.
+        """Adds a group of parameters, which shares the memory of the losses.
 
         Args:
             param_group: the parameters under `"params"`, and options of their own.
@@ -297,7 +297,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
         """
         check_group_form(param_group)
         if isinstance(param_group, dict):
-            # What a loaded state brought goes before what the optimizer was made with.
+            # Options of a loaded state go before the options that the optimizer was made with.
             first = self.param_groups[0] if self.param_groups else self.defaults
             shared = {name: first[name] for name in self.shared_options}
             options = {**self.defaults, **shared, **param_group}
@@ -347,8 +347,8 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
         super().__setstate__(state)
         self._collected = CollectedLosses()
         for index, group in enumerate(self.param_groups):
-            # What a state of another origin lacks stays as it is here. ("differentiable" is torch's
-            # own addition to the defaults, and no option of these optimizers.)
+            # Options that a state of another origin lacks stay unchanged. ("differentiable" is a default
+            # of torch, and no option of these optimizers.)
             here = {**self.defaults, **(groups[index] if groups else {})}
             for name in (*self.defaults, *self.memory_names()):
                 if name not in group and name != "differentiable":

@@ -1,7 +1,7 @@
 """The ways to take one step of RefAdamWMiniScheduleFree: one tensor, many tensors, or compiled code.
 
 The learning rate of a tensor depends on the norm of its gradient, and the first moment takes in the
-parameters: a recipe of rules cannot say that, so the formulas stand here.
+parameters: a recipe of rules cannot say that, so the formulas are in this file.
 """
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
@@ -172,7 +172,7 @@ def _settle(
     exp_avg_sq: Tensor,
     smoothed: Tensor,
 ) -> None:
-    """Puts what came of a step where it belongs; without a finite norm nothing is changed."""
+    """Stores the results of a step; without a finite norm nothing is changed."""
     for name, moment in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
         store(name, torch.where(is_finite, moment, state[name].to(moment.dtype)), state[name])
     state["exp_avg_norm"].copy_(smoothed)

@@ -45,7 +45,7 @@ def step_copies(
     Args:
         step_tensors: moves parameters of full precision, as `LossOptimizer.step_tensors`.
         tensors: parameters, gradients and states; parameters of full precision are stepped directly.
-        feeling: what the memory of the losses asks of the step.
+        feeling: the scalars of the step, from the memory of the losses.
         group: the options, with another rounding than "nearest".
         keys: as for `round_into_params`.
     """

@@ -24,7 +24,7 @@ class StateKeeper(Optimizer):
     recipe: Recipe
     """A member as data."""
 
-    # What a member defines.
+    # Defined by a member.
 
     def moment_names(self, param: Tensor) -> tuple[str, ...]:
         """Returns the names of a parameter's moments."""
@@ -67,7 +67,7 @@ class StateKeeper(Optimizer):
         return params, grads, states
 
     def _missing_state(self, param: Tensor, group: Group, state: State) -> State:
-        """Returns what a parameter's state lacks, newly made."""
+        """Returns the missing parts of a parameter's state, newly made."""
         made: State = {}
         if any(name not in state for name in self.moment_names(param)):
             made.update(self.init_moments(param, group["moment_dtype"] or wide_dtype(param)))
@@ -79,11 +79,11 @@ class StateKeeper(Optimizer):
         return {name: tensor for name, tensor in made.items() if name not in state}
 
     def full_state(self, param: Tensor, group: Group) -> State:
-        """Returns a parameter's state with what it lacks newly made, without keeping that."""
+        """Returns a parameter's state with its missing parts newly made, without storing them."""
         state = self.state.get(param, {})
         full = {**state, **self._missing_state(param, group, state)}
         if not _is_compensated(param, group):
-            full.pop("compensation", None)  # What it had before its rounding, or its dtype, was changed.
+            full.pop("compensation", None)  # From before rounding or dtype changed.
         return full
 
     # Saving and loading.
@@ -116,7 +116,7 @@ class StateKeeper(Optimizer):
             for key, value in self.state.items():
                 self.state[key] = without_shared(value, given)
 
-        # Between the user's own hooks: those see what is loaded, and what has become of it.
+        # Runs between the hooks of the user, which see the state before and after loading.
         before = self.register_load_state_dict_pre_hook(check)
         after = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
@@ -178,7 +178,7 @@ def tensors_in(value: Any) -> set[int]:
 
 
 def without_shared(value: Any, given: set[int]) -> Any:
-    """Returns a loaded value with a copy of every tensor that is one of those given."""
+    """Returns a loaded value with a copy of every tensor that is among the given tensors."""
     if isinstance(value, Tensor):
         return _copied(value) if id(value) in given else value
     if isinstance(value, dict):
@@ -200,5 +200,5 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 def _is_compensated(param: Tensor, group: Group) -> bool:
-    """Returns whether what rounding keeps back of a parameter is kept."""
+    """Returns whether the compensation of a parameter is stored."""
     return group.get("rounding") == "kahan" and is_narrow(param)

@@ -22,7 +22,7 @@ class SteeredOptimizer(LossOptimizer):
     _pilot: PilotState
 
     def averages(self) -> Mapping[Any, Any]:
-        """Returns what holds the averaged weights: from a parameter to its state, with `"average"`."""
+        """Returns the holder of the averaged weights: from a parameter to its state, with `"average"`."""
         return self.state
 
     # Averaged weights.

@@ -1,6 +1,6 @@
 """The ways to take one and the same step: one tensor after the other, many at once, or in compiled code.
 
-Each way reads the recipe of a member (see `_recipe.py`).
+Each way reads the recipe of a member (see `_rules/recipe.py`).
 """
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
@@ -53,7 +53,7 @@ def use_fused(params: list[Tensor], group: Group) -> bool:
     fused: bool | None = group.get("fused")
     if torch.compiler.is_compiling() or fused is False:
         return False
-    if params[0].device.type in cuda.DEVICES:  # There it is never chosen by itself.
+    if params[0].device.type in cuda.DEVICES:  # On CUDA it is never the default.
         return fused is True and cuda.is_available()
     return params[0].device.type == "cpu" and (fused is True or group.get("foreach") is None)
 
@@ -64,8 +64,8 @@ class Ways(NamedTuple):
     Attributes:
         single: one tensor after the other; the reference.
         multi: all tensors of one device and dtype at once.
-        fused: in compiled code, or in blocks where there is none; returns the indices of the tensors
-            that it leaves to the others.
+        fused: in compiled code, or in blocks without compiled code; returns the indices of the tensors
+            that it leaves to the other ways.
     """
 
     single: Callable[..., None]
@@ -75,7 +75,7 @@ class Ways(NamedTuple):
     def step(
         self, params: list[Tensor], grads: list[Tensor], states: list[State], *, group: Group, **given: Any
     ) -> list[int]:
-        """Takes the step, in the fastest way that fits the tensors where the group names none.
+        """Takes the step: in the way that the group names, or in the fastest way that fits the tensors.
 
         Returns:
             The indices of the tensors that were not stepped: there are some only where the group holds keys
@@ -95,7 +95,7 @@ class Ways(NamedTuple):
         return []
 
 
-# What the ways read.
+# The numbers and formulas that the ways read.
 
 
 def signal_of(
