@@ -58,6 +58,8 @@ KEYS = "rounding_keys"
 """Where a group's options say how to round at random: a key for each parameter. With it, parameters of low
 precision are rounded as the group says; without it, to the nearest."""
 
+_REALS = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
+
 _dtype, _is_cpu, _shape = attrgetter("dtype"), attrgetter("is_cpu"), attrgetter("shape")
 
 
@@ -278,6 +280,49 @@ def _run(
         read = layout.begins[GRAD]
         if written is None or not are_apart(written, read, ends_of(layout, GRAD, read)):
             return False
+    wide = _wide(params[0].dtype)
+    job = _job(layout, spec, group, len(params), wide)
+    share = None if spec.share is None else spec.share(wide)
+    keys: Tensor | None = group.get(KEYS)
+    numbers = (_REALS[wide] * 4)(*map(float, signal))
+    at = ctypes.addressof(numbers)
+    step = ctypes.sizeof(_REALS[wide])
+    job.tolerance, job.scale, job.ratio, job.lr = at, at + step, at + 2 * step, at + 3 * step
+    # Threads are not inherited: a forked process would wait for them for ever.
+    enough = max(1, layout.addresses.elements // LEAST_SHARE)
+    job.threads = min(torch.get_num_threads(), enough) if found.process == os.getpid() else 1
+    job.chosen = None if spec.chosen is None else spec.chosen.data_ptr()
+    job.chosen_first = None if spec.chosen_first is None else spec.chosen_first.data_ptr()
+    job.share = None if share is None else share.data_ptr()
+    job.keys = None if keys is None else keys.data_ptr()
+    try:
+        # What torch does not see it must be told, or a graph would be built on what is no more.
+        torch.autograd.graph.increment_version(params)
+    except RuntimeError:
+        return False  # Tensors made in inference mode have no versions.
+    return bool(getattr(found.handle, FUNCTIONS[wide])(ctypes.byref(job)) == 0)
+
+
+def _job(layout: Layout, spec: FusedStep, group: dict[str, Any], count: int, wide: torch.dtype) -> Job:
+    """Returns the job of a layout, without what changes from step to step; made anew for other options."""
+    is_decoupled = group["weight_decay_mode"] == "decoupled"
+    bound = group.get("injection_bound")
+    options = {
+        "weight_decay": group["weight_decay"]
+        / ((group.get("weight_decay_divisor") if is_decoupled else None) or 1.0),
+        "shadow_rate": group.get("shadow_rate", 0.0),
+        "mode": MODES.index(group["weight_decay_mode"]),
+        "maximize": group["maximize"],
+        "norm_factor": group.get("schedulefree_alpha", 0.0),
+        "least_lr": group.get("min_lr", 0.0),
+        "most_lr": group.get("max_lr", 0.0),
+        "injection_bound": -1.0 if bound is None else bound,
+        "rounding": ROUNDINGS.index(group["rounding"]) if KEYS in group else 0,
+    }
+    known: tuple[Any, ...] = (spec.rules, spec.filter, spec.first_steps, options, wide)
+    if layout.prepared.get("known") == known:
+        made: Job = layout.prepared["job"]
+        return made
     addresses = layout.addresses
     at, nothing = addresses.streams, addresses.nothing
     kinds = tuple([(rule.kind, rule.prefix) for rule in spec.rules])
@@ -294,55 +339,27 @@ def _run(
         )
         for rule, (kind, first, second) in zip(spec.rules, _moments(kinds), strict=True)
     ]
-    is_decoupled = group["weight_decay_mode"] == "decoupled"
-    divisor = group.get("weight_decay_divisor") if is_decoupled else None
-    share = None if spec.share is None else spec.share(_wide(params[0].dtype))
-    bound = group.get("injection_bound")
-    keys: Tensor | None = group.get(KEYS)
-    enough = max(1, addresses.elements // LEAST_SHARE)
     job = Job(
-        tensors=len(params),
-        # Threads are not inherited: a forked process would wait for them for ever.
-        threads=min(torch.get_num_threads(), enough) if found.process == os.getpid() else 1,
+        tensors=count,
         rows=addresses.rows,
         columns=addresses.columns,
         params=at[PARAM],
         grads=at[GRAD],
         shadows=at.get(SHADOW),
         shadows_exist=at.get(EXISTS),
-        tolerance=signal.tolerance.data_ptr(),
-        scale=signal.scale.data_ptr(),
-        ratio=signal.shadow_ratio.data_ptr(),
-        lr=signal.lr.data_ptr(),
-        weight_decay=group["weight_decay"] / (divisor or 1.0),
-        shadow_rate=group.get("shadow_rate", 0.0),
-        mode=MODES.index(group["weight_decay_mode"]),
-        maximize=group["maximize"],
         filter=FILTERS.index(spec.filter),
         rules=len(spec.rules),
-        chosen=None if spec.chosen is None else spec.chosen.data_ptr(),
         rule=tuple(rules),
         first_steps=len(spec.first_steps),
-        chosen_first=None if spec.chosen_first is None else spec.chosen_first.data_ptr(),
         first_step=tuple(map(FIRST_STEPS.index, spec.first_steps)),
         norms=at.get(NORM),
-        share=None if share is None else share.data_ptr(),
-        norm_factor=group.get("schedulefree_alpha", 0.0),
-        least_lr=group.get("min_lr", 0.0),
-        most_lr=group.get("max_lr", 0.0),
-        injection_bound=-1.0 if bound is None else bound,
         param_kind=kind_of(dtypes[PARAM]),
         grad_kind=kind_of(dtypes[GRAD]),
-        rounding=ROUNDINGS.index(group["rounding"]) if KEYS in group else 0,
         compensations=at.get(COMPENSATION),
-        keys=None if keys is None else keys.data_ptr(),
+        **options,
     )
-    try:
-        # What torch does not see it must be told, or a graph would be built on what is no more.
-        torch.autograd.graph.increment_version(params)
-    except RuntimeError:
-        return False  # Tensors made in inference mode have no versions.
-    return bool(getattr(found.handle, FUNCTIONS[_wide(params[0].dtype)])(ctypes.byref(job)) == 0)
+    layout.prepared.update(known=known, job=job)
+    return job
 
 
 def _numbers(of: Callable[[Tensor], int], tensors: list[Tensor]) -> Numbers:

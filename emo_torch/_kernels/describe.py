@@ -81,7 +81,9 @@ class FusedStep(NamedTuple):
 
 
 class Signal(NamedTuple):
-    """The emotion as numbers of the dtype that a step is computed in, each of shape `[]`.
+    """The emotion as tensors of the dtype that a step is computed in, each of shape `[]`.
+
+    Compiled code on the CPU takes Python's numbers as well, and rounds them to that dtype.
 
     Attributes:
         tolerance: theta (1 + |s|).
@@ -90,9 +92,9 @@ class Signal(NamedTuple):
         lr: the learning rate, a tensor; the ways without compiled code take a number, too.
     """
 
-    tolerance: Tensor
-    scale: Tensor
-    shadow_ratio: Tensor
+    tolerance: Any
+    scale: Any
+    shadow_ratio: Any
     lr: Any
 
 

@@ -95,6 +95,7 @@ class Layout:
         names: what was looked at in the states.
         dtypes: the dtype of the tensors.
         is_apart: whether it is known that nothing overlaps with what is written to.
+        prepared: the last job of compiled code, which the next step can use again.
     """
 
     begins: Places
@@ -104,6 +105,7 @@ class Layout:
     names: Names
     dtypes: dict[Key, torch.dtype]
     is_apart: bool = False
+    prepared: dict[str, Any] = dataclasses.field(default_factory=dict, init=False)
 
     @functools.cached_property
     def addresses(self) -> Addresses:

@@ -213,7 +213,13 @@ def feel_in_place(
         history = state.history.numpy()
         history[:-1] = history[1:]
         history[-1] = scalar
-        if not state.should_stop.item():
+        # Not quiet where the mean is above its bound by more than roundings: PyTorch need not be asked.
+        most = 1.01 * WINDOW * bounds.get("mean_below", 0.05)
+        if (
+            not state.should_stop.item()
+            and state.felt.item() >= WINDOW
+            and np.add.reduce(np.abs(history)) < most
+        ):
             state.should_stop.copy_(went_quiet(state.history, state.felt, **bounds))
 
 

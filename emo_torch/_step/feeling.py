@@ -4,9 +4,11 @@ from __future__ import annotations  # torch.compile traces no `list[...]` that i
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from emo_torch._kernels.describe import Signal
 from emo_torch._pieces.emotion import is_on_cpu
 from emo_torch._rules.recipe import Group
 
@@ -57,3 +59,24 @@ def for_compiled(params: list[Tensor], feeling: Feeling, group: Group) -> tuple[
     if group["weight_decay_mode"] == "decoupled":
         weight_decay = weight_decay / factor
     return feeling._replace(scale=None, rate=rate), {**group, "weight_decay": weight_decay}
+
+
+def numbers_of(feeling: Feeling, group: Group, dtype: torch.dtype) -> Signal:
+    """Returns what `signal_of` returns, as Python's numbers: for the CPU, where PyTorch's calls cost more.
+
+    Args:
+        feeling: the feeling, on the CPU.
+        group: the options.
+        dtype: the dtype of the computation, to which the caller rounds the numbers.
+    """
+    del dtype
+    # Every operation is rounded to the dtype of the scalar, as PyTorch's are.
+    real = np.float64 if feeling.scalar.dtype == torch.float64 else np.float32
+    size = abs(real(feeling.scalar.item()))
+    lr = group["lr"] if feeling.rate is None else feeling.rate
+    return Signal(
+        tolerance=float(real(group.get("theta", 0.0)) * (real(1.0) + size)),
+        scale=float(real(1.0) - size) if feeling.scale is None else feeling.scale.item(),
+        shadow_ratio=feeling.shadow_ratio.item(),
+        lr=float(lr),
+    )

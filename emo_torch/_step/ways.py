@@ -29,7 +29,7 @@ from emo_torch._rules.recipe import FirstStep, Group, Recipe, State
 from emo_torch._rules.switch import multi_tensor_switch_by_emotion, switch_by_emotion
 from emo_torch._sharded import mesh_of
 from emo_torch._step.feeling import Feeling as Feeling
-from emo_torch._step.feeling import for_compiled
+from emo_torch._step.feeling import for_compiled, numbers_of
 
 _CPU = torch.device("cpu")
 
@@ -387,12 +387,13 @@ def fused(
     if recipe.first is not None:
         what = what._replace(chosen_first=recipe.first.choose(feeling.scalar).to(device))
     signal = functools.partial(signal_of, feeling, group, needs_tensors=True)
-    if device.type in cuda.DEVICES and KEYS in group:
-        return list(range(len(params)))
     if device.type in cuda.DEVICES:
-        return cuda.step(params, grads, states, what, signal_of=signal, group=group)
-    take = step_blocked if library() is None else step_fused
-    return take(params, grads, states, what, signal_of=signal, group=group)
+        none, given = list(range(len(params))), {"signal_of": signal, "group": group}
+        return none if KEYS in group else cuda.step(params, grads, states, what, **given)
+    if library() is None:
+        return step_blocked(params, grads, states, what, signal_of=signal, group=group)
+    numbers = functools.partial(numbers_of, feeling, group)
+    return step_fused(params, grads, states, what, signal_of=numbers, group=group)
 
 
 WAYS = Ways(single_tensor, multi_tensor, fused)
