@@ -1,68 +1,86 @@
-"""`python -m benchmarks.quality`: trains, keeps every result at once, and writes a table and a picture."""
+"""`python -m benchmarks.quality`: trains, keeps each result at once, and writes tables and a picture."""
 
 import argparse
 from pathlib import Path
 
 from examples.command import answer_early
 
+FOLDER = Path("docs/pilot_study")
+PICTURE = Path("docs/pictures/learning_rates.png")
+
 
 def options() -> argparse.ArgumentParser:
     """Returns the parser of the command's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
-    parser.add_argument("--fast", action="store_true", help="four tasks, four rates, one seed: CPU minutes")
     parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("output/quality"),
-        help="the folder of results, table and picture (default: %(default)s)",
+        "--folder", type=Path, default=FOLDER, help="results and tables (default: %(default)s)"
     )
-    parser.add_argument("--fresh", action="store_true", help="forget the results of earlier calls")
+    parser.add_argument("--picture", type=Path, default=PICTURE, help="the picture (default: %(default)s)")
+    parser.add_argument("--held-back", action="store_true", help="also run the tasks that were held back")
+    parser.add_argument("--only", default="", help="run only cells whose name matches this pattern")
+    parser.add_argument("--most", type=int, help="run at most so many cells")
+    parser.add_argument("--report", action="store_true", help="run nothing: write tables and picture")
     return parser
 
 
 if __name__ == "__main__":
     answer_early(options, "examples", ("jax", "optax", "torch", "flax", "matplotlib", "rich", "sklearn"))
 
+import math
+import re
 import sys
 from collections.abc import Sequence
 
-import torch
+from benchmarks.quality import compiler as compiler  # isort: skip - before JAX.
+
+import numpy as np
 from rich.console import Console
 
-from benchmarks.quality.plan import plan_of
-from benchmarks.quality.report import draw, table
+from benchmarks.quality.contenders import ALL
+from benchmarks.quality.plan import Cell, cells
+from benchmarks.quality.report import draw, write
 from benchmarks.quality.tasks import tasks
-from benchmarks.quality.training import CONTENDERS, train
-from examples.progress import track
-from examples.yardstick.store import Store
+from benchmarks.quality.training import train
+from examples.yardstick.store import Result, Store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what is not in the store yet, with the given command-line arguments or those of the process."""
-    parser = options()
-    given = parser.parse_args(arguments)
-    plan, known = plan_of(fast=given.fast), tasks()
-    path = given.output / "results.json"
-    if given.fresh:
-        path.unlink(missing_ok=True)
-    store = Store(path)
+    given = options().parse_args(arguments)
+    store = Store(given.folder / "results.json")
+    wanted = [cell for cell in cells(held_back=True) if re.search(given.only, cell.key)]
+    held_back = {name for name, task in tasks().items() if task.kind == "held back"}
+    wanted = [cell for cell in wanted if given.held_back or cell.task not in held_back]
+    missing = [cell for cell in wanted if cell.key not in store][: 0 if given.report else given.most]
     console = Console(stderr=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # For networks this small several threads only wait for each other.
-    try:
-        open_cells = [cell for cell in plan.cells() if cell.key not in store]
-        for cell in track(open_cells, description="runs", console=console, transient=True):
-            result = train(known[cell.task], CONTENDERS[cell.contender], cell.rate, cell.seed, cell.steps)
-            store.put(cell.key, result)
-    finally:
-        torch.set_num_threads(threads)
+    for index, cell in enumerate(missing):
+        console.print(f"{index + 1} of {len(missing)}: {cell.key}", highlight=False)
+        store.put(cell.key, run(cell))
         store.save()
-    losses = {cell: store.get(cell.key)["loss"] for cell in plan.cells()}
-    text = table(losses, plan)
-    (given.output / "quality.md").write_text(text, encoding="utf-8")
-    draw(losses, plan, given.output / "quality.png")
-    print(text)
+    write(store, given.folder)
+    draw(store, given.picture)
     return 0
+
+
+def run(cell: Cell) -> Result:
+    """Trains the runs of a cell; losses by row of the tables, trouble, learning rate and seed."""
+    found = train(
+        tasks()[cell.task],
+        ALL[cell.contender],
+        cell.rates,
+        cell.seeds,
+        cell.steps,
+        troubles=[trouble for _, trouble in cell.troubles],
+        batch_size=cell.batch_size or None,
+    )
+    return {row: _rounded(losses.tolist()) for row, losses in found.items()}
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    assert isinstance(value, float)
+    return float(np.format_float_scientific(value, precision=4)) if math.isfinite(value) else None
 
 
 if __name__ == "__main__":

@@ -1,66 +1,82 @@
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.quality import __main__ as command
-from benchmarks.quality.plan import Cell, Plan, plan_of
-from benchmarks.quality.report import DIVERGED, ratios, table
+from benchmarks.quality import plan
+from benchmarks.quality.contenders import ALL, DEFAULTS
+from benchmarks.quality.plan import Cell
+from benchmarks.quality.report import DIVERGED, Losses, mean_over_tasks, over_adamw
 from benchmarks.quality.tasks import tasks
-from benchmarks.quality.training import CONTENDERS, train
+from benchmarks.quality.training import Trouble, train
 
-SMALL = Plan(("teacher",), (1e-3, 1e-2), (0,), 3, is_fast=True)
+SMALL = (Cell("rates", "factors", "emo_pilot"), Cell("rates", "factors", "adamw"))
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
-def test_a_run_lowers_the_loss_and_is_the_same_again(name: str) -> None:
-    task = tasks()["teacher"]
-    first = train(task, CONTENDERS[name], 1e-2, 0, 1)["loss"]
-    last = train(task, CONTENDERS[name], 1e-2, 0, 60)["loss"]
-    assert last < first
-    assert train(task, CONTENDERS[name], 1e-2, 0, 60)["loss"] == last
+def test_runs_with_several_rates_seeds_and_troubles_are_one_program() -> None:
+    troubles = [Trouble(), Trouble(unit=100.0), Trouble(missing=1.0)]
+    found = train(tasks()["factors"], ALL["emo_pilot"], (1e-2, 1e-1), (0, 1), 20, troubles=troubles)
+    losses = found["EmoPilot"]
+    assert losses.shape == (3, 2, 2)
+    # A loss in another unit is measured in the usual one, and takes the same steps.
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    # Where every loss is missing, no step is taken: all learning rates end alike.
+    assert (losses[2, 0] == losses[2, 1]).all()
+    assert (losses[0] < losses[2]).all()
+    assert losses[0, 0, 0] != losses[0, 0, 1]
+
+
+def _result(runs: list[str]) -> Any:
+    def run(cell: Cell) -> Any:
+        if len(runs) == 1:
+            runs.append("stopped")
+            raise KeyboardInterrupt
+        runs.append(cell.contender)
+        row = {"emo_pilot": "EmoPilot", "adamw": "AdamW"}[cell.contender]
+        return {row: [[[0.5, 0.5, None] if rate == 1.0 else [0.5, 1.0, 1.5] for rate in cell.rates]]}
+
+    return run
 
 
 def test_a_call_that_is_stopped_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs: list[float] = []
-
-    def stopping(*given: object) -> dict[str, float]:
-        del given
-        if len(runs) == 5:
-            raise KeyboardInterrupt
-        runs.append(1.0)
-        return {"loss": float(len(runs))}
-
-    monkeypatch.setattr(command, "plan_of", lambda *, fast: SMALL)  # noqa: ARG005
-    monkeypatch.setattr(command, "train", stopping)
+    runs: list[str] = []
+    monkeypatch.setattr(command, "cells", lambda **_: SMALL)
+    monkeypatch.setattr(command, "run", _result(runs))
+    given = ["--folder", str(tmp_path), "--picture", str(tmp_path / "rates.png")]
     with pytest.raises(KeyboardInterrupt):
-        command.main(["--output", str(tmp_path)])
-
-    def going_on(*_: object) -> dict[str, float]:
-        runs.append(1.0)
-        return {"loss": 2.0}
-
-    monkeypatch.setattr(command, "train", going_on)
-    assert command.main(["--output", str(tmp_path)]) == 0
-    assert len(runs) == len(SMALL.cells()) == 12
-    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
-    assert "| EmoPilot |" in (tmp_path / "quality.md").read_text()
+        command.main(given)
+    assert command.main(given) == 0
+    assert runs == ["emo_pilot", "stopped", "adamw"]
+    assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "tables.md").read_text()
+    assert "| EmoPilot | 1 |" in text
+    assert "| 1 | diverged | 1 | 1 |" in text
 
 
 def test_ratios_are_those_over_adamw_at_its_best_rate() -> None:
-    losses: dict[Cell, float | None] = dict.fromkeys(SMALL.cells(), 2.0)
-    losses[Cell("teacher", "adamw", 1e-2, 0, 3)] = 0.5
-    losses[Cell("teacher", "emo_pilot", 1e-2, 0, 3)] = None
-    found = ratios(losses, SMALL)
-    assert found["teacher", "adamw", 1e-2] == 1.0
-    assert found["teacher", "emo_sens", 1e-3] == 4.0
-    assert found["teacher", "emo_pilot", 1e-2] == DIVERGED
-    assert "| AdamW | 4 | 1 | 1 | 4 |" in table(losses, SMALL)
+    losses: Losses = {
+        ("mlp", "AdamW"): np.array([2.0, 0.5]),
+        ("mlp", "EmoPilot"): np.array([1.0, math.inf]),
+        ("cnn", "AdamW"): np.array([1.0, 4.0]),
+        ("cnn", "EmoPilot"): np.array([0.5, 1.0]),
+    }
+    ratios = over_adamw(losses)
+    assert ratios["mlp", "AdamW"].tolist() == [4.0, 1.0]
+    assert ratios["mlp", "EmoPilot"].tolist() == [2.0, DIVERGED]
+    mean = mean_over_tasks(ratios, "EmoPilot", ["mlp", "cnn"])
+    assert mean is not None
+    assert mean.tolist() == pytest.approx([1.0, DIVERGED**0.5])
+    assert mean_over_tasks(ratios, "Muon", ["mlp"]) is None
 
 
-def test_the_defaults_are_among_the_rates_and_the_tasks_are_known() -> None:
-    for fast in (False, True):
-        plan = plan_of(fast=fast)
-        assert set(plan.tasks) <= set(tasks())
-        assert all(contender.default in plan.rates for contender in CONTENDERS.values())
-        assert all(math.isfinite(rate) for rate in plan.rates)
+def test_the_plan_names_what_is_known() -> None:
+    found = plan.cells(held_back=True)
+    assert len({cell.key for cell in found}) == len(found)
+    assert {cell.task for cell in found} == set(tasks())
+    assert {cell.contender for cell in found} == set(ALL)
+    held_back = {name for name, task in tasks().items() if task.kind == "held back"}
+    assert not held_back & {cell.task for cell in plan.cells()}
+    assert set(DEFAULTS.values()) <= set(plan.RATES)

@@ -64,7 +64,7 @@ def emo_pilot(
     mask: Any | Callable[[optax.Params], Any] | None = None,
     *,
     min_courage: jax.typing.ArrayLike = 0.03,
-    max_courage: jax.typing.ArrayLike = 100.0,
+    max_courage: jax.typing.ArrayLike = 1000.0,
     gate_limit: jax.typing.ArrayLike = 2.5,
     average: bool = True,
     weight_decay_mode: WeightDecayMode = "decoupled",
@@ -204,6 +204,7 @@ def emo_pilot(
             lambda g, m, v: products(g, m, v, old.step).astype(dtype), gradients, moments.mu, moments.nu
         )
         total = sum(jax.tree.leaves(each), jnp.zeros([3], dtype))
+        rate = learning_rate_at(learning_rate, old)
         pilot, is_finite = steer(
             old,
             loss,
@@ -211,6 +212,7 @@ def emo_pilot(
             limit=gate_limit,
             min_courage=min_courage,
             max_courage=max_courage,
+            learning_rate=jnp.maximum(old.peak, rate),
         )
         moved = jax.tree.map(lambda g, m, v: move(g, m, v, pilot.gate), gradients, moments.mu, moments.nu)
         mu, nu = (jax.tree.map(lambda _, r, k=k: r[k], gradients, moved) for k in range(2))
@@ -223,7 +225,7 @@ def emo_pilot(
         if moment_dtype is None:
             mu, nu = kept = jax.lax.optimization_barrier(kept)
         u = jax.tree.map(lambda m, v, g: direction(m, v, pilot.step, g.dtype), mu, nu, gradients)
-        pilot, steps = step_lengths(pilot, weights, learning_rate_at(learning_rate, old), shard_axis_name)
+        pilot, steps = step_lengths(pilot, weights, rate, shard_axis_name)
 
         def change(u: jax.Array, w: jax.Array, length: jax.Array, decays: Any) -> jax.Array:
             length = length.astype(w.dtype)

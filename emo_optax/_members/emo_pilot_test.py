@@ -55,7 +55,7 @@ def reference(
     params: Any, grads: list[Any], losses: list[float], lr: float = 1e-2
 ) -> tuple[Any, Any, float]:
     """The rule in plain NumPy, one number after the other."""
-    wd, kmin, kmax = 0.01, 0.03, 100.0
+    wd, kmin, kmax = 0.01, 0.03, 1000.0
     p = {k: v.copy() for k, v in params.items()}
     m, v = ({k: np.zeros_like(x) for k, x in p.items()} for _ in range(2))
     average = {k: x.copy() for k, x in p.items()}
@@ -93,6 +93,7 @@ def reference(
             rise, fall = max(0.0, (s - 0.5) / 0.5), max(0.0, (-s - 0.5) / 0.5)
             if t > 5:
                 growth = 0.05 * (1 + 40 / (t + 10)) * (z + 0.4 * fall)
+                growth += 6.0 / (t + 20) * max(0.0, math.log(0.008 / (k * lr)))
                 k = min(kmax, max(kmin, k * math.exp(-0.2 * rise if s > 0.5 else growth)))
         for n in p:
             m[n] = 0.9 * m[n] + 0.1 * g[n]
@@ -120,11 +121,12 @@ def assert_close(tree: Any, other: Any, rtol: float) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol), tree, other)
 
 
-def test_the_rule_is_that_of_plain_numpy() -> None:
+@pytest.mark.parametrize("rate", [1e-4, 1e-2])
+def test_the_rule_is_that_of_plain_numpy(rate: float) -> None:
     params, grads, losses = problem()
     with jax.enable_x64(True):
-        ended, state = run(emo_optax.emo_pilot(1e-2), params, grads, losses)
-        wanted, average, courage = reference(params, grads, losses)
+        ended, state = run(emo_optax.emo_pilot(rate), params, grads, losses)
+        wanted, average, courage = reference(params, grads, losses, rate)
         assert_close(ended, wanted, 1e-12)
         assert_close(emo_optax.eval_params(state, ended), average, 1e-12)
         assert emo_optax.get_pilot(state).courage == pytest.approx(courage, rel=1e-11)

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from emo_optax._checks.validation import hyperparameter
 from emo_optax._pieces.relative_emotion import QUIET_STEPS, quotient, root
 
+USUAL_STEP = 0.008
+"""The step to which the warm-up brings a smaller learning rate: the largest of `step_ceiling`."""
+
 
 class CourageState(NamedTuple):
     """Courage and the size of the agreement that it is measured by; every field has the shape `[]`.
@@ -45,7 +48,8 @@ def move_courage(
     scalar: jax.Array,
     step: jax.Array,
     min_courage: jax.typing.ArrayLike = 0.03,
-    max_courage: jax.typing.ArrayLike = 100.0,
+    max_courage: jax.typing.ArrayLike = 1000.0,
+    learning_rate: jax.typing.ArrayLike = 0.0,
 ) -> CourageState:
     r"""Moves the courage by the agreement of one step and by the emotion.
 
@@ -55,8 +59,9 @@ def move_courage(
         k &\leftarrow k\,\exp(-0.2\,rise) \quad\text{where } s > 0.5 \\
         k &\leftarrow k\,\exp\bigl(0.05\,(1 + \tfrac{40}{t+10})\,(z + 0.4\,fall)\bigr) \quad\text{else}
 
-    The courage moves from the 6th step on, and stays between its bounds. Above the growth
-    that agreement gives, it grows only while the loss falls, so that noise alone does not drive it up.
+    The warm-up is added to the exponent of the second case (see `warm_up`). The courage moves from the 6th
+    step on, and stays between its bounds. Above the growth that agreement and the warm-up give, it grows only
+    while the loss falls, so that noise alone does not drive it up.
 
     Args:
         state: the courage before this step.
@@ -66,6 +71,7 @@ def move_courage(
             has no last direction, and changes nothing.
         min_courage: the least courage, > 0.
         max_courage: the largest courage; 1 never takes a longer step than the learning rate says.
+        learning_rate: eta, for the warm-up, >= 0; at 0 there is none.
 
     Returns:
         The courage after this step.
@@ -90,6 +96,7 @@ def move_courage(
     rise = jnp.maximum(0.0, 2.0 * scalar - 1.0)
     fall = jnp.maximum(0.0, -2.0 * scalar - 1.0)
     growth = 0.05 * (1.0 + 40.0 / (t + 10.0)) * (z + 0.4 * fall)
+    growth = growth + warm_up(state.courage, learning_rate, step)
     exponent = jnp.where(scalar > 0.5, -0.2 * rise, growth)
     least, most = (hyperparameter(bound, dtype) for bound in (min_courage, max_courage))
     courage = jnp.clip(state.courage * jnp.exp(exponent), least, most)
@@ -99,3 +106,27 @@ def move_courage(
         jnp.where(is_first, state.agreement_square, moved),
         jnp.where(step > QUIET_STEPS, courage, state.courage),
     )
+
+
+def warm_up(courage: jax.Array, learning_rate: jax.typing.ArrayLike, step: jax.Array) -> jax.Array:
+    r"""Returns the growth that brings a small learning rate to the usual step within about 20 steps.
+
+    .. math:: \frac{6}{t+20}\,\max\bigl(0,\, \log\tfrac{0.008}{k\,\eta}\bigr)
+
+    Each step closes a share of the distance in the logarithm, and the share fades, so that the warm-up
+    drives nothing in a long run.
+
+    Args:
+        courage: k, the courage before this step, > 0, shape `[]`.
+        learning_rate: eta, >= 0, a number or shape `[]`; at 0 there is no warm-up.
+        step: t, the number of this step, counted from 1, an integer array of shape `[]`.
+
+    Returns:
+        What is added to the logarithm of the courage, >= 0, shape `[]`.
+
+    Source: ours (EmoPilot).
+    """
+    length = courage * hyperparameter(learning_rate, courage.dtype)
+    # Without a step the distance is that of a step of 1, which is below 0: no warm-up.
+    distance = jnp.log(USUAL_STEP / jnp.where(length > 0.0, length, jnp.ones_like(length)))
+    return 6.0 / (step.astype(courage.dtype) + 20.0) * jnp.maximum(0.0, distance)

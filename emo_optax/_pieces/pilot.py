@@ -99,6 +99,7 @@ def steer(
     limit: jax.typing.ArrayLike,
     min_courage: jax.typing.ArrayLike,
     max_courage: jax.typing.ArrayLike,
+    learning_rate: jax.typing.ArrayLike,
 ) -> tuple[PilotState, jax.Array]:
     """Moves the scalars by the loss and the gradient of one step.
 
@@ -110,6 +111,7 @@ def steer(
         limit: how many times its running average the norm of a gradient may be.
         min_courage: the least courage.
         max_courage: the largest courage.
+        learning_rate: the largest learning rate so far, for the warm-up.
 
     Returns:
         The scalars after this step, and whether the step can be taken (bool of shape `[]`): only if the
@@ -121,7 +123,8 @@ def steer(
     factor, average = gate(norm, state.norm, step, limit)
     emotion = feel_relative(state.emotion, loss, step)
     agreement = jnp.clip(quotient(products[1], norm * last), -1.0, 1.0)
-    courage = move_courage(state.courage, agreement, emotion.scalar, step, min_courage, max_courage)
+    bounds = (min_courage, max_courage, learning_rate)
+    courage = move_courage(state.courage, agreement, emotion.scalar, step, *bounds)
     new = state._replace(step=step, emotion=emotion, norm=average, gate=factor, courage=courage)
     return new, is_finite
 

@@ -115,7 +115,13 @@ def autopilot(
         )
         total = psum(sum(jax.tree.leaves(each), jnp.zeros([3], dtype)), shard_axis_name)
         pilot, is_finite = steer(
-            old, loss, total, limit=gate_limit, min_courage=min_courage, max_courage=max_courage
+            old,
+            loss,
+            total,
+            limit=gate_limit,
+            min_courage=min_courage,
+            max_courage=max_courage,
+            learning_rate=0.0,  # No warm-up: a rule of its own may need a step of another size.
         )
         gated = jax.tree.map(
             lambda g, u: jnp.where(is_finite, g * pilot.gate.astype(g.dtype), jnp.zeros_like(g)).astype(

@@ -27,7 +27,7 @@ from emo_torch._pieces.weight_decay import MODES
 from emo_torch._rules.family_rules import PILOT
 from emo_torch._rules.recipe import Group, Recipe, State
 from emo_torch._sharded import mesh_of
-from emo_torch._step.pilot_ways import Batch, batch_of, measure, scheduled, step_batch
+from emo_torch._step.pilot_ways import Batch, batch_of, largest, measure, scheduled, step_batch
 from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._step.ways import use_foreach
 
@@ -110,7 +110,7 @@ class EmoPilot(SteeredOptimizer):
         weight_decay: float = 0.01,
         *,
         min_courage: float = 0.03,
-        max_courage: float = 100.0,
+        max_courage: float = 1000.0,
         gate_limit: float = 2.5,
         average: bool = True,
         weight_decay_mode: Literal["decoupled", "absolute", "l2"] = "decoupled",
@@ -194,6 +194,7 @@ class EmoPilot(SteeredOptimizer):
             products, squares = measure(batch)
             total = total + products.to(total)
             mean_squares.append(squares)
+        rates = [scheduled(group) for group in self.param_groups]
         group = self.param_groups[0]
         pilot, is_finite = steer(
             before,
@@ -202,8 +203,8 @@ class EmoPilot(SteeredOptimizer):
             limit=group["gate_limit"],
             min_courage=group["min_courage"],
             max_courage=group["max_courage"],
+            learning_rate=largest([peak for _, peak in rates]),
         )
-        rates = [scheduled(group) for group in self.param_groups]
         for group, (_, peak) in zip(self.param_groups, rates, strict=True):
             group["peak_lr"] = peak
         lengths, bounds = [], []
@@ -213,7 +214,8 @@ class EmoPilot(SteeredOptimizer):
             ceiling = step_ceiling(squares)
             if isinstance(share, Tensor):
                 share, peak = share.to(ceiling), torch.as_tensor(peak).to(ceiling)
-            limited = torch.minimum(ceiling, torch.as_tensor(peak).to(ceiling))
+            # Through no tensor of the default dtype, which would round the number to float32.
+            limited = torch.minimum(ceiling, peak) if isinstance(peak, Tensor) else ceiling.clamp(max=peak)
             length = pilot.courage.to(ceiling) * share * limited
             lengths.append(length)
             bounds.append(ceiling < peak)

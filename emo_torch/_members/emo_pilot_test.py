@@ -97,7 +97,8 @@ def reference(
             rise, fall = max(0.0, (s - 0.5) / 0.5), max(0.0, (-s - 0.5) / 0.5)
             if t > 5:
                 growth = 0.05 * (1 + 40 / (t + 10)) * (math.tanh(a / math.sqrt(a2)) + 0.4 * fall)
-                k = min(100.0, max(0.03, k * math.exp(-0.2 * rise if s > 0.5 else growth)))
+                growth += 6.0 / (t + 20) * max(0.0, math.log(0.008 / (k * lr)))
+                k = min(1000.0, max(0.03, k * math.exp(-0.2 * rise if s > 0.5 else growth)))
         for n in p:
             m[n] = 0.9 * m[n] + 0.1 * g[n]
             v[n] = 0.999 * v[n] + 0.001 * g[n] ** 2
@@ -150,10 +151,11 @@ def train(model: torch.nn.Module, optimizer: Any, steps: range) -> None:
 # The rule.
 
 
+@pytest.mark.parametrize("lr", [1e-4, 1e-2])
 @pytest.mark.parametrize("foreach", [False, True])
-def test_the_rule_is_that_of_plain_numpy(foreach: bool) -> None:
-    params, optimizer = run(foreach=foreach)
-    wanted, average, courage = reference(*problem())
+def test_the_rule_is_that_of_plain_numpy(foreach: bool, lr: float) -> None:
+    params, optimizer = run(foreach=foreach, lr=lr)
+    wanted, average, courage = reference(*problem(), lr=lr)
     assert_close(params, wanted.values(), 1e-12)
     assert_close([optimizer.state[param]["average"] for param in params], average.values(), 1e-12)
     assert float(optimizer.pilot.courage) == pytest.approx(courage, rel=1e-11)

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from emo_torch._pieces.relative_emotion import QUIET_STEPS
 
+USUAL_STEP = 0.008
+"""The step to which the warm-up brings a smaller learning rate: the largest of `step_ceiling`."""
+
 
 class CourageState(NamedTuple):
     """Courage and the size of the agreement that it is measured by; every field has the shape `[]`.
@@ -45,7 +48,8 @@ def move_courage(
     scalar: Tensor,
     step: Tensor,
     min_courage: float = 0.03,
-    max_courage: float = 100.0,
+    max_courage: float = 1000.0,
+    learning_rate: float | Tensor = 0.0,
 ) -> CourageState:
     r"""Moves the courage by the agreement of one step and by the emotion.
 
@@ -55,8 +59,9 @@ def move_courage(
         k &\leftarrow k\,\exp(-0.2\,rise) \quad\text{where } s > 0.5 \\
         k &\leftarrow k\,\exp\bigl(0.05\,(1 + \tfrac{40}{t+10})\,(z + 0.4\,fall)\bigr) \quad\text{else}
 
-    The courage moves from the 6th step on, and stays between its bounds. Above the growth
-    that agreement gives, it grows only while the loss falls, so that noise alone does not drive it up.
+    The warm-up is added to the exponent of the second case (see `warm_up`). The courage moves from the 6th
+    step on, and stays between its bounds. Above the growth that agreement and the warm-up give, it grows only
+    while the loss falls, so that noise alone does not drive it up.
 
     Args:
         state: the courage before this step.
@@ -66,6 +71,7 @@ def move_courage(
             has no last direction, and changes nothing.
         min_courage: the least courage, > 0.
         max_courage: the largest courage; 1 never takes a longer step than the learning rate says.
+        learning_rate: eta, for the warm-up, >= 0; at 0 there is none.
 
     Returns:
         The courage after this step.
@@ -91,6 +97,7 @@ def move_courage(
     rise = (2.0 * scalar - 1.0).clamp(min=0.0)
     fall = (-2.0 * scalar - 1.0).clamp(min=0.0)
     growth = 0.05 * (1.0 + 40.0 / (t + 10.0)) * (z + 0.4 * fall)
+    growth = growth + warm_up(state.courage, learning_rate, step)
     exponent = torch.where(scalar > 0.5, -0.2 * rise, growth)
     courage = (state.courage * torch.exp(exponent)).clamp(min_courage, max_courage)
     is_first = step == 1
@@ -99,3 +106,30 @@ def move_courage(
         torch.where(is_first, state.agreement_square, moved),
         torch.where(step > QUIET_STEPS, courage, state.courage),
     )
+
+
+def warm_up(courage: Tensor, learning_rate: float | Tensor, step: Tensor) -> Tensor:
+    r"""Returns the growth that brings a small learning rate to the usual step within about 20 steps.
+
+    .. math:: \frac{6}{t+20}\,\max\bigl(0,\, \log\tfrac{0.008}{k\,\eta}\bigr)
+
+    Each step closes a share of the distance in the logarithm, and the share fades, so that the warm-up
+    drives nothing in a long run.
+
+    Args:
+        courage: k, the courage before this step, > 0, shape `[]`.
+        learning_rate: eta, >= 0, a number or shape `[]`; at 0 there is no warm-up.
+        step: t, the number of this step, counted from 1, an integer tensor of shape `[]`.
+
+    Returns:
+        What is added to the logarithm of the courage, >= 0, shape `[]`.
+
+    Source: ours (EmoPilot).
+    """
+    rate = (
+        torch.full_like(courage, learning_rate) if isinstance(learning_rate, float | int) else learning_rate
+    )
+    length = courage * rate.to(courage)
+    # Without a step the distance is that of a step of 1, which is below 0: no warm-up.
+    distance = torch.log(USUAL_STEP / torch.where(length > 0.0, length, torch.ones_like(length)))
+    return 6.0 / (step.to(courage.dtype) + 20.0) * distance.clamp(min=0.0)

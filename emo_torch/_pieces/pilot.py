@@ -111,6 +111,7 @@ def steer(
     limit: float,
     min_courage: float,
     max_courage: float,
+    learning_rate: float | Tensor,
 ) -> tuple[PilotState, Tensor]:
     """Moves the scalars by the loss and the gradient of one step.
 
@@ -122,6 +123,7 @@ def steer(
         limit: how many times its running average the norm of a gradient may be.
         min_courage: the least courage.
         max_courage: the largest courage.
+        learning_rate: the largest learning rate so far, for the warm-up.
 
     Returns:
         The scalars after this step, and whether the step can be taken (bool of shape `[]`): only if the
@@ -134,7 +136,8 @@ def steer(
     factor, average = gate(norm, state.norm, step, limit)
     emotion = feel_relative(state.emotion, loss, step)
     agreement = (products[1] / (norm * last + tiny)).clamp(-1.0, 1.0)
-    courage = move_courage(state.courage_state, agreement, emotion.scalar, step, min_courage, max_courage)
+    bounds = (min_courage, max_courage, learning_rate)
+    courage = move_courage(state.courage_state, agreement, emotion.scalar, step, *bounds)
     moved = (step, state.skipped, *emotion, average, factor, *courage, state.longest, state.bound)
     return PilotState(*moved), is_finite
 

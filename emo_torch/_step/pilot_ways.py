@@ -114,6 +114,19 @@ def scheduled(group: Group) -> tuple[float | Tensor, float | Tensor]:
     return (float(lr) / peak if peak > 0.0 else 0.0), peak
 
 
+def largest(rates: list[float | Tensor]) -> float | Tensor:
+    """Returns the largest of some learning rates: a number if all of them are numbers."""
+    most = rates[0]
+    for rate in rates[1:]:
+        if isinstance(most, Tensor) or isinstance(rate, Tensor):
+            pair = [torch.as_tensor(each).reshape(()) for each in (most, rate)]
+            place = next(each for each in (most, rate) if isinstance(each, Tensor))
+            most = torch.maximum(*(each.to(place) for each in pair))
+        else:
+            most = max(most, rate)
+    return most
+
+
 def step_batch(batch: Batch, lengths: Tensor, pilot: PilotState, is_finite: Tensor) -> None:
     """Moves moments, weights and averages of a batch in the dtype of the computation."""
     group, weights = batch.group, batch.weights

@@ -193,6 +193,7 @@ class Autopilot(SteeredOptimizer):
             limit=group["gate_limit"],
             min_courage=group["min_courage"],
             max_courage=group["max_courage"],
+            learning_rate=0.0,  # No warm-up: a rule of its own may need a step of another size.
         )
         if not bool(is_finite):
             before.skipped.add_(1)
