@@ -64,6 +64,8 @@ FAULTS: tuple[Fault, ...] = (
         "growth where the loss falls",
         PILOT,
     ),
+    Fault("emo_torch", "courage", "USUAL_STEP = 0.008", "USUAL_STEP = 0.009", "warm-up", PILOT),
+    Fault("emo_optax", "courage", "+ 20.0) * jnp", "+ 21.0) * jnp", "warm-up that fades", PILOT),
     Fault("emo_torch", "courage", "-0.2 * rise", "-0.21 * rise", "courage where the loss rises", PILOT),
     Fault("emo_torch", "courage", "0.05 * (square - ", "0.06 * (square - ", "usual agreement", PILOT),
     Fault("emo_optax", "ceiling", "0.08 * jnp.clip", "0.081 * jnp.clip", "ceiling off by 1 %", PILOT),

@@ -122,7 +122,7 @@ def _long_section(store: Store) -> Rows:
         for _, result in found
         for row in result
     ]
-    text = "Noisy labels, 10 000 steps, batches of 16, one seed: divergence from the true probabilities, in nats."
+    text = "Noisy labels, 10 000 steps, batches of 16, one seed: divergence from the truth, in nats."
     return ["## Long runs", "", text, "", *table(["optimizer", *(f"{rate:g}" for rate in rates)], rows)]
 
 
@@ -206,10 +206,10 @@ def write(store: Store, folder: Path) -> None:
     lines = [
         "# Tables of the study of EmoPilot",
         "",
-        "Written by `python -m benchmarks.quality --report` from `results.json`. Where nothing else is said,",
-        "a number is the loss on test data after 300 steps over the loss of AdamW at its best of 11 learning",
-        "rates, 3 seeds. Less is better. EmoPilot, AdamW + average and schedule-free AdamW are evaluated",
-        "with their averaged weights.",
+        "Written by `python -m benchmarks.quality --report` from `results.json`. Where nothing else is",
+        "said, a number is the loss on test data after 300 steps over the loss of AdamW at its best of 11",
+        "learning rates, 3 seeds. Less is better. EmoPilot, AdamW + average and schedule-free AdamW are",
+        "evaluated with their averaged weights.",
         "",
         *_rates_section(ratios, "Learning rates, tasks for tuning", ("yardstick", "other")),
         *_rates_section(ratios, "Learning rates, tasks that were held back", ("held back",)),

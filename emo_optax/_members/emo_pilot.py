@@ -89,8 +89,9 @@ def emo_pilot(
     parameter. Train on p; evaluate, save and export A, which `eval_params` finds in the state. A step
     whose loss or gradient is not finite is skipped: nothing moves, and no state changes.
 
-    The learning rate is a start, not a tuned value. A schedule multiplies the step by what it leaves of
-    its largest learning rate so far; without one the results are best.
+    The learning rate is a start, not a tuned value: a warm-up brings a smaller one to the usual step
+    within about 20 steps (see `move_courage`), unless `max_courage` forbids it. A schedule multiplies the
+    step by what it leaves of its largest learning rate so far; without one the results are best.
 
     Args:
         learning_rate: eta, a number >= 0 or a schedule.
@@ -101,7 +102,7 @@ def emo_pilot(
         mask: a tree of booleans, or a function from the parameters to one; `True` decays.
         min_courage: the least courage, >= 0.
         max_courage: the largest courage; 1 for fine-tuning never takes a longer step than the learning
-            rate says.
+            rate says, and has no warm-up.
         gate_limit: how many times its running average the norm of a gradient may be, >= 0.
         average: whether to keep the averaged weights A; without them the state is a third smaller.
         weight_decay_mode: "decoupled" (p - eta_p wd p), "absolute" (p - wd p) or "l2" (g + wd p).

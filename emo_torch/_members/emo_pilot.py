@@ -49,8 +49,9 @@ class EmoPilot(SteeredOptimizer):
     parameter. Train on p; `eval()` puts A into the parameters, `train()` takes A out again. A step whose
     loss or gradient is not finite is skipped: nothing moves, and no state changes.
 
-    The learning rate is a start, not a tuned value. A schedule multiplies the step by what it leaves of
-    its largest learning rate so far; without one the results are best.
+    The learning rate is a start, not a tuned value: a warm-up brings a smaller one to the usual step
+    within about 20 steps (see `move_courage`), unless `max_courage` forbids it. A schedule multiplies the
+    step by what it leaves of its largest learning rate so far; without one the results are best.
 
     Args:
         params: the parameters, or groups of parameters with their own options.
@@ -60,7 +61,7 @@ class EmoPilot(SteeredOptimizer):
         weight_decay: wd, >= 0.
         min_courage: the least courage, >= 0.
         max_courage: the largest courage; 1 for fine-tuning never takes a longer step than the learning
-            rate says.
+            rate says, and has no warm-up.
         gate_limit: how many times its running average the norm of a gradient may be, >= 0.
         average: whether to keep the averaged weights A; without them the state is a third smaller.
         weight_decay_mode: "decoupled" (p - eta_p wd p), "absolute" (p - wd p) or "l2" (g + wd p).
