@@ -60,7 +60,7 @@ def move_courage(
         k &\leftarrow k\,\exp\bigl(0.05\,(1 + \tfrac{40}{t+10})\,(z + 0.4\,fall)\bigr) \quad\text{else}
 
     The warm-up is added to the exponent of the second case (see `warm_up`). The courage moves from the 6th
-    step on, and stays between its bounds. Above the growth that agreement and the warm-up give, it grows only
+    step on, and stays between its bounds. Above what agreement and the warm-up give, it grows only
     while the loss falls, so that noise alone does not drive it up.
 
     Args:
