@@ -2,7 +2,8 @@
 
 Run with `python -m examples.expectations`. It prints tables for docs/quality_of_training.md: how training
 depends on the learning rate and on its length, on the scale of the loss, and what the emotion filter
-stops. A perceptron with one hidden layer (4,810 parameters), batches of 64, PyTorch, one seed.
+stops. A perceptron with one hidden layer (4,810 parameters), batches of 64, PyTorch, one seed. At the end
+it prints what the options of the pulse do (`examples.pulse_options`).
 """
 
 import argparse
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 import emo_torch
 from examples.digits import data
 from examples.progress import Progress
+from examples.pulse_options import print_tables
 
 BATCH_SIZE = 64
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -198,6 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(scales_table(task, given.short))
     console.print(filter_table(task, given.short))
     console.print(first_steps_table())
+    print_tables(Console(width=112), seeds=3)
 
 
 if __name__ == "__main__":
