@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from emo_optax._checks.errors import LOSS_NOT_CARRIED, LossMissingError
@@ -330,7 +331,8 @@ def _check_value(carrier: Any) -> None:
     """Raises a `ValueError` for a carrier that is not 0, where its value is known."""
     if isinstance(carrier, jax.core.Tracer | jax.ShapeDtypeStruct):
         return
-    if carrier != 0:
+    # In NumPy: while a function is traced, an operation of JAX on known numbers gives an unknown one.
+    if np.asarray(carrier) != 0:
         raise ValueError(
             f"The carrier of the loss is {carrier}, and must be 0 at all times: the wrapper "
             "loss_from_gradient never moves it. Start with `jnp.zeros(())`. Weight decay, noise, clipping "
@@ -346,6 +348,6 @@ def _is_missing(loss: jax.Array, gradients: Any) -> jax.Array:
 
     if any(isinstance(leaf, jax.core.Tracer) for leaf in (loss, *jax.tree.leaves(gradients))):
         return jnp.asarray(jax.lax.cond(loss == 0, moves, lambda: jnp.zeros((), jnp.bool_)))
-    if loss == 0 and moves():
+    if np.asarray(loss) == 0 and any(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(gradients)):
         raise LossMissingError(LOSS_NOT_CARRIED)
     return jnp.zeros((), jnp.bool_)

@@ -156,6 +156,20 @@ def test_replicas_under_shard_map_feel_the_mean_of_their_losses(check_vma: bool)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.parametrize("with_jit", [False, True])
+def test_a_step_that_is_not_finite_is_skipped_with_its_loss(with_jit: bool) -> None:
+    optimizer = optax.apply_if_finite(emo_optax.loss_from_gradient(emo_optax.emo_sens(1e-2)), 3)
+    params = {**start(), "carrier": jnp.zeros(())}
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update) if with_jit else optimizer.update
+    for factor in (1.0, jnp.nan):
+        grads = jax.tree.map(lambda grad, factor=factor: grad * factor, jax.grad(carried)(params))
+        _, state = update(grads, state, params)
+    emotion = emo_optax.get_emotion(state)
+    assert [int(emotion.felt), int(emotion.held)] == [1, 0]
+    assert emotion.long == loss_of(start())
+
+
 def test_replicas_under_vmap_with_a_name() -> None:
     params = {**start(), "carrier": jnp.zeros(())}
 

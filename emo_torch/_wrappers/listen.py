@@ -232,7 +232,7 @@ def _backward(original: Any, *args: Any, **kwargs: Any) -> Any:
         if len(_threads) > 1 and others:
             edges = [root for root in others if isinstance(root, Tensor)]
             doubtful.update(*(_reach.find(root, optimizers, is_sure=True) for root in edges))
-        gradients = Gradients(unseen if len(_threads) == 1 else ())
+        gradients = Gradients(unseen if len(_threads) == 1 else (), with_samples=not others)
         emptied = {each for each in gradients.optimizers | found if is_emptied(each)}
     functions = [root.grad_fn for root, _ in roots]
     before = [(each, *sums_of(each)) for each in found]
@@ -253,7 +253,10 @@ def _backward(original: Any, *args: Any, **kwargs: Any) -> Any:
                 optimizer._collected.heard_sum, optimizer._collected.raw_sum = sums
         raise
     with _lock:
-        changed = doubtful.union(gradients.changed() if len(_threads) == 1 else ())
+        touched, unknown = gradients.changed(functions) if len(_threads) == 1 else ([], [])
+        changed = doubtful.union(touched)
+    for optimizer in unknown:
+        optimizer._collected.doubts[0] = _UNKNOWN
     for optimizer in optimizers:
         seen = optimizer._collected.seen
         seen["passes"] += 1
@@ -306,6 +309,7 @@ def _grad(original: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 _NO_SCALAR = "a backward pass went through its parameters whose root is not one number"
+_UNKNOWN = "a function of its own in a backward pass may have made a pass that the listener does not see"
 _BY_GRAD = (
     "torch.autograd.grad took gradients of its parameters, and nothing shows whether they belong to the "
     "step"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from emo_torch._step.loss_optimizer import LossOptimizer
 
@@ -168,31 +169,63 @@ def _path(link: Any) -> Path:
 
 
 class Gradients:
-    """The gradients of optimizers as they are before a backward pass, to see which of them it changes."""
+    """The gradients of optimizers as they are before a backward pass, to see which of them it changes.
 
-    def __init__(self, optimizers: Iterable[LossOptimizer]) -> None:
+    Args:
+        optimizers: those to look at.
+        with_samples: whether to look at a few gradients only before the pass, where those are `None`.
+            Mostly all are `None` before and after it, and then the look after it proves that none changed.
+    """
+
+    def __init__(self, optimizers: Iterable[LossOptimizer], *, with_samples: bool) -> None:
         self.optimizers = set(optimizers)
-        self._before = [_Before(optimizer) for optimizer in self.optimizers]
+        self._before = [
+            _Before(optimizer, with_samples=with_samples and optimizer not in _sparse)
+            for optimizer in self.optimizers
+        ]
 
-    def changed(self) -> list[LossOptimizer]:
-        """Returns the optimizers of whose parameters a gradient is another one, or has changed."""
-        return [before.optimizer for before in self._before if before.has_changed()]
+    def changed(self, functions: Iterable[Any]) -> tuple[list[LossOptimizer], list[LossOptimizer]]:
+        """Returns the optimizers of whose parameters a gradient is another one, or has changed.
+
+        Args:
+            functions: those of the roots of the pass.
+
+        Returns:
+            Those optimizers, and those of which it is not known.
+        """
+        answers = [(before.optimizer, before.has_changed()) for before in self._before]
+        changed = [optimizer for optimizer, answer in answers if answer]
+        unknown = []
+        for optimizer in (optimizer for optimizer, answer in answers if answer is None):
+            _sparse.add(optimizer)
+            own = [_reaches(function, optimizer) for function in functions if function is not None]
+            (changed if True in own else unknown if None in own else []).append(optimizer)
+        return changed, unknown
+
+
+_sparse: weakref.WeakSet[LossOptimizer] = weakref.WeakSet()
+"""Optimizers some of whose parameters had a gradient while a sample of them had none."""
+_SAMPLES = 16
 
 
 class _Before:
     """The gradients of one optimizer, looked at without a Python call for each parameter."""
 
-    def __init__(self, optimizer: LossOptimizer) -> None:
+    def __init__(self, optimizer: LossOptimizer, *, with_samples: bool) -> None:
         self.optimizer = optimizer
         self.params = _params(optimizer)
+        self.samples = self.params[:: 1 + len(self.params) // _SAMPLES]
+        self.is_sampled = with_samples and _are_none(list(map(_gradient, self.samples)))
         # Held, so that no other tensor takes the identity of one of them.
-        self.gradients = list(map(_gradient, self.params))
+        self.gradients = [] if self.is_sampled else list(map(_gradient, self.params))
         self.versions = [] if _are_none(self.gradients) else _versions(self.gradients)
 
-    def has_changed(self) -> bool:
+    def has_changed(self) -> bool | None:
         now = list(map(_gradient, self.params))
         if _are_none(now):
             return False
+        if self.is_sampled:
+            return None if _are_none(list(map(_gradient, self.samples))) else True
         if not self.versions:
             return True
         pairs = zip(now, self.gradients, strict=True)
@@ -200,6 +233,21 @@ class _Before:
             return True
         changes = zip(now, _versions(now), self.versions, strict=True)
         return any(grad is not None and version != before for grad, version, before in changes)
+
+
+def _reaches(root: Any, optimizer: LossOptimizer) -> bool | None:
+    """Returns whether a graph reaches parameters; `None` if a function in it may make passes of its own."""
+    if _walk(root, [set(map(id, _params(optimizer)))]):
+        return True
+    seen, queue = {root}, [root]
+    while queue:
+        function = queue.pop()
+        if isinstance(function, BackwardCFunction):
+            return None
+        following = {each for each, _ in function.next_functions if each is not None} - seen
+        seen |= following
+        queue += following
+    return False
 
 
 def _are_none(gradients: list[Tensor | None]) -> bool:
