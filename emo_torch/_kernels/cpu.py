@@ -58,6 +58,8 @@ KEYS = "rounding_keys"
 """Where a group's options say how to round at random: a key for each parameter. With it, parameters of low
 precision are rounded as the group says; without it, to the nearest."""
 
+_WIDE = {dtype: torch.float32 if dtype in NARROW else dtype for dtype in DTYPES}
+"""The dtype that is computed with, for each dtype of parameters."""
 _REALS = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
 _dtype, _is_cpu, _shape = attrgetter("dtype"), attrgetter("is_cpu"), attrgetter("shape")
@@ -93,14 +95,13 @@ def step(
         # A changed rule or shadow needs other names.
         kinds = tuple([(rule.kind, rule.prefix) for rule in spec.rules])
         dimensions = tuple(next(iter(layout.names.values())))
-        if layout.names != _names(
-            kinds, bool(group.get("use_shadow")), _is_compensated(params[0], group), dimensions
-        ):
+        is_compensated = params[0].dtype in NARROW and _is_compensated(params[0], group)
+        if layout.names != _names(kinds, bool(group.get("use_shadow")), is_compensated, dimensions):
             layout = None
     if layout is None:
         layout = describe(params, grads, states, spec, group)
     if layout is not None:
-        is_done = _run(params, layout, spec, signal_of(_wide(params[0].dtype)), group, found)
+        is_done = _run(params, layout, spec, signal_of(_WIDE[params[0].dtype]), group, found)
         if is_done and isinstance(params, Params):
             params.layout, params.finder = layout, found.finder
         return [] if is_done else list(range(len(params)))
@@ -119,7 +120,7 @@ def step(
         keys = group.get(KEYS)
         if keys is not None:
             group = {**group, KEYS: keys[indices]}
-        if layout is not None and _run(own, layout, spec, signal_of(_wide(dtype)), group, found):
+        if layout is not None and _run(own, layout, spec, signal_of(_WIDE[dtype]), group, found):
             rest.difference_update(indices)
     return sorted(rest)
 
@@ -137,7 +138,8 @@ def describe(
     empty or a negative view, each moment has the shape that its rule gives it. Each kind of tensors (the
     gradients, the first moments, ...) is of one dtype, that of the computation or a narrower one.
     """
-    dtype, wide = params[0].dtype, _wide(params[0].dtype)
+    dtype = params[0].dtype
+    wide = _WIDE.get(dtype, dtype)
     # What is narrow is made float32, so float64 goes with nothing else.
     known = {torch.float64} if wide == torch.float64 else {torch.float32, *NARROW}
     if dtype not in known or not _are_plain(params, dtype):
@@ -186,11 +188,6 @@ def describe(
         if rule.shape == "factors" and len({dtypes[rule.prefix, "factors", place] for place in "01"}) > 1:
             return None
     return Layout(begins, sizes, rows, columns, names, dtypes)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Returns the dtype that is computed with."""
-    return torch.float32 if dtype in NARROW else dtype
 
 
 def _is_compensated(param: Tensor, group: dict[str, Any]) -> bool:
@@ -280,7 +277,7 @@ def _run(
         read = layout.begins[GRAD]
         if written is None or not are_apart(written, read, ends_of(layout, GRAD, read)):
             return False
-    wide = _wide(params[0].dtype)
+    wide = _WIDE[params[0].dtype]
     job = _job(layout, spec, group, len(params), wide)
     share = None if spec.share is None else spec.share(wide)
     keys: Tensor | None = group.get(KEYS)
