@@ -102,6 +102,30 @@ def test_both_packages_step_alike(pair: Any, options: dict[str, Any]) -> None:
                 np.testing.assert_allclose(field, other.numpy(), rtol=1e-12, atol=1e-12)
 
 
+def test_schedule_free_around_emotional_is_emotional_around_schedule_free_in_pytorch() -> None:
+    schedulefree = pytest.importorskip("schedulefree")
+    start = sequences.params("float64")
+    tensors = {name: torch.nn.Parameter(torch.tensor(leaf)) for name, leaf in start.items()}
+    inner = schedulefree.SGDScheduleFree(list(tensors.values()), lr=0.1, weight_lr_power=2.0)
+    inner.train()
+    theirs = emo_torch.Emotional(inner, theta=0.0, gain=1.0)
+    with jax.enable_x64(True):
+        base = emo_optax.emotional(optax.sgd(0.1), theta=0.0, gain=1.0)
+        ours = optax.contrib.schedule_free(base, 0.1, b1=0.9, weight_lr_power=2.0)
+        params: Any = {name: jnp.asarray(leaf) for name, leaf in start.items()}
+        state = ours.init(params)
+        for step, loss in enumerate(sequences.losses("spiky", STEPS)):
+            grads = given(step)
+            updates, state = ours.update(grads, state, params, value=float(loss))
+            params = optax.apply_updates(params, updates)
+            for name, tensor in tensors.items():
+                tensor.grad = torch.tensor(grads[name])
+            theirs.step(loss=float(loss))
+        for name, tensor in tensors.items():
+            np.testing.assert_allclose(params[name], tensor.detach(), rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(state.z[name], inner.state[tensor]["z"], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["emo_sens", "emo_cats"])
 def test_a_mask_is_a_split_into_groups(name: str) -> None:
     start = sequences.params("float64")

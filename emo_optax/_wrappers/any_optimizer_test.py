@@ -118,3 +118,18 @@ def test_a_missing_loss_is_an_error(name: str) -> None:
     optimizer = emo_optax.emotional(OPTIMIZERS[name](), use_shadow=True)
     with pytest.raises(emo_optax.LossMissingError):
         optimizer.update(gradients(0), optimizer.init(params()), params())
+
+
+def test_a_schedule_free_wrapper_outside_moves_its_own_parameters_as_far_as_is_felt() -> None:
+    base = optax.sgd(0.1)
+    optimizer = optax.contrib.schedule_free(emo_optax.emotional(base, theta=0.0), 0.1)
+    where, state = params(), optimizer.init(params())
+    for step, loss in enumerate((1.0, 1.2, 0.9, 1.1)):
+        before, grads = state.z, gradients(step)
+        updates, state = optimizer.update(grads, state, where, value=loss)
+        where = optax.apply_updates(where, updates)
+        part = float(emo_optax.get_emotion(state).step_scale)
+        for name, moved in state.z.items():
+            expected = np.asarray(before[name]) - 0.1 * part * np.asarray(grads[name])
+            np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-6)
+    assert part < 0.9

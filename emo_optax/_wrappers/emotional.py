@@ -62,6 +62,10 @@ def emotional(
     `switch_by_emotion`) take this one where they stand in `inner`. The members of the family are built
     so, with `shadow_effect=False`, to keep weight decay out of filter and scale.
 
+    A wrapper that keeps parameters of its own belongs outside, and not into `inner`: write
+    `optax.contrib.schedule_free(emotional(base), learning_rate)`. Inside, its own parameters would move the
+    whole way, and those of the model a part of it.
+
     Args:
         inner: the optimizer, learning rate included.
         shadow_effect: whether to filter and scale the whole update of `inner`.

@@ -388,6 +388,8 @@ def _main(arguments: list[str]) -> None:
     if arguments[0] == "batch":
         _run(int(arguments[1]), is_repeatable="repeatable" in arguments)
         return
+    if _fused.library() is None:
+        sys.exit("There is no compiled code, and nothing to compare: run `python emo_torch/build.py`")
     wanted = int(arguments[0])
     for done in range(0, wanted, CASES_IN_THE_SUITE):
         cases = min(CASES_IN_THE_SUITE, wanted - done)
