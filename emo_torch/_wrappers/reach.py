@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
+from emo_torch._sharded import whole
 from emo_torch._step.loss_optimizer import LossOptimizer
 
 MOST_PATHS = 8
@@ -282,9 +283,12 @@ def were_zeroed(optimizer: LossOptimizer, mark: Mark) -> bool:
     As `zero_grad(set_to_none=False)` does. Their values are looked at only if the first of them has
     changed since the last pass.
     """
-    if mark == mark_of(optimizer):
+    now = mark_of(optimizer)
+    if mark is None or now is None or mark[0] != now[0] or mark[1] == now[1]:
         return False
-    return not any(param.grad is not None and bool(param.grad.any()) for param in _params(optimizer))
+    gradients = [param.grad for param in _params(optimizer) if param.grad is not None]
+    # The sum, of which the whole of a sharded gradient is known; it is NaN where one of them is.
+    return not any(bool(whole(gradient.abs().sum()) != 0) for gradient in gradients)
 
 
 def _params(optimizer: LossOptimizer) -> list[Tensor]:
