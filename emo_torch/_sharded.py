@@ -1,4 +1,4 @@
-"""Parameters that lie in parts on several processes (DTensors): what is of the whole, and what of a part.
+"""Parameters that are sharded over processes (DTensors): operations on whole tensors and on local parts.
 
 Elementwise steps need nothing of this. A norm or a mean over a DTensor, though, is at first one of each
 process's part alone, and has to be made one of the whole before it meets anything else.
@@ -17,7 +17,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def mesh_of(tensor: Tensor) -> Any:
-    """Returns the device mesh that a tensor lies on, `None` for one that lies here alone."""
+    """Returns the device mesh of a tensor, or `None` for a tensor that is not sharded."""
     return getattr(tensor, "device_mesh", None)
 
 
@@ -27,17 +27,17 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Returns what lies in this process, in the very same memory: for what goes element by element."""
+    """Returns the part of a tensor in this process, without a copy, for elementwise operations."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def copy_all(tensors: list[Tensor], news: list[Tensor]) -> None:
-    """Copies tensors into others that lie as they do, each process its own parts."""
+    """Copies tensors into others with the same sharding; each process copies its own parts."""
     torch._foreach_copy_(list(map(local_part, tensors)), list(map(local_part, news)))
 
 
 def redistribute_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Returns a tensor in parts that fit another's: an axis of length 1 is not split by what broadcasts."""
+    """Returns a tensor sharded so that it broadcasts with another one: an axis of length 1 is not split."""
     if not is_sharded(tensor):
         return tensor
     return tensor.redistribute(placements=like.placements)  # type: ignore[attr-defined, no-any-return]
@@ -66,7 +66,7 @@ def mean(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def zeros_for_mean(param: Tensor, axes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Returns zeros that lie as `mean` of a tensor over some axes does."""
+    """Returns zeros with the sharding of `mean` of a tensor over some axes."""
     shape = [1 if axis in axes else length for axis, length in enumerate(param.shape)]
     if not is_sharded(param):
         return param.new_zeros(shape, dtype=dtype)
@@ -74,7 +74,7 @@ def zeros_for_mean(param: Tensor, axes: tuple[int, ...], dtype: torch.dtype) -> 
 
     mesh, placements = param.device_mesh, _without(param.placements, axes)  # type: ignore[attr-defined]
     made = sharded.zeros(shape, dtype=dtype, device_mesh=mesh, placements=placements)
-    return made.to(param.device)  # Parameters may lie elsewhere than where they are computed with.
+    return made.to(param.device)  # Parameters may be on another device than the computation.
 
 
 def places(tensor: Tensor) -> Tensor:
@@ -99,11 +99,11 @@ def places(tensor: Tensor) -> Tensor:
 
 
 def sum_of_parts(values: Tensor, like: Tensor) -> Tensor:
-    """Returns the sums over all processes of numbers that each process took of its own part of a tensor.
+    """Returns the sums over all processes of numbers that each process computed from its part of a tensor.
 
     Args:
         values: the numbers of this process, plain.
-        like: the tensor that they were taken of; one that lies here alone leaves them as they are.
+        like: the tensor; if it is not sharded, the numbers are returned unchanged.
     """
     if not is_sharded(like):
         return values

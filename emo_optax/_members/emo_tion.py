@@ -51,7 +51,7 @@ def emo_tion(
         b1: decay rate of the momentum, in [0, 1).
         b2: as published, in [0, 1); without effect.
         eps: as published, >= 0; without effect.
-        weight_decay: wd, a number >= 0 or a schedule; the published code has none, whatever it is given.
+        weight_decay: wd, a number >= 0 or a schedule; the published code ignores it.
         mask: a tree of booleans, or a function from the parameters to one; `True` decays.
         stopcoef: the bound of the stop signal on the medium average of the loss, >= 0.
         use_shadow: whether to pull the weights back to their shadow, by the rule of v3.9.1.

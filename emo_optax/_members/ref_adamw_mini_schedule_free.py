@@ -100,7 +100,7 @@ def ref_adamw_mini_schedule_free(
 
     The published code has no bound c on the injection (`injection_bound=None`): where the gradient,
     and so v, is small, a parameter takes the place of a gradient many times smaller, and real networks
-    become NaN within some steps. With c = 0.1 the injection adds at most what one gradient of usual
+    become NaN within some steps. With c = 0.1 the injection adds at most as much as one gradient of usual
     size adds, :math:`(1 - b_1) \sqrt{v}`.
 
     A tensor whose gradient has no finite norm sits the step out: its parameters, moments and smoothed

@@ -51,9 +51,9 @@ _RULES: dict[type, str] = {
     ScaleBySignState: "sign",
 }
 _OF_VECTORS = {"row": "exp_avg", "column": "exp_avg_sq"}
-"""The names of what the factored rule keeps of a parameter of 0 or 1 dimensions."""
+"""The names of the moments of the factored rule for a parameter of 0 or 1 dimensions."""
 _SWITCHED = ("navi_", "fact_", "lynx_")
-"""What the names of moments begin with, for each rule of EmoClan."""
+"""The prefixes of the names of moments, for each rule of EmoClan."""
 _OURS = (
     *(EmotionState, DivergenceState, BlendWithShadowState, AddWeightDecayState, SwitchByEmotionState),
     *(DriveState, PulseState, HoldNormState, ScaleByFreshSignState, SteeredState),
@@ -111,13 +111,13 @@ def to_arrays(state: optax.OptState) -> Arrays:
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptState) -> optax.OptState:
-    """Returns a state with what named arrays hold in the place of what it holds.
+    """Returns a state whose values are replaced by named arrays.
 
     Members of one rule exchange state on purpose, since it is the same: `emo_navi` with `emo_sens`,
     `emo_fact` with `emo_airy`, and `emo_lynx` with `emo_cats`.
 
     Args:
-        arrays: what `to_arrays` returned, here or in `emo_torch`.
+        arrays: the result of `to_arrays`, of this package or of `emo_torch`.
         state: a state of the same rule and parameters, as `init` makes it.
 
     Returns:
@@ -155,7 +155,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptStat
 
 def go_on_at(state: optax.OptState, steps: int) -> optax.OptState:
     """Returns a state whose schedules, and random numbers, have taken so many steps."""
-    # What a schedule inside `optax.inject_hyperparams` counts with: optax does not export the type.
+    # The counter of a schedule inside `optax.inject_hyperparams`: optax does not export its type.
     wrapped = type(optax.schedules.WrappedSchedule(lambda count: count).init())
     injected = (optax.InjectStatefulHyperparamsState, optax.InjectHyperparamsState)
     counting = (optax.ScaleByScheduleState, wrapped)
@@ -222,7 +222,7 @@ def _rule(state: optax.OptState) -> str:
 def _exchange(
     state: optax.OptState, swap: Callable[[str, jax.Array], jax.Array], prefix: str = ""
 ) -> optax.OptState:
-    """Calls `swap` with the name and the value of every leaf, and puts back what it returns."""
+    """Replaces every leaf by the result of `swap` for its name and value."""
 
     def swap_tree(name: str, tree: Any) -> Any:
         def swap_leaf(path: Any, leaf: jax.Array) -> jax.Array:

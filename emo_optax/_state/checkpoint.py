@@ -20,9 +20,9 @@ CHECKPOINT_VERSION = 1
 FORMAT = "emo_optax checkpoint"
 
 _PLAIN = tuple(dtype for dtype in CODES if not dtype.startswith("float8"))
-"""What the file has a place for, and NumPy can read from it; others are saved byte by byte."""
+"""The dtypes that the file and NumPy both know; other dtypes are saved byte by byte."""
 _NUMBERS: dict[type, Any] = {bool: np.bool_, int: np.int64, float: np.float64}
-"""Python's own numbers, and what they are saved as."""
+"""Python's own numbers, and the dtypes in which they are saved."""
 
 
 def save_checkpoint(path: str | Path, tree: Any) -> None:
@@ -78,7 +78,7 @@ def load_checkpoint(path: str | Path, like: Any) -> Any:
     Args:
         path: the path of the file.
         like: a tree of the same structure, shapes and dtypes, such as a run that has just begun, or
-            what `jax.eval_shape` returns for one.
+            the result of `jax.eval_shape` for one.
 
     Returns:
         The tree as it was, to the last bit, in the structure of `like` and on its devices.
@@ -182,7 +182,7 @@ def _is_of_numbers(dtype: np.dtype[Any]) -> bool:
 
 
 def _dtype_name(name: str, leaf: Any) -> str:
-    """Returns the name of what a leaf is made of, or says that it has no place in a checkpoint."""
+    """Returns the name of the dtype of a leaf, or raises an error for a leaf that cannot be saved."""
     if isinstance(leaf, jax.core.Tracer):
         raise TypeError(f"{name!r} is traced: save and load checkpoints outside of jit")
     if type(leaf) in _NUMBERS:
@@ -232,7 +232,7 @@ def _saved_shape(leaf: Any) -> tuple[int, ...]:
 
 
 def _from_array(array: np.ndarray[Any, Any], leaf: Any) -> Any:
-    """Returns what was saved as an array, as what `leaf` is and where it is."""
+    """Returns a saved array with the type of `leaf`, on its devices."""
     if type(leaf) in _NUMBERS:
         return type(leaf)(array)
     if _is_key(leaf):
@@ -247,7 +247,7 @@ def _from_array(array: np.ndarray[Any, Any], leaf: Any) -> Any:
     if isinstance(leaf, np.ndarray):
         return own
     is_placed = leaf.sharding is not None and getattr(leaf, "committed", True)
-    # In buffers of its own, so that a step may be given them to write over.
+    # In new buffers, so that they can be donated to a step.
     return jax.device_put(own, leaf.sharding if is_placed else None, may_alias=False)
 
 

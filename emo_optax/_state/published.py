@@ -20,7 +20,7 @@ def load_published_state(
     *,
     steps: int = 0,
 ) -> tuple[optax.OptState, tuple[str, ...]]:
-    """Returns a state with what the state of a published optimizer holds, so that its run goes on here.
+    """Returns a state with the values of a published optimizer's state, so that its run continues here.
 
     `emo_navi`, `emo_fact`, `emo_lynx`, `emo_sens`, `emo_airy` and `emo_cats` take states of v2.0.
     `emo_navi36`, `emo_fact36` and `emo_lynx36` take states of v3.6.1, and of the classes EmoNavi, EmoFact
@@ -44,7 +44,7 @@ def load_published_state(
 
     Raises:
         TypeError: for anything but a mapping.
-        ValueError: for a state of another optimizer or version, for names that are not those of the
+        ValueError: for a state of another optimizer or version, for names that differ from the names of the
             parameters, and for what is missing, has another shape, or is damaged.
 
     Example:

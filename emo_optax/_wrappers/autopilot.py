@@ -156,7 +156,7 @@ def autopilot(
 def _scales(
     pilot: Any, changes: optax.Updates, params: optax.Params, axis_name: AxisName
 ) -> tuple[Any, Any]:
-    """Returns the factor for the update of each parameter: the courage, and what the ceiling leaves."""
+    """Returns the factor for the update of each parameter: the courage, bounded by the ceiling."""
     dtype = pilot.norm.dtype
     tree: Any
     leaves, tree = jax.tree.flatten(changes)

@@ -14,7 +14,7 @@ from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_ax
 
 
 class EarlyStopState(NamedTuple):
-    """What the monitor knows.
+    """The state of the monitor.
 
     Attributes:
         emotion: the statistics of the losses.
@@ -73,7 +73,7 @@ def early_stop(
             replicas under `jax.shard_map` or `jax.pmap`.
 
     Returns:
-        The functions `init` and `update`; what they return has `should_stop` and `is_quiet`.
+        The functions `init` and `update`; their results have `should_stop` and `is_quiet`.
 
     Raises:
         ValueError: for an option out of its range; from `update`, for a loss that is not a scalar.

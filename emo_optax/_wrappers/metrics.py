@@ -1,4 +1,4 @@
-"""Metrics: what the emotion does, by names that a logger takes, fetched from the device at once."""
+"""Metrics of the emotion, under names for a logger, fetched from the device in one transfer."""
 
 from typing import Any, Literal, overload
 
@@ -56,7 +56,7 @@ def get_metrics(
     shadow_effect: bool | None = None,
     as_floats: bool = True,
 ) -> dict[str, float] | dict[str, jax.Array]:
-    """Returns what the emotion, or the pulse, of an optimizer is, and does, as a flat dict for a logger.
+    """Returns the emotion or the pulse of an optimizer, and its effects, as a flat dict for a logger.
 
     A step computes none of the metrics; only a call of this function does. Whether the optimizer filters
     and scales its updates, the threshold of the filter and the elements that the filter keeps are read

@@ -127,7 +127,7 @@ def scale_by_runaway(
     eps: jax.typing.ArrayLike = 1e-8,
     bounds: Bounds | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales what `inner` makes of a gradient by how little that looks like a runaway.
+    r"""Scales the updates of `inner`, the less the gradient looks like a runaway.
 
     .. math:: u \leftarrow \left(1 - \frac{m_3}{m_2 + \epsilon}\,\exp(-m_4)\right) u
 
@@ -139,7 +139,7 @@ def scale_by_runaway(
     Args:
         inner: the optimizer whose steps are scaled; none scales the gradient itself.
         eps: the number added to the second moment, >= 0.
-        bounds: the least and the largest factor, or `None` for what the formula gives. That is
+        bounds: the least and the largest factor, or `None` for no bounds. That is
             between 0.449 and 1.551 where all elements are equally large, but where few are not 0 it
             can turn a step round (one in a million at 20: a factor of -16): `bounds=(0.0, 2.0)`
             never does.

@@ -1,4 +1,4 @@
-"""Getting through what wraps an optimizer: what `update` is given is bound to what would lose it."""
+"""Passing the arguments of `update` through wrappers that would drop them."""
 
 import inspect
 from collections.abc import Callable
@@ -16,8 +16,8 @@ def bind_extra_args(
     """Wraps an optimizer that reads the loss in something that would drop it.
 
     `optax.lookahead`, `optax.contrib.sam`, `optax.contrib.split_real_and_imaginary`,
-    `optax.contrib.galore` and a nested `optax.MultiSteps` call what they wrap without the extra
-    arguments of `update`, such as `value`. Here `wrapper` is called anew in each `update`, around an
+    `optax.contrib.galore` and a nested `optax.MultiSteps` call the wrapped transformation without the extra
+    arguments of `update`, such as `value`. Here `wrapper` is called again in each `update`, around an
     `inner` to which they are bound. That costs nothing under `jax.jit`, where it is done once.
 
     Stand as close to the wrapper as you can: a chain around it belongs outside.
@@ -28,8 +28,8 @@ def bind_extra_args(
         inner: the transformation that takes extra arguments.
 
     Returns:
-        A transformation with the state of what `wrapper` returns. Its `update` binds every extra
-        argument to `inner`, and hands those on that the wrapper's own `update` knows, too, such as
+        A transformation with the state of the result of `wrapper`. Its `update` binds every extra
+        argument to `inner`, and passes on the arguments that the wrapper's own `update` knows, such as
         the `grad_fn` of `optax.contrib.sam(..., opaque_mode=True)`.
 
     Raises:
@@ -83,7 +83,7 @@ def bind_extra_args(
 
 
 def _known(update: Callable[..., Any], extra_args: dict[str, Any]) -> dict[str, Any]:
-    """Returns those of some arguments that an `update` has a place for."""
+    """Returns the arguments that an `update` accepts."""
     parameters = inspect.signature(update).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return extra_args

@@ -1,4 +1,4 @@
-"""For Flax: a `TrainState` whose `apply_gradients` takes the loss. NNX passes it on by itself."""
+"""For Flax: a `TrainState` whose `apply_gradients` takes the loss. NNX needs no help."""
 
 import functools
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class TrainState(train_state.TrainState):
         Args:
             grads: a tree like `params`.
             value: the loss at `params`, a scalar of any float dtype.
-            extra_args: what else the optimizer's `update` takes by name, such as `val_value`.
+            extra_args: further arguments of the optimizer's `update`, such as `val_value`.
             **kwargs: fields to replace, such as `batch_stats`.
 
         Returns:

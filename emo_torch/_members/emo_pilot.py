@@ -254,7 +254,7 @@ class EmoPilot(SteeredOptimizer):
                 )
 
     def _round(self, batch: Batch) -> None:
-        """Moves parameters of a low precision to what they became in the dtype of the computation."""
+        """Rounds computed values into parameters of a lower precision."""
         first = batch.params[0]
         if batch.weights[0] is first:
             return

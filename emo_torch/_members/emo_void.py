@@ -34,7 +34,7 @@ class EmoVoid(HeldNormOptimizer):
             change it. A scope of 0 still makes a pulse of 1e-8, as published.
         betas: as published, each in [0, 1); without effect.
         eps: as published, >= 0; without effect.
-        weight_decay: wd, >= 0; the published code has none, whatever it is given.
+        weight_decay: wd, >= 0; the published code ignores it.
         stopcoef: the bound of the stop signal on the medium average of the loss, >= 0.
         use_shadow: whether to pull the weights back to their shadow, by the rule of v3.9.1.
         steady: whether a loss above its trend may lower the pulse only; an addition of this package, as are

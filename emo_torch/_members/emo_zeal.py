@@ -40,7 +40,7 @@ class EmoZeal(EmoOptimizer):
 
     See `scale_by_factored_moments` for R, C and vectors, which have no first step. Where weight decay
     is "l2", :math:`g + wd\,p` takes the place of g in both steps, the first one and the factored one.
-    The published first step has a momentum that stays 0, and so none is kept.
+    The published first step has a momentum that stays 0, so the state keeps none.
 
     Args:
         params: the parameters, or groups of parameters with their own options.

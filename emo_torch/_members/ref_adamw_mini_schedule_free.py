@@ -49,7 +49,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
 
     The published code has no bound c on the injection (`injection_bound=None`): where the gradient,
     and so v, is small, a parameter takes the place of a gradient many times smaller, and real networks
-    become NaN within some steps. With c = 0.1 the injection adds at most what one gradient of usual
+    become NaN within some steps. With c = 0.1 the injection adds at most as much as one gradient of usual
     size adds, :math:`(1 - b_1) \sqrt{v}`.
 
     A tensor whose gradient has no finite norm sits the step out: its parameters, moments and smoothed
@@ -169,7 +169,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
             closure: computes the gradients and returns the loss, or nothing; runs with gradients
                 enabled.
             loss: the loss at the parameters at which the gradients were taken, a tensor of one element
-                or a number; beside a closure it goes before what the closure returns.
+                or a number; with a closure, it goes before the result of the closure.
             val_loss: the loss on data that is not learnt from, likewise; every one given is a check
                 for overfitting.
 
@@ -187,11 +187,11 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
 
     @property
     def divergence(self) -> DivergenceState:
-        """The statistics of the losses, in tensors of its own; no sync with the device."""
+        """The statistics of the losses, in new tensors; no sync with the device."""
         return DivergenceState(*(tensor.clone() for tensor in self._divergence))
 
     def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> DivergenceState:
-        """Takes in the losses of a step; returns what is remembered behind it."""
+        """Updates the statistics with the losses of a step, and returns them."""
         group = self.param_groups[0]
         losses = [loss, extra_losses["val_loss"]]
         if group["maximize"]:
@@ -202,7 +202,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         return self._divergence
 
     def first_memory(self) -> tuple[Tensor, ...]:
-        """Returns what is remembered before any loss."""
+        """Returns the statistics of the losses before the first loss."""
         return init_divergence(torch.float32)
 
     def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
@@ -211,11 +211,11 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         return {f"divergence_{name}": tensor for name, tensor in self._divergence._asdict().items()}
 
     def memory_from_group(self, group: Group) -> tuple[Tensor, ...]:
-        """Returns what is remembered, from a group that came out of a file or a copy."""
+        """Returns the tensors of the memory from a group that came out of a file or a copy."""
         return tuple(torch.as_tensor(group[name]) for name in self.memory_names())
 
     def step_count(self) -> Tensor:
-        """Returns how many steps were taken, the one under way included, as a tensor of shape `[]`."""
+        """Returns the number of steps, the current step included, as a tensor of shape `[]`."""
         return self._divergence.steps
 
     def memory_names(self) -> tuple[str, ...]:
@@ -237,5 +237,5 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         feeling: DivergenceState,
         group: Group,
     ) -> list[int]:
-        """Moves those parameters of a group that have a gradient."""
+        """Moves the parameters of a group that have a gradient."""
         return WAYS.step(params, grads, states, divergence=feeling, group=group)

@@ -11,7 +11,7 @@ from emo_shared.arrays import ARRAYS_VERSION, Arrays, check_arrays
 from emo_torch._step.loss_optimizer import LossOptimizer
 
 _BESIDE = ("shadow", "compensation", "average")
-"""What the state of a parameter may hold beside its moments."""
+"""Names in the state of a parameter that are not moments."""
 
 
 def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor]]) -> Arrays:
@@ -85,13 +85,13 @@ def from_arrays(
     optimizer: LossOptimizer,
     named_params: Iterable[tuple[str, Tensor]],
 ) -> None:
-    """Puts what named arrays hold into an optimizer.
+    """Loads named arrays into an optimizer.
 
     Members of one rule exchange state on purpose, since it is the same: `EmoNavi` with `EmoSens`,
     `EmoFact` with `EmoAiry`, and `EmoLynx` with `EmoCats`.
 
     Args:
-        arrays: what `to_arrays` returned, here or in `emo_optax`.
+        arrays: the result of `to_arrays`, of this package or of `emo_optax`.
         optimizer: an optimizer of the same rule, over the same parameters.
         named_params: the names of its parameters, such as `model.named_parameters()`.
 
@@ -99,7 +99,7 @@ def from_arrays(
         TypeError: for anything but a dictionary of arrays.
         ValueError: for an unknown version, another rule, and arrays that are missing, too many,
             of another shape, of another kind (such as whole numbers for floats), or damaged, each by its
-            name; for what `to_arrays` refuses; all before anything is changed.
+            name; for optimizers that `to_arrays` refuses; all before anything is changed.
 
     Example:
         >>> import torch
@@ -149,7 +149,7 @@ def _to_array(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 def _put(tensor: Tensor, array: np.ndarray[Any, Any]) -> None:
     with torch.no_grad():
-        # By way of what torch reads from NumPy whatever the file held, bfloat16 too.
+        # Through a dtype that torch reads from NumPy, for bfloat16, too.
         is_float, is_bool = tensor.is_floating_point(), tensor.dtype == torch.bool
         wide = np.float64 if is_float else np.bool_ if is_bool else np.int64
         tensor.copy_(torch.tensor(np.asarray(array, wide)))
@@ -158,7 +158,7 @@ def _put(tensor: Tensor, array: np.ndarray[Any, Any]) -> None:
 def _named_states(
     optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor]]
 ) -> dict[str, dict[str, Tensor]]:
-    """Returns each parameter's state by its name, newly made where there is none yet."""
+    """Returns each parameter's state by its name; a missing state is newly made."""
     names: dict[Tensor, str] = {}
     owners: dict[str, Tensor] = {}
     for name, param in named_params:

@@ -21,7 +21,7 @@ CHECKPOINT_VERSION = 1
 FORMAT = "emo_torch checkpoint"
 
 _KEYS = (bool, int, float, str, type(None))
-# Python's own limits are these or higher: what is saved can be loaded, however deep the call stack is.
+# Python's own limits are not lower, so that every saved tree can be loaded from any depth of calls.
 _MOST_LEVELS = 100
 _MOST_BITS = 14_000
 
@@ -32,7 +32,7 @@ def save_checkpoint(path: str | Path, tree: Any) -> None:
     The file is written under a temporary name and renamed when it is on the disk, with a SHA-256 of all
     that is in it: a run that is killed at any moment leaves the checkpoint before or the new one, and
     `load_checkpoint` refuses a file that was cut off or altered. It has the safetensors format: the
-    tensors under their names, and what holds them together as JSON beside them; no code.
+    tensors under their names, and the structure as JSON; no code.
 
     Args:
         path: the path of the file; usually the same path for the whole run.
@@ -103,7 +103,7 @@ def load_checkpoint(path: str | Path) -> Any:
     metadata, parts = read_file(path)
     check_layout(path, metadata)
     check_digest(path, metadata, parts.values())
-    # Removed one by one: there is never a second copy of all of them.
+    # Removed one by one, so that memory never holds a second copy of all tensors.
     tensors = {name: _to_tensor(parts.pop(name)) for name in list(parts)}
     return _from_json(json.loads(metadata["tree"]), tensors)
 
@@ -127,12 +127,12 @@ def check_layout(path: str | Path, metadata: Mapping[str, str]) -> None:
 
 
 class _Tensors:
-    """The tensors of a tree by their names, each of them once."""
+    """The tensors of a tree by their names, each tensor once."""
 
     def __init__(self) -> None:
         self.by_name: dict[str, Tensor] = {}
         self._names: dict[tuple[Any, ...], str] = {}
-        self._kept: list[Tensor] = []  # Lest another tensor comes to lie where one lay.
+        self._kept: list[Tensor] = []  # Kept alive, so that no other tensor gets the same address.
 
     def add(self, tensor: Tensor, name: str) -> str:
         """Takes a tensor in, and returns the name that it has now, or had already."""
@@ -163,7 +163,7 @@ class _Tensors:
 
 
 def _to_json(tree: Any, name: str, tensors: _Tensors, level: int = 0) -> Any:
-    """Returns what JSON can say of a tree, with its tensors by their names."""
+    """Returns a tree in the types of JSON, with names in the place of tensors."""
 
     def inner(key: Any, value: Any) -> Any:
         return _to_json(value, f"{name}/{key}" if name else str(key), tensors, level + 1)

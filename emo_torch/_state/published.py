@@ -74,7 +74,7 @@ def load_published_state(optimizer: LossOptimizer, state_dict: Mapping[str, Any]
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value with NumPy arrays in the place of tensors, float64 for those that NumPy has not."""
+    """Returns a value with NumPy arrays in the place of tensors; dtypes that NumPy lacks become float64."""
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()
         is_narrow = tensor.is_floating_point() and tensor.element_size() < 4
@@ -106,7 +106,7 @@ def _put_options(group: dict[str, Any], options: Mapping[str, Any]) -> None:
 
 
 def _notes_on_options(optimizer: LossOptimizer, read: Published) -> list[str]:
-    """Returns what a user has to know of options that the file does not have, or that differ."""
+    """Returns notes on options that the file lacks, or that differ."""
     notes = []
     for group, options in zip(optimizer.param_groups, read.options, strict=True):
         mode = options.get("weight_decay_mode", group["weight_decay_mode"])

@@ -105,7 +105,7 @@ class EmoOptimizer(LossOptimizer):
         return Feeling(scalar, ratio)
 
     def step_count(self) -> Tensor:
-        """Returns how many steps were taken, the one under way included, as a tensor of shape `[]`."""
+        """Returns the number of steps, the current step included, as a tensor of shape `[]`."""
         return self._emotion.felt + self._emotion.held
 
     # A look at the emotion.
@@ -144,7 +144,7 @@ class EmoOptimizer(LossOptimizer):
         feeling: Feeling,
         group: Group,
     ) -> list[int]:
-        """Moves those parameters of a group that have a gradient."""
+        """Moves the parameters of a group that have a gradient."""
         return WAYS.step(params, grads, states, recipe=self.recipe, feeling=feeling, group=group)
 
     def emotion_tensors(self) -> State:
@@ -159,7 +159,7 @@ class EmoOptimizer(LossOptimizer):
     # Where the emotion lives.
 
     def first_memory(self) -> tuple[Tensor, ...]:
-        """Returns what is remembered before any loss."""
+        """Returns the statistics of the losses before the first loss."""
         never, none = torch.zeros((), dtype=torch.bool), torch.zeros(())
         return (*init_emotion(torch.float32), never, none)
 
@@ -176,7 +176,7 @@ class EmoOptimizer(LossOptimizer):
         return flat
 
     def memory_from_group(self, group: Group) -> tuple[Tensor, ...]:
-        """Returns what is remembered, from a group that came out of a file or a copy."""
+        """Returns the tensors of the memory from a group that came out of a file or a copy."""
         fields = {name: group[f"emotion_{name}"] for name in EmotionState._fields if name != "history"}
         fields["history"] = torch.stack([torch.as_tensor(group[name]) for name in HISTORY])
         emotion = EmotionState(**{name: torch.as_tensor(value) for name, value in fields.items()})

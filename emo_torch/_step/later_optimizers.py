@@ -126,7 +126,7 @@ class DriveOptimizer(EmoOptimizer):
     # Where the emotion lives.
 
     def first_memory(self) -> tuple[Tensor, ...]:
-        """Returns what is remembered before any loss."""
+        """Returns the statistics of the losses before the first loss."""
         return (*super().first_memory(), init_drive(torch.float32).medium)
 
     def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
@@ -135,7 +135,7 @@ class DriveOptimizer(EmoOptimizer):
         return {**super().bind_memory(tuple(emotion)), "emotion_medium": self._medium}
 
     def memory_from_group(self, group: Group) -> tuple[Tensor, ...]:
-        """Returns what is remembered, from a group that came out of a file or a copy."""
+        """Returns the tensors of the memory from a group that came out of a file or a copy."""
         return (*super().memory_from_group(group), torch.as_tensor(group["emotion_medium"]))
 
     def memory_names(self) -> tuple[str, ...]:
@@ -187,7 +187,7 @@ class PulseOptimizer(LossOptimizer):
             _logger.warning("%s: training has gone quiet (stop signal)", type(self).__name__)
 
     def step_count(self) -> Tensor:
-        """Returns how many steps were taken, the one under way included, as a tensor of shape `[]`."""
+        """Returns the number of steps, the current step included, as a tensor of shape `[]`."""
         return self._pulse.felt + self._pulse.held
 
     # A look at the pulse.
@@ -215,7 +215,7 @@ class PulseOptimizer(LossOptimizer):
         feeling: Feeling,
         group: Group,
     ) -> list[int]:
-        """Moves those parameters of a group that have a gradient."""
+        """Moves the parameters of a group that have a gradient."""
         feeling = feeling._replace(rate=self.rate_of(group))
         return WAYS.step(params, grads, states, recipe=self.recipe, feeling=feeling, group=group)
 
@@ -229,7 +229,7 @@ class PulseOptimizer(LossOptimizer):
     # Where the pulse lives.
 
     def first_memory(self) -> tuple[Tensor, ...]:
-        """Returns what is remembered before any loss."""
+        """Returns the statistics of the losses before the first loss."""
         dtype = wide_dtype(*self._params())
         never, none = torch.zeros((), dtype=torch.bool), torch.zeros((), dtype=dtype)
         return (*init_pulse(dtype, self.param_groups[0]["lr"]), never, none)
@@ -246,7 +246,7 @@ class PulseOptimizer(LossOptimizer):
         }
 
     def memory_from_group(self, group: Group) -> tuple[Tensor, ...]:
-        """Returns what is remembered, from a group that came out of a file or a copy."""
+        """Returns the tensors of the memory from a group that came out of a file or a copy."""
         return tuple(torch.as_tensor(group[name]) for name in self.memory_names())
 
     def memory_names(self) -> tuple[str, ...]:
@@ -305,7 +305,7 @@ class NormOptimizer(PulseOptimizer):
         return {**super().named_memory(), **norm}
 
     def first_memory(self) -> tuple[Tensor, ...]:
-        """Returns what is remembered before any loss."""
+        """Returns the statistics of the losses before the first loss."""
         return (*super().first_memory(), *self.first_norm(wide_dtype(*self._params())))
 
     def bind_memory(self, memory: tuple[Tensor, ...]) -> State:

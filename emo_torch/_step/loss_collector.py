@@ -38,7 +38,7 @@ class LossCollector(Optimizer):
             weight: its weight among the losses of one step, above 0, for example how many examples it
                 is of.
             reduction: how several losses of one step become one, "mean" or "sum" (of weight times
-                loss); the same for all of them.
+                loss); the same for all losses.
 
         Returns:
             The loss, as it was given.
@@ -87,7 +87,7 @@ class LossCollector(Optimizer):
             weight: its weight among the losses of one step, above 0, for example how many examples it
                 is of.
             reduction: how several losses of one step become one, "mean" or "sum" (of weight times
-                loss); the same for all of them.
+                loss); the same for all losses.
 
         Raises:
             TypeError: for anything but a real number.

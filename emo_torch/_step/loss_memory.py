@@ -1,4 +1,4 @@
-"""The memory of the losses: a few tensors, which stand in every parameter group of an optimizer.
+"""The memory of the losses: a few tensors, which are stored in every parameter group of an optimizer.
 
 The groups hold the tensors because every way to save and load an optimizer keeps its groups.
 """
@@ -78,7 +78,7 @@ def check_saved_memory(
         saved_groups: the groups of the state.
         held: a group of the optimizer that loads the state.
         names: the names of the tensors of the memory.
-        title: what messages call the memory.
+        title: the name of the memory in messages.
     """
     has_memory = any(name in saved for saved in saved_groups for name in names)
     for saved in saved_groups:

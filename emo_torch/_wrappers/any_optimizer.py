@@ -49,7 +49,7 @@ class Emotional(AroundInner):
     r"""Makes any optimizer of PyTorch emotional.
 
     One emotion, felt once a step; with the shadow, `inner` steps from the blended parameters
-    :math:`p' = (1-r)\,p + r\,shadow`; then what it changed is filtered and scaled:
+    :math:`p' = (1-r)\,p + r\,shadow`; then its change is filtered and scaled:
 
     .. math:: p \leftarrow p' + (1 - |s|)\,[\,|g|^{1/3} \ge \theta\,(1+|s|)\,]\,(inner(p') - p')
 
@@ -66,7 +66,7 @@ class Emotional(AroundInner):
     Args:
         inner: an instance of a `torch.optim.Optimizer`, learning rate included. Its groups may have
             `shadow_effect`, `theta`, `use_shadow` and `shadow_rate` of their own.
-        shadow_effect: whether to filter and scale what `inner` changes.
+        shadow_effect: whether to filter and scale the changes that `inner` makes.
         theta: the filter's threshold on the cube root of the gradient's size, >= 0; 0: no filter.
         keep: which elements the filter keeps, `keep_elements` or `keep_rows_and_columns(eps)`.
         use_shadow: whether to pull the weights back to their shadow (see `blend_with_shadow`).
@@ -257,7 +257,7 @@ class Emotional(AroundInner):
             self.inner.step(loss=self._loss)
         elif self._manner.needs_closure and self._closure is not None:
             self.inner.step(torch.enable_grad()(self._closure))
-            self._collected.discard()  # What the closure was watched for a second time.
+            self._collected.discard()  # The losses that the closure watched a second time.
         else:
             self.inner.step()
 
@@ -307,7 +307,7 @@ class Emotional(AroundInner):
         )
 
     def _step_through_rate(self, moved: list[tuple[Group, list[Tensor]]], feeling: Feeling) -> None:
-        """Lets the inner optimizer step with a part of its learning rate; what rests is put back."""
+        """Lets the inner optimizer step with a part of its learning rate, and restores stopped elements."""
         resting: list[Resting] = []
         for group, params in moved:
             resting += find_resting(params, self._keep, group["theta"], feeling.scalar)

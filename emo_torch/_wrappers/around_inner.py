@@ -24,7 +24,7 @@ from emo_torch._wrappers.inner_state import (
 
 
 class AroundInner(EmoOptimizer):
-    """The base of `Emotional`: it holds an optimizer and hands on to it what is not the emotion's.
+    """The base of `Emotional`: it holds an optimizer, and passes on everything but the emotion.
 
     Attributes:
         inner: the optimizer that moves the parameters.
@@ -32,11 +32,11 @@ class AroundInner(EmoOptimizer):
 
     inner: Optimizer
     _options: Group
-    """The options of the emotion, which stand in the groups of the inner optimizer."""
+    """The options of the emotion, which are stored in the groups of the inner optimizer."""
 
     @property
     def rule(self) -> str:  # type: ignore[override]
-        """None of `_rules`; what asks for one is for the family alone."""
+        """No rule of `_rules`: only members of the family have one."""
         raise ValueError(
             f"The state of {type(self.inner).__name__} has no plain arrays that emo_optax could read: "
             "save its state_dict()"
@@ -53,7 +53,7 @@ class AroundInner(EmoOptimizer):
         return self.inner.state
 
     def __getattr__(self, name: str) -> Any:
-        """Hands on what the inner optimizer has and this one lacks, such as `train` and `eval`."""
+        """Passes on attributes that only the inner optimizer has, such as `train` and `eval`."""
         inner = self.__dict__.get("inner")
         # An optimizer further inside is not handed on: `unwrap` would go past this one.
         if name.startswith("_") or inner is None or isinstance(getattr(inner, name, None), Optimizer):
@@ -109,9 +109,9 @@ class AroundInner(EmoOptimizer):
         self._share_memory(self._memory.tensors, self._memory.first.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what the inner optimizer saves, with emotion and shadows beside it.
+        """Returns the state of the inner optimizer, with emotion and shadows added.
 
-        They stand under their names in `"param_groups"` and `"state"`; if the inner optimizer saves no such
+        Both have their names in `"param_groups"` and `"state"`; if the inner optimizer saves no such
         parts, under `"emotion"` and `"shadows"`.
         """
         for before in self._optimizer_state_dict_pre_hooks.values():
@@ -164,7 +164,7 @@ class AroundInner(EmoOptimizer):
             after(self)
 
     def _is_of_nested(self, loaded: Any) -> bool:
-        """Returns whether a state is one of the inner optimizer alone, in a form of its own."""
+        """Returns whether a state is that of the inner optimizer alone, in its own form."""
         parts = ("state", "param_groups", EMOTION_PART)
         is_other = isinstance(loaded, Mapping) and not any(name in loaded for name in parts)
         return is_other and not has_groups(self.inner.state_dict())

@@ -132,7 +132,7 @@ class Autopilot(SteeredOptimizer):
 
     @property
     def rule(self) -> str:  # type: ignore[override]
-        """None: what asks for one is for the family alone."""
+        """No rule: only members of the family have one."""
         raise ValueError(
             f"The state of {type(self.inner).__name__} has no plain arrays that emo_optax could read: "
             "save its state_dict()"
@@ -219,7 +219,7 @@ class Autopilot(SteeredOptimizer):
             kept.copy_(new)
 
     def _state_beside(self, param: Tensor, *, average: bool) -> State:
-        """Returns what is kept of a parameter beside the state of the inner optimizer."""
+        """Returns the state of a parameter that this optimizer adds to that of the inner optimizer."""
         state, dtype = self._beside.setdefault(param, {}), wide_dtype(param)
         if "last" not in state:
             state["last"] = torch.zeros_like(param, dtype=dtype)
@@ -287,7 +287,7 @@ class Autopilot(SteeredOptimizer):
         self._share_memory(self._memory.tensors, self._memory.first.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what the inner optimizer saves, with the scalars, last changes and averages beside it."""
+        """Returns the state of the inner optimizer, with the scalars, last changes and averages added."""
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
         saved = self.inner.state_dict()

@@ -15,7 +15,7 @@ Values = dict[tuple[torch.dtype, torch.device, int], tuple[Tensor, bool]]
 def hear(
     optimizer: LossOptimizer, root: Tensor, weight: Tensor | None, scaler: Any, values: Values
 ) -> None:
-    """Adds a root to what an optimizer has heard since its last step."""
+    """Adds a root to the losses that an optimizer has heard since its last step."""
     collected, number = optimizer._collected, optimizer._memory.number
     kind = (number.dtype, number.device, id(scaler))
     if kind not in values:
@@ -58,5 +58,5 @@ def is_emptied(optimizer: LossOptimizer) -> bool:
 
 
 def sums_of(optimizer: LossOptimizer) -> tuple[Tensor | None, Tensor | None]:
-    """Returns the sum of roots without a gradient scaler, and that of those which one may have scaled."""
+    """Returns the sum of unscaled roots, and the sum of roots that a gradient scaler may have scaled."""
     return optimizer._collected.heard_sum, optimizer._collected.raw_sum

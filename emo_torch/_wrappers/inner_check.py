@@ -26,7 +26,7 @@ SHARES = (0.5, 1.0, 0.25, 0.75)
 SHIFT = 8.0
 """How far from the first start the second one is."""
 TOLERANCES = {torch.float64: (1e-5, 1e-14), torch.float32: (1e-3, 1e-6)}
-"""What two ways may differ by: relative to the distance moved, and relative to the parameter."""
+"""The bound on the difference of two ways: relative to the distance moved, and to the parameter."""
 MOST_KNOWN = 256
 """How many sets of options of one class are remembered."""
 
@@ -57,7 +57,7 @@ class Manner(NamedTuple):
 
 
 class _Walk(NamedTuple):
-    """What a stand-in did: where its parameters were after each step, and what it keeps at the end."""
+    """The record of a stand-in: its parameters after each step, and its state at the end."""
 
     places: list[Tensor]
     tensors: dict[str, Tensor]
@@ -116,7 +116,7 @@ def _key(inner: Optimizer) -> str:
 
 
 def _examine(inner: Optimizer) -> Manner:
-    """Returns the findings in float64; if those are not linear by roundings alone, perhaps, in float32."""
+    """Returns the findings in float64, or in float32 if roundings may have made float64 look nonlinear."""
     first = None
     for dtype in TOLERANCES:
         found = _examine_in(inner, dtype)
@@ -171,7 +171,7 @@ def _compare(walk: Callable[..., _Walk], dtype: torch.dtype) -> Manner:
         slow, other = walk(RATES[0], SHARES, through_rate=True), walk(RATES[0], (1.0,), first=STEPS)
         rates = {RATES[0] * share for share in SHARES}
         pairs = {name: (value, slow.numbers.get(name, value)) for name, value in here.numbers.items()}
-        # What is a record of the learning rate depends on it without keeping track of anything.
+        # A record of the learning rate depends on it, but does not track positions.
         records = {name for name, pair in pairs.items() if pair[0] == RATES[0] and pair[1] in rates}
         numbers = [name for name, pair in pairs.items() if pair[0] != pair[1] and name not in records]
         follows += numbers
@@ -200,7 +200,7 @@ def _is_same_way(ours: list[Tensor], theirs: list[Tensor], relative: float, abso
 
 
 def _is_shifted(here: Tensor, there: Tensor | None) -> bool:
-    """Returns whether a tensor lies as far from another one as the parameters do."""
+    """Returns whether two tensors differ by as much as the parameters do."""
     if there is None or here.numel() < 2 or here.shape != there.shape or not here.is_floating_point():
         return False
     shift = there.double() - here.double()

@@ -1,4 +1,4 @@
-"""What an inner optimizer saves, joined with what stands beside it, and taken apart again."""
+"""Joins the state of an inner optimizer with emotion and shadows, and splits it again."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ def has_groups(saved: Any) -> bool:
 
 
 def as_standard(saved: Any) -> Any:
-    """Returns saved emotion and shadows in the form that the optimizers of PyTorch give what they save."""
+    """Returns saved emotion and shadows in the form of a state of a PyTorch optimizer."""
     if not isinstance(saved, Mapping):
         return saved
     if EMOTION_PART in saved:
@@ -28,7 +28,7 @@ def as_standard(saved: Any) -> Any:
     groups, states = saved.get("param_groups"), saved.get("state")
     if not isinstance(groups, list | tuple) or not isinstance(states, Mapping):
         return saved
-    # Some optimizers keep numbers of the whole run beside the states of the parameters.
+    # Some optimizers keep numbers of the whole run, in addition to the states of the parameters.
     keys = {key for group in groups if isinstance(group, dict) for key in group.get("params") or ()}
     return {**saved, "state": {key: state for key, state in states.items() if key in keys}}
 
@@ -36,10 +36,10 @@ def as_standard(saved: Any) -> Any:
 def join(
     saved: Saved, ours: list[Saved], params: list[list[Tensor]], shadows: dict[Tensor, dict[str, Tensor]]
 ) -> Saved:
-    """Returns what an inner optimizer saved, with options, emotion and shadows beside it.
+    """Returns the state of an inner optimizer, with options, emotion and shadows added.
 
     Args:
-        saved: what the inner optimizer saved; it is not changed.
+        saved: the state of the inner optimizer; it is not changed.
         ours: the options and the emotion of each group.
         params: the parameters of each group.
         shadows: the shadows of parameters.
@@ -67,10 +67,10 @@ def _by_key(
 
 
 def split(loaded: Any, names: tuple[str, ...]) -> tuple[Saved, Saved]:
-    """Returns the part of a state that the inner optimizer saved, and what stood beside it.
+    """Splits a state into the part of the inner optimizer, and the options, emotion and shadows.
 
     Args:
-        loaded: what `join` returned, or the inner optimizer's state alone; it is not changed.
+        loaded: the result of `join`, or the inner optimizer's state alone; it is not changed.
         names: the names of the options and of the emotion in a group.
     """
     if EMOTION_PART in loaded:
@@ -86,7 +86,7 @@ def split(loaded: Any, names: tuple[str, ...]) -> tuple[Saved, Saved]:
         key: {name: value for name, value in state.items() if name not in SHADOW}
         for key, state in dicts.items()
     }
-    # A state that was a shadow alone is none of the inner optimizer's.
+    # A state with a shadow alone does not belong to the inner optimizer.
     kept = {
         key: states.get(key, state)
         for key, state in loaded["state"].items()
@@ -102,7 +102,7 @@ def split(loaded: Any, names: tuple[str, ...]) -> tuple[Saved, Saved]:
 
 
 def unshare(states: Any, saved: Any) -> None:
-    """Gives a state tensors of its own where loading took those that were saved."""
+    """Copies the tensors of a state that still are the tensors that were loaded."""
     given = tensors_in(saved.get("state", {}))
     for key, state in states.items():
         states[key] = without_shared(state, given)

@@ -1,4 +1,4 @@
-"""How the optimizer inside goes a part of its way: by its learning rate, or back after the step."""
+"""Two ways to scale the step of an inner optimizer: by its learning rate, or by moving back afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,10 +24,10 @@ def scale_change(
     kept: list[Tensor] | None = None,
     foreach: bool = False,
 ) -> None:
-    """Goes a part of the way from what parameters were to what they are, in place, without a sync.
+    """Moves parameters to a point between their old and their new values, in place, without a sync.
 
     Args:
-        params: the parameters as they are, any shapes; what is kept of the way goes here.
+        params: the parameters after the step, any shapes, changed in place.
         befores: as they were.
         scale: the part, shape `[]`: 1 leaves them to the last bit as they are, 0 as they were.
         kept: the elements that may move, as booleans in the parameters' shapes; `None` for all.
@@ -86,7 +86,7 @@ class Resting(NamedTuple):
     Attributes:
         owner: the parameter, or the tensor of its state.
         places: where the elements are that rest, as an index of each axis.
-        values: what they are, shape `[count]`.
+        values: the values of the elements, shape `[count]`.
     """
 
     owner: Tensor
@@ -142,7 +142,7 @@ def _with_axes(owner: Tensor) -> Tensor:
 
 
 class RestingBeside:
-    """The same elements of what an optimizer keeps about where its parameters are, beside them.
+    """The same elements of the tensors in which an optimizer tracks its parameters.
 
     A schedule-free optimizer, for example, keeps where it would be without averaging: there, too, an
     element must rest, or the two come apart.
@@ -160,7 +160,7 @@ class RestingBeside:
                     self._known.append(rest(found[name], each.places))
 
     def put_back(self, states: Any) -> None:
-        """Gives the elements what they were, or the parameter's where they began in this very step."""
+        """Restores the elements; elements that began in this step become the parameter's."""
         put_back(self._known)
         for each, name in self._new:
             for _, tensor in _named_tensors(states.get(each.owner, {}), {name}):

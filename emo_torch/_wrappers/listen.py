@@ -1,4 +1,4 @@
-"""A listener on backward passes: the loss reaches the optimizers of a trainer that passes none on."""
+"""A listener on backward passes, for trainers that pass no loss to the optimizer."""
 
 import functools
 import gc
@@ -25,10 +25,10 @@ _lock = threading.RLock()
 _listeners: list["_Listener"] = []
 """The listeners that are on, in the order in which they began."""
 _undo: list[Callable[[], None]] = []
-"""What takes the patches away again, which the first listener made and the last one undoes."""
+"""Removes the patches: the first listener makes them, the last one removes them."""
 _reach = Reach()
 _made_after: weakref.WeakKeyDictionary[LossOptimizer, int] = weakref.WeakKeyDictionary()
-"""How many backward passes there were when an optimizer was made; only of those made while listening."""
+"""The number of backward passes before an optimizer was made, for optimizers made while listening."""
 _passes = 0
 _threads: set[int] = set()
 """The threads that have made a backward pass since the first listener began."""
@@ -38,7 +38,7 @@ _OF_GRAD = tuple(inspect.signature(torch.autograd.grad).parameters)
 
 
 class _Listener:
-    """What one `listen` listens for."""
+    """The optimizers and the scaler of one `listen`."""
 
     def __init__(self, optimizers: Sequence[LossOptimizer], scaler: Any, hears_all: bool) -> None:
         self.optimizers: weakref.WeakSet[LossOptimizer] = weakref.WeakSet(optimizers)
@@ -48,7 +48,7 @@ class _Listener:
 
 @contextmanager
 def listen(*optimizers: Optimizer, scaler: Any = None) -> Iterator[None]:
-    r"""Lets optimizers hear the loss of every backward pass, while it lasts.
+    r"""Lets optimizers read the loss of every backward pass inside of a `with` block.
 
     .. math:: L = \sum_i L_i \text{ over the roots } L_i \text{ of backward passes since the last step}
 
@@ -57,8 +57,8 @@ def listen(*optimizers: Optimizer, scaler: Any = None) -> Iterator[None]:
     sum of roots is right where gradients add up: where a trainer divides the loss by the number of
     micro-batches, the sum is their mean. A loss that a gradient scaler has scaled is heard unscaled.
 
-    A loss that is given counts before what is heard: first `loss=` of the step, then `watch` and `observe`,
-    then what is heard, then what the closure returns; never two of them. `zero_grad` of the optimizer
+    A loss that is given counts first: `loss=` of the step, then `watch` and `observe`, then the losses of
+    backward passes, then the result of the closure; never two of these. `zero_grad` of the optimizer
     forgets what was heard, and so does the next pass where every gradient is `None` by then.
 
     While it lasts, `torch.autograd.backward`, `torch.autograd.grad` and methods of `GradScaler` are
@@ -136,11 +136,11 @@ def _existing() -> list[LossOptimizer]:
     return [thing for thing in gc.get_objects() if issubclass(type(thing), LossOptimizer)]
 
 
-# What is wrapped while a listener is on.
+# The functions that are wrapped while a listener is on.
 
 
 def _patch() -> None:
-    """Wraps what gradients are computed and scaled with."""
+    """Wraps the functions that compute and scale gradients."""
     _replace(torch.autograd, "backward", _backward)
     _replace(torch.autograd, "grad", _grad)
     _replace(GradScaler, "scale", _scale)
@@ -276,7 +276,7 @@ def _backward(original: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _among(optimizers: list[LossOptimizer], inputs: Any) -> list[LossOptimizer]:
-    """Returns those optimizers of which a parameter is among the inputs of a pass, if it has inputs."""
+    """Returns the optimizers that have a parameter among the inputs of a pass, if the pass names inputs."""
     if inputs is None:
         return optimizers
     ids = identities(inputs)
@@ -320,7 +320,7 @@ _BY_GRAD = (
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raises an error that says what was seen, where a step would raise one that says less."""
+    """Raises an error that says what the listener has seen, before the step raises a shorter error."""
     if (
         not isinstance(optimizer, LossOptimizer)
         or torch.compiler.is_compiling()

@@ -1,4 +1,4 @@
-"""Metrics: what the emotion does, by names that a logger takes, fetched from the device at once."""
+"""Metrics of the emotion, under names for a logger, fetched from the device in one transfer."""
 
 from typing import Any, Literal, overload
 
@@ -20,7 +20,7 @@ def get_metrics(optimizer: Any, *, as_floats: Literal[True] = True) -> dict[str,
 @overload
 def get_metrics(optimizer: Any, *, as_floats: Literal[False]) -> dict[str, Tensor]: ...
 def get_metrics(optimizer: Any, *, as_floats: bool = True) -> dict[str, float] | dict[str, Tensor]:
-    """Returns what the emotion, or the pulse, of an optimizer is, and does, as a flat dict for a logger.
+    """Returns the emotion or the pulse of an optimizer, and its effects, as a flat dict for a logger.
 
     Nothing of it is computed unless asked for, and a step costs no more for it.
 
@@ -138,7 +138,7 @@ def _with_emotion(optimizer: Any) -> Any:
 
 
 def _learning_rates(optimizer: EmoOptimizer, scalar: Tensor) -> dict[str, Tensor]:
-    """Returns what each group's updates are multiplied by."""
+    """Returns the factor of each group's updates."""
     rates = []
     for group in optimizer.param_groups:
         lr = group["lr"]
@@ -172,7 +172,7 @@ def _masked_share(optimizer: EmoOptimizer, scalar: Tensor) -> dict[str, Tensor]:
                 )
             tolerance = (group["theta"] * (1.0 + scalar.abs())).to(device=grad.device, dtype=grad.dtype)
             elements = keep(grad, tolerance).sum()
-            if hasattr(elements, "full_tensor"):  # Of a DTensor, whose parts lie on several devices.
+            if hasattr(elements, "full_tensor"):  # A DTensor: its parts are on several devices.
                 elements = elements.full_tensor()
             kept += elements.to(kept.device)
     if not count:

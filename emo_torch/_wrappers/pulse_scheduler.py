@@ -31,7 +31,7 @@ class EmoPulseScheduler(LRScheduler):
     it, as other schedules are called, the rate of the loss before.
 
     Args:
-        optimizer: any optimizer but those that have a pulse of their own; all parameter groups get the same
+        optimizer: any optimizer without a pulse of its own; all parameter groups get the same
             learning rate. That of the first step is 1e-4 of the scope, until there is a loss.
         lr: the scope S, a number >= 0.
         ceiling: the largest learning rate, >= 0; it does not rise with the scope, as published.
@@ -128,7 +128,7 @@ class EmoPulseScheduler(LRScheduler):
 
     @property
     def pulse(self) -> Pulse:
-        """The pulse as it is now, in tensors of its own."""
+        """The current pulse, in new tensors."""
         return pulse_from(self._state)
 
     @property

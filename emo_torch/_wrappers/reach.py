@@ -13,7 +13,7 @@ from emo_torch._sharded import whole
 from emo_torch._step.loss_optimizer import LossOptimizer
 
 MOST_PATHS = 8
-"""How many ways to an optimizer are kept for one kind of root."""
+"""The number of paths to an optimizer that are kept for one kind of root."""
 
 _gradient = operator.attrgetter("grad")
 
@@ -55,7 +55,7 @@ class Reach:
 
         Args:
             root: the root of a backward pass.
-            optimizers: those to look for.
+            optimizers: the optimizers to look for.
             is_sure: whether to walk the graph for every optimizer to which no kept way leads.
         """
         function = root.grad_fn
@@ -170,7 +170,7 @@ def _path(link: Any) -> Path:
 
 
 class Gradients:
-    """The gradients of optimizers as they are before a backward pass, to see which of them it changes.
+    """The gradients of optimizers before a backward pass, to find the gradients that it changes.
 
     Args:
         optimizers: those to look at.
@@ -217,7 +217,7 @@ class _Before:
         self.params = _params(optimizer)
         self.samples = self.params[:: 1 + len(self.params) // _SAMPLES]
         self.is_sampled = with_samples and _are_none(list(map(_gradient, self.samples)))
-        # Held, so that no other tensor takes the identity of one of them.
+        # Kept alive, so that no other tensor gets the identity of one of them.
         self.gradients = [] if self.is_sampled else list(map(_gradient, self.params))
         self.versions = [] if _are_none(self.gradients) else _versions(self.gradients)
 

@@ -104,14 +104,14 @@ def runaway_emotion(moments: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 class RunawayMonitor:
-    """Looks at gradients, as it is told to or as an optimizer steps, and keeps what the last one showed.
+    """Measures gradients, on request or at each step of an optimizer, and keeps the last result.
 
     Args:
         eps: the number added to the second moment, >= 0.
-        bounds: the least and the largest factor, or `None` for what the formula gives.
+        bounds: the least and the largest factor, or `None` for no bounds.
 
     Attributes:
-        runaway: what the last gradient showed; a scale of 1 before any.
+        runaway: the numbers of the last gradient; before the first one, a scale of 1.
 
     Raises:
         ValueError: for an option out of its range.
@@ -140,10 +140,10 @@ class RunawayMonitor:
         """Looks at the gradients of parameters, as they are now; no sync with the device.
 
         Args:
-            params: the parameters of one optimizer; those without a gradient don't count.
+            params: the parameters of one optimizer; parameters without a gradient do not count.
 
         Returns:
-            What it showed, also kept as `runaway`.
+            The numbers, which are also kept as `runaway`.
 
         Raises:
             RuntimeError: for complex or sparse gradients.
@@ -167,7 +167,7 @@ class RunawayMonitor:
 
 
 class _Hooks:
-    """What a monitor does around every step of an optimizer."""
+    """The actions of a monitor around every step of an optimizer."""
 
     def __init__(self, monitor: RunawayMonitor, optimizer: Optimizer, *, is_scaling: bool) -> None:
         self._monitor = monitor
@@ -184,7 +184,7 @@ class _Hooks:
         """Looks at the gradients, or sees to it that a closure, which makes them, is followed by that."""
         self._saved = []  # Whatever a step that failed may have left.
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        has_closure = callable(closure)  # What is none, and no `None`, is the optimizer's to refuse.
+        has_closure = callable(closure)  # The optimizer refuses anything else.
         for group in optimizer.param_groups if self._is_scaling else []:
             params = [
                 param
@@ -217,7 +217,7 @@ class _Hooks:
     def _measure_gradient(self, optimizer: Optimizer) -> None:
         self._monitor._measure(
             [
-                # What maximizes goes down on the negative.
+                # To maximize is to minimize the negative.
                 -param.grad if group.get("maximize") else param.grad
                 for group in optimizer.param_groups
                 for param in group["params"]
@@ -250,9 +250,9 @@ def scale_by_runaway(
     `scaler.unscale_(optimizer)` first.
 
     Args:
-        optimizer: an instance of a `torch.optim.Optimizer`, one of this package's among them.
+        optimizer: a `torch.optim.Optimizer`, also one of this package.
         eps: the number added to the second moment, >= 0.
-        bounds: the least and the largest factor, or `None` for what the formula gives. That is
+        bounds: the least and the largest factor, or `None` for no bounds. That is
             between 0.449 and 1.551 where all elements are equally large, but where few are not 0 it
             can turn a step round (one in a million at 20: a factor of -16): `bounds=(0.0, 2.0)`
             never does.

@@ -1,4 +1,4 @@
-"""Getting through what wraps an optimizer."""
+"""Finding an optimizer inside of wrappers."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -26,15 +26,15 @@ HOLDERS = {
     "chained_optimizers": "Megatron",
     "_optims": "torchrec",
 }
-"""Attributes under which wrappers hold what they wrap, with libraries that do."""
+"""Attributes under which wrappers hold the wrapped object, with libraries that use them."""
 OF_A_SUBCLASS = ("optimizer", "optim")
-"""The attributes of a wrapper that is an instance of the class of what it wraps, as Lightning's is."""
+"""The attributes of a wrapper that has the class of the wrapped optimizer, as Lightning's."""
 DEEPEST, MOST_VISITED = 50, 2000
 """Where the search ends, for objects that make a new object at every look."""
 
 
 def unwrap(optimizer: Any) -> LossOptimizer:
-    """Returns the optimizer of this package inside of what wraps it.
+    """Returns the optimizer of this package inside of its wrappers.
 
     Trainers wrap optimizers in objects of their own that hand on `step` without a loss, and neither
     `watch` nor `observe`. The optimizer is looked for, at any depth, in the attributes that libraries
@@ -76,7 +76,7 @@ def unwrap(optimizer: Any) -> LossOptimizer:
 
 
 def loss_optimizers(optimizers: Iterable[Any]) -> list[LossOptimizer]:
-    """Returns those optimizers of this package that are among others, or inside of what wraps them."""
+    """Returns the optimizers of this package among some objects, or inside of their wrappers."""
     insides = (inside for optimizer in optimizers for _, inside in _find(optimizer))
     return list({id(inside): inside for inside in insides}.values())
 
@@ -94,7 +94,7 @@ def _find(optimizer: Any) -> list[tuple[str, LossOptimizer]]:
         if depth > DEEPEST or len(visited) >= MOST_VISITED:
             return False
         visited[id(thing)] = (thing, False)  # An answer for cycles.
-        # All of them, and not the first alone: there may be several.
+        # All optimizers, not the first alone: there may be several.
         is_deeper = sum(visit(f"{place}{step}", held, depth + 1) for step, held in _held_by(thing)) > 0
         is_here = isinstance(thing, LossOptimizer) and not is_deeper
         if is_here:
@@ -107,7 +107,7 @@ def _find(optimizer: Any) -> list[tuple[str, LossOptimizer]]:
 
 
 def _held_by(thing: Any) -> Iterator[tuple[str, Any]]:
-    """Yields what may be wrapped by something, with the way to it."""
+    """Yields the objects that an object may wrap, with the path to each."""
     if thing is None or isinstance(thing, type | str | bytes | int | float | dict):
         return
     if isinstance(thing, list | tuple):
@@ -134,5 +134,5 @@ def _is_optimizer(value: Any) -> bool:
 
 
 def _title(thing: Any) -> str:
-    """Returns what to call something in an error, without what it holds."""
+    """Returns the name of an object for an error, without its contents."""
     return f"an object of the class {type(thing).__module__}.{type(thing).__qualname__}"
