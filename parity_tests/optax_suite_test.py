@@ -24,8 +24,8 @@ MORE: dict[str, dict[str, Any]] = {
     "RefAdamWMiniScheduleFree": {"ref_max_steps": 30_000},
 }
 RESTLESS = ("EmoSens3", "EmoTion", "EmoVoid", "EmoNavi36")
-"""Members whose published steps keep their length near a minimum. The suite's tests of convergence leave these
-members out; all its other tests are run over them.
+"""Members whose published steps keep their length near a minimum. The suite's tests of convergence leave
+these members out; all its other tests are run over them.
 """
 COUSINS = ("EmoAiry3", "EmoCats3", "EmoFact36", "EmoLynx36")
 """Members that are those of `RESTLESS` with another rule: the suite leaves them out, to save time."""
