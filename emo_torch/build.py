@@ -147,7 +147,7 @@ def _build(compiler: list[str], temporary: Path, folder: Path) -> Built:
     library = temporary / LIBRARY
     defined = [f"-DHAS_{name.upper()}" for name in levels]
     objects = [str(temporary / f"{name}.o") for name in levels]
-    others = [str(SOURCES / "dispatch.c"), str(SOURCES / "least.c")]
+    others = [str(SOURCES / name) for name in ("dispatch.c", "least.c", "norms.c")]
     told = _run([*compiler, *flags, *defined, "-shared", *others, *objects, "-o", str(library), "-lm"])
     if told:
         raise BuildError(f"{' '.join(compiler)} failed: {told}")

@@ -109,11 +109,9 @@ def test_both_packages_name_their_options_alike() -> None:
         names = set(inspect.signature(ours).parameters)
         twins = set(inspect.signature(theirs).parameters)
         # Replicas are told apart by an axis here, by a group of processes there.
-        # EmoPilot needs sums over whole parameters, and has no compiled way.
-        of_pilot = member.name == "EmoPilot"
-        shards = {"shard_axis_name"} if of_pilot else set()
+        # EmoPilot needs sums over whole parameters.
+        shards = {"shard_axis_name"} if member.name == "EmoPilot" else set()
         assert names - twins == {"learning_rate", "b1", "b2", "mask", "axis_name", *shards}
-        here = {"params", "lr", "betas", "maximize", "foreach", "capturable", "process_group"}
-        here |= set() if of_pilot else {"fused"}
+        here = {"params", "lr", "betas", "maximize", "foreach", "fused", "capturable", "process_group"}
         # The stop signal of the pulse is logged there; a transformation that is compiled cannot log.
         assert twins - names == here | ({"notify"} if "stopcoef" in twins else set())

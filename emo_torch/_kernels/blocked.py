@@ -154,12 +154,12 @@ def _numbers(what: FusedStep, signal: Signal, group: dict[str, Any]) -> _Numbers
     mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
     share = weight_decay / (group.get("weight_decay_divisor") or 1.0)
     wakes = group.get("use_shadow") and float(signal.shadow_ratio) > 0.0
-    is_all = what.filter == "all"
+    is_all = what.filter in ("all", "scaled")
     return _Numbers(
         bound=None if is_all else bound,
         vector_bound=None if is_all else float(tolerance * tolerance.sqrt()),
         row_bound=float(cube) if what.filter == "rows_and_columns" else None,
-        length=lr if is_all else lr * float(signal.scale),
+        length=lr if what.filter == "all" else lr * float(signal.scale),
         decay={"decoupled": lr * share, "absolute": weight_decay, "l2": 0.0}[mode],
         decay_in_gradient=weight_decay if mode == "l2" else 0.0,
         shadow_rate=group["shadow_rate"] if wakes else None,

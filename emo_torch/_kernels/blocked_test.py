@@ -11,11 +11,14 @@ from torch import Tensor
 
 import emo_torch
 from emo_torch._kernels import FusedRule, FusedStep, blocked
+from emo_torch._members.by_name import MEMBERS as REGISTRY
 from emo_torch._step import ways as _ways
 from emo_torch._testing import COMPILED_MEMBERS
 
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5}
-MEMBERS = COMPILED_MEMBERS
+# The way without a compiler leaves these rules whole to the other ways.
+LEFT = ("sign", "fresh_sign", "pilot")
+MEMBERS = tuple(name for name in COMPILED_MEMBERS if REGISTRY[name].make.recipe.rules[0].name not in LEFT)
 ADAMS = ("emo_sens", "emo_navi")
 # Some steps of EmoNeco and EmoZeal, and all of the last one's, are for the other ways.
 BLOCKED = {name for name in MEMBERS if name not in ("emo_neco", "emo_zeal", "ref_adamw_mini_schedule_free")}

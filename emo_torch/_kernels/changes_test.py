@@ -140,7 +140,7 @@ class Changes(RuleBasedStateMachine):
         params = [_random(shape, dtype, seed) for seed, shape in enumerate(shapes)]
         groups = [group for group in (params[:cut], params[cut:]) if group]
         options: dict[str, Any] = {"lr": 1e-2, "weight_decay_mode": mode}
-        if name != "ref_adamw_mini_schedule_free":
+        if name not in ("ref_adamw_mini_schedule_free", "emo_pilot"):
             options["use_shadow"] = use_shadow
         self.fast = Side(name, groups, **options)
         self.plain = Side(name, groups, **options, foreach=False, fused=False)

@@ -20,11 +20,11 @@ static int omp_get_num_threads(void) { return 1; }
 #define INLINE static inline __attribute__((always_inline))
 
 /* In the order of RULES in __init__.py. */
-enum { ADAM, LION, CAUTIOUS, SOFTSIGN, FACTORS, REF };
+enum { ADAM, LION, CAUTIOUS, SOFTSIGN, FACTORS, REF, SIGN, FRESH, PILOT };
 /* In the order of MODES in ../_weight_decay.py. */
 enum { DECOUPLED, ABSOLUTE, L2 };
 /* In the order of FILTERS in __init__.py. */
-enum { KEEP_ALL, KEEP_ELEMENTS, KEEP_ROWS_AND_COLUMNS, KEEP_MATRICES };
+enum { KEEP_ALL, KEEP_ELEMENTS, KEEP_ROWS_AND_COLUMNS, KEEP_MATRICES, KEEP_SCALED };
 /* How a stream is kept: in the dtype of the computation, or in a narrower one. In the order of KINDS in job.py. */
 enum { WIDE, BFLOAT16, FLOAT16 };
 /* In the order of ROUNDINGS in ../_pieces/rounding.py. */
@@ -38,6 +38,17 @@ typedef struct {
     void **first, **second; /* moments, or rows and columns; a pointer for each tensor */
     int64_t first_kind, second_kind;
 } Rule;
+
+/* Of EmoPilot: what a pass measures, or by what it moves. */
+typedef struct {
+    int64_t measures;    /* whether the pass measures; it moves where this is 0 */
+    double *products;    /* measured over all tensors: <g, g>, <g, u> and <u, u>, u the last direction */
+    double *squares;     /* measured: the sum of the squares of each tensor's weights */
+    const void *lengths; /* of each tensor's step; of the parameters' dtype */
+    double gate, rate;   /* the factor of the gradient, and how far averages follow */
+    float **steps;       /* how many steps each tensor took */
+    void **averages;     /* NULL for none */
+} Pilot;
 
 typedef struct {
     int64_t tensors, threads;
@@ -56,17 +67,22 @@ typedef struct {
     int64_t first_step[3];
     /* Of RefAdamWMiniScheduleFree. */
     void **norms;      /* the smoothed norm of each tensor's gradients, below 0 before the first */
-    const void *share; /* how much of the weights goes into the first moment; of the parameters' dtype */
+    const void *share; /* how much of the weights goes into the first moment; of the parameters' dtype. Of
+                          the rule FRESH, how much of the gradient does */
     double norm_factor, least_lr, most_lr, injection_bound; /* the bound is below 0 for none */
     /* Of parameters and gradients below float32. */
     int64_t param_kind, grad_kind, rounding;
     void **compensations; /* for KAHAN */
     const int64_t *keys;  /* for STOCHASTIC: one for each tensor */
+    /* Of the members of v3.6.1 and v3.9.1. */
+    int64_t trusts; /* whether shadows follow at every step, by `shadow_rate`: the rule of blend_by_trust */
+    double weights; /* the factor of the weights before the step, for the rules SIGN and FRESH */
+    const Pilot *pilot; /* of the rule PILOT alone, which has no shadow, no filter and no scale */
 } Job;
 
 /* What job.py compares with its own before it hands over a job. Count the version up with each change of
  * the structures above. */
-enum { JOB_VERSION = 2 };
+enum { JOB_VERSION = 3 };
 int64_t emo_job_version(void) { return JOB_VERSION; }
 int64_t emo_job_size(void) { return (int64_t)sizeof(Job); }
 int64_t emo_rule_size(void) { return (int64_t)sizeof(Rule); }
@@ -135,6 +151,8 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 #define NEXT nextafterf
 #include "cpu_elements.h"
 #include "cpu_ref.h"
+#include "cpu_signs.h"
+#include "cpu_pilot.h"
 #include "cpu_factors.h"
 #include "cpu_tiles.h"
 #include "cpu_run.h"
@@ -153,6 +171,8 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 #define NEXT nextafter
 #include "cpu_elements.h"
 #include "cpu_ref.h"
+#include "cpu_signs.h"
+#include "cpu_pilot.h"
 #include "cpu_factors.h"
 #include "cpu_tiles.h"
 #include "cpu_run.h"

@@ -23,12 +23,14 @@ from emo_torch._kernels import FILTERS, FIRST_STEPS, RULES, FusedRule, FusedStep
 from emo_torch._kernels.find import PLAIN, Numbers
 from emo_torch._kernels.job import DTYPES, FUNCTIONS, NARROW, Job, Library, Rule, kind_of, library
 from emo_torch._kernels.plan import (
+    AVERAGE,
     COMPENSATION,
     EXISTS,
     GRAD,
     NORM,
     PARAM,
     SHADOW,
+    STEP,
     Key,
     Layout,
     Names,
@@ -94,9 +96,8 @@ def step(
     if layout is not None:
         # A changed rule or shadow needs other names.
         kinds = tuple([(rule.kind, rule.prefix) for rule in spec.rules])
-        dimensions = tuple(next(iter(layout.names.values())))
-        is_compensated = params[0].dtype in NARROW and _is_compensated(params[0], group)
-        if layout.names != _names(kinds, bool(group.get("use_shadow")), is_compensated, dimensions):
+        dimensions = tuple(next(iter(layout.names.values()), ()))
+        if layout.names != names_of(kinds, params[0], group, dimensions):
             layout = None
     if layout is None:
         layout = describe(params, grads, states, spec, group)
@@ -154,18 +155,22 @@ def describe(
         return None
     kinds = tuple([(rule.kind, rule.prefix) for rule in spec.rules])
     dimensions = tuple({param.ndim for param in params})
-    is_compensated = _is_compensated(params[0], group)
     use_shadow = bool(group.get("use_shadow"))
     is_l2 = group["weight_decay_mode"] == "l2"
     if use_shadow and is_l2 and dtype in NARROW and any(rule.kind in _SEE_PULLED for rule in spec.rules):
         return None
-    names = _names(kinds, use_shadow, is_compensated, dimensions)
+    names = names_of(kinds, params[0], group, dimensions)
     streams = _streams(params, states, names)
     for key, tensors in streams.items():
-        is_whole = key in (SHADOW, COMPENSATION) or "whole" in key
+        is_whole = key in (SHADOW, COMPENSATION, AVERAGE) or "whole" in key
         if list(map(_shape, tensors)) != (shapes if is_whole else [_shape_of(key, s) for s in shapes]):
             return None
-        fixed = {EXISTS: torch.bool, SHADOW: wide, NORM: wide, COMPENSATION: dtype}.get(key)
+        fixed = {
+            EXISTS: torch.bool,
+            STEP: torch.float32,
+            COMPENSATION: dtype,
+            **dict.fromkeys((SHADOW, NORM, AVERAGE), wide),
+        }.get(key)
         if not _are_plain(tensors, fixed or tensors[0].dtype):
             return None
         if fixed is None and tensors[0].dtype not in known:
@@ -182,7 +187,7 @@ def describe(
         return None  # A layout without addresses.
     by_factor = {"0": np.where(columns > 0, rows, size), "1": np.where(columns > 0, columns, size)}
     sizes = {key: by_factor[key[2]] if "factors" in key else size for key in streams}
-    sizes.update({key: np.ones_like(size) for key in (NORM, EXISTS) if key in streams})
+    sizes.update({key: np.ones_like(size) for key in (NORM, EXISTS, STEP) if key in streams})
     dtypes = {key: tensors[0].dtype for key, tensors in streams.items()}
     for rule in spec.rules:  # Averages of rows and of columns are made wide together.
         if rule.shape == "factors" and len({dtypes[rule.prefix, "factors", place] for place in "01"}) > 1:
@@ -208,16 +213,23 @@ def _are_plain(tensors: list[Tensor], dtype: torch.dtype) -> bool:
         return False  # Tensors of some layouts cannot be asked.
 
 
-@functools.lru_cache(maxsize=256)
-def _names(kinds: Kinds, use_shadow: bool, is_compensated: bool, dimensions: tuple[int, ...]) -> Names:
+def names_of(kinds: Kinds, param: Tensor, group: dict[str, Any], dimensions: tuple[int, ...]) -> Names:
     """Returns what stands in the states of parameters of so many dimensions, and is needed.
 
     Args:
         kinds: the rules.
-        use_shadow: whether there is a shadow.
-        is_compensated: whether there is what rounding keeps back.
+        param: one of the parameters.
+        group: the options, which say whether there are shadows, averages, or what rounding keeps back.
         dimensions: the numbers of dimensions.
     """
+    flags = (bool(group.get("use_shadow")), bool(group.get("average")), _is_compensated(param, group))
+    return _names(kinds, *flags, dimensions)
+
+
+@functools.lru_cache(maxsize=256)
+def _names(
+    kinds: Kinds, use_shadow: bool, average: bool, is_compensated: bool, dimensions: tuple[int, ...]
+) -> Names:
     names: Names = {}
     for kind, prefix in kinds:
         rule = FusedRule(kind, (0.0, 0.0), prefix=prefix)
@@ -226,6 +238,10 @@ def _names(kinds: Kinds, use_shadow: bool, is_compensated: bool, dimensions: tup
             names[prefix, rule.shape, str(place)] = {n: rule.moments(n)[place] for n in dimensions}
     if "ref" in dict(kinds):
         names[NORM] = dict.fromkeys(dimensions, "exp_avg_norm")
+    if "pilot" in dict(kinds):
+        names[STEP] = dict.fromkeys(dimensions, "step")
+    if average:
+        names[AVERAGE] = dict.fromkeys(dimensions, "average")
     if use_shadow:
         names[SHADOW] = dict.fromkeys(dimensions, "shadow")
         names[EXISTS] = dict.fromkeys(dimensions, "shadow_exists")
@@ -255,7 +271,7 @@ def _streams(params: list[Tensor], states: list[State], names: Names) -> Streams
 @functools.lru_cache(maxsize=4096)
 def _shape_of(key: Key, shape: torch.Size) -> torch.Size:
     """Returns the shape of a number or a factor in a state, by the parameter's shape."""
-    if key in (NORM, EXISTS):
+    if key in (NORM, EXISTS, STEP):
         return torch.Size()
     if len(shape) < 2:
         return shape
@@ -292,6 +308,10 @@ def _run(
     job.chosen_first = None if spec.chosen_first is None else spec.chosen_first.data_ptr()
     job.share = None if share is None else share.data_ptr()
     job.keys = None if keys is None else keys.data_ptr()
+    job.trusts = spec.follow is not None and SHADOW in layout.begins
+    job.weights = 1.0 if spec.weights is None else spec.weights.item()
+    if spec.follow is not None:
+        job.shadow_rate = spec.follow.item()
     try:
         # What torch does not see it must be told, or a graph would be built on what is no more.
         torch.autograd.graph.increment_version(params)

@@ -67,6 +67,16 @@ static void NAME(finish)(const NAME(Work) *work, int64_t tensor, Share part, REA
         END_TILE
         return;
     }
+    if (work->rule->kind == SIGN || work->rule->kind == FRESH) {
+        EACH_TILE(work, part, 1, TILE)
+            NAME(Tile) tile = NAME(open_tile)(work, tensor, from, many, own, NAME(ALL_STREAMS));
+            NAME(step_signs)(job, many, tile.params, tile.grads, tile.firsts,
+                             shadows ? shadows + (from - part.begin) : NULL, &work->signal,
+                             (int)work->rule->kind, blends, wakes && !blends);
+            NAME(close_tile)(work, &tile, tensor, from, many);
+        END_TILE
+        return;
+    }
     const NAME(Signal) *signal = work->rule->kind == FACTORS ? &work->vector_signal : &work->signal;
     int rule = work->rule->kind == FACTORS ? ADAM : (int)work->rule->kind;
     if (NAME(step_kept)(work, tensor, part, signal, rule, blends)) return;
@@ -276,6 +286,7 @@ static void NAME(run)(const NAME(Work) *work) {
 int NAME(emo_step)(const Job *job) {
     NAME(Work) work = {.job = job, .longest = 1};
     const Rule *rule = work.rule = &job->rule[choice(job->chosen, job->rules)];
+    if (rule->kind == PILOT) return NAME(pilot_pass)(job);
     const REAL tolerance = *(const REAL *)job->tolerance;
     NAME(Signal) *signal = &work.signal;
     signal->sign = job->maximize ? -1 : 1;
@@ -285,7 +296,7 @@ int NAME(emo_step)(const Job *job) {
     signal->ratio = *(const REAL *)job->ratio;
     signal->stay = 1 - signal->ratio;
     signal->rate = (REAL)job->shadow_rate;
-    signal->keeps_all = job->filter == KEEP_ALL || job->filter == KEEP_MATRICES;
+    signal->keeps_all = job->filter == KEEP_ALL || job->filter >= KEEP_MATRICES;
     signal->bound = signal->row_bound = tolerance * tolerance * tolerance;
     signal->mode = (int)job->mode;
     signal->b1 = (REAL)rule->b1;
@@ -295,6 +306,7 @@ int NAME(emo_step)(const Job *job) {
     signal->eps = (REAL)rule->eps;
     signal->first_step =
         job->first_steps ? job->first_step[choice(job->chosen_first, job->first_steps)] : NO_FIRST;
+    work.wakes = signal->ratio > 0 || job->trusts;
     work.vector_signal = *signal;
     work.vector_signal.keeps_all = job->filter == KEEP_ALL;
     /* There the filter is strict: at least the next number. */
@@ -333,7 +345,7 @@ int NAME(emo_step)(const Job *job) {
     if (!fails) {
         NAME(run)(&work);
         NAME(close_averages)(&work);
-        if (job->shadows != NULL && signal->ratio > 0)
+        if (job->shadows != NULL && work.wakes)
             for (int64_t tensor = 0; tensor < job->tensors; tensor++) *job->shadows_exist[tensor] = 1;
         if (rule->kind == REF)
             for (int64_t tensor = 0; tensor < job->tensors; tensor++)

@@ -17,7 +17,7 @@ typedef struct {
     int *keeps;                         /* whether a share's columns of its first and its last tensor, if
                                            those are shared, are all kept by the filter */
     REAL *norms;                        /* of gradients, smoothed: the new ones */
-    int blends_before;
+    int blends_before, wakes;           /* `wakes`: whether shadows move, or are made */
     int is_narrow;                      /* whether anything is kept in less than REAL */
     REAL *room;                         /* for each share: four tiles */
     int64_t tile_room;                  /* elements of one of those */
@@ -139,7 +139,7 @@ static NAME(Tile) NAME(open_tile)(const NAME(Work) *work, int64_t tensor, int64_
     (void)count, (void)own, (void)needed;
     tile.params = (REAL *)job->params[tensor] + from;
     tile.grads = (const REAL *)job->grads[tensor] + from;
-    tile.firsts = (REAL *)rule->first[tensor] + from;
+    if (rule->first[tensor]) tile.firsts = (REAL *)rule->first[tensor] + from;
     if (rule->second[tensor]) tile.seconds = (REAL *)rule->second[tensor] + from;
     return tile;
 }
@@ -226,5 +226,5 @@ static void NAME(close_averages)(const NAME(Work) *work) {
 #define POINTERS(work, tensor, from)                                                               \
     const Job *job = (work)->job;                                                                  \
     REAL *shadows = job->shadows ? (REAL *)job->shadows[tensor] + (from) : NULL;                   \
-    const int wakes = shadows != NULL && (work)->signal.ratio > 0;                                 \
+    const int wakes = shadows != NULL && (work)->wakes;                                            \
     const int blends = wakes && *job->shadows_exist[tensor] && !(work)->blends_before

@@ -365,9 +365,9 @@ def _launch(
         kernels.norms_of[(counts["tensors"],)](
             parts, layout["first_blocks"], layout["blocks"], norms, BLOCK=BLOCK, **plain
         )
-    filters = {"all": 0, "elements": 1, "rows_and_columns": 2, "matrices": 0}
+    filters = {"elements": 1, "rows_and_columns": 2}
     kind = RULES.index("uncorrected_adam" if is_factored and not is_matrix else rule.kind)
-    is_all = what.filter == "all"
+    is_all = what.filter in ("all", "scaled")
     kernels.elements[(counts["blocks"],)](
         *(params, grads, first, second, shadows, exists, *blocks, layout["columns"]),
         *(row_starts, row_means, column_starts, column_means, norms, constants),
@@ -377,8 +377,8 @@ def _launch(
         STEPS_FIRST=steps_first,
         RULE=kind,
         # Vectors have a filter of their own where matrices have rows and columns.
-        FILTER=3 if is_factored and not is_matrix and not is_all else filters[what.filter],
-        SCALES=not is_all,
+        FILTER=3 if is_factored and not is_matrix and not is_all else filters.get(what.filter, 0),
+        SCALES=what.filter != "all",
         **options,
         **dtypes,
         **kinds,

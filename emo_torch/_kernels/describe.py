@@ -13,9 +13,9 @@ from emo_torch._rules.recipe import Recipe
 
 RULES = tuple(rule.name for rule in KERNELS)
 """The rules that it knows, in the order of the `enum` in cpu.c."""
-FILTERS = ("all", "elements", "rows_and_columns", "matrices")
-"""What moves: everything, what `keep_elements` keeps, or what `keep_rows_and_columns` does; the last one
-where that keeps all of a matrix anyway."""
+FILTERS = ("all", "elements", "rows_and_columns", "matrices", "scaled")
+"""The elements that move: all; those that `keep_elements` or `keep_rows_and_columns` keeps; "matrices"
+where the latter keeps all of a matrix; "scaled" for all, with a scaled update."""
 FIRST_STEPS = tuple(rule.name for rule in FIRST_STEP_RULES)
 """What a matrix may do before its rule."""
 
@@ -68,8 +68,13 @@ class FusedStep(NamedTuple):
         chosen: the index of a rule, int64 of shape `[]` on the CPU.
         first_steps: names in `FIRST_STEPS`, among which `chosen_first` says.
         chosen_first: the index of a first step, likewise.
-        share: of the rule "ref", how much of the weights goes into the first moment: makes a tensor of
-            shape `[]` of a dtype on the CPU. Its other options stand in the group.
+        share: of the rule "ref", how much of the weights goes into the first moment; of the rule
+            "fresh_sign", how much of the gradient does: makes a tensor of shape `[]` of a dtype on the CPU.
+            The other options of "ref" stand in the group.
+        follow: how far shadows follow at each step, by the rule of `blend_by_trust`, a tensor of shape
+            `[]`; `None` for the rule of `blend_with_shadow`.
+        weights: the factor of the weights before the step, a tensor of shape `[]`; `None` for 1. Only for
+            the rules "sign" and "fresh_sign".
     """
 
     rules: tuple[FusedRule, ...]
@@ -78,6 +83,8 @@ class FusedStep(NamedTuple):
     first_steps: tuple[str, ...] = ()
     chosen_first: Tensor | None = None
     share: Callable[[torch.dtype], Tensor] | None = None
+    follow: Tensor | None = None
+    weights: Tensor | None = None
 
 
 class Signal(NamedTuple):

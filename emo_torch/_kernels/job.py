@@ -13,7 +13,7 @@ from emo_torch._kernels.loader import load_library
 
 logger = logging.getLogger("emo_torch")
 
-JOB_VERSION = 2
+JOB_VERSION = 3
 """Counts the changes of `Job`: a library whose `JOB_VERSION` is another one is not used."""
 FUNCTIONS = {torch.float32: "emo_step_float", torch.float64: "emo_step_double"}
 """The function that takes a job, by the dtype of the computation."""
@@ -81,6 +81,9 @@ class Job(ctypes.Structure):
         ("rounding", ctypes.c_int64),
         ("compensations", ctypes.c_void_p),
         ("keys", ctypes.c_void_p),
+        ("trusts", ctypes.c_int64),
+        ("weights", ctypes.c_double),
+        ("pilot", ctypes.c_void_p),
     )
 
 

@@ -88,6 +88,10 @@ class StepMemory:
                 own.patience = 1
         return tensors
 
+    def layouts(self) -> list[Layout | None]:
+        """Returns where the tensors of each group lie, by the plans that `look` found to hold."""
+        return [None if own.plan is None else own.plan.layout for own in self._groups]
+
     def params(self, index: int, params: list[Tensor]) -> Params:
         """Returns the parameters of a group's step, to carry what is remembered of them.
 

@@ -58,6 +58,7 @@ Streams = dict[Key, list[Tensor]]
 Places = dict[Key, Numbers]
 PARAM, GRAD, SHADOW, EXISTS, NORM = ("param",), ("grad",), ("shadow",), ("exists",), ("norm",)
 COMPENSATION = ("compensation",)
+STEP, AVERAGE = ("step",), ("average",)
 # What a tensor is called in a state, by the number of dimensions of the parameter.
 Names = dict[Key, dict[int, str]]
 

@@ -51,8 +51,8 @@ class EmoCats3(PulseOptimizer):
         maximize: whether to go up instead of down; the loss, too, turns its sign.
         foreach: whether to step with all tensors at once; `None` for the choice of torch.optim.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
-        fused: whether to step in compiled code, as EmoSens does, while `use_shadow` is off; `None` for yes
-            on the CPU, where that can be and `foreach` says nothing.
+        fused: whether to step in compiled code, as EmoSens does (on CUDA while `use_shadow` is off); `None`
+            for yes on the CPU, where that can be and `foreach` says nothing.
         process_group: the processes over which the loss is averaged, so that replicas step alike:
             `None` for all processes, `False` for this process alone.
 

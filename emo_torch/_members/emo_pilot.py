@@ -17,7 +17,9 @@ from emo_torch._checks.validation import (
     check_moment_dtype,
     check_not_negative,
     check_order,
+    check_ways,
 )
+from emo_torch._kernels.plan import GroupTensors
 from emo_torch._pieces.ceiling import step_ceiling
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.pilot import PilotState, steer
@@ -27,9 +29,10 @@ from emo_torch._pieces.weight_decay import MODES
 from emo_torch._rules.family_rules import PILOT
 from emo_torch._rules.recipe import Group, Recipe, State
 from emo_torch._sharded import mesh_of
-from emo_torch._step.pilot_ways import Batch, batch_of, largest, measure, scheduled, step_batch
+from emo_torch._step.pilot_compiled import CompiledBatch, measure, step_batch, take_compiled
+from emo_torch._step.pilot_ways import Batch, batch_of, largest, scheduled
 from emo_torch._step.steered import SteeredOptimizer
-from emo_torch._step.ways import use_foreach
+from emo_torch._step.ways import use_foreach, use_fused
 
 
 class EmoPilot(SteeredOptimizer):
@@ -72,6 +75,8 @@ class EmoPilot(SteeredOptimizer):
         maximize: whether to go up instead of down; the loss, too, turns its sign.
         foreach: whether to step with all tensors at once; `None` for the choice of torch.optim.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
+        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU; `None`
+            for yes where that can be and `foreach` says nothing.
         process_group: the processes over which the loss is averaged, so that replicas step alike:
             `None` for all processes, `False` for this process alone.
 
@@ -120,6 +125,7 @@ class EmoPilot(SteeredOptimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
+        fused: bool | None = None,
         process_group: LossGroup = None,
     ) -> None:
         defaults = {
@@ -137,6 +143,7 @@ class EmoPilot(SteeredOptimizer):
             "maximize": maximize,
             "foreach": foreach,
             "capturable": capturable,
+            "fused": fused,
             "train_mode": True,
             "peak_lr": 0.0,
         }
@@ -152,9 +159,9 @@ class EmoPilot(SteeredOptimizer):
             check_not_negative(name, options[name])
         check_order("min_courage", options["min_courage"], "max_courage", options["max_courage"])
         check_choice("weight_decay_mode", options["weight_decay_mode"], MODES)
-        for name in ("average", "maximize", "capturable", "train_mode"):
+        for name in ("average", "train_mode"):
             check_flag(name, options[name])
-        check_flag("foreach", options["foreach"], may_be_none=True)
+        check_ways(options)
         check_moment_dtype(options["moment_dtype"])
         check_rounding(options)
 
@@ -186,9 +193,8 @@ class EmoPilot(SteeredOptimizer):
 
     def _move(self, feeling: Tensor, seen: Any) -> None:
         """Moves the scalars by the loss and all gradients, then every parameter that has a gradient."""
-        del seen
         before = self._pilot
-        batches = list(self._batches())
+        batches = list(self._batches(seen))
         total = torch.zeros(3, dtype=before.norm.dtype, device=before.norm.device)
         mean_squares = []
         for batch in batches:
@@ -221,7 +227,8 @@ class EmoPilot(SteeredOptimizer):
             lengths.append(length)
             bounds.append(ceiling < peak)
             step_batch(batch, length, pilot, is_finite)
-            self._round(batch)
+            if isinstance(batch, Batch):
+                self._round(batch)
         if lengths:
             device = before.norm.device
             longest = torch.stack([length.max().to(device) for length in lengths]).max().to(before.longest)
@@ -232,13 +239,19 @@ class EmoPilot(SteeredOptimizer):
             # In place: the groups, and captured graphs, hold these tensors.
             old.copy_(skipped if name == "skipped" else torch.where(is_finite, new.to(old), old))
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self, seen: list[GroupTensors | None]) -> Iterator[Batch | CompiledBatch]:
         """Yields the parameters that have a gradient, those that can be moved together in one batch."""
-        for group in self.param_groups:
-            params, grads, states = self._collect(group)
+        for number, group in enumerate(self.param_groups):
+            params, grads, states = seen[number] or self._collect(group)
             for state, param in zip(states, params, strict=True):
                 if group["average"] and "average" not in state:
                     state.update(self._missing_state(param, group, state))
+            if params and use_fused(params, group):
+                found = GroupTensors(params, grads, states)
+                memory = self._step_memory
+                compiled, found = take_compiled(memory, self.state, number, group, found)
+                yield from compiled
+                params, grads, states = found
             buckets: dict[Any, list[int]] = {}
             is_multi = bool(params) and use_foreach(params, group)
             for index, param in enumerate(params):

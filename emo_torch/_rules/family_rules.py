@@ -143,11 +143,27 @@ REF = Rule(
     on_cuda=False,
     scalars=("exp_avg_norm",),
 )
-SIGN = Rule("sign", lambda _: (), init_zeros(), _sign, _multi_sign, reads=())
+SIGN = Rule("sign", lambda _: (), init_zeros(), _sign, _multi_sign, reads=(), kernel="SIGN", on_cuda=False)
 FRESH_SIGN = Rule(
-    "fresh_sign", LION.moments, LION.init, _fresh_sign, _multi_fresh_sign, reads=("b1", "change")
+    "fresh_sign",
+    LION.moments,
+    LION.init,
+    _fresh_sign,
+    _multi_fresh_sign,
+    reads=("b1", "change"),
+    kernel="FRESH",
+    on_cuda=False,
 )
-PILOT = Rule("pilot", ADAM.moments, _init_pilot, _whole_step, _whole_step, on_cuda=False, scalars=("step",))
+PILOT = Rule(
+    "pilot",
+    ADAM.moments,
+    _init_pilot,
+    _whole_step,
+    _whole_step,
+    kernel="PILOT",
+    on_cuda=False,
+    scalars=("step",),
+)
 NONE = Rule("none", lambda _: (), init_zeros(), _none, _multi_none, reads=())
 """No step at all: one of the first steps of EmoZeal."""
 
@@ -156,7 +172,7 @@ LION_BETAS = (0.9, 0.99)
 # Each rule of EmoClan has moments of its own, named after the member that has the rule alone.
 NAVI, FACT, LYNX = ADAM.named("navi_"), FACTORS.named("fact_"), LION.named("lynx_", LION_BETAS)
 
-KERNELS = (ADAM, LION, CAUTIOUS_SIGN, SOFTSIGN, FACTORS, REF)
+KERNELS = (ADAM, LION, CAUTIOUS_SIGN, SOFTSIGN, FACTORS, REF, SIGN, FRESH_SIGN, PILOT)
 """The rules that compiled code knows."""
 FIRST_STEP_RULES = (NONE, SOFTSIGN, CAUTIOUS_SIGN)
 """The rules that compiled code knows as a first step."""

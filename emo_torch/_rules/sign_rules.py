@@ -74,7 +74,7 @@ def scale_by_fresh_sign(grad: Tensor, exp_avg: Tensor, change: Tensor, *, b1: fl
 
     Source: EmoTion v3.9.1 by muooon.
     """
-    share = _share(change, b1).to(device=grad.device, dtype=grad.dtype)
+    share = fresh_share(change, b1).to(device=grad.device, dtype=grad.dtype)
     exp_avg.mul_(1.0 - share).add_(grad * share)
     return exp_avg.sign()
 
@@ -83,13 +83,14 @@ def multi_tensor_scale_by_fresh_sign(
     grads: list[Tensor], exp_avgs: list[Tensor], change: Tensor, *, b1: float = 0.9
 ) -> list[Tensor]:
     """Like `scale_by_fresh_sign`, for many tensors of one device and dtype."""
-    share = _share(change, b1).to(device=grads[0].device, dtype=grads[0].dtype)
+    share = fresh_share(change, b1).to(device=grads[0].device, dtype=grads[0].dtype)
     torch._foreach_mul_(exp_avgs, 1.0 - share)
     torch._foreach_add_(exp_avgs, torch._foreach_mul(grads, share))
     return list(torch._foreach_sign(exp_avgs))
 
 
-def _share(change: Tensor, b1: float) -> Tensor:
+def fresh_share(change: Tensor, b1: float) -> Tensor:
+    """Returns a, the share of the gradient in the momentum of `scale_by_fresh_sign`, shape `[]`."""
     return (1.0 - b1) * torch.tanh(change / 0.03).clamp(min=1.0 - b1)
 
 

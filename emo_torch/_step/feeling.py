@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emo_torch._kernels.describe import Signal
-from emo_torch._pieces.emotion import is_on_cpu
+from emo_torch._kernels.describe import FusedStep, Signal
 from emo_torch._rules.recipe import Group
+from emo_torch._rules.sign_rules import fresh_share
 
 
 class Feeling(NamedTuple):
@@ -36,29 +36,31 @@ class Feeling(NamedTuple):
     numbers: dict[str, Tensor] = {}  # noqa: RUF012
 
 
-def for_compiled(params: list[Tensor], feeling: Feeling, group: Group) -> tuple[Feeling, Group] | None:
-    """Returns a feeling and options that compiled code knows; or `None`."""
-    if feeling.follow is not None and group["use_shadow"]:
+def for_compiled(what: FusedStep, feeling: Feeling, group: Group, *, on_cpu: bool) -> FusedStep | None:
+    """Returns a step as compiled code reads it, with what a member of v3.6.1 or v3.9.1 asks beside.
+
+    Args:
+        what: the step, from the recipe of the member.
+        feeling: the feeling.
+        group: the options.
+        on_cpu: whether compiled code of the CPU takes the step, and not another way of `_kernels`.
+
+    Returns:
+        The step; `None` where only the ways without compiled code can take it.
+    """
+    if feeling.scale is not None and what.filter == "all":
+        what = what._replace(filter="scaled")
+    follow = feeling.follow if group["use_shadow"] else None
+    if follow is None and feeling.weights is None and not feeling.numbers:
+        return what
+    only_signs = all(rule.kind in ("sign", "fresh_sign") for rule in what.rules)
+    if not on_cpu or not (feeling.weights is None or only_signs):
         return None
-    if feeling.weights is not None or feeling.numbers:
-        return None
-    if feeling.scale is None:
-        return feeling, group
-    if params[0].device.type != "cpu" or not is_on_cpu(feeling.scale):
-        return None
-    # Compiled code has no factor of the update alone: the factor goes into the learning rate, and out of
-    # the weight decay that the learning rate multiplies.
-    factor = feeling.scale.item()
-    if factor == 1.0:
-        return feeling._replace(scale=None), group
-    if not factor > 1e-3:
-        return None
-    lr = group["lr"]
-    rate = factor * (lr.detach() if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64))
-    weight_decay = group["weight_decay"]
-    if group["weight_decay_mode"] == "decoupled":
-        weight_decay = weight_decay / factor
-    return feeling._replace(scale=None, rate=rate), {**group, "weight_decay": weight_decay}
+    change = feeling.numbers.get("change")
+    if change is not None:
+        share = fresh_share(change, what.rules[0].betas[0])
+        what = what._replace(share=share.to)
+    return what._replace(follow=follow, weights=feeling.weights)
 
 
 def numbers_of(feeling: Feeling, group: Group, dtype: torch.dtype) -> Signal:

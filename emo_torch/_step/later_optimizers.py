@@ -44,10 +44,10 @@ from emo_torch._rules.sign_rules import (
     init_held_norm,
     is_over,
     relative_change,
-    sum_of_norms,
 )
 from emo_torch._step.emo_optimizer import EmoOptimizer
 from emo_torch._step.loss_optimizer import LossOptimizer
+from emo_torch._step.norm_ways import norm_of_groups
 from emo_torch._step.ways import WAYS, Feeling
 
 PULSE_OPTIONS = ("stopcoef", "steady", "spike_limit", "loss_unit")
@@ -274,8 +274,9 @@ class NormOptimizer(PulseOptimizer):
 
     def take_norm(self) -> Tensor:
         """Returns the sum of the norms of the parameters before the step, before a shadow pulls them."""
-        counted = [param for param in self._params() if param.requires_grad or param.grad is not None]
-        return sum_of_norms(counted).to(self._pulse.scalar.device, self._pulse.scalar.dtype)
+        layouts = [] if torch.compiler.is_compiling() else self._step_memory.layouts()
+        norm = norm_of_groups(self.param_groups, layouts)
+        return norm.to(self._pulse.scalar.device, self._pulse.scalar.dtype)
 
     def add_param_group(self, param_group: Group) -> None:
         """Adds a group of parameters, as every member does; the sum of the norms starts anew."""

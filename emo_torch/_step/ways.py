@@ -371,14 +371,11 @@ def fused(
     group: Group,
 ) -> list[int]:
     """Like `single_tensor`, in compiled code, or in blocks; returns the indices of the rest."""
-    is_plain = feeling.scale is None and feeling.follow is None
-    if not (is_plain and feeling.weights is None and not feeling.numbers):
-        known = for_compiled(params, feeling, group)
-        if known is None:
-            return list(range(len(params)))
-        feeling, group = known
     b1, b2 = group["betas"]
     what = describe(recipe, float(b1), float(b2), float(group["eps"]), float(group.get("theta", 0.0)))
+    if what is not None:
+        on_cpu = params[0].device.type not in cuda.DEVICES and library() is not None
+        what = for_compiled(what, feeling, group, on_cpu=on_cpu)
     if what is None:
         return list(range(len(params)))
     device = params[0].device if params[0].device.type in cuda.DEVICES else _CPU

@@ -1,0 +1,188 @@
+/* Included by cpu.c, once for each dtype: EmoPilot, which measures in one pass and moves in another.
+ *
+ * Both passes cut tensors into blocks that depend on their sizes alone. Sums are taken over the blocks in their
+ * order, so that the bits are the same for any number of threads. A thread has the same blocks in both passes,
+ * and moves the last one first: what it read last is still in the cache. */
+
+/* Elements of a block, and of a part of one that is summed in the dtype of the tensors. */
+#define PILOT_BLOCK 65536
+#define PILOT_SHORT 1024
+
+/* The factors that correct the moments of a tensor for their start at 0. */
+typedef struct {
+    REAL first, second;
+} NAME(Corrections);
+
+INLINE NAME(Corrections) NAME(corrections_of)(const Rule *rule, double steps) {
+    /* log(0) is minus infinity, and the correction 1. */
+    NAME(Corrections) found = {(REAL)(-1 / expm1(steps * log(rule->b1))),
+                               (REAL)(-1 / expm1(steps * log(rule->b2)))};
+    return found;
+}
+
+INLINE REAL NAME(pilot_direction)(REAL first, REAL second, REAL eps, NAME(Corrections) corrections) {
+    return first * corrections.first / (SQRT(second * corrections.second) + eps);
+}
+
+/* Adds up <g, g>, <g, u>, <u, u> and <p, p> of a short part, u the last direction. */
+INLINE void NAME(measure_part)(
+    int64_t count, const REAL *restrict params, const REAL *restrict grads, const REAL *restrict firsts,
+    const REAL *restrict seconds, REAL sign, REAL weight_decay, REAL eps, NAME(Corrections) corrections,
+    const int mode, double *sums) {
+    REAL squares = 0, products = 0, lengths = 0, weights = 0;
+#pragma omp simd reduction(+ : squares, products, lengths, weights)
+    for (int64_t index = 0; index < count; index++) {
+        const REAL weight = params[index];
+        const REAL grad = NAME(uphill)(grads[index], weight, sign, weight_decay, mode);
+        const REAL direction = NAME(pilot_direction)(firsts[index], seconds[index], eps, corrections);
+        squares += grad * grad;
+        products += grad * direction;
+        lengths += direction * direction;
+        weights += weight * weight;
+    }
+    sums[0] += squares;
+    sums[1] += products;
+    sums[2] += lengths;
+    sums[3] += weights;
+}
+
+/* What is the same for all elements of a tensor. */
+typedef struct {
+    REAL sign, weight_decay, eps, gate, b2, c1, c2, length, rate;
+    NAME(Corrections) corrections;
+} NAME(Flight);
+
+INLINE void NAME(move_elements)(
+    int64_t count, REAL *restrict params, const REAL *restrict grads, REAL *restrict firsts,
+    REAL *restrict seconds, REAL *restrict averages, const NAME(Flight) flight, const int mode,
+    const int keeps_average) {
+    const REAL decay = mode == DECOUPLED ? flight.length * flight.weight_decay : flight.weight_decay;
+#pragma GCC ivdep
+    for (int64_t index = 0; index < count; index++) {
+        REAL weight = params[index];
+        REAL grad = NAME(uphill)(grads[index], weight, flight.sign, flight.weight_decay, mode);
+        grad *= flight.gate;
+        const REAL first = NAME(follow)(firsts[index], grad, flight.c1);
+        const REAL second = seconds[index] * flight.b2 + flight.c2 * grad * grad;
+        firsts[index] = first;
+        seconds[index] = second;
+        REAL change = NAME(pilot_direction)(first, second, flight.eps, flight.corrections) * flight.length;
+        if (mode != L2) change += weight * decay;
+        weight -= change;
+        params[index] = weight;
+        if (keeps_average) averages[index] += (weight - averages[index]) * flight.rate;
+    }
+}
+
+/* One block of a tensor, in one of the two passes. */
+static void NAME(pilot_block)(const Job *job, int64_t tensor, int64_t from, int64_t count, double *sums) {
+    const Pilot *pilot = job->pilot;
+    const Rule *rule = &job->rule[0];
+    const double steps = *pilot->steps[tensor];
+    REAL *params = (REAL *)job->params[tensor] + from, *firsts = (REAL *)rule->first[tensor] + from;
+    REAL *seconds = (REAL *)rule->second[tensor] + from;
+    const REAL *grads = (const REAL *)job->grads[tensor] + from;
+    const REAL sign = job->maximize ? -1 : 1, weight_decay = (REAL)job->weight_decay, eps = (REAL)rule->eps;
+    if (pilot->measures) {
+        /* Before its first step a parameter has no direction: step 0 would divide 0 by 0. */
+        const NAME(Corrections) corrections = NAME(corrections_of)(rule, steps < 1 ? 1 : steps);
+        for (int64_t start = 0; start < count; start += PILOT_SHORT) {
+            const int64_t many = count - start < PILOT_SHORT ? count - start : PILOT_SHORT;
+#define MEASURE_PART(mode)                                                                         \
+    NAME(measure_part)(many, params + start, grads + start, firsts + start, seconds + start, sign, \
+                       weight_decay, eps, corrections, mode, sums)
+            if (job->mode == L2) MEASURE_PART(L2);
+            else MEASURE_PART(DECOUPLED);
+#undef MEASURE_PART
+        }
+        return;
+    }
+    const NAME(Flight) flight = {
+        .sign = sign,
+        .weight_decay = weight_decay,
+        .eps = eps,
+        .gate = (REAL)pilot->gate,
+        .b2 = (REAL)rule->b2,
+        .c1 = (REAL)(1.0 - rule->b1),
+        .c2 = (REAL)(1.0 - rule->b2),
+        .length = ((const REAL *)pilot->lengths)[tensor],
+        .rate = (REAL)pilot->rate,
+        .corrections = NAME(corrections_of)(rule, steps + 1),
+    };
+    REAL *averages = pilot->averages == NULL ? NULL : (REAL *)pilot->averages[tensor] + from;
+#define MOVE_ELEMENTS(mode)                                                                        \
+    do {                                                                                           \
+        if (averages == NULL)                                                                      \
+            NAME(move_elements)(count, params, grads, firsts, seconds, NULL, flight, mode, 0);     \
+        else NAME(move_elements)(count, params, grads, firsts, seconds, averages, flight, mode, 1); \
+    } while (0)
+    if (job->mode == DECOUPLED) MOVE_ELEMENTS(DECOUPLED);
+    else if (job->mode == ABSOLUTE) MOVE_ELEMENTS(ABSOLUTE);
+    else MOVE_ELEMENTS(L2);
+#undef MOVE_ELEMENTS
+}
+
+INLINE int64_t NAME(pilot_blocks)(const Job *job, int64_t tensor) {
+    return (size_of(job, tensor) + PILOT_BLOCK - 1) / PILOT_BLOCK;
+}
+
+/* Takes one of the two passes; returns 0, or 1 where memory was wanting, before anything changed. */
+static int NAME(pilot_pass)(const Job *job) {
+    const Pilot *pilot = job->pilot;
+    const size_t tensors = (size_t)job->tensors;
+    int64_t *first_blocks = malloc(sizeof(int64_t) * (tensors + 1)), *starts = malloc(sizeof(int64_t) * (tensors + 1));
+    double *sums = NULL;
+    int64_t blocks = 0, total = 0;
+    if (first_blocks != NULL && starts != NULL) {
+        for (int64_t tensor = 0; tensor < job->tensors; tensor++) {
+            first_blocks[tensor] = blocks;
+            starts[tensor] = total;
+            blocks += NAME(pilot_blocks)(job, tensor);
+            total += size_of(job, tensor);
+        }
+        sums = calloc(4 * (size_t)blocks + 1, sizeof(double));
+    }
+    if (sums == NULL) {
+        free(first_blocks);
+        free(starts);
+        return 1;
+    }
+#pragma omp parallel num_threads((int)job->threads)
+    {
+        /* There may be fewer threads than were asked for. */
+        const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        const Share own = share_of(total, thread, threads);
+        for (int64_t turn = 0; turn < job->tensors; turn++) {
+            const int64_t tensor = pilot->measures ? turn : job->tensors - 1 - turn;
+            const int64_t size = size_of(job, tensor), many = NAME(pilot_blocks)(job, tensor);
+            if (starts[tensor] >= own.end || starts[tensor] + size <= own.begin) continue;
+            for (int64_t step = 0; step < many; step++) {
+                const int64_t block = pilot->measures ? step : many - 1 - step, from = block * PILOT_BLOCK;
+                /* A block belongs to the thread whose share it begins in. */
+                if (starts[tensor] + from < own.begin || starts[tensor] + from >= own.end) continue;
+                const int64_t count = size - from < PILOT_BLOCK ? size - from : PILOT_BLOCK;
+                NAME(pilot_block)(job, tensor, from, count, sums + 4 * (first_blocks[tensor] + block));
+            }
+        }
+    }
+    for (int64_t tensor = 0; tensor < job->tensors; tensor++) {
+        if (!pilot->measures) {
+            /* Written at the end: other threads read the one before. */
+            *pilot->steps[tensor] += 1;
+            continue;
+        }
+        pilot->squares[tensor] = 0;
+        const double *own = sums + 4 * first_blocks[tensor];
+        for (int64_t block = 0; block < NAME(pilot_blocks)(job, tensor); block++, own += 4) {
+            for (int kind = 0; kind < 3; kind++) pilot->products[kind] += own[kind];
+            pilot->squares[tensor] += own[3];
+        }
+    }
+    free(first_blocks);
+    free(starts);
+    free(sums);
+    return 0;
+}
+
+#undef PILOT_BLOCK
+#undef PILOT_SHORT

@@ -1,0 +1,172 @@
+"""The two passes of EmoPilot in compiled C: one measures all tensors, one moves them. Neither makes a copy.
+
+It takes what `cpu.py` takes: dense tensors in the CPU's memory that are contiguous and of one dtype.
+"""
+
+import ctypes
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emo_torch._kernels import RULES, FusedRule, FusedStep
+from emo_torch._kernels.cpu import LEAST_SHARE, describe, names_of
+from emo_torch._kernels.job import FUNCTIONS, Job, Rule, library
+from emo_torch._kernels.plan import (
+    AVERAGE,
+    GRAD,
+    PARAM,
+    STEP,
+    Layout,
+    Params,
+    State,
+    are_apart,
+    ends_of,
+    sort_written,
+)
+from emo_torch._pieces.weight_decay import MODES
+
+_KIND = "pilot"
+_FIRST, _SECOND = (("", "whole", place) for place in "01")
+
+
+class _Pilot(ctypes.Structure):
+    """The twin of `Pilot` in cpu.c."""
+
+    _fields_ = (
+        ("measures", ctypes.c_int64),
+        ("products", ctypes.c_void_p),
+        ("squares", ctypes.c_void_p),
+        ("lengths", ctypes.c_void_p),
+        ("gate", ctypes.c_double),
+        ("rate", ctypes.c_double),
+        ("steps", ctypes.c_void_p),
+        ("averages", ctypes.c_void_p),
+    )
+
+
+class CompiledBatch(NamedTuple):
+    """Parameters of one group that compiled code moves, all of one dtype.
+
+    Attributes:
+        group: the parameter group.
+        params: the parameters.
+        layout: where parameters, gradients and states lie.
+    """
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    layout: Layout
+
+
+def take(
+    params: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any]
+) -> tuple[list[CompiledBatch], list[int]]:
+    """Returns the parameters that compiled code can move, and the indices of the others.
+
+    Args:
+        params: the parameters of a group; as `Params` they carry their layout from step to step.
+        grads: their gradients.
+        states: their states.
+        group: the options.
+    """
+    found = library()
+    if found is None or not params:
+        return [], list(range(len(params)))
+    layout = params.layout if isinstance(params, Params) else None
+    if layout is not None:
+        dimensions = tuple(next(iter(layout.names.values())))
+        # A changed option needs other names.
+        if layout.names != names_of(((_KIND, ""),), params[0], group, dimensions):
+            layout = None
+    if layout is None:
+        layout = _layout_of(params, grads, states, group)
+    if layout is not None:
+        if isinstance(params, Params):
+            params.layout, params.finder = layout, found.finder
+        return [CompiledBatch(group, params, layout)], []
+    by_dtype: dict[torch.dtype, list[int]] = {}
+    for index, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
+        if param.dtype in FUNCTIONS and _layout_of([param], [grad], [state], group) is not None:
+            by_dtype.setdefault(param.dtype, []).append(index)
+    batches, rest = [], set(range(len(params)))
+    for indices in by_dtype.values():
+        own, read, kept = ([some[index] for index in indices] for some in (params, grads, states))
+        layout = _layout_of(own, read, kept, group)  # type: ignore[arg-type]
+        if layout is not None:
+            batches.append(CompiledBatch(group, own, layout))  # type: ignore[arg-type]
+            rest.difference_update(indices)
+    return batches, sorted(rest)
+
+
+def measure(batch: CompiledBatch) -> tuple[Tensor, Tensor]:
+    """Returns what `pilot_ways.measure` returns: three products, and the mean square of each parameter."""
+    products, squares = np.zeros(3), np.empty(len(batch.params))
+    given = _Pilot(measures=1, products=products.ctypes.data, squares=squares.ctypes.data)
+    _run(batch, given)
+    means = torch.from_numpy(squares / batch.layout.sizes[PARAM])
+    return torch.from_numpy(products), means.to(batch.params[0].dtype)
+
+
+def move(batch: CompiledBatch, lengths: Tensor, gate: float, rate: float) -> None:
+    """Takes one step.
+
+    Args:
+        batch: the parameters.
+        lengths: the length of the step of each parameter, shape `[n]`, on the CPU.
+        gate: the factor of the gradients.
+        rate: how far the averages follow.
+    """
+    lengths = lengths.to(batch.params[0].dtype).contiguous()
+    # What torch does not see it must be told, or a graph would be built on what is no more.
+    torch.autograd.graph.increment_version(batch.params)
+    _run(batch, _Pilot(measures=0, lengths=lengths.data_ptr(), gate=gate, rate=rate))
+
+
+def _layout_of(
+    params: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any]
+) -> Layout | None:
+    """Returns where tensors lie; `None` where compiled code cannot take all of them."""
+    what = FusedStep((FusedRule(_KIND, group["betas"], group["eps"]),), "all")
+    # Tensors made in inference mode have no versions.
+    if params[0].dtype not in FUNCTIONS or any(param.is_inference() for param in params):
+        return None
+    layout = describe(params, grads, states, what, group)
+    if layout is None:
+        return None
+    # Nothing is widened here.
+    if {layout.dtypes[key] for key in (PARAM, GRAD, _FIRST, _SECOND)} - {params[0].dtype}:
+        return None
+    written, read = sort_written(layout), layout.begins[GRAD]
+    is_apart = written is not None and are_apart(written, read, ends_of(layout, GRAD, read))
+    return layout if is_apart else None
+
+
+def _run(batch: CompiledBatch, pilot: _Pilot) -> None:
+    """Takes one pass; raises a `MemoryError` where memory was wanting, before anything changed."""
+    found, group, dtype = library(), batch.group, batch.params[0].dtype
+    assert found is not None
+    addresses = batch.layout.addresses
+    at = addresses.streams
+    pilot.steps, pilot.averages = at[STEP], at.get(AVERAGE)
+    enough = max(1, addresses.elements // LEAST_SHARE)
+    rule = Rule(RULES.index(_KIND), *group["betas"], group["eps"], at[_FIRST], at[_SECOND])
+    job = Job(
+        tensors=len(batch.params),
+        # Threads are not inherited: a forked process would wait for them for ever.
+        threads=min(torch.get_num_threads(), enough) if found.process == os.getpid() else 1,
+        rows=addresses.rows,
+        columns=addresses.columns,
+        params=at[PARAM],
+        grads=at[GRAD],
+        weight_decay=group["weight_decay"],
+        mode=MODES.index(group["weight_decay_mode"]),
+        maximize=group["maximize"],
+        rules=1,
+        rule=(rule,),
+        pilot=ctypes.addressof(pilot),
+    )
+    if getattr(found.handle, FUNCTIONS[dtype])(ctypes.byref(job)):
+        raise MemoryError("There was no memory for the sums of a step of EmoPilot")

@@ -1,0 +1,57 @@
+"""The sum of the L1 norms that EmoTion and EmoVoid read, by PyTorch or in compiled code."""
+
+from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emo_torch._kernels.norms import addresses_in, addresses_of, are_readable, sum_of_sizes
+from emo_torch._kernels.plan import Layout
+from emo_torch._rules.recipe import Group
+from emo_torch._rules.sign_rules import sum_of_norms
+from emo_torch._step.ways import use_fused
+
+
+def norm_of_groups(groups: list[Group], layouts: Sequence[Layout | None]) -> Tensor:
+    """Returns the sum of the norms of all parameters that need a gradient or have one, shape `[]`.
+
+    Args:
+        groups: the parameter groups.
+        layouts: where the parameters of each group that have a gradient lie; `None` where that is not
+            known.
+    """
+    counted = [
+        [param for param in group["params"] if param.requires_grad or param.grad is not None]
+        for group in groups
+    ]
+    compiled = None if torch.compiler.is_compiling() else _compiled(groups, counted, layouts)
+    return sum_of_norms([param for each in counted for param in each]) if compiled is None else compiled
+
+
+def _compiled(
+    groups: list[Group], counted: list[list[Tensor]], layouts: Sequence[Layout | None]
+) -> Tensor | None:
+    """Returns the sum by compiled code; `None` where compiled code cannot read all parameters."""
+    params = [param for each in counted for param in each]
+    pairs = zip(groups, counted, strict=True)
+    if not params or not all(use_fused(each, group) for group, each in pairs if each):
+        return None
+    dtype = params[0].dtype
+    # The step that is under way has checked these layouts.
+    known = [
+        addresses_in(layout, dtype)
+        for layout, each in zip(layouts, counted, strict=False)
+        if layout is not None and len(layout.rows) == len(each)
+    ]
+    found = [each for each in known if each is not None]
+    if len(found) == len(groups):
+        begins, sizes = (np.concatenate(each) for each in zip(*found, strict=True))
+    elif are_readable(params, dtype):
+        begins, sizes = addresses_of(params)
+    else:
+        return None
+    total = sum_of_sizes(begins, sizes, dtype)
+    return None if total is None else torch.full((), total, dtype=dtype)
