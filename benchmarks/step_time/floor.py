@@ -27,7 +27,7 @@ def touch_function() -> "ctypes._NamedFuncPointer | None":
     touch.restype = None
     touch.argtypes = [
         *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64),
-        *(ctypes.c_int32, ctypes.c_float, ctypes.c_int32),
+        *(ctypes.c_int32, ctypes.c_int32, ctypes.c_float, ctypes.c_int32),
     ]
     return touch
 
@@ -39,12 +39,13 @@ class Floor:
         grads: what is read.
         streams: what is read and written, 1 to 4 streams.
         threads: the number of threads.
+        before: how many streams a pass before that reads; one more than there are for the gradient, too.
 
     Raises:
         RuntimeError: where there is no compiler.
     """
 
-    def __init__(self, grads: Arrays, streams: list[Arrays], threads: int) -> None:
+    def __init__(self, grads: Arrays, streams: list[Arrays], threads: int, before: int = 0) -> None:
         touch = touch_function()
         if touch is None:
             raise RuntimeError("There is no C compiler here, and so no floor")
@@ -54,13 +55,13 @@ class Floor:
         self._writes = _addresses([array for stream in streams for array in stream])
         self._ends = np.cumsum([array.size for array in grads], dtype=np.int64)
         self._counts = len(grads), len(streams)
-        self._threads = threads
+        self._threads, self._before = threads, before
 
     def touch(self, scale: float = 0.0) -> None:
         """Adds `scale` times the gradient to every stream; with 0 the same memory moves."""
         tensors, streams = self._counts
         pointers = (self._reads.ctypes.data, self._writes.ctypes.data, self._ends.ctypes.data)
-        self._touch(*pointers, tensors, streams, scale, self._threads)
+        self._touch(*pointers, tensors, streams, self._before, scale, self._threads)
 
 
 def _addresses(arrays: Arrays) -> "np.ndarray[tuple[int], np.dtype[np.uintp]]":

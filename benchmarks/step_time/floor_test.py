@@ -25,6 +25,18 @@ def test_every_element_is_touched_once(written: int, threads: int) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_a_pass_that_reads_changes_nothing(before: int) -> None:
+    grads = fill(SHAPES, 1.0, seed=0)
+    plain, read = ([fill(SHAPES, 1.0, seed=1 + stream) for stream in range(2)] for _ in range(2))
+    Floor(grads, plain, 2).touch(0.5)
+    Floor(grads, read, 2, before).touch(0.5)
+    for ours, theirs in zip(read, plain, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@needs_compiler
 def test_by_default_nothing_moves() -> None:
     grads = fill(SHAPES, 1.0, seed=0)
     stream = fill(SHAPES, 1.0, seed=1)

@@ -10,7 +10,8 @@ from emo_torch._members.by_name import MEMBERS as REGISTRY
 from emo_torch._members.by_name import Member as Registered
 from emo_torch._rules.recipe import Rule
 from emo_torch._step.emo_optimizer import EmoOptimizer
-from emo_torch._step.later_optimizers import DriveOptimizer
+from emo_torch._step.later_optimizers import DriveOptimizer, NormOptimizer
+from emo_torch._step.steered import SteeredOptimizer
 
 QUIET, MIDDLING, STRONG = 0.02, 0.4, 0.8
 """Sizes |s| of the emotion scalar. EmoClan, EmoNeco and EmoZeal take another rule at each; the shadow rests
@@ -83,6 +84,15 @@ def written(make: str, size: float | None) -> int:
     return 1 + (len(rule.moments(2)) if rule.moments(2) == rule.moments(1) else 0)
 
 
+def read_before(make: str) -> int:
+    """Returns how many streams a pass before the step reads, for sums that the step needs."""
+    kind = REGISTRY[make].make if make in REGISTRY else None
+    if kind is None or not issubclass(kind, (NormOptimizer, SteeredOptimizer)):
+        return 0
+    # The sum of the norms of the parameters; or products of gradients, moments and parameters.
+    return 1 if issubclass(kind, NormOptimizer) else 1 + written(make, None)
+
+
 def _names(belongs: Callable[[Registered], bool]) -> tuple[str, ...]:
     return tuple(name for name, member in REGISTRY.items() if belongs(member))
 
@@ -94,8 +104,18 @@ def _is_switched(member: Registered) -> bool:
 SECOND = _names(lambda member: member.generation == 2)
 FACTORED = tuple(name for name in SECOND if written(name, QUIET) == 1)
 WHOLE = tuple(name for name in SECOND if name not in FACTORED)
-NO_EMOTION = _names(lambda member: not issubclass(member.make, EmoOptimizer))
+THIRD = _names(lambda member: member.generation == 3)
+STEERED = _names(lambda member: issubclass(member.make, SteeredOptimizer))
+NO_EMOTION = tuple(
+    name
+    for name in _names(lambda member: not issubclass(member.make, EmoOptimizer))
+    if name not in (*THIRD, *STEERED)
+)
 SWITCHED = _names(_is_switched)
 # EmoNavi is measured beside EmoSens with a shadow.
 SHADOW_GROUP = ("emo_navi",)
-OTHERS = tuple(name for name in REGISTRY if name not in (*SECOND, *NO_EMOTION, *SWITCHED, *SHADOW_GROUP))
+OTHERS = tuple(
+    name
+    for name in REGISTRY
+    if name not in (*SECOND, *THIRD, *STEERED, *NO_EMOTION, *SWITCHED, *SHADOW_GROUP)
+)

@@ -14,8 +14,11 @@ from benchmarks.step_time.members import (
     QUIET,
     SECOND,
     SHADOW_GROUP,
+    STEERED,
     SWITCHED,
+    THIRD,
     WHOLE,
+    read_before,
     written,
 )
 from benchmarks.step_time.problems import PROBLEMS
@@ -42,6 +45,7 @@ class Variant(NamedTuple):
         shadow: whether it has a shadow, so that it must blend where |s| > 0.1.
         donate: whether parameters and state are donated (JAX).
         written: how many streams a floor reads and writes, beside the gradient that it reads.
+        before: how many streams a pass of a floor reads before that.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Variant(NamedTuple):
     shadow: bool = False
     donate: bool = True
     written: int = 0
+    before: int = 0
 
     @property
     def is_family(self) -> bool:
@@ -83,8 +88,9 @@ def _member(make: str, framework: str) -> Variant:
     return Variant(name, make, sizes=member.sizes, shadow=member.shadow)
 
 
-def _floor(written: int) -> Variant:
-    return Variant(f"floor: {written + 1} read, {written} written", "floor", written=written)
+def _floor(written: int, before: int = 0) -> Variant:
+    name = f"floor: {before + written + 1} read, {written} written"
+    return Variant(name, "floor", written=written, before=before)
 
 
 def floor_of(variant: Variant, size: float | None) -> str:
@@ -92,11 +98,13 @@ def floor_of(variant: Variant, size: float | None) -> str:
     if variant.written or variant.make == STANDSTILL:
         return variant.name
     blends = variant.shadow and size is not None and size > 0.1
-    return _floor(written(variant.make, size) + blends).name
+    averages = variant.make in STEERED and variant.options.get("average", True)
+    return _floor(written(variant.make, size) + blends + averages, read_before(variant.make)).name
 
 
 _FUSED = Variant("AdamW(fused=True)", "AdamW", MappingProxyType({"fused": True}))
 _SHADOW = MappingProxyType({"use_shadow": True})
+_NO_AVERAGE = MappingProxyType({"average": False})
 _FOREACH, _FOR_LOOP = MappingProxyType({"foreach": True}), MappingProxyType({"foreach": False})
 _ADAMW, _LION, _SGD, _ADAFACTOR = (
     Variant(f"optax.{name}", name) for name in ("adamw", "lion", "sgd", "adafactor")
@@ -122,6 +130,13 @@ GROUPS: dict[str, dict[str, Group]] = {
                     Variant("EmoSens with shadow", "emo_sens", _SHADOW, (QUIET, MIDDLING), shadow=True),
                 ),
                 *(*_members("torch", *SHADOW_GROUP), _floor(4)),
+            )
+        ),
+        "third generation": Group((_FUSED, *_members("torch", *THIRD), _floor(2, 1), _floor(1, 1))),
+        "steered": Group(
+            (
+                *(_FUSED, *_members("torch", *STEERED)),
+                *(Variant("EmoPilot(average=False)", "emo_pilot", _NO_AVERAGE), _floor(4, 4), _floor(3, 4)),
             )
         ),
         "first generation": Group((_FUSED, *_members("torch", *OTHERS))),
@@ -155,6 +170,13 @@ GROUPS: dict[str, dict[str, Group]] = {
                     Variant("emo_sens with shadow", "emo_sens", _SHADOW, (QUIET, MIDDLING), shadow=True),
                 ),
                 *(*_members("jax", *SHADOW_GROUP), _floor(4)),
+            )
+        ),
+        "third generation": Group((_ADAMW, *_members("jax", *THIRD), _floor(2, 1), _floor(1, 1))),
+        "steered": Group(
+            (
+                *(_ADAMW, *_members("jax", *STEERED)),
+                *(Variant("emo_pilot, no average", "emo_pilot", _NO_AVERAGE), _floor(4, 4), _floor(3, 4)),
             )
         ),
         "first generation": Group((_ADAMW, *_members("jax", *OTHERS))),
@@ -210,6 +232,9 @@ def _torch_bounds() -> Iterator[Bound]:
         "EmoCats": {"gpt2": (0.80, 0.71), "lora": (0.50, 0.35)},
         "EmoAiry": {"gpt2": (0.85, 0.57), "lora": (0.65, 0.42)},
         f"EmoSens with shadow at {MIDDLING}": {"gpt2": (1.6, 1.29)},
+        # Streams: 8 read and 3 written, and one more of each for the average; AdamW has 4 and 3.
+        "EmoPilot": {"gpt2": (1.75, 1.86)},
+        "EmoPilot(average=False)": {"gpt2": (1.35, 1.57), "lora": (0.70, 0.63)},
     }.items():
         for problem, numbers in bounds.items():
             title = row.replace(f" at {MIDDLING}", ", blending")
@@ -221,6 +246,7 @@ def _jax_bounds() -> Iterator[Bound]:
         "emo_sens": (_ADAMW.name, 1.10, 1.00),
         "emo_cats": (_LION.name, 0.5, 0.35),
         "emo_airy": (_ADAFACTOR.name, 0.8, 0.65),
+        "emo_pilot": (_ADAMW.name, 1.4, 1.4),
     }.items():
         for problem in ("gpt2", "lora"):
             yield Bound(row, "jax", "cpu", problem, row, against, *numbers)
@@ -239,6 +265,8 @@ MOST_TEMPORARIES = 0.02
 """What a step may take of memory beyond the state, as a share of the parameters."""
 MOST_OF_COUSIN = 2.0
 """How many times its cousin's ratio a member's may be."""
+MOST_OF_THIRD = 1.1
+"""The same for a member of the third generation."""
 MOST_COMPILATION = 1.25
 """How many times the baseline's the compile time of a member may be."""
 

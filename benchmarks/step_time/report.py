@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.step_time.members import MEMBERS
+from benchmarks.step_time.members import MEMBERS, THIRD
 from benchmarks.step_time.plan import (
     BOUNDS,
     MOST_OF_COUSIN,
+    MOST_OF_THIRD,
     MOST_TEMPORARIES,
     Bound,
     Cell,
@@ -176,8 +177,9 @@ def _family(results: Results) -> Iterator[str]:
     yield "## The rest of the family"
     yield wrap(
         "How many times the ratio of its cousin each member's is, at the emotion at which it is slowest; "
-        f"{MOST_OF_COUSIN:g} is the most. The cousin is the member of the second generation that has the "
-        "same rule. For those with more than one rule, or one of their own, it is the nearest: EmoClan's "
+        f"{MOST_OF_COUSIN:g} is the most, and {MOST_OF_THIRD:g} for the third generation. The cousin "
+        "is the member of the second generation that has the same rule. "
+        "For those with more than one rule, or one of their own, it is the nearest: EmoClan's "
         "rule in peace is EmoSens', EmoNeco steps by signs of a momentum like EmoCats, EmoZeal by factors "
         "like EmoAiry, RefAdamWMiniScheduleFree has Adam's moments like EmoSens."
     )
@@ -201,4 +203,5 @@ def _of_cousin(results: Results, framework: str, device: str, problem: str, thre
     times = slowest.median / base.median
     at = "" if size is None else f" at {size}"
     quiet = base.is_quiet and all(own.is_quiet for own in found.values())
-    return f"{times:.2f}{at} {holds(times, MOST_OF_COUSIN, quiet=quiet)}"
+    most = MOST_OF_THIRD if make in THIRD else MOST_OF_COUSIN
+    return f"{times:.2f}{at} {holds(times, most, quiet=quiet)}"

@@ -123,7 +123,10 @@ class Worker:
             [array.copy() for array in self._side.parameter_arrays]
             for _ in range(max(variant.written for variant in variants))
         ]
-        floors = [(each.name, Floor(grads, streams[: each.written], self._threads)) for each in variants]
+        floors = [
+            (each.name, Floor(grads, streams[: each.written], self._threads, each.before))
+            for each in variants
+        ]
         return [Row(name, FloorRunner(floor), None) for name, floor in floors]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import emo_torch
 from emo_torch import _kernels as _fused
 from emo_torch._kernels import cuda, cuda_kernels, library
-from emo_torch._kernels.describe import describe
+from emo_torch._kernels.describe import MOST_RULES, describe
 from emo_torch._members.by_name import MEMBERS
 from emo_torch._members.options import options_of
 from emo_torch._pieces.weight_decay import MODES
@@ -46,7 +46,7 @@ def test_the_enums_in_c_are_the_lists_in_python() -> None:
     firsts = {"none": "NO_FIRST", "softsign": "FIRST_SOFTSIGN", "cautious_sign": "FIRST_CAUTIOUS"}
     assert [firsts[rule.name] for rule in FIRST_STEP_RULES] == _enum("In the order of FIRST_STEPS")
     assert len(CPU_C.split("Rule rule[")) == 2
-    assert f"Rule rule[{_fused.describe.MOST_RULES}];" in CPU_C
+    assert f"Rule rule[{MOST_RULES}];" in CPU_C
 
 
 def test_triton_knows_the_rules_by_the_numbers_of_c() -> None:
