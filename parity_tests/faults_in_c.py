@@ -55,6 +55,28 @@ FAULTS_IN_C = tuple(
             "the first step longer by 1 %",
             "EmoZeal",
         ),
+        (
+            "signs",
+            "firsts[index] * rest + direction * share",
+            "firsts[index] * rest + direction",
+            "no share of the gradient",
+            "EmoTion",
+        ),
+        ("signs", "params[index] * weights;", "params[index];", "no factor of the weights", "EmoVoid"),
+        (
+            "pilot",
+            "products += grad * direction;",
+            "products += grad * grad;",
+            "no direction in the agreement",
+            "EmoPilot",
+        ),
+        (
+            "pilot",
+            "(weight - averages[index]) * flight.rate",
+            "(weight - averages[index])",
+            "the average forgets",
+            "EmoPilot",
+        ),
         ("ref", "< -most ? -most", "< -most ? most", "the injection's lower bound", REF),
         ("run", "before < 0 ? norm", "before < 2 ? norm", "the norm forgets", REF),
     )

@@ -60,6 +60,12 @@ def options() -> argparse.ArgumentParser:
         default=("torch", "jax"),
         help="which (default: torch,jax)",
     )
+    parser.add_argument(
+        "--group",
+        type=_names(lambda: dict.fromkeys(name for each in GROUPS.values() for name in each)),
+        default=(),
+        help="only the steps of these groups of rows, such as steered; a wrong name lists all",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
     parser.add_argument(
         "--output",
@@ -161,6 +167,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
         traced=COMPILED if given.quick else TRACED,
         graphs=given.compile,
         full=given.full,
+        groups=given.group,
     )
 
 

@@ -287,6 +287,7 @@ class Settings(NamedTuple):
         graphs: whether to count the graphs of `torch.compile`.
         full: whether JAX's rows without a bound are measured with every number of threads, too, and
             not just with the most: compiling them takes minutes.
+        groups: names of groups, of which alone the steps are measured; empty for all that there is.
     """
 
     frameworks: tuple[str, ...]
@@ -300,6 +301,7 @@ class Settings(NamedTuple):
     traced: tuple[str, ...]
     graphs: bool
     full: bool
+    groups: tuple[str, ...] = ()
 
 
 class Cell(NamedTuple):
@@ -341,7 +343,7 @@ def cells(settings: Settings) -> list[Cell]:
         here = (framework, settings.device, threads)
         for problem in settings.problems:
             for name, group in GROUPS[framework].items():
-                if problem not in group.problems:
+                if problem not in group.problems or (settings.groups and name not in settings.groups):
                     continue
                 if framework == "jax" and threads != max(settings.threads) and not settings.full:
                     keys = {key for variant in group.variants for key, _ in variant.rows()}
@@ -350,7 +352,7 @@ def cells(settings: Settings) -> list[Cell]:
                 rounds = settings.slow_rounds if group.is_slow else settings.rounds
                 more = 1 if group.is_slow else PROBLEMS[problem].more_rounds
                 result.append(Cell(*here, "steps", problem, name, more * rounds))
-        if threads != max(settings.threads):
+        if threads != max(settings.threads) or settings.groups:
             continue
         if framework == "jax":
             result += [Cell(*here, "traces", "tiny", name, 1) for name in settings.traced]
