@@ -97,7 +97,10 @@ def step(
         # A changed rule or shadow needs other names.
         kinds = tuple([(rule.kind, rule.prefix) for rule in spec.rules])
         dimensions = tuple(next(iter(layout.names.values()), ()))
-        if layout.names != names_of(kinds, params[0], group, dimensions):
+        # As `names_of`, without the call.
+        is_compensated = params[0].dtype in NARROW and _is_compensated(params[0], group)
+        flags = (bool(group.get("use_shadow")), bool(group.get("average")), is_compensated)
+        if layout.names != _names(kinds, *flags, dimensions):
             layout = None
     if layout is None:
         layout = describe(params, grads, states, spec, group)

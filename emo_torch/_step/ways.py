@@ -373,7 +373,8 @@ def fused(
     """Like `single_tensor`, in compiled code, or in blocks; returns the indices of the rest."""
     b1, b2 = group["betas"]
     what = describe(recipe, float(b1), float(b2), float(group["eps"]), float(group.get("theta", 0.0)))
-    if what is not None:
+    is_plain = feeling.scale is None and feeling.follow is None
+    if what is not None and not (is_plain and feeling.weights is None and not feeling.numbers):
         on_cpu = params[0].device.type not in cuda.DEVICES and library() is not None
         what = for_compiled(what, feeling, group, on_cpu=on_cpu)
     if what is None:
