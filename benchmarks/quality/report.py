@@ -14,8 +14,15 @@ from benchmarks.quality.plan import RATES, Cell, cells
 from benchmarks.quality.tasks import tasks
 from examples.yardstick.store import Store
 
+FEWEST = 4
+"""A row with fewer tasks is left out of the tables and the picture."""
+
 DIVERGED = 1e3
 """The ratio that stands for a run that diverged, and the largest that counts in a mean."""
+
+TUNED = ("yardstick", "other")
+OURS = (PILOT, ADAMW, AVERAGED)
+ALL_ROWS = tuple(DEFAULTS)
 
 Losses = dict[tuple[str, str], NDArray[np.float64]]
 Rows = list[str]
@@ -66,11 +73,21 @@ def _names(ratios: Losses, kinds: tuple[str, ...]) -> list[str]:
     return [name for name, task in tasks().items() if task.kind in kinds and (name, PILOT) in ratios]
 
 
-def _rates_section(ratios: Losses, title: str, kinds: tuple[str, ...]) -> Rows:
+def shared(ratios: Losses, kinds: tuple[str, ...], rows: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Returns the tasks that many of the given rows share, and these rows."""
     names = _names(ratios, kinds)
+    counts = {row: [name for name in names if (name, row) in ratios] for row in rows}
+    many = [row for row, some in counts.items() if len(some) >= min(FEWEST, len(names)) > 0]
+    return [name for name in names if all(name in counts[row] for row in many)], many
+
+
+def _rates_section(
+    ratios: Losses, title: str, kinds: tuple[str, ...], rows_of_table: tuple[str, ...]
+) -> Rows:
+    names, some = shared(ratios, kinds, rows_of_table)
     if not names:
         return []
-    means = {row: mean_over_tasks(ratios, row, names) for row in DEFAULTS}
+    means = {row: mean_over_tasks(ratios, row, names) for row in some}
     whole = {row: mean for row, mean in means.items() if mean is not None}
     best = {row: min(mean) for row, mean in whole.items()}
     head = ["optimizer", *(f"{rate:g}" for rate in RATES), "best rate", "default rate"]
@@ -211,8 +228,9 @@ def write(store: Store, folder: Path) -> None:
         "learning rates, 3 seeds. Less is better. EmoPilot, AdamW + average and schedule-free AdamW are",
         "evaluated with their averaged weights.",
         "",
-        *_rates_section(ratios, "Learning rates, tasks for tuning", ("yardstick", "other")),
-        *_rates_section(ratios, "Learning rates, tasks that were held back", ("held back",)),
+        *_rates_section(ratios, "Learning rates: EmoPilot and AdamW, tasks for tuning", TUNED, OURS),
+        *_rates_section(ratios, "Learning rates: tasks that were held back", ("held back",), OURS),
+        *_rates_section(ratios, "Learning rates: all optimizers, tasks for tuning", TUNED, ALL_ROWS),
         *_long_section(store),
         *_troubles_section(store),
         *_batches_section(store),
@@ -240,13 +258,13 @@ STYLES = {
 def draw(store: Store, path: Path) -> None:
     """Draws the final loss over learning rates, the mean over the tasks that every shown row has."""
     ratios = over_adamw(losses_over_rates(store))
-    names = _names(ratios, ("yardstick", "other", "held back"))
+    names, rows = shared(ratios, ("yardstick", "other", "held back"), tuple(STYLES))
     figure = Figure(figsize=(10, 6.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for row, (colour, line, width) in STYLES.items():
         mean = mean_over_tasks(ratios, row, names)
-        if mean is not None:
+        if mean is not None and row in rows:
             # Later rows below earlier ones: EmoPilot stays visible.
             order = 10.0 - list(STYLES).index(row)
             options: dict[str, Any] = {"color": colour, "linestyle": line, "linewidth": width}
