@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 CSS = """/* A table that is wider than the page scrolls alone; pictures stand on white in the dark theme. */
+article table.docutils td:last-child { min-width: 10em; }
 article table.docutils { display: block; overflow-x: auto; max-width: 100%; }
 article img { max-width: 100%; background: white; border-radius: 4px; }
 div.math { overflow-x: auto; overflow-y: hidden; }

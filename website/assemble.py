@@ -99,5 +99,6 @@ def assemble(folder: Path) -> None:
         "Notebooks": copy_notebooks(folder),
     }
     index = folder / "index.md"
+    made["Trainers"] = sorted(path.relative_to(folder).as_posix() for path in folder.glob("trainers/*.md"))
     index.write_text(index.read_text() + "\n" + side_bar(index.read_text(), made))
     shutil.copyfile(Path(__file__).with_name("conf.py"), folder / "conf.py")

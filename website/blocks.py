@@ -37,11 +37,12 @@ BRINGS = {"flax": ("rich",)}
 """What other packages that a page names install themselves."""
 ELSEWHERE = {
     "docs/add_a_member.md": "parity_tests/add_a_member_test.py writes its blocks into a copy",
+    "docs/from_published.md": "parity_tests/published_errors_test.py gives it published files to read",
     "docs/trainers/distributed.md": "emo_torch/_distributed_test.py runs it in several processes",
 }
 """Pages whose blocks are run by a test of their own, and by which."""
 TRAINERS = "docs/trainers/"
-"""The folder of pages that `emo_torch/integrations/docs_test.py` runs, with the trainers' own networks."""
+"""Pages about one library each; one without a `Runs with:` line is run by a test with that library."""
 
 
 class Session(NamedTuple):
@@ -65,8 +66,14 @@ class PageError(ValueError):
 def pages() -> list[str]:
     """Returns README and all pages of `docs` that have Python code."""
     paths = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    named = [path.relative_to(ROOT).as_posix() for path in paths if BLOCK.search(path.read_text())]
-    return [page for page in named if page not in ELSEWHERE and not page.startswith(TRAINERS)]
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
+    return [
+        page
+        for page, text in texts.items()
+        if BLOCK.search(text)
+        and page not in ELSEWHERE
+        and (MARK.search(text) or not page.startswith(TRAINERS))
+    ]
 
 
 def sessions(page: str, text: str | None = None) -> list[Session]:
