@@ -228,7 +228,61 @@ def pilot() -> "Figure":
     return made
 
 
-CONCEPTS = {"emotion": emotion, "gain": gain, "pilot": pilot}
+def digits(make: Any, steps: int = 400) -> tuple[list[float], float]:
+    """Trains a network 64-32-10 on handwritten digits; returns the losses, and the loss of the test."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    import emo_torch
+
+    torch.manual_seed(0)
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(images / 16.0, dtype=torch.float32), torch.tensor(labels)
+    train, test = torch.randperm(len(x)).split([1437, 360])
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+    optimizer = make(model.parameters())
+    losses = []
+    for _ in range(steps):
+        batch = train[torch.randint(len(train), (64,))]
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x[batch]), y[batch])
+        loss.backward()
+        optimizer.step(**({"loss": loss} if isinstance(optimizer, emo_torch.LossOptimizer) else {}))
+        losses.append(loss.item())
+    if isinstance(optimizer, emo_torch.EmoPilot):
+        optimizer.eval()
+    with torch.no_grad():
+        return losses, torch.nn.functional.cross_entropy(model(x[test]), y[test]).item()
+
+
+def why() -> "Figure":
+    """Draws EmoPilot and AdamW on handwritten digits: training from two rates, and the test over rates."""
+    import torch
+
+    import emo_torch
+
+    rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+    pilot = {rate: digits(lambda params, rate=rate: emo_torch.EmoPilot(params, lr=rate)) for rate in rates}
+    adamw = {rate: digits(lambda params, rate=rate: torch.optim.AdamW(params, lr=rate)) for rate in rates}
+    made = figure(11, 4.4)
+    left, right = made.subplots(1, 2)
+    for label, runs, colour in (("EmoPilot", pilot, BLUE), ("AdamW", adamw, GREY)):
+        for rate, line in ((1e-4, ":"), (1e-3, "-")):
+            values = smooth(runs[rate][0])
+            left.plot(values, color=colour, linestyle=line, label=f"{label}, from {rate:g}")
+            left.plot(0, values[0], "o", color=colour)
+        marker = "o" if label == "EmoPilot" else "s"
+        right.plot(rates, [runs[rate][1] for rate in rates], marker=marker, color=colour, label=label)
+    left.set(xlabel="step", ylabel="loss (cross-entropy)", yscale="log", title="Training")
+    right.set(xlabel="learning rate at the start", ylabel="test loss after 400 steps", title="Test")
+    right.set(xscale="log", yscale="log")
+    left.legend(loc="best")
+    right.legend(loc="best")
+    made.suptitle("Handwritten digits")
+    return made
+
+
+CONCEPTS = {"why": why, "emotion": emotion, "gain": gain, "pilot": pilot}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -238,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--only",
         nargs="*",
-        help="names of members (emo_sens or EmoSens) or of concepts (emotion, gain, pilot)",
+        help="names of members (emo_sens or EmoSens) or of concepts (why, emotion, gain, pilot)",
     )
     given = parser.parse_args(arguments)
     import torch
