@@ -26,7 +26,9 @@ class Addresses(MetadataHookInterface):
         Args:
             metadata: the table `project`, which is changed.
         """
-        version = re.search(r'"(.+)"', (Path(self.root) / "emo_shared/version.py").read_text())
+        version = re.search(
+            r'__version__ = "(.+)"', (Path(self.root) / "emo_shared/version.py").read_text()
+        )
         assert version is not None
         text = (Path(self.root) / "README.md").read_text()
         url = repository_url()

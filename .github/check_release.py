@@ -18,7 +18,7 @@ def problems(kind: str, name: str, root: Path = ROOT) -> list[str]:
         name: the name of the tag or of the branch.
         root: the folder of the repository.
     """
-    found = re.search(r'"(.+)"', (root / "emo_shared/version.py").read_text())
+    found = re.search(r'__version__ = "(.+)"', (root / "emo_shared/version.py").read_text())
     version = found[1] if found else "?"
     wrong = []
     if kind == "tag" and name != f"v{version}":

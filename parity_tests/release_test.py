@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import emo_torch
+
 ROOT = Path(__file__).parent.parent
 URL = "https://github.com/someone/somewhere"
 
@@ -50,7 +52,7 @@ def test_a_release_has_addresses_and_a_readme_of_absolute_links(
     targets = re.findall(r"\]\(([^)#]+)", made["readme"]["text"])
     assert len(targets) > 10
     assert all(target.startswith("https://") for target in targets)
-    assert f"{URL}/raw/v" in made["readme"]["text"]  # The pictures.
+    assert f"{URL}/raw/v{emo_torch.__version__}/docs/pictures/" in made["readme"]["text"]  # The pictures.
     assert made["urls"]["Repository"] == URL
 
 
@@ -64,7 +66,7 @@ def test_without_an_address_the_readme_stays(metadata: Any, monkeypatch: pytest.
 def test_a_release_is_refused_where_tag_changelog_or_citation_differ(tmp_path: Path) -> None:
     check = module_from(ROOT / ".github/check_release.py")
     (tmp_path / "emo_shared").mkdir()
-    (tmp_path / "emo_shared/version.py").write_text('__version__ = "1.2.3"\n')
+    (tmp_path / "emo_shared/version.py").write_text('"""Text."""\n\n__version__ = "1.2.3"\n')
     (tmp_path / "CHANGELOG.md").write_text("## 1.2.3 (2030-01-31)\n")
     (tmp_path / "CITATION.cff").write_text("a: b\nversion: 1.2.3\n")
     assert check.problems("tag", "v1.2.3", tmp_path) == []

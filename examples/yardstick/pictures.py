@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
 from numpy.typing import NDArray
 
@@ -23,6 +24,7 @@ from examples.yardstick.tasks import tasks
 PANELS_PER_ROW = 5
 DPI = 80
 GREY = "#8a8a8a"
+GREEN = "#009e73"
 
 
 def draw_all(settings: Settings, names: list[str], store: Store, folder: Path) -> list[Path]:
@@ -52,7 +54,8 @@ def _draw_paths(surface: Surface, results: dict[str, Any]) -> Figure:
     rows = math.ceil(len(results) / PANELS_PER_ROW)
     figure = _figure(13.0, 2.55 * rows + 0.7)
     figure.suptitle(
-        f"{surface.title}: {surface.formula}. Blue: the best learning rate, orange: the default",
+        f"{surface.title}: {surface.formula}\nBlue: the best learning rate, orange: the default. "
+        "Circle: the start, star: the minimum, square: the end",
         fontsize=13,
         fontweight="bold",
     )
@@ -61,6 +64,7 @@ def _draw_paths(surface: Surface, results: dict[str, Any]) -> Figure:
     x, y = np.meshgrid(across, across)
     values = np.asarray(surface.value(x, y), np.float64) - surface.lowest
     contours = _levels(values)
+    lowest = np.unravel_index(values.argmin(), values.shape)
     for axes in panels[len(results) :]:
         axes.set_axis_off()
     for axes, (name, result) in zip(panels, results.items(), strict=False):
@@ -72,11 +76,15 @@ def _draw_paths(surface: Surface, results: dict[str, Any]) -> Figure:
             order = 3 if which == "best" else 2
             axes.plot(*near.T, color=color, linewidth=width, marker="o", markersize=1.5, zorder=order)
             axes.plot(*near[-1], color=color, marker="s", markersize=6, markeredgecolor="white", zorder=4)
+        axes.plot(x[lowest], y[lowest], "*", color=GREEN, markersize=12, markeredgecolor="white", zorder=5)
+        axes.plot(*near[0], "o", color="black", markersize=6, markeredgecolor="white", zorder=5)
         axes.set_xlim(across[0], across[-1])
         axes.set_ylim(across[0], across[-1])
         title = f"{contenders()[name].title}\n{result['best_rate']:.2g} and {result['default_rate']:.2g}"
         axes.set_title(title, fontsize=9, color=DARK_BLUE if contenders()[name].is_family else "black")
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=8)
+    figure.supxlabel("x")
+    figure.supylabel("y")
     return figure
 
 
@@ -107,6 +115,7 @@ def _draw_maps(surface: Surface, results: dict[str, Any]) -> Figure:
             ticks = np.linspace(0, len(rates) - 1, 7 if len(rates) % 6 == 1 else 6)
             labels = [f"{rates[round(tick)]:.2g}" for tick in ticks]
             axes.set_xticks(ticks, labels if is_last else [""] * len(ticks), fontsize=8)
+            axes.tick_params(bottom=is_last)
         row[0].set_ylabel(
             contenders()[name].title,
             rotation=0,
@@ -118,14 +127,16 @@ def _draw_maps(surface: Surface, results: dict[str, Any]) -> Figure:
     for axes, grid in zip(panels[0], GRIDS, strict=True):
         axes.set_title(f"learning rates {grid}", fontsize=10)
     if image is not None:
-        bar = figure.colorbar(image, ax=panels, location="bottom", shrink=0.5, aspect=50, extend="both")
+        bar = figure.colorbar(
+            image, ax=panels, location="bottom", shrink=0.5, aspect=50, pad=0.01, extend="both"
+        )
         bar.set_label("decimal logarithm of the height above the lowest point; dark is high", fontsize=9)
     return figure
 
 
 def _draw_quality(settings: Settings, names: list[str], store: Store) -> Figure:
     """Draws, for every task, the losses over AdamW's at its best."""
-    figure = _figure(13.0, 0.27 * len(names) + 1.4)
+    figure = _figure(13.0, 0.27 * len(names) + 2.0)
     figure.suptitle(
         "Test loss over AdamW's at its best: filled at the best learning rate, hollow at the default",
         fontsize=13,
@@ -141,7 +152,16 @@ def _draw_quality(settings: Settings, names: list[str], store: Store) -> Figure:
                 axes.plot([best, default], [place, place], color=PALE_BLUE, linewidth=1.5, zorder=1)
             axes.plot(default, place, "o", markersize=7, markerfacecolor="white", markeredgecolor=color)
             axes.plot(best, place, "o", markersize=7, color=color)
+        axes.set_xlabel("test loss / AdamW's at its best")
         _finish_quality(axes, f"{tasks()[task].title}, {steps} steps", names)
+    marks = {
+        "of the family, best rate": {"color": DARK_BLUE},
+        "of the family, default": {"markerfacecolor": "white", "markeredgecolor": DARK_BLUE},
+        "others, best rate": {"color": ORANGE},
+        "others, default": {"markerfacecolor": "white", "markeredgecolor": ORANGE},
+    }
+    lines = [Line2D([], [], linestyle="", marker="o", label=label, **look) for label, look in marks.items()]
+    figure.legend(handles=lines, loc="outside lower center", ncols=4)
     return figure
 
 
