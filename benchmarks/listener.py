@@ -25,8 +25,8 @@ from rich.progress import track
 from torch import Tensor
 
 import emo_torch
-from benchmarks.step_time.report import table
 from benchmarks.step_time.store import environment
+from benchmarks.step_time.tables import table
 
 TENSORS = 1000
 WIDTH, BATCH = 64, 16

@@ -61,7 +61,8 @@ def test_gradients_of_few_parameters_are_no_sign_of_a_pass_or_a_doubt(has_own_fu
     with listen(optimizer, other):
         (5.0 * many[1].sum()).backward()
         for _ in range(2):
-            (Own.apply(weight) if has_own_function else weight).sum().backward()
+            used = Own.apply(weight) if has_own_function else weight  # type: ignore[no-untyped-call]
+            used.sum().backward()
         optimizer.step()
         if has_own_function:
             with pytest.raises(LossMissingError, match="a part of the loss only: a function of its own"):
@@ -73,7 +74,7 @@ def test_gradients_of_few_parameters_are_no_sign_of_a_pass_or_a_doubt(has_own_fu
 
 
 def test_a_pass_that_no_walk_shows_is_heard_by_the_gradients() -> None:
-    many = [torch.nn.Parameter(torch.ones(1)) for _ in range(40)]
+    many: list[torch.Tensor] = [torch.nn.Parameter(torch.ones(1)) for _ in range(40)]
     optimizer = emo_torch.EmoSens(many, lr=1e-3)
     x = torch.ones(1, requires_grad=True)
     with listen(optimizer):

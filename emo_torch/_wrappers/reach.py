@@ -196,7 +196,7 @@ class Gradients:
         """
         answers = [(before.optimizer, before.has_changed()) for before in self._before]
         changed = [optimizer for optimizer, answer in answers if answer]
-        unknown = []
+        unknown: list[LossOptimizer] = []
         for optimizer in (optimizer for optimizer, answer in answers if answer is None):
             _sparse.add(optimizer)
             own = [_reaches(function, optimizer) for function in functions if function is not None]

@@ -50,7 +50,8 @@ def test_mmengine_feels_the_mean_of_accumulated_losses() -> None:
     class Model(BaseModel):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.net, self.seen = small_model(), []
+            self.net = small_model()
+            self.seen: list[Any] = []
 
         def forward(self, x: Any, y: Any, mode: str = "loss") -> Any:
             assert mode == "loss"
@@ -160,7 +161,8 @@ def test_torchrl_feels_the_losses_of_its_module() -> None:
     class Loss(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net, self.seen = small_model(), []
+            self.net = small_model()
+            self.seen: list[Any] = []
 
         def forward(self, data: Any) -> Any:
             loss = loss_of(self.net, (data["x"], data["y"]))
