@@ -1,14 +1,12 @@
 """The optimizers under their names in the registry of timm, for `create_optimizer_v2` and `--opt`."""
 
 import inspect
-
-from timm.optim import OptimInfo
-from timm.optim._optim_factory import OptimizerRegistry, default_registry
+from typing import Any
 
 from emo_torch._members.by_name import MEMBERS
 
 
-def register_optimizers(registry: OptimizerRegistry = default_registry) -> list[str]:
+def register_optimizers(registry: Any = None) -> list[str]:
     """Adds every optimizer of the family to a registry of timm.
 
     timm splits names at underscores, so that the names have none: "emosens" stands for `EmoSens`. An option
@@ -16,7 +14,7 @@ def register_optimizers(registry: OptimizerRegistry = default_registry) -> list[
     `weight_decay` to 0 where nothing else is said.
 
     Args:
-        registry: the registry; timm's own by default.
+        registry: an `OptimizerRegistry` of timm; the one of `create_optimizer_v2` by default.
 
     Returns:
         The names that were added. A name that the registry has already is left as it is.
@@ -29,6 +27,10 @@ def register_optimizers(registry: OptimizerRegistry = default_registry) -> list[
     Source:
         https://github.com/huggingface/pytorch-image-models/blob/main/timm/optim/_optim_factory.py
     """
+    from timm.optim import OptimInfo
+    from timm.optim._optim_factory import default_registry
+
+    registry = default_registry if registry is None else registry
     known = set(registry.list_optimizers())
     added = []
     for member in MEMBERS.values():
