@@ -16,8 +16,9 @@ import pytest
 
 import emo_optax
 from emo_optax._fault_losses_test import CHANGED_PARAMS, GRADIENTS, LOSSES
-from emo_optax._fault_options_test import BASIC, EVERY, INNER, NAMES, OPTIONS, PARAMS, Case, Tree, _params
+from emo_optax._fault_options_test import INNER, NAMES, OPTIONS, PARAMS, Tree, _params
 from emo_optax._fault_states_test import ARRAYS, STATES
+from emo_shared.fault_case_test import BASIC, EVERY, Case
 
 KINDS = {
     "options": OPTIONS,

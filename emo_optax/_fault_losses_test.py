@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import emo_optax
-from emo_optax._fault_options_test import BASIC, EMOTIONAL, EVERY, INF, NAN, REF, Case, Refused, Tree
+from emo_optax._fault_options_test import Tree
+from emo_shared.fault_case_test import BASIC, EMOTIONAL, EVERY, INF, NAN, REF, Case, Refused
 
 # What a step is given.
 

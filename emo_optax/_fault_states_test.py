@@ -10,18 +10,8 @@ import optax
 
 import emo_optax
 from emo_optax._fault_losses_test import STATE
-from emo_optax._fault_options_test import (
-    BASIC,
-    EMOTIONAL,
-    EVERY,
-    INF,
-    NAN,
-    REF,
-    Case,
-    Refused,
-    Tree,
-    _params,
-)
+from emo_optax._fault_options_test import Tree, _params
+from emo_shared.fault_case_test import BASIC, EMOTIONAL, EVERY, INF, NAN, REF, Case, Refused
 
 
 def _emotion_with(**fields: Any) -> Callable[[Tree], Tree]:

@@ -15,19 +15,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import emo_torch
+from emo_shared.fault_case_test import BASIC, EVERY, Case
 from emo_torch._fault_groups_test import GROUPS, _fresh
 from emo_torch._fault_losses_test import COLLECTED, GRADIENTS, LOSSES
-from emo_torch._fault_options_test import (
-    BASIC,
-    EVERY,
-    INNER,
-    NAMES,
-    ONES_OWN,
-    OPTIONS,
-    PARAMS,
-    Case,
-    _params,
-)
+from emo_torch._fault_options_test import INNER, NAMES, ONES_OWN, OPTIONS, PARAMS, _params
 from emo_torch._fault_states_test import ARRAYS, FACTORIES, STATES, _stepped, _to_arrays
 
 KINDS = {

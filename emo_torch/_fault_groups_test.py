@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
-from emo_torch._fault_options_test import EMOTIONAL, EVERY, INF, NAN, TWICE, Case, Refused, _param
+from emo_shared.fault_case_test import EMOTIONAL, EVERY, INF, NAN, Case, Refused
+from emo_torch._fault_options_test import TWICE, _param
 
 # Groups.
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import emo_torch
-from emo_torch._fault_options_test import BASIC, EMOTIONAL, EVERY, INF, META, NAN, REF, Case, Refused
+from emo_shared.fault_case_test import BASIC, EMOTIONAL, EVERY, INF, NAN, REF, Case, Refused
+from emo_torch._fault_options_test import META
 
 # What a step is given.
 

@@ -1,7 +1,7 @@
 """Wrong options, names, inner optimizers and parameters, as data for `_fault_campaign_test.py`."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,45 +9,19 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import emo_torch
+from emo_shared.fault_case_test import (
+    BASIC,
+    DIVIDING,
+    EMOTIONAL,
+    EVERY,
+    INF,
+    NAN,
+    REF,
+    SWITCHING,
+    Case,
+    Refused,
+)
 
-BASIC = ("emo_sens", "emo_airy", "emo_cats")
-FIRST_GENERATION = ("emo_navi", "emo_fact", "emo_lynx")
-SWITCHING = ("emo_clan", "emo_neco", "emo_zeal")
-REF = ("ref_adamw_mini_schedule_free",)
-EMOTIONAL = (*BASIC, *FIRST_GENERATION, *SWITCHING)
-EVERY = (*EMOTIONAL, *REF)
-DIVIDING = ("emo_cats", "emo_lynx", "emo_neco")
-
-
-class Refused(NamedTuple):
-    """The end is an error.
-
-    Attributes:
-        error: its type.
-        message: a piece of it.
-    """
-
-    error: type[Exception]
-    message: str
-
-
-class Case(NamedTuple):
-    """One fault.
-
-    Attributes:
-        name: of the fault, one of its kind.
-        given: what is given wrongly, in a dictionary by the name of the place.
-        end: `Refused`, or the name of a behaviour (see `BEHAVIOURS`).
-        members: on whom it is tried.
-    """
-
-    name: str
-    given: Any
-    end: Any
-    members: tuple[str, ...] = BASIC
-
-
-NAN, INF = float("nan"), float("inf")
 META = torch.ones((), device="meta")
 
 

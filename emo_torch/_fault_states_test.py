@@ -9,18 +9,8 @@ import torch
 from torch.nn import Parameter
 
 import emo_torch
-from emo_torch._fault_options_test import (
-    BASIC,
-    EMOTIONAL,
-    EVERY,
-    INF,
-    NAN,
-    REF,
-    SWITCHING,
-    Case,
-    Refused,
-    _params,
-)
+from emo_shared.fault_case_test import BASIC, EMOTIONAL, EVERY, INF, NAN, REF, SWITCHING, Case, Refused
+from emo_torch._fault_options_test import _params
 
 # States that `load_state_dict` is given.
 

@@ -7,6 +7,8 @@ from typing import Any
 import optax
 from flax.training import train_state
 
+__all__ = ["TrainState"]
+
 
 class TrainState(train_state.TrainState):
     """Flax's `TrainState`, in all but this: `apply_gradients` hands the loss to the optimizer.

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from emo_torch._wrappers.wrappers import loss_optimizers
 
+__all__ = ["losses_from_backward"]
+
 
 @contextmanager
 def losses_from_backward(accelerator: Accelerator | None = None) -> Iterator[None]:

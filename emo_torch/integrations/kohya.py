@@ -2,6 +2,8 @@
 
 from emo_torch._members.ref_adamw_mini_schedule_free import RefAdamWMiniScheduleFree
 
+__all__ = ["RefAdamWMini"]
+
 RefAdamWMini = RefAdamWMiniScheduleFree
 """`--optimizer_type emo_torch.integrations.kohya.RefAdamWMini`: they send names that end in
 "schedulefree" to another library, and call `train()` and `eval()` of what they get."""

@@ -9,6 +9,8 @@ from torch import Tensor
 from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._wrappers.wrappers import loss_optimizers
 
+__all__ = ["AveragedWeightsCallback", "LossAwareCallback"]
+
 
 class LossAwareCallback(pl.Callback):
     """Hands the loss of every backward pass on to the optimizers, undivided and unscaled.

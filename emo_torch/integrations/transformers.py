@@ -9,6 +9,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from emo_torch._wrappers.wrappers import loss_optimizers
 
+__all__ = ["LossAwareCallback", "LossAwareTrainerMixin"]
+
 
 class LossAwareTrainerMixin:
     """Hands the loss of every micro-batch on to the optimizer; goes before the `Trainer` it is mixed into.
