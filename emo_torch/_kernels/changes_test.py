@@ -27,6 +27,7 @@ from torch import Tensor
 
 import emo_torch
 from emo_torch import _kernels as _fused
+from emo_torch._kernels.changes_layouts_test import GRADIENT_LAYOUTS, LAYOUTS, _random
 from emo_torch._testing import COMPILED_MEMBERS
 
 CASES_IN_THE_SUITE = 100
@@ -34,53 +35,6 @@ SHAPES = ((), (7,), (4, 6), (33, 9), (3, 4, 5), (64, 8), (70_000,), (0, 3))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BOUNDS = {torch.float32: 2e-5, torch.float64: 1e-11}
 MODES = ("decoupled", "absolute", "l2")
-
-
-class Another(Tensor):
-    """A tensor of another type."""
-
-    def __deepcopy__(self, _: dict[int, Any]) -> "Another":
-        return self.as_subclass(Tensor).clone().as_subclass(Another)
-
-
-def _random(shape: Any, dtype: torch.dtype, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def _strided(value: Tensor) -> Tensor:
-    return torch.stack([value, value], dim=-1)[..., 0]
-
-
-def _turned(value: Tensor) -> Tensor:
-    return value.t().contiguous().t() if value.ndim == 2 else value.clone()
-
-
-def _offset(value: Tensor) -> Tensor:
-    storage = torch.zeros(value.numel() + 5, dtype=value.dtype)
-    return storage[3 : 3 + value.numel()].copy_(value.reshape(-1)).view(value.shape)
-
-
-def _negative(value: Tensor) -> Tensor:
-    return torch._neg_view(-value)
-
-
-def _expanded(value: Tensor) -> Tensor:
-    return value[:1].expand(value.shape) if value.ndim and value.numel() else value.clone()
-
-
-def _of_another_type(value: Tensor) -> Tensor:
-    return value.clone().as_subclass(Another)
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": torch.clone,
-    "strided": _strided,
-    "turned": _turned,
-    "offset": _offset,
-    "negative": _negative,
-}
-GRADIENT_LAYOUTS = {**LAYOUTS, "expanded": _expanded, "of another type": _of_another_type}
 layouts, indices, seeds = st.sampled_from(sorted(LAYOUTS)), st.integers(0, 5), st.integers(0, 2**31)
 
 
