@@ -11,7 +11,7 @@ from optax import contrib
 
 import emo_optax
 from emo_optax._members import emo_pilot as member
-from emo_optax._pieces import courage, pilot
+from emo_optax._pieces import courage, pilot, relative_emotion
 
 Params = Any
 Make = Callable[[Any, int], optax.GradientTransformation]
@@ -114,11 +114,12 @@ def _without(name: str, *patches: tuple[Any, str, Any], is_averaged: bool = True
 
         return optax.GradientTransformationExtraArgs(inner.init, update)
 
-    evaluated = {name: emo_optax.eval_params} if is_averaged else _trained(name)
+    averaged: dict[str, Evaluated] = {name: emo_optax.eval_params}
+    evaluated = averaged if is_averaged else _trained(name)
     return Contender(name, 1e-2, make, evaluated)
 
 
-_feel, _move = pilot.feel_relative, pilot.move_courage
+_feel, _move = relative_emotion.feel_relative, courage.move_courage
 
 
 def _feel_within(least: float, most: float) -> Callable[..., Any]:

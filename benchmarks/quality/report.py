@@ -168,7 +168,7 @@ def _batches_section(store: Store) -> Rows:
     if not found:
         return []
     sizes = sorted({cell.batch_size for cell, _ in found})
-    rows = {}
+    rows: dict[str, dict[int, float]] = {}
     for cell, result in found:
         for row, losses in result.items():
             for index, rate in enumerate(cell.rates):

@@ -81,6 +81,10 @@ def _flat(index: int) -> Callable[[], Data]:
     return lambda: (digits()[index][0].reshape(-1, 64), digits()[index][1])
 
 
+def _images(index: int) -> Callable[[], Data]:
+    return lambda: digits()[index]
+
+
 def _images_twice(index: int) -> Callable[[], Data]:
     return lambda: (digits()[index][0].reshape(-1, 64),) * 2
 
@@ -215,7 +219,8 @@ def _surprise(params: Any, _: Any, points: jax.Array, targets: jax.Array) -> jax
 def noisy_scores(inputs: Array) -> Array:
     """Returns the logarithms of the true probabilities of 8 classes."""
     scores = np.tanh(inputs @ _normal(11, 16, 24) / 4) @ _normal(12, 24, 8) / 3
-    return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    logarithms: Array = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    return logarithms
 
 
 def _noisy(count: int, seed: int) -> Callable[[], Data]:
@@ -284,7 +289,7 @@ def _layers(*sizes: int) -> Callable[[jax.Array], Any]:
 @functools.cache
 def tasks() -> dict[str, Task]:
     """Returns the tasks by name."""
-    perceptron, images = _classes(networks.run), lambda index: lambda: digits()[index]
+    perceptron = _classes(networks.run)
     tanh = _squares(lambda params, inputs: networks.run(params, inputs, jnp.tanh))
     ratings = {"users": (200, 8), "things": (150, 8)}
 
@@ -299,7 +304,7 @@ def tasks() -> dict[str, Task]:
         Task("mlp", "Digits, perceptron", "yardstick", _layers(64, 64, 10), perceptron, _flat(0), _flat(1)),
         Task(
             *("cnn", "Digits, convolutions", "yardstick", networks.convolutions),
-            *(_classes(networks.run_convolutions), images(0), images(1)),
+            *(_classes(networks.run_convolutions), _images(0), _images(1)),
         ),
         Task(
             *("transformer", "Text, transformer", "yardstick", _transformer),
@@ -308,7 +313,9 @@ def tasks() -> dict[str, Task]:
         Task(
             *("lora", "Other text, adapters", "yardstick"),
             lambda key: networks.adapters(key, _transformer(key)),
-            *(_adapted, _text(2), _text(3), 8, _pretrained, None, _text(1)),
+            *(_adapted, _text(2), _text(3), 8),
+            frozen=_pretrained,
+            known=_text(1),
         ),
         Task(
             *("autoencoder", "Digits, autoencoder", "other", _layers(64, 48, 8, 48, 64)),
@@ -320,7 +327,7 @@ def tasks() -> dict[str, Task]:
         ),
         Task(
             *("recurrent", "Digits, recurrent", "other", networks.recurrent),
-            *(_classes(networks.run_recurrent), images(0), images(1)),
+            *(_classes(networks.run_recurrent), _images(0), _images(1)),
         ),
         Task(
             *("factors", "Ratings, embeddings", "other", tables),
@@ -337,15 +344,17 @@ def tasks() -> dict[str, Task]:
         ),
         Task(
             *("noisy", "Noisy labels", "long", _layers(16, 64, 8)),
-            *(perceptron, _noisy(65536, 90), _true_noisy(4096, 100), 16, lambda _: (), _divergence),
+            *(perceptron, _noisy(65536, 90), _true_noisy(4096, 100), 16),
+            measure=_divergence,
         ),
         Task(
             *("finetune", "Other text, whole transformer", "fine-tuning", _pretrained),
-            *(_language, _text(2), _text(3), 8, lambda _: (), None, _text(1)),
+            *(_language, _text(2), _text(3), 8),
+            known=_text(1),
         ),
         Task(
             *("patches", "Digits, patch transformer", "held back", networks.patch_transformer),
-            *(_classes(networks.run_patch_transformer), images(0), images(1)),
+            *(_classes(networks.run_patch_transformer), _images(0), _images(1)),
         ),
         Task(
             *("contrast", "Digits, contrastive", "held back", _layers(64, 64, 16)),

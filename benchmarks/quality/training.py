@@ -65,9 +65,7 @@ def train(
         `f"{row}, known"`.
     """
     pairs = [(trouble, rate) for trouble in troubles for rate in rates]
-    given = Trouble(
-        *(jnp.asarray(field, jnp.float32) for field in zip(*(t for t, _ in pairs), strict=True))
-    )
+    given = jax.tree.map(lambda *each: jnp.asarray(each, jnp.float32), *(trouble for trouble, _ in pairs))
     run = _program(task, contender, steps, batch_size or task.batch_size)
     found = run(jnp.asarray(seeds), jnp.asarray([rate for _, rate in pairs], jnp.float32), given)
     shape = (len(seeds), len(troubles), len(rates))

@@ -77,6 +77,7 @@ def trainer_of(
         model=model,
         args=transformers.TrainingArguments(str(folder), **arguments),
         train_dataset=sentences(),
+        eval_dataset=sentences(4),
         data_collator=collate,
         optimizers=(optimizer, None),
         callbacks=[callback() for callback in callbacks],
@@ -246,6 +247,41 @@ def test_training_goes_on_from_a_checkpoint_to_the_last_bit(way: str, tmp_path: 
 
 # PEFT asks Transformers by an older name.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("way", WAYS)
+def test_emo_pilot_is_evaluated_with_its_averaged_weights_and_trains_on(way: str, tmp_path: Path) -> None:
+    def run(**options: Any) -> tuple[Any, Any, list[Any]]:
+        model = small_gpt2()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0  # An evaluation draws random numbers too.
+        optimizer = emo_torch.EmoPilot(model.parameters(), lr=1e-2, max_courage=1.0)
+        weight, seen = next(model.parameters()), []
+
+        class Look(transformers.TrainerCallback):
+            def on_prediction_step(self, *_: Any, **__: Any) -> None:
+                seen.append((weight.detach().clone(), optimizer.param_groups[0]["train_mode"]))
+
+        options = {"gradient_accumulation_steps": 2, "max_steps": 6, **options}
+        trainer = trainer_of(way, tmp_path, model, optimizer, **options)
+        trainer.add_callback(Look())
+        trainer.train()
+        optimizer.train()
+        return optimizer, weight, seen
+
+    plain, weight, unseen = run()
+    optimizer, other, seen = run(eval_strategy="steps", eval_steps=3)
+    assert not unseen
+    assert seen
+    assert not any(is_training for _, is_training in seen)
+    # The last evaluation, after the last step, saw the average of that step.
+    assert torch.equal(seen[-1][0], optimizer.state[other]["average"])
+    assert not torch.equal(seen[-1][0], other)
+    # Evaluations change nothing: the run ends as the one without them.
+    assert torch.equal(weight, other)
+    assert same_state(plain.state_dict(), optimizer.state_dict())
+    assert float(optimizer.pilot.learning_rate) <= 1e-2
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_lora_adapters_train_likewise(way: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install peft")
