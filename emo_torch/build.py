@@ -52,7 +52,7 @@ LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
 in the order of trying."""
 
 _OPENMP = ("-fopenmp",)
-_STEPS = ("emo_step_float", "emo_step_double")
+_STEPS = ("emo_step_float", "emo_step_double", "emo_any_below_float", "emo_any_below_double")
 _X86 = ("x86_64", "amd64", "i386", "i686")
 
 
@@ -147,7 +147,7 @@ def _build(compiler: list[str], temporary: Path, folder: Path) -> Built:
     library = temporary / LIBRARY
     defined = [f"-DHAS_{name.upper()}" for name in levels]
     objects = [str(temporary / f"{name}.o") for name in levels]
-    others = [str(SOURCES / name) for name in ("dispatch.c", "least.c", "norms.c")]
+    others = [str(SOURCES / name) for name in ("dispatch.c", "norms.c")]
     told = _run([*compiler, *flags, *defined, "-shared", *others, *objects, "-o", str(library), "-lm"])
     if told:
         raise BuildError(f"{' '.join(compiler)} failed: {told}")

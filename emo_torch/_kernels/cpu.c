@@ -177,6 +177,8 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 #include "cpu_tiles.h"
 #include "cpu_run.h"
 
+#include "cpu_least.h"
+
 /* A tensor as DLPack describes it. */
 typedef struct {
     void *data;

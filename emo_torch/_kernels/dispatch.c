@@ -8,10 +8,14 @@
 enum { PLAIN, AVX2, AVX512, LEVELS };
 
 typedef int (*Step)(const void *job);
+typedef void (*AnyBelow)(const uintptr_t *parts, const int64_t *counts, int64_t n, double bound, int threads,
+                         uint8_t *found);
 
 #define DECLARE(level)                                                                             \
     int emo_step_float_##level(const void *job);                                                   \
-    int emo_step_double_##level(const void *job);
+    int emo_step_double_##level(const void *job);                                                  \
+    void emo_any_below_float_##level(const uintptr_t *, const int64_t *, int64_t, double, int, uint8_t *); \
+    void emo_any_below_double_##level(const uintptr_t *, const int64_t *, int64_t, double, int, uint8_t *);
 
 DECLARE(plain)
 #ifdef HAS_AVX2
@@ -19,17 +23,25 @@ DECLARE(avx2)
 #else
 #define emo_step_float_avx2 0
 #define emo_step_double_avx2 0
+#define emo_any_below_float_avx2 0
+#define emo_any_below_double_avx2 0
 #endif
 #ifdef HAS_AVX512
 DECLARE(avx512)
 #else
 #define emo_step_float_avx512 0
 #define emo_step_double_avx512 0
+#define emo_any_below_float_avx512 0
+#define emo_any_below_double_avx512 0
 #endif
 
 static const Step float_steps[LEVELS] = {emo_step_float_plain, emo_step_float_avx2, emo_step_float_avx512};
 static const Step double_steps[LEVELS] = {emo_step_double_plain, emo_step_double_avx2,
                                           emo_step_double_avx512};
+static const AnyBelow float_looks[LEVELS] = {emo_any_below_float_plain, emo_any_below_float_avx2,
+                                             emo_any_below_float_avx512};
+static const AnyBelow double_looks[LEVELS] = {emo_any_below_double_plain, emo_any_below_double_avx2,
+                                              emo_any_below_double_avx512};
 
 static int level = PLAIN;
 
@@ -59,3 +71,13 @@ int64_t emo_use_level(int64_t wanted) {
 int emo_step_float(const void *job) { return float_steps[level](job); }
 
 int emo_step_double(const void *job) { return double_steps[level](job); }
+
+void emo_any_below_float(const uintptr_t *parts, const int64_t *counts, int64_t n, double bound, int threads,
+                         uint8_t *found) {
+    float_looks[level](parts, counts, n, bound, threads, found);
+}
+
+void emo_any_below_double(const uintptr_t *parts, const int64_t *counts, int64_t n, double bound, int threads,
+                          uint8_t *found) {
+    double_looks[level](parts, counts, n, bound, threads, found);
+}

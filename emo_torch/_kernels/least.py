@@ -4,7 +4,6 @@ import ctypes
 import functools
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,16 +40,16 @@ def which_are_below(tensors: list[Tensor], bound: float) -> list[bool]:
         return []
     dtype = tensors[0].dtype
     compiled = library() if dtype in _FUNCTIONS else None
-    are_plain = all(type(tensor) is Tensor and tensor.is_contiguous() for tensor in tensors)
+    are_plain = set(map(type, tensors)) == {Tensor} and all(map(Tensor.is_contiguous, tensors))
     if compiled is None or not are_plain:
         return [_is_below(tensor, bound) for tensor in tensors]
-    parts = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.uintp)
-    counts = np.array([tensor.numel() for tensor in tensors], dtype=np.int64)
-    found = np.empty(len(tensors), dtype=np.uint8)
-    places = (parts.ctypes.data, counts.ctypes.data)
+    count = len(tensors)
+    parts = (ctypes.c_size_t * count)(*map(Tensor.data_ptr, tensors))
+    counts = (ctypes.c_int64 * count)(*map(Tensor.numel, tensors))
+    found = (ctypes.c_uint8 * count)()
     run = _function_of(compiled.handle, dtype)
-    run(*places, len(tensors), bound, torch.get_num_threads(), found.ctypes.data)
-    return [value != 0 for value in found.tolist()]
+    run(parts, counts, count, bound, torch.get_num_threads(), found)
+    return [value != 0 for value in found]
 
 
 def _is_below(tensor: Tensor, bound: float) -> bool:
