@@ -122,8 +122,9 @@ def test_schedule_free_around_emotional_is_emotional_around_schedule_free_in_pyt
                 tensor.grad = torch.tensor(grads[name])
             theirs.step(loss=float(loss))
         for name, tensor in tensors.items():
-            np.testing.assert_allclose(params[name], tensor.detach(), rtol=1e-12, atol=1e-12)
-            np.testing.assert_allclose(state.z[name], inner.state[tensor]["z"], rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(params[name], tensor.detach().numpy(), rtol=1e-12, atol=1e-12)
+            z = inner.state[tensor]["z"].numpy()
+            np.testing.assert_allclose(state.z[name], z, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["emo_sens", "emo_cats"])

@@ -34,6 +34,8 @@ CASES_IN_THE_SUITE = 100
 SHAPES = ((), (7,), (4, 6), (33, 9), (3, 4, 5), (64, 8), (70_000,), (0, 3))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BOUNDS = {torch.float32: 2e-5, torch.float64: 1e-11}
+NARROW = (torch.bfloat16, torch.float16)
+"""Stepped in float32 and rounded: a difference in float32 that crosses a rounding makes one unit here."""
 MODES = ("decoupled", "absolute", "l2")
 layouts, indices, seeds = st.sampled_from(sorted(LAYOUTS)), st.integers(0, 5), st.integers(0, 2**31)
 
@@ -124,18 +126,19 @@ class Changes(RuleBasedStateMachine):
 
         for side in self.sides:
             step(side)
-        ours, theirs = self.fast.values(), self.plain.values()
-        assert len(ours) == len(theirs)
-        for one, other in zip(ours, theirs, strict=True):
+        fast, plain = self.fast.values(), self.plain.values()
+        assert len(fast) == len(plain)
+        for one, other in zip(fast, plain, strict=True):
             assert (one.dtype, one.shape) == (other.dtype, other.shape)
-            bound = BOUNDS.get(one.dtype, 0.0)
-            torch.testing.assert_close(
-                one.as_subclass(Tensor),
-                other.as_subclass(Tensor),
-                rtol=bound,
-                atol=bound,
-                equal_nan=True,
-            )
+            ours, theirs = one.as_subclass(Tensor), other.as_subclass(Tensor)
+            if one.dtype in NARROW:
+                unit = torch.finfo(one.dtype).eps
+                torch.testing.assert_close(ours, theirs, rtol=unit, atol=2e-5, equal_nan=True)
+                different = int((ours.nan_to_num() != theirs.nan_to_num()).sum())
+                assert different <= 1 + one.numel() // 100
+            else:
+                bound = BOUNDS.get(one.dtype, 0.0)
+                torch.testing.assert_close(ours, theirs, rtol=bound, atol=bound, equal_nan=True)
             one.copy_(other)  # What rounding made different must not grow.
 
     @rule(

@@ -141,8 +141,14 @@ def _examine_in(inner: Optimizer, dtype: torch.dtype) -> Manner | None:
                 first: int = 0,
             ) -> _Walk:
                 twin = stand_in(inner, dtype, shift, is_seeded=is_seeded)
-                options = {"needs_closure": needs_closure, "through_rate": through_rate, "first": first}
-                return _walk(twin, rate, shares, **options)
+                return _walk(
+                    twin,
+                    rate,
+                    shares,
+                    needs_closure=needs_closure,
+                    through_rate=through_rate,
+                    first=first,
+                )
 
             try:
                 with _Peace(inner):
