@@ -185,7 +185,12 @@ def test_a_damaged_state_is_an_error_before_anything_has_changed(place: str, wha
 
 def test_schedules_of_optax_go_on_at_the_step_that_is_given() -> None:
     rates: list[Any] = []
-    optimizer = emo_optax.emo_sens(lambda count: rates.append(count) or 1e-3)
+
+    def schedule(count: Any) -> float:
+        rates.append(count)
+        return 1e-3
+
+    optimizer = emo_optax.emo_sens(schedule)
     params = {"a": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}
     published = plain(made("v2.0"))
     for steps in (0, 70):

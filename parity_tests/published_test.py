@@ -131,7 +131,7 @@ class Before:
         if not is_third:
             state["scalar_hist"] = collections.deque(memory.scalars[-32:], maxlen=32)
             return {"state": state, "param_groups": [self.group()]}
-        internal = {
+        internal: dict[str, Any] = {
             "emoScope": 1.0,
             "dNR_hist": memory.h,
             "noise_est": memory.n,
