@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from examples.digits.settings import TRAIN_COUNT
+from examples.digits.settings import TRAIN_COUNT as TRAIN_COUNT
 
 TEST_COUNT = 360
 

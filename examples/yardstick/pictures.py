@@ -154,7 +154,7 @@ def _draw_quality(settings: Settings, names: list[str], store: Store) -> Figure:
             axes.plot(best, place, "o", markersize=7, color=color)
         axes.set_xlabel("test loss / AdamW's at its best")
         _finish_quality(axes, f"{tasks()[task].title}, {steps} steps", names)
-    marks = {
+    marks: dict[str, dict[str, Any]] = {
         "of the family, best rate": {"color": DARK_BLUE},
         "of the family, default": {"markerfacecolor": "white", "markeredgecolor": DARK_BLUE},
         "others, best rate": {"color": ORANGE},
