@@ -130,6 +130,10 @@ def _transformer(key: jax.Array) -> Any:
     return networks.transformer(key, text()[1], CONTEXT)
 
 
+def _adapters(key: jax.Array) -> Any:
+    return networks.adapters(key, _transformer(key))
+
+
 @jax.jit
 def _pretrained(key: jax.Array) -> Any:
     """Returns a transformer after 500 steps on the first text."""
@@ -311,8 +315,7 @@ def tasks() -> dict[str, Task]:
             *(_language, _text(0), _text(1), 8),
         ),
         Task(
-            *("lora", "Other text, adapters", "yardstick"),
-            lambda key: networks.adapters(key, _transformer(key)),
+            *("lora", "Other text, adapters", "yardstick", _adapters),
             *(_adapted, _text(2), _text(3), 8),
             frozen=_pretrained,
             known=_text(1),
