@@ -4,7 +4,7 @@ from benchmarks import first_step
 
 
 def test_a_first_step_in_a_new_process_is_measured() -> None:
-    first, later = first_step.measure("emo_sens", "tiny", 2)
+    first, later = first_step.measure("emo_sens", "tiny", 2, 1)
     assert first > 0.0
     assert later > 0.0
 
