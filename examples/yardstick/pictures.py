@@ -64,7 +64,10 @@ def _draw_paths(surface: Surface, results: dict[str, Any]) -> Figure:
     x, y = np.meshgrid(across, across)
     values = np.asarray(surface.value(x, y), np.float64) - surface.lowest
     contours = _levels(values)
-    lowest = np.unravel_index(values.argmin(), values.shape)
+    # A valley is narrow: the star needs a finer grid than the contours.
+    fine = np.linspace(across[0], across[-1], 1501)
+    heights = np.asarray(surface.value(*np.meshgrid(fine, fine)))
+    lowest = fine[list(np.unravel_index(heights.argmin(), heights.shape))][::-1]
     for axes in panels[len(results) :]:
         axes.set_axis_off()
     for axes, (name, result) in zip(panels, results.items(), strict=False):
@@ -76,7 +79,7 @@ def _draw_paths(surface: Surface, results: dict[str, Any]) -> Figure:
             order = 3 if which == "best" else 2
             axes.plot(*near.T, color=color, linewidth=width, marker="o", markersize=1.5, zorder=order)
             axes.plot(*near[-1], color=color, marker="s", markersize=6, markeredgecolor="white", zorder=4)
-        axes.plot(x[lowest], y[lowest], "*", color=GREEN, markersize=12, markeredgecolor="white", zorder=5)
+        axes.plot(*lowest, "*", color=GREEN, markersize=12, markeredgecolor="white", zorder=5)
         axes.plot(*near[0], "o", color="black", markersize=6, markeredgecolor="white", zorder=5)
         axes.set_xlim(across[0], across[-1])
         axes.set_ylim(across[0], across[-1])
@@ -110,7 +113,7 @@ def _draw_maps(surface: Surface, results: dict[str, Any]) -> Figure:
                 heights, aspect="auto", cmap="viridis_r", vmin=-4, vmax=4, interpolation="nearest"
             )
             axes.set_yticks([])
-            is_last = row is panels[-1]
+            is_last = row[0] is panels[-1][0]
             # Seven learning rates fit below each column.
             ticks = np.linspace(0, len(rates) - 1, 7 if len(rates) % 6 == 1 else 6)
             labels = [f"{rates[round(tick)]:.2g}" for tick in ticks]
