@@ -183,7 +183,8 @@ def _run(
     if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
         uploads.setdefault(_CAPTURED, []).append(tables)
     for index, rule in enumerate(what.rules):
-        moments = [2 + names.index(name) for name in rule.moments(params[0].ndim)]
+        # A rule without moments reads none; a kernel must be given a stream.
+        moments = [2 + names.index(name) for name in rule.moments(params[0].ndim)] or [0]
         _launch(index, rule, moments, tables, streams, what, signal, group)
     if exists:
         wakes = signal.shadow_ratio > 0
@@ -299,10 +300,10 @@ def _launch(
 
     layout, counts = tables.layout.tables, tables.counts
     constants = tables.constants.tables["constants"].view(torch.float64)[index]
-    params, grads, *others = tables.pointers.tables["pointers"].unbind()
-    first, second = others[moments[0] - 2], others[moments[-1] - 2]
+    rows = tables.pointers.tables["pointers"].unbind()
+    params, grads, first, second = rows[0], rows[1], rows[moments[0]], rows[moments[-1]]
     has_shadow = bool(group.get("use_shadow"))
-    shadows, exists = others[-2:] if has_shadow else (params, params)
+    shadows, exists = rows[-2:] if has_shadow else (params, params)
     param = streams[0][0]
     wide = wide_dtype(param)
     is_factored = rule.kind == "factored_moments"

@@ -25,7 +25,7 @@ def _constants(count: int) -> tuple[Any, ...]:
 
 
 # In the order of RULES in cuda.py; what is none of these is the rule "softsign".
-ADAM, LION, CAUTIOUS, _, FACTORS = _constants(5)
+ADAM, LION, CAUTIOUS, _, FACTORS, SIGN = _constants(6)
 # In the order of MODES in ../_weight_decay.py.
 DECOUPLED, ABSOLUTE, L2 = _constants(3)
 # 0 keeps all.
@@ -147,6 +147,8 @@ def elements(  # type: ignore[no-untyped-def]
         first = tl.load(firsts_at + row, mask=mask, other=1.0).to(WIDE)
         second = tl.load(seconds_at + column, mask=mask, other=1.0).to(WIDE)
         update = grad / (tl.sqrt(first * second) + eps)
+    elif RULE == SIGN:
+        update = sign_of(grad)
     else:
         first = tl.load(firsts_at + offsets, mask=mask, other=0.0).to(WIDE)
         tl.store(firsts_at + offsets, rounded(first * b2 + grad * c2, FIRST), mask=mask)

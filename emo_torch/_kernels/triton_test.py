@@ -28,6 +28,8 @@ LOSSES = (2.0, 9.0, 2.0)
 # EmoNavi, EmoFact and EmoLynx have the rules of EmoClan.
 MEMBERS = ("emo_sens", "emo_airy", "emo_cats", "emo_clan", "emo_neco", "emo_zeal")
 KINDS = (("float32", "decoupled"), ("float32", "l2"), ("float64", "absolute"), ("bfloat16", "decoupled"))
+LATER = ("emo_sens3", "emo_navi36", "emo_fact36", "emo_airy3")
+"""Members that the kernels step while their shadow is off."""
 CASES = [(name, *kind) for name in MEMBERS for kind in KINDS]
 
 
@@ -89,7 +91,7 @@ def _interpret() -> None:
     cuda.BLOCK, cuda.HEIGHT, cuda.WIDTH = 64, 8, 8  # Small, for every tensor to have several.
     vars(_emotional)["check_fused"] = lambda *_, **__: None  # It would ask for a GPU.
     found = {"-".join(case): _differences(*case) for case in CASES}
-    for name in MEMBERS:
+    for name in (*MEMBERS, *LATER):
         found[f"{name} with plain options"] = _differences(name, "float32", "decoupled", is_plain=True)
     print(json.dumps(found))
 
@@ -123,6 +125,7 @@ def _compile() -> None:
     elements(tl.bfloat16, tl.float32, 0, 0)
     elements(tl.float32, tl.float32, 3, 1)
     elements(tl.float64, tl.float64, 4, 2)
+    elements(tl.bfloat16, tl.float32, 5, 0)
     kinds = {"PARAM": tl.bfloat16, "GRAD": tl.bfloat16, "SHADOW": tl.float32, "WIDE": tl.float32}
     tile = {"INDEX": 0, "HEIGHT": cuda.HEIGHT, "WIDTH": cuda.WIDTH}
     compile_for_gpu(kernels.squares, "fp32", **kinds, BLENDS=True, MODE=2, BLOCK=cuda.BLOCK)
@@ -158,7 +161,7 @@ def test_interpreted_kernels_equal_the_readable_way(case: str, interpreted: dict
 
 
 @needs_triton
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("name", (*MEMBERS, *LATER))
 def test_gradients_that_are_not_finite_go_where_they_go_in_the_readable_way(
     name: str, interpreted: dict[str, list[str]]
 ) -> None:

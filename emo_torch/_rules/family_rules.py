@@ -143,7 +143,7 @@ REF = Rule(
     on_cuda=False,
     scalars=("exp_avg_norm",),
 )
-SIGN = Rule("sign", lambda _: (), init_zeros(), _sign, _multi_sign, reads=(), kernel="SIGN", on_cuda=False)
+SIGN = Rule("sign", lambda _: (), init_zeros(), _sign, _multi_sign, reads=(), kernel="SIGN")
 FRESH_SIGN = Rule(
     "fresh_sign",
     LION.moments,
