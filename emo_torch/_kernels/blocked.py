@@ -122,7 +122,8 @@ def step(
 
 def _rule_of(what: FusedStep) -> FusedRule | None:
     """Returns the rule to step by, `None` for one that only the other ways know."""
-    if what.first_steps and (what.chosen_first is None or int(what.chosen_first) != 0):
+    first = None if what.chosen_first is None else int(what.chosen_first)
+    if what.first_steps and (first is None or what.first_steps[first] != "none"):
         return None
     chosen = 0 if what.chosen is None else min(max(int(what.chosen), 0), len(what.rules) - 1)
     rule = what.rules[chosen]

@@ -161,7 +161,7 @@ def test_interpreted_kernels_equal_the_readable_way(case: str, interpreted: dict
 
 
 @needs_triton
-@pytest.mark.parametrize("name", (*MEMBERS, *LATER))
+@pytest.mark.parametrize("name", [*MEMBERS, *LATER])
 def test_gradients_that_are_not_finite_go_where_they_go_in_the_readable_way(
     name: str, interpreted: dict[str, list[str]]
 ) -> None:

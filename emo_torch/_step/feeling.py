@@ -2,7 +2,7 @@
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ def numbers_of(feeling: Feeling, group: Group, dtype: torch.dtype) -> Signal:
     """
     del dtype
     # Every operation is rounded to the dtype of the scalar, as PyTorch's are.
-    real = np.float64 if feeling.scalar.dtype == torch.float64 else np.float32
+    real: Any = np.float64 if feeling.scalar.dtype == torch.float64 else np.float32
     size = abs(real(feeling.scalar.item()))
     lr = group["lr"] if feeling.rate is None else feeling.rate
     return Signal(
