@@ -168,12 +168,13 @@ def describe(
         is_whole = key in (SHADOW, COMPENSATION, AVERAGE) or "whole" in key
         if list(map(_shape, tensors)) != (shapes if is_whole else [_shape_of(key, s) for s in shapes]):
             return None
-        fixed = {
+        known_dtypes: dict[Key, torch.dtype] = {
             EXISTS: torch.bool,
             STEP: torch.float32,
             COMPENSATION: dtype,
             **dict.fromkeys((SHADOW, NORM, AVERAGE), wide),
-        }.get(key)
+        }
+        fixed = known_dtypes.get(key)
         if not _are_plain(tensors, fixed or tensors[0].dtype):
             return None
         if fixed is None and tensors[0].dtype not in known:

@@ -254,7 +254,8 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
                     self._step_memory.remember(index, group, self.state, tensors)
                 if rest:
                     keys = keys if keys is None or len(rest) == len(params) else keys[rest]
-                    tensors = GroupTensors(*([each[i] for i in rest] for each in (params, grads, states)))
+                    params, grads = [params[i] for i in rest], [grads[i] for i in rest]
+                    tensors = GroupTensors(params, grads, [states[i] for i in rest])
                     step_copies(self.step_tensors, tensors, feeling=feeling, group=group, keys=keys)
             before += len(group["params"])
 

@@ -386,8 +386,9 @@ def fused(
         what = what._replace(chosen_first=recipe.first.choose(feeling.scalar).to(device))
     signal = functools.partial(signal_of, feeling, group, needs_tensors=True)
     if device.type in cuda.DEVICES:
-        none, given = list(range(len(params))), {"signal_of": signal, "group": group}
-        return none if KEYS in group else cuda.step(params, grads, states, what, **given)
+        if KEYS in group:
+            return list(range(len(params)))
+        return cuda.step(params, grads, states, what, signal_of=signal, group=group)
     if library() is None:
         return step_blocked(params, grads, states, what, signal_of=signal, group=group)
     numbers = functools.partial(numbers_of, feeling, group)
