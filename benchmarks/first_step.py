@@ -43,6 +43,7 @@ from rich.markdown import Markdown
 from benchmarks.step_time.problems import PROBLEMS
 from benchmarks.step_time.store import environment
 from benchmarks.step_time.tables import table
+from emo_torch._kernels import library
 from examples.progress import track
 
 MEASURED = ("adamw", "emo_sens", "emo_airy", "emo_cats", "emo_clan")
@@ -113,8 +114,11 @@ def report(found: dict[tuple[str, str], tuple[float, float]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures, prints and writes; returns 1 if a first step takes too long."""
+    """Measures, prints and writes; returns 1 if a first step takes too long, 2 without compiled code."""
     given = options().parse_args(arguments)
+    if library() is None:
+        print("Compiled code is missing: run `python -m emo_torch.build` first", file=sys.stderr)
+        return 2
     jobs = [(make, name) for name in given.problem or ["gpt2", "lora"] for make in MEASURED]
     console = Console()
     found = {
