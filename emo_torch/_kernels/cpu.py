@@ -122,9 +122,8 @@ def step(
         kept = [states[index] for index in indices]
         layout = describe(own, read, kept, spec, group)
         keys = group.get(KEYS)
-        if keys is not None:
-            group = {**group, KEYS: keys[indices]}
-        if layout is not None and _run(own, layout, spec, signal_of(_WIDE[dtype]), group, found):
+        given = group if keys is None else {**group, KEYS: keys[indices]}
+        if layout is not None and _run(own, layout, spec, signal_of(_WIDE[dtype]), given, found):
             rest.difference_update(indices)
     return sorted(rest)
 
