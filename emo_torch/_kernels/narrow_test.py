@@ -9,6 +9,7 @@ from torch import Tensor
 
 import emo_torch
 from emo_torch import _kernels as _fused
+from emo_torch._kernels import cpu
 from emo_torch._kernels.cpu import KEYS
 from emo_torch._rules.moments import store
 from emo_torch._step import ref_ways, ways
@@ -44,7 +45,7 @@ Lay = Callable[[Tensor], Tensor]
 def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tensors compiled code left to the other ways, for each of its calls."""
     counts: list[int] = []
-    compiled = ways.step_fused
+    compiled = cpu.step
 
     def step(*given: Any, **named: Any) -> list[int]:
         rest = compiled(*given, **named)
@@ -138,7 +139,8 @@ def test_low_precision_equals_the_readable_way(name: str, kept: str, left: list[
 @pytest.mark.parametrize("mode", ["absolute", "l2"])
 @pytest.mark.parametrize("name", ["emo_sens", "emo_cats", "emo_airy", "emo_zeal"])
 def test_other_weight_decay_equals_the_readable_way(name: str, mode: str, left: list[int]) -> None:
-    kept, options = KEPT["bfloat16, moments too"], {"weight_decay_mode": mode, "use_shadow": False}
+    kept = KEPT["bfloat16, moments too"]
+    options: dict[str, Any] = {"weight_decay_mode": mode, "use_shadow": False}
     compiled = _train(name, kept, maximize=True, **options)
     assert sum(left) == 0 < len(left)
     _assert_near(compiled, _train(name, kept, foreach=False, fused=False, maximize=True, **options))
@@ -146,7 +148,8 @@ def test_other_weight_decay_equals_the_readable_way(name: str, mode: str, left: 
 
 @needs_compiler
 def test_what_narrow_weights_cannot_hold_is_left_to_the_other_ways(left: list[int]) -> None:
-    kept, options = KEPT["bfloat16"], {"weight_decay_mode": "l2", "use_shadow": True}
+    kept = KEPT["bfloat16"]
+    options: dict[str, Any] = {"weight_decay_mode": "l2", "use_shadow": True}
     compiled = _train("emo_airy", kept, **options)
     assert sum(left) > 0
     _assert_near(compiled, _train("emo_airy", kept, foreach=False, fused=False, **options))
@@ -160,7 +163,7 @@ def test_rounding_equals_that_of_the_readable_way_to_the_last_bit(
     name: str, dtype: torch.dtype, rounding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = _train(name, (dtype, None, rounding), lay=_offset)
-    compiled = ways.step_fused
+    compiled = cpu.step
 
     def in_parts(params: list[Tensor], *given: Any, group: dict[str, Any], **named: Any) -> list[int]:
         if KEYS in group:
@@ -200,7 +203,7 @@ def test_every_number_of_a_narrow_dtype_is_read_and_written_as_pytorch_does(dtyp
     )
     for gradient, moments in ((every, FLOAT32), (values, dtype)):
         param = torch.nn.Parameter(torch.zeros(gradient.shape))
-        param.grad_dtype = gradient.dtype  # type: ignore[attr-defined]
+        param.grad_dtype = gradient.dtype
         # With decay rates of 0 the moment is the gradient.
         optimizer = emo_torch.EmoCats([param], betas=(0.0, 0.0), moment_dtype=moments, fused=True)
         param.grad = gradient
