@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from emo_torch._kernels import FusedRule, FusedStep, Signal
-from emo_torch._kernels.plan import can_write
+from emo_torch._kernels.overlaps import overlapping
 from emo_torch._pieces.shadow_system import multi_tensor_blend_with_shadow
 from emo_torch._rules.moments import multi_tensor_average
 
@@ -101,19 +101,18 @@ def step(
         [state[name] for name in names[param.ndim]] for param, state in zip(params, states, strict=True)
     ]
     by_dtype: dict[torch.dtype, list[int]] = {}
-    rest: list[int] = []
-    if _are_plain([*params, *grads, *chain.from_iterable(kept)]):
+    written = [[param, *others] for param, others in zip(params, kept, strict=True)]
+    rest = sorted(overlapping(written, grads))
+    if not rest and _are_plain([*params, *grads, *chain.from_iterable(kept)]):
         by_dtype[params[0].dtype] = list(range(len(params)))
     else:
-        for index, (param, grad, others) in enumerate(zip(params, grads, kept, strict=True)):
-            fit = by_dtype.setdefault(param.dtype, []) if _are_plain([param, grad, *others]) else rest
+        for index in sorted({*range(len(params))} - {*rest}):
+            is_plain = _are_plain([grads[index], *written[index]])
+            fit = by_dtype.setdefault(params[index].dtype, []) if is_plain else rest
             fit.append(index)
     for dtype, indices in by_dtype.items():
         own = [params[index] for index in indices]
         read = [grads[index] for index in indices]
-        if not can_write([own, *([kept[index] for index in indices])], read):
-            rest += indices
-            continue
         numbers = _numbers(what, signal_of(dtype), group)
         moved = [states[index] for index in indices]
         _step(own, read, moved, rule, numbers, signal_of(dtype).shadow_ratio)

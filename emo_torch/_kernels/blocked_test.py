@@ -202,6 +202,21 @@ def test_parameters_that_overlap_are_left_to_the_other_ways(without_a_compiler: 
     assert set(without_a_compiler) == {2}
 
 
+def test_parameters_that_overlap_keep_their_order_whatever_their_layouts(
+    without_a_compiler: list[int],
+) -> None:
+    def train(**options: Any) -> list[Tensor]:
+        memory = torch.linspace(-1.0, 1.0, 1200).view(40, 30)
+        # The one that is not contiguous overlaps with the two beside it; the last one is apart.
+        parts = (memory[:15], memory[10:30].t(), memory[25:35], memory[35:])
+        params: list[Tensor] = [torch.nn.Parameter(part) for part in parts]
+        _train("emo_lynx", params, **options)
+        return [param.detach() for param in params]
+
+    torch.testing.assert_close(train(), train(foreach=False), rtol=1e-5, atol=1e-5)
+    assert set(without_a_compiler) == {2, 3}  # In one step a parameter has no gradient.
+
+
 def test_a_gradient_is_never_written_to() -> None:
     for mode in ("decoupled", "l2"):
         weight = torch.nn.Parameter(torch.ones(700))

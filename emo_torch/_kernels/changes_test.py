@@ -28,12 +28,14 @@ from torch import Tensor
 import emo_torch
 from emo_torch import _kernels as _fused
 from emo_torch._kernels.changes_layouts_test import GRADIENT_LAYOUTS, LAYOUTS, _random
+from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._testing import COMPILED_MEMBERS
 
 CASES_IN_THE_SUITE = 100
 SHAPES = ((), (7,), (4, 6), (33, 9), (3, 4, 5), (64, 8), (70_000,), (0, 3))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BOUNDS = {torch.float32: 2e-5, torch.float64: 1e-11}
+"""By the dtype that a parameter is computed in, or the dtype of a state where that is coarser."""
 NARROW = (torch.bfloat16, torch.float16)
 """Stepped in float32 and rounded: a difference in float32 that crosses a rounding makes one unit here."""
 MODES = ("decoupled", "absolute", "l2")
@@ -63,11 +65,18 @@ class Side:
         for params in (*lists, self.second.param_groups[0]["params"]):
             params[:] = [new if param is old else param for param in params]
 
-    def values(self) -> list[Tensor]:
+    def values(self) -> list[tuple[Tensor, float]]:
+        """Returns parameters and states, each with its bound."""
         found = []
         for param in self.params():
             states = (self.optimizer.state.get(param, {}), self.second.state.get(param, {}))
-            found += [param.detach(), *(state[name] for state in states for name in sorted(state))]
+            values = [param.detach(), *(state[name] for state in states for name in sorted(state))]
+            # A float64 moment of a float32 parameter is computed in float32.
+            computed = BOUNDS[wide_dtype(param)]
+            found += [
+                (value, max(BOUNDS[value.dtype], computed) if value.dtype in BOUNDS else 0.0)
+                for value in values
+            ]
         return found
 
 
@@ -128,7 +137,7 @@ class Changes(RuleBasedStateMachine):
             step(side)
         fast, plain = self.fast.values(), self.plain.values()
         assert len(fast) == len(plain)
-        for one, other in zip(fast, plain, strict=True):
+        for (one, bound), (other, _) in zip(fast, plain, strict=True):
             assert (one.dtype, one.shape) == (other.dtype, other.shape)
             ours, theirs = one.as_subclass(Tensor), other.as_subclass(Tensor)
             if one.dtype in NARROW:
@@ -137,7 +146,6 @@ class Changes(RuleBasedStateMachine):
                 different = int((ours.nan_to_num() != theirs.nan_to_num()).sum())
                 assert different <= 1 + one.numel() // 100
             else:
-                bound = BOUNDS.get(one.dtype, 0.0)
                 torch.testing.assert_close(ours, theirs, rtol=bound, atol=bound, equal_nan=True)
             one.copy_(other)  # What rounding made different must not grow.
 

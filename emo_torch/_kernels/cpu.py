@@ -22,6 +22,7 @@ from torch import Tensor
 from emo_torch._kernels import FILTERS, FIRST_STEPS, RULES, FusedRule, FusedStep, Signal
 from emo_torch._kernels.find import PLAIN, Numbers
 from emo_torch._kernels.job import DTYPES, FUNCTIONS, NARROW, Job, Library, Rule, kind_of, library
+from emo_torch._kernels.overlaps import overlapping_parameters
 from emo_torch._kernels.plan import (
     AVERAGE,
     COMPENSATION,
@@ -110,9 +111,11 @@ def step(
             params.layout, params.finder = layout, found.finder
         return [] if is_done else list(range(len(params)))
     by_dtypes: dict[tuple[torch.dtype, ...], list[int]] = {}
+    left = overlapping_parameters(params, grads, states)
     for index, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
         # Other dtypes are not worth a look.
-        seen = describe([param], [grad], [state], spec, group) if param.dtype in DTYPES else None
+        fits = param.dtype in DTYPES and index not in left
+        seen = describe([param], [grad], [state], spec, group) if fits else None
         if seen is not None:
             by_dtypes.setdefault((param.dtype, *seen.dtypes.values()), []).append(index)
     rest = set(range(len(params)))

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emo_torch._kernels import FIRST_STEPS, FusedRule, FusedStep, Signal
-from emo_torch._kernels.plan import Params, can_write
+from emo_torch._kernels.overlaps import overlapping
+from emo_torch._kernels.plan import Params
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.weight_decay import MODES
 from emo_torch._rules.family_rules import KERNELS
@@ -103,11 +104,12 @@ def step(
         return list(range(len(params)))
     kept = [_kept(param, state, what, group) for param, state in zip(params, states, strict=True)]
     kinds: dict[_Kind, list[int]] = {}
+    left = overlapping([[param, *others] for param, others in zip(params, kept, strict=True)], grads)
     rest: list[int] = []
     uploads = params.uploads if isinstance(params, Params) else None
     uploads = {} if uploads is None else uploads
     for index, (param, grad, others) in enumerate(zip(params, grads, kept, strict=True)):
-        if not _fits(param, grad, others, states[index].get("shadow_exists")):
+        if index in left or not _fits(param, grad, others, states[index].get("shadow_exists")):
             rest.append(index)
             continue
         dtypes = tuple(other.dtype for other in others)
@@ -118,9 +120,6 @@ def step(
         some = [params[index] for index in indices]
         read = [grads[index] for index in indices]
         written = [kept[index] for index in indices]
-        if not can_write([some, *written], read):
-            rest += indices
-            continue
         try:
             # What torch does not see it must be told, or a graph would be built on what is no more.
             torch.autograd.graph.increment_version(some)

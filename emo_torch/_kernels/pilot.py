@@ -14,6 +14,7 @@ from torch import Tensor
 from emo_torch._kernels import RULES, FusedRule, FusedStep
 from emo_torch._kernels.cpu import LEAST_SHARE, describe, names_of
 from emo_torch._kernels.job import FUNCTIONS, Job, Rule, library
+from emo_torch._kernels.overlaps import overlapping_parameters
 from emo_torch._kernels.plan import (
     AVERAGE,
     GRAD,
@@ -88,8 +89,10 @@ def take(
             params.layout, params.finder = layout, found.finder
         return [CompiledBatch(group, params, layout)], []
     by_dtype: dict[torch.dtype, list[int]] = {}
+    left = overlapping_parameters(params, grads, states)
     for index, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
-        if param.dtype in FUNCTIONS and _layout_of([param], [grad], [state], group) is not None:
+        fits = param.dtype in FUNCTIONS and index not in left
+        if fits and _layout_of([param], [grad], [state], group) is not None:
             by_dtype.setdefault(param.dtype, []).append(index)
     batches, rest = [], set(range(len(params)))
     for indices in by_dtype.values():

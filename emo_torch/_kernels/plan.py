@@ -34,8 +34,6 @@ Not seen is one thing alone: `param.data` that becomes a negative view of its ow
 
 import dataclasses
 import functools
-from collections.abc import Iterable
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -259,20 +257,3 @@ def are_apart(written: Written, begins: Numbers, ends: Numbers) -> bool:
     # Those that begin before what is read ends must have ended before that begins.
     before = np.searchsorted(written.begins, ends) - 1
     return not np.any((before >= 0) & (written.ends[before] > begins) & (ends > begins))
-
-
-def can_write(written: Iterable[list[Tensor]], read: list[Tensor]) -> bool:
-    """Returns whether nothing that is written to shares memory with anything else.
-
-    Args:
-        written: tensors that are written to.
-        read: tensors that are only read.
-    """
-    spans = [
-        (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size())
-        for tensor in (*chain.from_iterable(written), *read)
-    ]
-    begins, ends = np.array(spans, np.int64).reshape(-1, 2).T
-    first = len(spans) - len(read)
-    own = _sorted(begins[:first], ends[:first])
-    return own is not None and are_apart(own, begins[first:], ends[first:])

@@ -90,6 +90,35 @@ def test_parameters_that_overlap_step_one_after_the_other() -> None:
         torch.testing.assert_close(ours, theirs, rtol=0.0, atol=0.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("places", [(1,), (0, 2)])
+@pytest.mark.parametrize("name", ["emo_lynx", "emo_pilot", "ref_adamw_mini_schedule_free"])
+def test_parameters_that_overlap_keep_their_order_whatever_their_dtypes(
+    name: str, places: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    def train(foreach: bool | None) -> dict[str, Tensor]:
+        storage = torch.linspace(-1.0, 1.0, 120)
+        parts = (storage[:50], storage[30:90], storage[70:], torch.linspace(2.0, 3.0, 30))
+        params = [torch.nn.Parameter(part) for part in parts]
+        optimizer = emo_torch.create_optimizer(name, params, lr=1e-2, foreach=foreach)
+        generator = torch.Generator().manual_seed(3)
+        for loss in (2.0, 3.0, 2.5):
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=generator)
+            optimizer.step(loss=loss)
+            # Compiled code leaves float64 among float32 to the readable way, and steps bfloat16 apart.
+            for place in places:
+                state = optimizer.state[params[place]]
+                state["exp_avg"] = state["exp_avg"].to(dtype)
+        states = [optimizer.state[param] for param in params]
+        kept = {
+            f"{index}/{key}": own[key].to(torch.float32) for index, own in enumerate(states) for key in own
+        }
+        return {"memory": storage, "apart": params[3].detach(), **kept}
+
+    torch.testing.assert_close(train(None), train(False), rtol=1e-6, atol=1e-6)
+
+
 def test_a_gradient_that_is_the_parameter_itself_is_read_before_it_is_written() -> None:
     results = []
     for foreach in (None, False):
