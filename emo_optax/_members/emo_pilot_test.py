@@ -230,6 +230,19 @@ def test_averages_are_found_in_what_stands_around(wrap: str) -> None:
     assert moved == {"a": True, "b": wrap != "masked", "c": True}
 
 
+def test_a_mask_may_stand_for_a_whole_branch() -> None:
+    params = {"head": {"w": jnp.ones(3), "b": jnp.zeros(2)}, "body": {"w": jnp.ones(4)}}
+    optimizer = optax.masked(emo_optax.emo_pilot(), {"head": True, "body": False})
+    state = optimizer.init(params)
+    for _ in range(5):
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params, value=1.0)
+        updates["body"] = jax.tree.map(jnp.zeros_like, params["body"])
+        params = optax.apply_updates(params, updates)
+    average = emo_optax.eval_params(state, params)
+    assert np.any(average["head"]["w"] != params["head"]["w"])
+    np.testing.assert_array_equal(average["body"]["w"], params["body"]["w"])
+
+
 def test_accumulated_gradients_take_the_step_of_their_mean() -> None:
     params, grads, losses = problem(steps=12, dtype=np.float32)
     halves = [

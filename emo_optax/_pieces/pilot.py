@@ -225,14 +225,15 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     Args:
         state: the state of an optimizer that averages weights (`emo_pilot`, `autopilot` or
             `average_weights`), however deeply wrapped.
-        params: the parameters that are trained, for their dtypes and for what is not averaged.
+        params: the parameters that are trained, for their dtypes and for what is not averaged. With
+            `nnx.Optimizer`: `nnx.state(model, nnx.Param)`.
 
     Returns:
         A tree like `params`, in the dtypes of `params`; parameters that the optimizer does not own
         (`optax.masked`, `optax.partition`) as they are.
 
     Raises:
-        ValueError: if no optimizer in the state averages weights.
+        ValueError: if no optimizer in the state averages weights, or a shape is that of other parameters.
 
     Example:
         >>> import jax
@@ -258,10 +259,31 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
             "put emo_optax.average_weights(...) around the optimizer."
         )
 
-    def put(param: Any, average: Any) -> Any:
-        is_masked = isinstance(average, optax.MaskedNode)
-        return param if is_masked else jnp.asarray(average).astype(jnp.result_type(param))
-
     for tree in trees:
-        params = jax.tree.map(put, params, tree)
+        params = _put_average(tree, params)
     return params
+
+
+def _put_average(tree: Any, params: optax.Params) -> optax.Params:
+    """Returns the parameters with the averaged leaves in their place."""
+
+    def is_masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    def put(average: Any, param: Any) -> Any:
+        if is_masked(average):
+            return param
+        if jnp.shape(average) != jnp.shape(param):
+            raise ValueError(
+                f"The average has shape {jnp.shape(average)} where params has {jnp.shape(param)}: "
+                "give eval_params the parameters that this state was made for."
+            )
+        return jnp.asarray(average).astype(jnp.result_type(param))
+
+    averages = jax.tree.leaves(tree, is_leaf=is_masked)
+    leaves, structure = jax.tree.flatten(params)
+    # By leaves where that is possible: `nnx.Optimizer` keeps the average in variables of another class than
+    # the parameters are. A mask may also stand for a whole branch.
+    if len(averages) == len(leaves):
+        return jax.tree.unflatten(structure, map(put, averages, leaves))
+    return jax.tree.map(put, tree, params, is_leaf=is_masked)

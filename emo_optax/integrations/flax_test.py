@@ -118,6 +118,28 @@ class Model(nnx.Module):
         self.w = nnx.Param(start()["w"])
 
 
+@pytest.mark.parametrize("kind", [nnx.Optimizer, nnx.ModelAndOptimizer])
+def test_averaged_weights_are_read_from_the_state_of_an_nnx_optimizer(kind: Any) -> None:
+    model = Model()
+    optimizer = kind(model, emo_optax.emo_pilot(), wrt=nnx.Param)
+    params, alone = start(), emo_optax.emo_pilot()
+    state = alone.init(params)
+    for _ in range(20):
+        loss, grads = nnx.value_and_grad(lambda m: jnp.mean(jnp.square(m.w[...] - TARGET)))(model)
+        given = (model, grads) if kind is nnx.Optimizer else (grads,)
+        optimizer.update(*given, value=loss)
+        updates, state = alone.update({"w": grads["w"][...]}, state, params, value=loss)
+        params = optax.apply_updates(params, updates)
+    trained = nnx.state(model, nnx.Param)
+    averaged = emo_optax.eval_params(optimizer.opt_state, trained)
+    assert jax.tree.structure(averaged) == jax.tree.structure(trained)
+    wanted = emo_optax.eval_params(state, params)["w"]
+    assert np.any(wanted != params["w"])
+    np.testing.assert_array_equal(averaged["w"][...], wanted)
+    with pytest.raises(ValueError, match="the parameters that this state was made for"):
+        emo_optax.eval_params(optimizer.opt_state, {"w": jnp.ones(3)})
+
+
 def test_nnx_optimizers_pass_the_loss_on_by_themselves() -> None:
     expected = by_hand(tx())[0]["w"]
 
