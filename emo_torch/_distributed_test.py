@@ -48,7 +48,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 MEMBERS = tuple(emo_torch.list_optimizers())
-APART = tuple(name for name in MEMBERS if name != "emo_pilot")
+APART = tuple(name for name in MEMBERS if name not in ("emo_pilot", "emo_tion", "emo_void"))
 """Those that step the same when each parameter has an optimizer of its own: no norm over all of them."""
 KINDS = ("emo_sens", "emo_airy", "emo_cats", "emo_clan", "ref_adamw_mini_schedule_free")
 """Those that all kinds of state and rules are among: the others keep and do what one of these does."""

@@ -246,7 +246,8 @@ def _names(
         names[NORM] = dict.fromkeys(dimensions, "exp_avg_norm")
     if "pilot" in dict(kinds):
         names[STEP] = dict.fromkeys(dimensions, "step")
-    if average:
+    # `Autopilot` around a member has an option of this name, too, and keeps its averages elsewhere.
+    if average and "pilot" in dict(kinds):
         names[AVERAGE] = dict.fromkeys(dimensions, "average")
     if use_shadow:
         names[SHADOW] = dict.fromkeys(dimensions, "shadow")

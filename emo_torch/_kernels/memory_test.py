@@ -20,6 +20,7 @@ from emo_torch._kernels import job
 from emo_torch._testing import COMPILED_MEMBERS
 
 MEMBERS = COMPILED_MEMBERS
+WITHOUT_SHADOW = ("emo_pilot", "ref_adamw_mini_schedule_free")
 needs_compiler = pytest.mark.skipif(_fused.library() is None, reason="NO C COMPILER WAS FOUND")
 
 
@@ -47,7 +48,7 @@ CASTS: dict[str, tuple[Callable[[Any], Any], torch.dtype]] = {
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_model_cast_between_steps_steps_as_in_the_readable_way(name: str, cast: str, after: int) -> None:
     change, dtype = CASTS[cast]
-    options = {} if name.startswith("ref") else {"use_shadow": True}
+    options = {} if name in WITHOUT_SHADOW else {"use_shadow": True}
     models, optimizers = [], []
     for way in ({}, {"foreach": False, "fused": False}):
         torch.manual_seed(0)
@@ -63,7 +64,7 @@ def test_a_model_cast_between_steps_steps_as_in_the_readable_way(name: str, cast
     for step in range(8):
         if step == after:
             # From here on to the last bit where no way but the readable one can take these: compiled code
-            # takes float16 weights with float32 moments.
+            # takes float16 weights with float32 moments, and sums what EmoPilot and EmoVoid read.
             for ours, theirs in zip(*map(values, models, optimizers), strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
                 ours.copy_(theirs)
@@ -75,7 +76,7 @@ def test_a_model_cast_between_steps_steps_as_in_the_readable_way(name: str, cast
                 param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
             optimizer.step(loss=[1.0, 2.0, 1.5][step % 3])
     for ours, theirs in zip(*map(values, models, optimizers), strict=True):
-        bound = 2e-6 if cast == "half" else 0.0
+        bound = 2e-6 if cast == "half" or name in ("emo_pilot", "emo_void") else 0.0
         torch.testing.assert_close(ours, theirs, rtol=bound, atol=bound)
 
 
@@ -114,15 +115,18 @@ def test_another_first_gradient_each_step_keeps_nothing_more() -> None:
 @pytest.mark.parametrize("name", MEMBERS)
 def test_parameters_can_be_swapped_after_a_step(name: str, steps: int) -> None:
     params = _params()
-    options = {} if name.startswith("ref") else {"use_shadow": False}
+    options = {} if name in WITHOUT_SHADOW else {"use_shadow": False}
     optimizer = emo_torch.create_optimizer(name, params, lr=1e-3, **options)
     _step(optimizer, steps)
     assert all(weakref.getweakrefcount(param) == 0 for param in params)
     for param in params:
         param.grad = None
-        torch.utils.swap_tensors(param, torch.nn.Parameter(torch.full((10, 10), 2.0)))
+        other = torch.ones(10, 10)
+        other[0] = 2.0
+        torch.utils.swap_tensors(param, torch.nn.Parameter(other))
     _step(optimizer, 1)
-    assert all((param > 1.5).all() for param in params)
+    # A ratio, since EmoVoid scales its parameters.
+    assert all((param[0] > 1.5 * param[1]).all() for param in params)
 
 
 @needs_compiler
@@ -172,7 +176,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_loaded_state_shares_no_memory_with_the_one_it_came_from(name: str) -> None:
-    options = {} if name.startswith("ref") else {"use_shadow": True}
+    options = {} if name in WITHOUT_SHADOW else {"use_shadow": True}
     teacher, student = _params(), _params()
     one = emo_torch.create_optimizer(name, teacher, **options)
     other = emo_torch.create_optimizer(name, student, **options)

@@ -11,6 +11,8 @@ from torch import Tensor
 from emo_torch._pieces.early_stop import WINDOW, went_quiet
 
 _is_cpu = attrgetter("is_cpu")
+# Whether numbers are read out of tensors on the CPU; False: every step is computed as on a device.
+IS_CPU_READ = True
 
 
 class EmotionState(NamedTuple):
@@ -185,7 +187,8 @@ def feel_in_place(
         **bounds: `mean_below` and `variance_below`, as for `feel`.
     """
     # As `is_on_cpu` says, without a call.
-    is_readable = type(loss) is type(state.short) is Tensor and loss.is_cpu and state.short.is_cpu
+    is_plain = type(loss) is type(state.short) is Tensor
+    is_readable = IS_CPU_READ and is_plain and loss.is_cpu and state.short.is_cpu
     if torch.compiler.is_compiling() or not is_readable:
         felt = feel(state, loss, short_factor=short_factor, long_factor=long_factor, gain=gain, **bounds)
         for tensor, new in zip(state, felt, strict=True):
@@ -225,4 +228,4 @@ def feel_in_place(
 
 def is_on_cpu(*tensors: Tensor) -> bool:
     """Returns whether the numbers of tensors can be read without a wait for a device."""
-    return set(map(type, tensors)) == {Tensor} and all(map(_is_cpu, tensors))
+    return IS_CPU_READ and set(map(type, tensors)) == {Tensor} and all(map(_is_cpu, tensors))

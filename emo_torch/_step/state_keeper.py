@@ -142,7 +142,8 @@ class StateKeeper(Optimizer):
                 blank["shadow_exists"] = torch.empty((), device="meta")
             if "compensation" in saved:
                 blank["compensation"] = param
-            moments = {name for name in MOMENTS if name in saved}
+            # PyTorch's optimizers, too, count steps: a count says nothing about the kind.
+            moments = {name for name in MOMENTS if name in saved and name != "step"}
             missing = [name for name in blank if not isinstance(saved.get(name), Tensor)]
             if missing or moments - set(blank):
                 raise ValueError(

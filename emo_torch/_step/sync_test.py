@@ -32,7 +32,7 @@ class NoSync(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.far = mock.patch.object(_emotion, "is_on_cpu", return_value=False)
+        self.far = mock.patch.object(_emotion, "IS_CPU_READ", new=False)
 
     def __enter__(self) -> Self:
         self.far.start()

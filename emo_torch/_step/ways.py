@@ -19,6 +19,7 @@ from emo_torch._kernels.blocked import step as step_blocked
 from emo_torch._kernels.cpu import KEYS
 from emo_torch._kernels.cpu import step as step_fused
 from emo_torch._kernels.describe import describe
+from emo_torch._pieces import emotion
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.shadow_effect import filter_by_emotion, keeps_all, step_scale
 from emo_torch._pieces.shadow_system import blend_with_shadow, multi_tensor_blend_with_shadow
@@ -391,6 +392,8 @@ def fused(
         return cuda.step(params, grads, states, what, signal_of=signal, group=group)
     if library() is None:
         return step_blocked(params, grads, states, what, signal_of=signal, group=group)
+    if not emotion.IS_CPU_READ:
+        return list(range(len(params)))
     numbers = functools.partial(numbers_of, feeling, group)
     return step_fused(params, grads, states, what, signal_of=numbers, group=group)
 
