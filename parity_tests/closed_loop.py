@@ -31,8 +31,8 @@ decisions stand far from a border.
 """
 
 
-WITH_EMOTION = tuple(name for name in OPTIMIZERS if name != "emo_pilot")
-"""The members that are trained here: those with an emotion."""
+WITH_EMOTION = tuple(name for name, family in OPTIMIZERS.items() if family.memory == "emotion")
+"""The members that are trained here: those with the emotion of v2.0."""
 
 
 def epochs(optimizer: str, dtype: str) -> int:

@@ -113,7 +113,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "emo_torch",
-        "pilot",
+        "_pieces/pilot.py",
         "loss.isfinite() & ",
         "",
         "a loss that is not finite is not skipped",

@@ -139,7 +139,7 @@ def test_the_rest_of_jax_runs_with_the_most_threads_alone_unless_asked(
         plan = cells(settings_of(parse(["--framework", "jax", "--problem", "lora", *more])))
         return {count: [cell.group for cell in plan if cell.threads == count] for count in (1, 2)}
 
-    assert groups()[1] == ["second generation", "factors"]
+    assert groups()[1] == ["second generation", "factors", "steered"]
     assert set(groups()[2]) >= GROUPS["jax"].keys() - {"donation"}
     assert set(groups("--full")[1]) == GROUPS["jax"].keys() - {"donation"}
 
