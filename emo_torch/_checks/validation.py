@@ -231,7 +231,15 @@ def check_duplicates(params: Any, *, foreach: bool | None) -> None:
         )
 
 
-def check_fused(owner: str, params: Any, *, is_compiled: bool, has_triton: bool, has_kernel: bool) -> None:
+def check_fused(
+    owner: str,
+    params: Any,
+    *,
+    is_compiled: bool,
+    has_triton: bool,
+    has_kernel: bool,
+    is_narrow: bool = True,
+) -> None:
     """Raises a `RuntimeError` where parameters cannot be stepped in compiled code, which was asked for.
 
     Args:
@@ -240,21 +248,26 @@ def check_fused(owner: str, params: Any, *, is_compiled: bool, has_triton: bool,
         is_compiled: whether there is compiled code for the CPU.
         has_triton: whether Triton is installed, which makes the code for CUDA.
         has_kernel: whether the optimizer has any for CUDA.
+        is_narrow: whether the code for the CPU takes bfloat16 and float16, too.
     """
     params = [params] if isinstance(params, Tensor) else list(params)
     tensors = [param[1] if isinstance(param, tuple) else param for param in params]
     wide = (torch.float32, torch.float64)
-    taken = {"cpu": wide, "cuda": (*wide, torch.bfloat16) if has_kernel else ()}
+    narrow = (torch.bfloat16, torch.float16) if is_narrow else ()
+    taken = {"cpu": (*wide, *narrow), "cuda": (*wide, torch.bfloat16) if has_kernel else ()}
     strange = [
         f"{tensor.dtype} on {tensor.device}"
         for tensor in tensors
         if tensor.dtype not in taken.get(tensor.device.type, ())
     ]
     if strange:
-        more = ", bfloat16 too on CUDA" if has_kernel else ""
+        lists = (
+            f"{', '.join(str(dtype).removeprefix('torch.') for dtype in dtypes)} on {place}"
+            for place, dtypes in (("the CPU", taken["cpu"]), ("CUDA", taken["cuda"]))
+            if dtypes
+        )
         raise RuntimeError(
-            f"{owner} with fused=True takes float32 and float64 on the CPU{more}, and not {strange[0]}: "
-            "leave fused away"
+            f"{owner} with fused=True takes {'; '.join(lists)}; and not {strange[0]}: leave fused away"
         )
     devices = {tensor.device.type for tensor in tensors}
     if not is_compiled and devices != {"cuda"}:

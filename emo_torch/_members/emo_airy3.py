@@ -48,8 +48,8 @@ class EmoAiry3(PulseOptimizer):
         maximize: whether to go up instead of down; the loss, too, turns its sign.
         foreach: whether to step with all tensors at once; `None` for the choice of torch.optim.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
-        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU; `None`
-            for yes where that can be and `foreach` says nothing.
+        fused: whether to step in compiled code, which takes dense tensors of float32, float64, bfloat16
+            and float16 on the CPU; `None`: yes, where that is possible and `foreach` says nothing.
         process_group: the processes over which the loss is averaged, so that replicas step alike:
             `None` for all processes, `False` for this process alone.
 

@@ -49,9 +49,9 @@ class EmoCats(EmoOptimizer):
         maximize: whether to go up instead of down; the loss, too, turns its sign.
         foreach: whether to step with all tensors at once; `None` for the choice of torch.optim.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
-        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU, and
-            bfloat16 too on CUDA, by Triton; `None` for yes on the CPU, where that can be and `foreach`
-            says nothing.
+        fused: whether to step in compiled code, which takes dense tensors of float32, float64, bfloat16
+            and float16 on the CPU, and of all but float16 on CUDA, by Triton; `None`: yes on the CPU, where
+            that is possible and `foreach` says nothing.
         process_group: the processes over which the loss is averaged, so that replicas step alike:
             `None` for all processes, `False` for this process alone.
 

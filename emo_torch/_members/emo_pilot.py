@@ -75,8 +75,8 @@ class EmoPilot(SteeredOptimizer):
         maximize: whether to go up instead of down; the loss, too, turns its sign.
         foreach: whether to step with all tensors at once; `None` for the choice of torch.optim.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
-        fused: whether to step in compiled code, which takes dense float32 and float64 on the CPU; `None`
-            for yes where that can be and `foreach` says nothing.
+        fused: whether to step in compiled code, which takes dense tensors of float32 and float64
+            on the CPU; `None`: yes, where that is possible and `foreach` says nothing.
         process_group: the processes over which the loss is averaged, so that replicas step alike:
             `None` for all processes, `False` for this process alone.
 
@@ -105,6 +105,7 @@ class EmoPilot(SteeredOptimizer):
     """
 
     recipe = Recipe((PILOT,), filter=None)
+    has_narrow_kernel = False
     shared_options = ("maximize", "min_courage", "max_courage", "gate_limit", "train_mode")
 
     def __init__(
