@@ -35,9 +35,6 @@ from emo_torch._step.feeling import for_compiled, numbers_of
 _CPU = torch.device("cpu")
 
 
-# Which way.
-
-
 def use_foreach(params: list[Tensor], group: Group) -> bool:
     """Returns whether to step with all tensors at once: as the group says, or as torch.optim would.
 
@@ -56,7 +53,8 @@ def use_fused(params: list[Tensor], group: Group) -> bool:
         return False
     if params[0].device.type in cuda.DEVICES:  # On CUDA it is never the default.
         return fused is True and cuda.is_available()
-    return params[0].device.type == "cpu" and (fused is True or group.get("foreach") is None)
+    is_asked = fused is True or group.get("foreach") is None
+    return is_asked and params[0].device.type == "cpu" and emotion.IS_CPU_READ
 
 
 class Ways(NamedTuple):
@@ -392,8 +390,6 @@ def fused(
         return cuda.step(params, grads, states, what, signal_of=signal, group=group)
     if library() is None:
         return step_blocked(params, grads, states, what, signal_of=signal, group=group)
-    if not emotion.IS_CPU_READ:
-        return list(range(len(params)))
     numbers = functools.partial(numbers_of, feeling, group)
     return step_fused(params, grads, states, what, signal_of=numbers, group=group)
 
