@@ -95,6 +95,8 @@ def test_the_defaults_are_those_of_the_spec(name: str, function: Callable[..., A
         **(PULSE if short in OF_PULSE else {}),
         **(PILOT if short in OF_PILOT else {}),
         **(NO_DECAY if short in OF_NO_DECAY else {}),
+        # Without a learning rate, courage has no warm-up.
+        **({"learning_rate": 0.0} if short == "move_courage" else {}),
         # Not one to step by, and read from the state.
         **({"learning_rate": None, "theta": None} if short == "get_metrics" else {}),
     }
