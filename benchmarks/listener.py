@@ -8,13 +8,29 @@ the number of calls that the listener makes in a pass, which is.
 """
 
 import argparse
+from pathlib import Path
+
+from examples.command import answer_early
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.listener", description=__doc__)
+    parser.add_argument("--tensors", type=int, default=1000, help="how many (default: 1000)")
+    parser.add_argument("--rounds", type=int, default=101, help="how many pairs of passes (default: 101)")
+    parser.add_argument("--output", type=Path, help="the folder to write listener.md to")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "examples", ("torch", "rich"))
+
 import gc
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -184,11 +200,7 @@ def report(rows: list[Row], tensors: int, rounds: int) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, prints and writes; returns 1 where a case costs more than it may."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.listener", description=__doc__)
-    parser.add_argument("--tensors", type=int, default=TENSORS, help=f"how many (default: {TENSORS})")
-    parser.add_argument("--rounds", type=int, default=101, help="how many pairs of passes (default: 101)")
-    parser.add_argument("--output", type=Path, help="the folder to write listener.md to")
-    given = parser.parse_args(arguments)
+    given = options().parse_args(arguments)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     console = Console()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.step_time.problems import Shape, fill, lora_shapes
-from benchmarks.step_time.store import environment
+from examples.command import answer_early
 
 QUIET = 0.95
 """The share of a step's time for which a process has the processor in a quiet round."""
@@ -30,6 +30,22 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "tiny": ((16, 12), (12,)),
 }
 LARGE, LORA, FOUR, THIRTY, TINY = SHAPES
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_time.rows", description=__doc__)
+    parser.add_argument("--framework", choices=("torch", "jax", "all"), default="all")
+    parser.add_argument("--tensors", choices=tuple(SHAPES), action="append", help="default: all but tiny")
+    parser.add_argument("--rounds", type=int, help="default: by the kind of tensors")
+    parser.add_argument("--output", type=Path, help="a folder, for rows.md")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(options, "examples", ("torch", "jax", "rich"))
+
+from benchmarks.step_time.store import environment
 
 
 class Row(NamedTuple):
@@ -247,12 +263,7 @@ def run(kinds: Sequence[str], framework: str, rounds: int | None = None) -> list
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints the table, and writes it where `--output` says."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_time.rows", description=__doc__)
-    parser.add_argument("--framework", choices=("torch", "jax", "all"), default="all")
-    parser.add_argument("--tensors", choices=tuple(SHAPES), action="append", help="default: all but tiny")
-    parser.add_argument("--rounds", type=int, help="default: by the kind of tensors")
-    parser.add_argument("--output", type=Path, help="a folder, for rows.md")
-    given = parser.parse_args(arguments)
+    given = options().parse_args(arguments)
     kinds = given.tensors or [kind for kind in SHAPES if kind != TINY]
     frameworks = ("torch", "jax") if given.framework == "all" else (given.framework,)
     found = [result for framework in frameworks for result in run(kinds, framework, given.rounds)]
