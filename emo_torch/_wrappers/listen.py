@@ -132,8 +132,10 @@ def listen(*optimizers: Optimizer, scaler: Any = None) -> Iterator[None]:
 
 def _existing() -> list[LossOptimizer]:
     """Returns all optimizers of this package that exist."""
-    # By the type: a proxy may run code when it is asked for its class.
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), LossOptimizer)]
+    # By the type: a proxy may run code when it is asked for its class. An optimizer whose constructor
+    # raised an error, and that the error still refers to, cannot step.
+    existing = (thing for thing in gc.get_objects() if issubclass(type(thing), LossOptimizer))
+    return [optimizer for optimizer in existing if hasattr(optimizer, "_collected")]
 
 
 # The functions that are wrapped while a listener is on.

@@ -71,11 +71,11 @@ import transformers
 model = small_gpt2()
 optimizer = emo_torch.EmoSens(model.parameters(), lr=1e-3)
 felt = []
-observe = optimizer.take_in
-def take_in(loss, **beside):
+update_memory = optimizer.update_memory
+def note(loss, **beside):
     felt.append(float(loss))
-    return observe(loss, **beside)
-optimizer.take_in = take_in
+    return update_memory(loss, **beside)
+optimizer.update_memory = note
 arguments = transformers.TrainingArguments(
     output_dir="out", max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=3,
     logging_steps=1, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, max_grad_norm=1.0,
