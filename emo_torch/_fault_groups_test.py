@@ -68,9 +68,11 @@ GROUPS = [
                     Refused(ValueError, "maximize belongs to the one"),
                 ),
                 (
-                    "is fused in bfloat16",
-                    lambda _: {"params": [torch.ones(2, dtype=torch.bfloat16)], "fused": True},
-                    Refused(RuntimeError, "fused=True takes float32 and float64"),
+                    "is fused in float8",
+                    lambda _: {"params": [torch.ones(2).to(torch.float8_e5m2)], "fused": True},
+                    Refused(
+                        RuntimeError, "fused=True takes float32, float64, bfloat16, float16 on the CPU"
+                    ),
                 ),
                 ("is good", lambda _: {"params": [_fresh()], "lr": 0.1}, "takes a step"),
                 ("has no parameters in its list", lambda _: {"params": []}, "takes a step"),
