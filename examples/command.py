@@ -60,3 +60,19 @@ def one_of(known: Callable[[], Iterable[str]]) -> Callable[[str], str]:
         return names[plain_name(text)]
 
     return name
+
+
+def positive_int(text: str) -> int:
+    """Returns a whole number above 0 from an argument; the type of counts."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def seed_number(text: str) -> int:
+    """Returns a whole number of 0 or more from an argument; the type of seeds."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value

@@ -8,21 +8,7 @@ below, is all that the monitor asks for.
 import argparse
 from pathlib import Path
 
-from examples.command import answer_early
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
+from examples.command import answer_early, positive_int, seed_number
 
 
 def options() -> argparse.ArgumentParser:
@@ -33,10 +19,10 @@ def options() -> argparse.ArgumentParser:
         "monitor says that the loss has gone quiet.",
     )
     parser.add_argument(
-        "--steps", type=_positive_int, default=1000, help="how many steps at most (default: %(default)s)"
+        "--steps", type=positive_int, default=1000, help="how many steps at most (default: %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=_seed, default=0, help="decides the first weights (default: %(default)s)"
+        "--seed", type=seed_number, default=0, help="decides the first weights (default: %(default)s)"
     )
     parser.add_argument(
         "--go-on", action="store_true", help="train on past the stop, to see what more steps would bring"

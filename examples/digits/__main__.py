@@ -4,7 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
-from examples.command import answer_early, one_of
+from examples.command import answer_early, one_of, positive_int, seed_number
 from examples.digits.settings import OPTIMIZERS, TRAIN_COUNT, Settings
 
 
@@ -15,24 +15,10 @@ def _positive_float(text: str) -> float:
     return value
 
 
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
-
-
 def _batch_size(text: str) -> int:
-    value = _positive_int(text)
+    value = positive_int(text)
     if value > TRAIN_COUNT:
         raise argparse.ArgumentTypeError(f"there are only {TRAIN_COUNT} digits to learn from")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
     return value
 
 
@@ -62,7 +48,7 @@ def options() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--epochs",
-        type=_positive_int,
+        type=positive_int,
         default=usual.epochs,
         help="how often every digit is seen (default: %(default)s)",
     )
@@ -74,7 +60,7 @@ def options() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seed",
-        type=_seed,
+        type=seed_number,
         default=usual.seed,
         help="decides the first weights and the order of the digits (default: %(default)s)",
     )
