@@ -30,6 +30,7 @@ _reach = Reach()
 _made_after: weakref.WeakKeyDictionary[LossOptimizer, int] = weakref.WeakKeyDictionary()
 """The number of backward passes before an optimizer was made, for optimizers made while listening."""
 _passes = 0
+"""The number of backward passes since the first listener began."""
 _threads: set[int] = set()
 """The threads that have made a backward pass since the first listener began."""
 # In this form cheaper than `Signature.bind`.
@@ -97,6 +98,7 @@ def listen(*optimizers: Optimizer, scaler: Any = None) -> Iterator[None]:
 
     Source: this project.
     """
+    global _passes
     if torch.compiler.is_compiling():
         raise RuntimeError(
             "emo_torch.listen cannot begin in a region that torch.compile compiles. Begin it outside, "
@@ -125,6 +127,8 @@ def listen(*optimizers: Optimizer, scaler: Any = None) -> Iterator[None]:
                     undo()
                 _undo.clear()
                 _threads.clear()
+                _made_after.clear()
+                _passes = 0
             for optimizer in found if optimizers else list(listener.optimizers):
                 if not any(optimizer in other.optimizers for other in _listeners):
                     optimizer._collected.forget_heard()

@@ -317,6 +317,9 @@ def test_the_error_names_what_was_seen() -> None:
         with pytest.raises(LossMissingError, match="made after the last backward pass"):
             late.step()
         assert torch.equal(weight, torch.ones(2))
+    # The passes of an earlier listener are no passes of this one.
+    with listen(), pytest.raises(LossMissingError, match="saw no backward pass"):
+        EmoSens([weight]).step()
 
 
 def test_bad_input_is_refused() -> None:
