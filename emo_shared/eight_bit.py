@@ -22,10 +22,15 @@ Rule 6 is needed because the root of a second moment is a divisor. Where 0 repla
 the step would be m / eps, 10^8 times too large. With rule 6 the divisor of such an element is too large,
 and its step too small.
 
+The largest value of a block is kept exactly, since both tables have 1 and `SIGNED` has -1. So decoding
+and encoding again gives the same codes and scales (for values above 2^-125): a moment that a step leaves
+alone does not drift, and decoded float32 values carry a state between the packages without loss. The
+published table of signed values has no -1; here -1 has the place of the negative value next to 0.
+
 Small arrays stay in float32 (`is_coded`): they hold few of the bytes, and biases and norms suffer most.
 
-Source: the division into blocks, and the tables (dynamic tree quantization), are those of Dettmers et
-al., 2022, "8-bit Optimizers via Block-wise Quantization". Rules 1 to 6 are ours.
+Source: the division into blocks, and the tables (dynamic tree quantization) but for -1, are those of
+Dettmers et al., 2022, "8-bit Optimizers via Block-wise Quantization". Rules 1 to 6 are ours.
 """
 
 import bisect
@@ -76,8 +81,8 @@ def _table(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(sorted(to_float32(value) for value in values))
 
 
-SIGNED = _table([0.0, 1.0, *_tree(6), *(-value for value in _tree(6))])
-"""The table of first moments: 0, 1, and 127 values of either sign, from 5.5e-7 to 0.993."""
+SIGNED = _table([0.0, 1.0, -1.0, *_tree(6), *(-value for value in _tree(6)[:-1])])
+"""The table of first moments: 0, and values of either sign from 5.5e-7 (-3.25e-6) to 0.993, and 1."""
 UNSIGNED = _table([0.0, 1.0, *_tree(7)])
 """The table of second moments: 0, 1, and 254 values from 3.25e-7 to 0.996."""
 
@@ -140,7 +145,7 @@ def encode(values: Sequence[float], table: Sequence[float]) -> tuple[list[int], 
         >>> from emo_shared.eight_bit import SIGNED, decode, encode
         >>> codes, scales = encode([2.0, -0.5, 0.0, 1e-9], SIGNED)
         >>> codes, scales
-        ([255, 53, 127, 127], [2.0])
+        ([255, 54, 127, 127], [2.0])
         >>> [round(value, 3) for value in decode(codes, scales, SIGNED)]
         [2.0, -0.495, 0.0, 0.0]
     """
