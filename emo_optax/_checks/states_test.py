@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -65,11 +66,6 @@ def numbers_for(leaf: jax.Array) -> list[Any]:
     return [0, 0.5, np.float64(0.5), np.float32(0.5), np.int32(1)]
 
 
-def with_leaf(state: Any, index: int, leaf: Any) -> Any:
-    leaves, structure = jax.tree.flatten(state)
-    return jax.tree.unflatten(structure, [*leaves[:index], leaf, *leaves[index + 1 :]])
-
-
 def kinds(tree: Any) -> list[Any]:
     return [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(tree)]
 
@@ -84,16 +80,24 @@ def test_a_number_in_a_state_is_an_array_of_the_dtype_of_its_place(name: str) ->
     state = optimizer.init(PARAMS)
     expected = kinds(jax.eval_shape(update, state))
     leaves, structure = jax.tree.flatten(state)
-    numbers, arrays = list(leaves), list(leaves)
-    for index, leaf in enumerate(leaves):
-        if leaf.shape == ():
-            for number in numbers_for(leaf):
-                changed = with_leaf(state, index, number)
-                assert kinds(jax.eval_shape(lambda changed=changed: update(changed))) == expected
-                if isinstance(number, bool | int | float):  # Under jit, as an argument.
-                    assert kinds(jax.eval_shape(update, changed)) == expected
-            numbers[index] = numbers_for(leaf)[0]
-            arrays[index] = jnp.asarray(numbers[index]).astype(leaf.dtype)
+    # Each trace has a number for one half of the leaves (even or odd index) and arrays for the other half.
+    choices = [numbers_for(leaf) if leaf.shape == () else [] for leaf in leaves]
+    rounds = max(map(len, choices), default=0)
+    for number, parity in itertools.product(range(rounds), (0, 1)):
+        given = [
+            each[(number + index) % len(each)] if each and index % 2 == parity else leaf
+            for index, (each, leaf) in enumerate(zip(choices, leaves, strict=True))
+        ]
+        changed = jax.tree.unflatten(structure, given)
+        assert kinds(jax.eval_shape(lambda changed=changed: update(changed))) == expected
+        # Under jit, as an argument; NumPy's numbers are arrays there.
+        python = [
+            one if isinstance(one, bool | int | float) else leaf
+            for one, leaf in zip(given, leaves, strict=True)
+        ]
+        assert kinds(jax.eval_shape(update, jax.tree.unflatten(structure, python))) == expected
+    numbers = [each[0] if each else leaf for each, leaf in zip(choices, leaves, strict=True)]
+    arrays = [jnp.asarray(one).astype(leaf.dtype) for one, leaf in zip(numbers, leaves, strict=True)]
     # All at once, by the numbers.
     got, wanted = (update(jax.tree.unflatten(structure, each)) for each in (numbers, arrays))
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
