@@ -1,13 +1,14 @@
 r"""Moments in 8 bits: the tables of the code, and the code itself in plain Python.
 
-Both packages keep moments as `uint8` codes and one float32 scale for each block (`moment_dtype="8bit"`).
-A block is `BLOCK` consecutive elements of an array in C order; the last block may be shorter.
+An array of moments becomes `uint8` codes and one float32 scale for each block. No optimizer uses this code
+yet: `moment_dtype` does not accept 8 bits. A block is `BLOCK` consecutive elements of an array in C order;
+the last block may be shorter.
 
 .. math:: scale = \max_{i \in block} |x_i|, \qquad x_i \approx table[code_i] \cdot scale
 
 `SIGNED` is the table of first moments and `UNSIGNED` that of second moments. Both are sorted. `encode` and
-`decode` below are slow; the fast code of both packages gives the same codes and scales, because every step
-is defined in float32:
+`decode` below are slow. They are the reference for faster code, which can give the same codes and scales,
+because every step is defined in float32:
 
 1. A value below `TINY` in size (2^-126, the smallest normal number) counts as 0. Some processors and
    compilers replace such values by 0, others do not.

@@ -136,7 +136,7 @@ class Changes(RuleBasedStateMachine):
         self.plain = Side(name, groups, **options, foreach=False, fused=False)
         self.sides = (self.fast, self.plain)
         self.changes = 0
-        # From then on, a state without one of its moments may be refused.
+        # Whether a moment was removed; a load may refuse such a state.
         self.has_lost = False
         self.frozen: set[int] = set()
         for seed in range(first_steps):  # Two make a plan.
