@@ -28,6 +28,12 @@ class Drive(Protocol):
     def state(self) -> Arrays:
         """Returns every leaf of the optimizer's state, under names that both sides share."""
 
+    def keep(self) -> None:
+        """Keeps the parameters and the state of this step for `history`."""
+
+    def history(self) -> Arrays:
+        """Returns all kept parameters (`param/...`) and states, each with the steps as first axis."""
+
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
     """Copies an array into a tensor, bfloat16 too, which NumPy and PyTorch don't exchange."""
@@ -61,6 +67,20 @@ def compiled(factory: Callable[..., Any], options: tuple[tuple[str, Any], ...]) 
     return optimizer.init, jax.jit(step)
 
 
+NOT_LEAVES = frozenset({"version", "rule"})
+"""Arrays of a saved state that say what it is, and hold no number of a step."""
+
+
+def check_last(rows: Arrays, last: Arrays) -> None:
+    """Raises an error where the last row of a history is not, to the bit, as the last step shows itself."""
+    if rows.keys() != last.keys() - NOT_LEAVES:
+        raise AssertionError(f"only one of them has {sorted(rows.keys() ^ (last.keys() - NOT_LEAVES))}")
+    for name, array in rows.items():
+        one, other = array[-1], last[name]
+        if (one.dtype, one.shape, one.tobytes()) != (other.dtype, other.shape, other.tobytes()):
+            raise AssertionError(f"{name}: the history ends with {one}, the state holds {other}")
+
+
 class OptaxDrive:
     """The Optax side, jitted."""
 
@@ -69,15 +89,16 @@ class OptaxDrive:
     ) -> None:
         del device  # JAX puts arrays on its first device: `JAX_PLATFORMS` says which that is.
         self._to_arrays = package(member.optax).to_arrays
+        self._named_leaves = importlib.import_module(self._to_arrays.__module__).named_leaves
         known = optax_options(member.known(options))
         init, self._step = compiled(member.optax, tuple(sorted(known.items())))
         self._params = {name: jnp.asarray(array) for name, array in params.items()}
         self._state = init(self._params)
+        self._kept: list[tuple[Any, Any]] = []
 
     def step(self, grads: Arrays, loss: float) -> None:
         """Takes one step with given gradients and loss."""
-        arrays = {name: jnp.asarray(grad) for name, grad in grads.items()}
-        self._params, self._state = self._step(self._params, self._state, arrays, loss)
+        self._params, self._state = self._step(self._params, self._state, grads, loss)
 
     def params(self) -> Arrays:
         """Returns the parameters by name."""
@@ -88,6 +109,25 @@ class OptaxDrive:
         arrays: Arrays = self._to_arrays(self._state)
         return arrays
 
+    def keep(self) -> None:
+        """Keeps the parameters and the state of this step for `history`: JAX changes no array in place."""
+        self._kept.append((self._params, self._state))
+
+    def history(self) -> Arrays:
+        """Returns all kept parameters (`param/...`) and states, each with the steps as first axis.
+
+        The states are stacked and named once for all steps. The last step must be as `state` shows it.
+        """
+        params, states = jax.tree.map(lambda *leaves: np.stack(leaves), *self._kept)
+        rows = {f"param/{name}": array for name, array in params.items()}
+        for name, leaf in jax.vmap(self._named_leaves)(states).items():
+            array = np.asarray(leaf)
+            is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+            rows[name] = array.astype(np.float32) if is_narrow else array
+        last = {f"param/{name}": array for name, array in self.params().items()} | self.state()
+        check_last(rows, last)
+        return rows
+
 
 class TorchDrive:
     """The PyTorch side."""
@@ -96,6 +136,7 @@ class TorchDrive:
         self, member: Member, params: Arrays, options: dict[str, Any], device: str = "cpu"
     ) -> None:
         self._device = device
+        self._kept: list[Arrays] = []
         self._params = {
             name: torch.nn.Parameter(to_torch(array).to(device)) for name, array in params.items()
         }
@@ -118,6 +159,15 @@ class TorchDrive:
         """Returns every leaf of the optimizer's state, under names that both sides share."""
         arrays: Arrays = self._to_arrays(self.optimizer, self._params.items())
         return arrays
+
+    def keep(self) -> None:
+        """Keeps the parameters and the state of this step for `history`."""
+        self._kept.append({f"param/{name}": leaf for name, leaf in self.params().items()} | self.state())
+
+    def history(self) -> Arrays:
+        """Returns all kept parameters (`param/...`) and states, each with the steps as first axis."""
+        names = self._kept[0].keys() - NOT_LEAVES
+        return {name: np.stack([row[name] for row in self._kept]) for name in names}
 
 
 SIDES: dict[str, Any] = {"optax": OptaxDrive, "torch": TorchDrive}

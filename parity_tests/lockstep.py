@@ -4,7 +4,6 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from parity_tests import sequences
 from parity_tests.compare import Difference, differences, with_sums
@@ -60,13 +59,13 @@ def trajectory(side: str, case: Case, device: str = "cpu", member: Member | None
     with jax.enable_x64(case.dtype == "float64"):
         start = sequences.params(case.dtype, case.seed)
         drive = SIDES[side](member or FAMILY[case.optimizer], start, case.options, device)
-        rows: list[Arrays] = []
-        for step, loss in enumerate(sequences.losses(case.losses, case.steps, case.seed)):
-            drive.step(sequences.gradients(start, step, case.seed), float(loss))
-            row = {f"param/{name}": leaf for name, leaf in drive.params().items()} | drive.state()
-            rows.append(with_sums(row))
-    names = rows[0].keys() - {"version", "rule"}
-    return {name: np.stack([row[name] for row in rows]) for name in sorted(names)}
+        grads = sequences.all_gradients(case.dtype, case.seed, case.steps)
+        losses = sequences.losses(case.losses, case.steps, case.seed)
+        for grad, loss in zip(grads, losses, strict=True):
+            drive.step(grad, float(loss))
+            drive.keep()
+        rows = with_sums(drive.history())
+    return {name: rows[name] for name in sorted(rows)}
 
 
 def compare(values: Arrays, references: Arrays, case: Case) -> Lockstep:

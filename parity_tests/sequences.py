@@ -136,3 +136,18 @@ def gradients(like: Arrays, step: int, seed: int = 0) -> Arrays:
             flat[:] = 0.0
         drawn[name] = np.asarray(grad, param.dtype)
     return drawn
+
+
+_DRAWN: dict[tuple[str, int], list[Arrays]] = {}
+"""The gradients drawn so far, by dtype and seed."""
+
+
+def all_gradients(dtype: str, seed: int, steps: int) -> list[Arrays]:
+    """Returns the gradients of the first steps of `params(dtype, seed)`: drawn once, and read-only."""
+    drawn = _DRAWN.setdefault((dtype, seed), [])
+    like = params(dtype, seed)
+    for step in range(len(drawn), steps):
+        drawn.append(gradients(like, step, seed))
+        for grad in drawn[-1].values():
+            grad.setflags(write=False)
+    return drawn[:steps]

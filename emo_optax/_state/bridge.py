@@ -94,20 +94,28 @@ def to_arrays(state: optax.OptState) -> Arrays:
         "version": np.asarray(ARRAYS_VERSION, np.int32),
         "rule": np.frombuffer(_rule(state).encode(), np.uint8),
     }
+    for name, leaf in named_leaves(state).items():
+        array = np.asarray(leaf)
+        is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+        arrays[name] = array.astype(np.float32) if is_narrow else array
+    return arrays
+
+
+def named_leaves(state: optax.OptState) -> dict[str, jax.Array]:
+    """Returns the arrays of a state by the names of `to_arrays`, each as it is; the state may be traced."""
+    leaves: dict[str, jax.Array] = {}
 
     def keep(name: str, leaf: jax.Array) -> jax.Array:
-        array = np.asarray(leaf)
-        if name in arrays:
+        if name in leaves:
             raise ValueError(
                 f"Two arrays have the name {name!r}: two parameters whose paths read the same with dots, "
                 "or the states of two members, each of which needs a call of its own"
             )
-        is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
-        arrays[name] = array.astype(np.float32) if is_narrow else array
+        leaves[name] = leaf
         return leaf
 
     _exchange(state, keep)
-    return arrays
+    return leaves
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptState) -> optax.OptState:
