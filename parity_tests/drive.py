@@ -71,14 +71,14 @@ NOT_LEAVES = frozenset({"version", "rule"})
 """Arrays of a saved state that say what it is, and hold no number of a step."""
 
 
-def check_last(rows: Arrays, last: Arrays) -> None:
-    """Raises an error where the last row of a history is not, to the bit, as the last step shows itself."""
-    if rows.keys() != last.keys() - NOT_LEAVES:
-        raise AssertionError(f"only one of them has {sorted(rows.keys() ^ (last.keys() - NOT_LEAVES))}")
+def check_row(rows: Arrays, index: int, shown: Arrays) -> None:
+    """Raises an error where a row of a history is not, to the bit, what the drive showed then."""
+    if rows.keys() != shown.keys() - NOT_LEAVES:
+        raise AssertionError(f"only one of them has {sorted(rows.keys() ^ (shown.keys() - NOT_LEAVES))}")
     for name, array in rows.items():
-        one, other = array[-1], last[name]
+        one, other = array[index], shown[name]
         if (one.dtype, one.shape, one.tobytes()) != (other.dtype, other.shape, other.tobytes()):
-            raise AssertionError(f"{name}: the history ends with {one}, the state holds {other}")
+            raise AssertionError(f"{name}: row {index} of the history is {one}, the drive showed {other}")
 
 
 class OptaxDrive:
@@ -95,6 +95,7 @@ class OptaxDrive:
         self._params = {name: jnp.asarray(array) for name, array in params.items()}
         self._state = init(self._params)
         self._kept: list[tuple[Any, Any]] = []
+        self._shown: dict[int, Arrays] = {}
 
     def step(self, grads: Arrays, loss: float) -> None:
         """Takes one step with given gradients and loss."""
@@ -110,13 +111,24 @@ class OptaxDrive:
         return arrays
 
     def keep(self) -> None:
-        """Keeps the parameters and the state of this step for `history`: JAX changes no array in place."""
+        """Keeps the parameters and the state of this step for `history`: JAX changes no array in place.
+
+        After steps 1, 2, 4, 8 and so on, also keeps what `params` and `state` show, which `history` checks.
+        """
         self._kept.append((self._params, self._state))
+        steps = len(self._kept)
+        if steps & (steps - 1) == 0:
+            self._shown[steps - 1] = self._row()
+
+    def _row(self) -> Arrays:
+        """Returns what `params` and `state` show now, under the names of `history`."""
+        return {f"param/{name}": array for name, array in self.params().items()} | self.state()
 
     def history(self) -> Arrays:
         """Returns all kept parameters (`param/...`) and states, each with the steps as first axis.
 
-        The states are stacked and named once for all steps. The last step must be as `state` shows it.
+        The states are stacked and named once for all steps. The last step and the steps that `keep` chose
+        must be, to the bit, as `params` and `state` showed them.
         """
         params, states = jax.tree.map(lambda *leaves: np.stack(leaves), *self._kept)
         rows = {f"param/{name}": array for name, array in params.items()}
@@ -124,8 +136,8 @@ class OptaxDrive:
             array = np.asarray(leaf)
             is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
             rows[name] = array.astype(np.float32) if is_narrow else array
-        last = {f"param/{name}": array for name, array in self.params().items()} | self.state()
-        check_last(rows, last)
+        for index, shown in (self._shown | {len(self._kept) - 1: self._row()}).items():
+            check_row(rows, index, shown)
         return rows
 
 
