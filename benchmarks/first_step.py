@@ -163,8 +163,9 @@ def report(found: dict[tuple[str, str], Times]) -> str:
             "# The first step",
             "Written by `python -m benchmarks.first_step`. PyTorch on the CPU, one thread, each row in a "
             "new process. A later step is the median of all but the first. All times are the least of "
-            "several processes. The first step makes the state, as AdamW's first step does. The zeros of the "
-            "state are measured in a process that does nothing else: the system gives out memory page by page. "
+            "several processes. The first step makes the state, as AdamW's first step does. The zeros of "
+            "the state are measured in a process that does nothing else. The system gives out memory page "
+            "by page, which takes most of this time. "
             f"The bound of both ratios is {AT_MOST:g}. Machine and versions: {machine}.",
             table(("optimizer", "tensors", *heads), rows, left=2),
         ]
