@@ -8,14 +8,24 @@ import pytest
 
 CHECKS = re.compile(r"\braise \w|\bcheck_\w+\(")
 """The source text of a function that refuses bad input."""
+NUMBERS = re.compile(r"\b(float|int|Tensor|Array|ScalarOrSchedule)\b")
+"""The annotation of a number or an array."""
+TREES = {"params", "named_params", "state"}
+"""Arguments whose shapes are the user's."""
+EXTENT = re.compile(
+    r"[<>]|at least|at most|\bpositive|\bnegative|\bbetween|\bbelow|\babove|\bin [\[(]|\bfrom -?\d.* to\b"
+    r"|\bfinite|\bshapes?\b|\bscalar|0-d|dimension|number of|how many|of one element"
+    r"|not used|without effect|\b1, or -1\b|\bsee `|\bas in `"
+)
+"""How a docstring says which numbers are allowed, or which shape an array has."""
 
 
 def gaps(thing: Any) -> list[str]:
     """Returns the parts that the docstring of a public function or class lacks, in words.
 
     Each docstring begins with one sentence. A function or class names every argument, what it returns
-    and an example that runs. A formula names its source. A function that refuses input says so under
-    "Raises". A named tuple describes every field.
+    and an example that runs. A number has a range, and an array has a shape. A formula names its source.
+    A function that refuses input says so under "Raises". A named tuple describes every field.
 
     Args:
         thing: a function or a class.
@@ -33,6 +43,7 @@ def gaps(thing: Any) -> list[str]:
         return found + _differences("field", "Attributes", text, list(getattr(thing, "_fields", ())))
     signature = inspect.signature(thing)
     found += _differences("argument", "Args", text, list(signature.parameters))
+    found += _without_extent(text, signature)
     if ">>> " not in text:
         found.append("an example is missing")
     if not isinstance(thing, type):
@@ -55,6 +66,21 @@ def _differences(kind: str, title: str, text: str, expected: list[str]) -> list[
     return missing + [f"there is no {kind} {name}" for name in described if name not in expected]
 
 
+def _without_extent(text: str, signature: inspect.Signature) -> list[str]:
+    """Returns the arguments that are numbers or arrays, and whose range or shape is not said."""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", text, re.M | re.S)
+    found = []
+    for entry in re.finditer(
+        r"^    (\w+(?:, \w+)*):(.*?)(?=^    \S|\Z)", section.group(1) if section else "", re.M | re.S
+    ):
+        for name in entry.group(1).split(", "):
+            kind = str(signature.parameters[name].annotation) if name in signature.parameters else ""
+            is_number = NUMBERS.search(kind) and "Callable" not in kind and name not in TREES
+            if is_number and not EXTENT.search(entry.group(2)):
+                found.append(f"the range or the shape of the argument {name} is not said")
+    return found
+
+
 class Point(NamedTuple):
     """A point. It has two fields.
 
@@ -67,21 +93,24 @@ class Point(NamedTuple):
     y: float
 
 
-def twice(number: float) -> float:
+def twice(number: float, power: float = 1.0) -> float:
     r"""Doubles a number.
 
     .. math:: 2\,x
+
+    Args:
+        power: another number.
     """
     if number < 0:
         raise ValueError
-    return 2 * number
+    return 2 * number**power
 
 
 @pytest.mark.parametrize(
     ("thing", "parts"),
     [
         (Point, ["one sentence", "field y is not", "no field z"]),
-        (twice, ["source", "argument number", "example", "'Returns'", "'Raises'"]),
+        (twice, ["source", "argument number", "range", "example", "'Returns'", "'Raises'"]),
     ],
 )
 def test_every_gap_is_found(thing: Any, parts: list[str]) -> None:

@@ -101,8 +101,8 @@ def emo_pilot(
         weight_decay: wd, a number >= 0 or a schedule.
         mask: a tree of booleans, or a function from the parameters to one; `True` decays.
         min_courage: the least courage, >= 0.
-        max_courage: the largest courage; 1 for fine-tuning never takes a longer step than the learning
-            rate says, and has no warm-up.
+        max_courage: the largest courage, >= `min_courage`; 1 for fine-tuning never takes a longer step
+            than the learning rate says, and has no warm-up.
         gate_limit: how many times its running average the norm of a gradient may be, >= 0.
         average: whether to keep the averaged weights A; without them the state is a third smaller.
         weight_decay_mode: "decoupled" (p - eta_p wd p), "absolute" (p - wd p) or "l2" (g + wd p).

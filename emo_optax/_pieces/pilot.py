@@ -110,7 +110,7 @@ def steer(
             direction u, shape `[3]`.
         limit: how many times its running average the norm of a gradient may be.
         min_courage: the least courage.
-        max_courage: the largest courage.
+        max_courage: the largest courage, >= `min_courage`.
         learning_rate: the largest learning rate so far, for the warm-up.
 
     Returns:

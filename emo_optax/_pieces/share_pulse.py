@@ -58,8 +58,9 @@ def share_pulse(
         learning_rate: the scope S, a number >= 0 or a schedule.
         stopcoef: the bound of the stop signal on the medium average, >= 0.
         steady: whether a loss above its trend may lower the level h only; an addition of this package.
-        spike_limit: how many times the old short average a loss counts at most, > 1, or `None`; likewise.
-        loss_unit: the unit of the loss, a number > 0, "first" or `None`; likewise.
+        spike_limit: how many times the old short average a loss counts at most, > 1, or `None`; an
+            addition of this package.
+        loss_unit: the unit of the loss, a number > 0, "first" or `None`; an addition of this package.
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
 
@@ -131,10 +132,10 @@ def scale_by_pulse(
         flip_sign: whether the updates are also multiplied by -1, so that they point downhill.
         shared: whether the pulse comes from an enclosing `share_pulse`.
         stopcoef: as in `share_pulse`.
-        steady: likewise.
-        spike_limit: likewise.
-        loss_unit: likewise.
-        axis_name: likewise.
+        steady: as in `share_pulse`.
+        spike_limit: as in `share_pulse`.
+        loss_unit: as in `share_pulse`.
+        axis_name: as in `share_pulse`.
 
     Returns:
         A transformation for `optax.chain` whose `update` takes the loss as `value`.
@@ -222,8 +223,9 @@ def pulse_schedule(
         ceiling: the largest learning rate, >= 0; it does not rise with the scope, as published.
         stopcoef: the bound of the stop signal on the medium average, >= 0.
         steady: whether a loss above its trend may lower the level h only; an addition of this package.
-        spike_limit: how many times the old short average a loss counts at most, > 1, or `None`; likewise.
-        loss_unit: the unit of the loss, a number > 0, "first" or `None`; likewise.
+        spike_limit: how many times the old short average a loss counts at most, > 1, or `None`; an
+            addition of this package.
+        loss_unit: the unit of the loss, a number > 0, "first" or `None`; an addition of this package.
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`.
 
     Returns:

@@ -21,7 +21,8 @@ class ScaleByFactorsState(NamedTuple):
     Attributes:
         row: for a parameter of the shape `[n, m, ...]` the average over rows, of the shape `[n, 1, ...]`;
             for a parameter of 0 or 1 dimensions the first moment, in the parameter's shape.
-        column: likewise the average over columns, of the shape `[1, m, ...]`, or the second moment.
+        column: for a parameter of the shape `[n, m, ...]` the average over columns, of the shape
+            `[1, m, ...]`; for a parameter of 0 or 1 dimensions the second moment, in the parameter's shape.
     """
 
     row: optax.Updates

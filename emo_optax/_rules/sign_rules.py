@@ -47,7 +47,7 @@ def scale_by_sign(
 
     Args:
         b1: a decay rate of the published averages, in [0, 1); without effect.
-        b2: likewise.
+        b2: the other decay rate of the published averages, in [0, 1); without effect.
         eps: what the published code adds to the root, >= 0; without effect.
 
     Returns:

@@ -64,11 +64,12 @@ def get_metrics(
 
     Args:
         state: the state of an optimizer with an emotion in it, however deeply wrapped.
-        grads: the gradients of the last step, as the filter saw them (with what "l2" decay added).
+        grads: the gradients of the last step, a tree of the shapes of the parameters, as the filter saw
+            them (an "l2" decay included).
         theta: a threshold to use in the place of the filter's own, >= 0.
         keep: which elements the filter keeps; needed only where the filter was made with a `keep` of
             your own.
-        learning_rate: the learning rate of the last step, a number; `schedule(step)` of a schedule.
+        learning_rate: the learning rate of the last step, a number >= 0; `schedule(step)` of a schedule.
             `None` takes the learning rate of `optax.inject_hyperparams`, if that is in the state.
         shadow_effect: whether updates are filtered and scaled; `None` reads it from the state.
         as_floats: whether to wait for the device, once, and return numbers; else arrays of shape

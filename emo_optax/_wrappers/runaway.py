@@ -139,7 +139,7 @@ def scale_by_runaway(
     Args:
         inner: the optimizer whose steps are scaled; none scales the gradient itself.
         eps: the number added to the second moment, >= 0.
-        bounds: the least and the largest factor, or `None` for no bounds. That is
+        bounds: the least and the largest factor, the first below the second; `None` for no bounds. That is
             between 0.449 and 1.551 where all elements are equally large, but where few are not 0 it
             can turn a step round (one in a million at 20: a factor of -16): `bounds=(0.0, 2.0)`
             never does.
@@ -202,7 +202,8 @@ def track_runaway(
 
     Args:
         eps: the number added to the second moment, >= 0.
-        bounds: the least and the largest factor that is shown, or `None`.
+        bounds: the least and the largest factor that is shown, the first below the second; `None` for no
+            bounds.
 
     Returns:
         A transformation for `optax.chain`, whose `Runaway` `get_runaway` finds.

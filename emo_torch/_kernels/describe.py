@@ -67,7 +67,7 @@ class FusedStep(NamedTuple):
         filter: a name in `FILTERS`.
         chosen: the index of a rule, int64 of shape `[]` on the CPU.
         first_steps: names in `FIRST_STEPS`, among which `chosen_first` says.
-        chosen_first: the index of a first step, likewise.
+        chosen_first: the index of a first step, int64 of shape `[]` on the CPU.
         share: of the rule "ref", how much of the weights goes into the first moment; of the rule
             "fresh_sign", how much of the gradient does: makes a tensor of shape `[]` of a dtype on the CPU.
             The other options of "ref" stand in the group.

@@ -63,8 +63,8 @@ class EmoPilot(SteeredOptimizer):
         eps: added to the root, >= 0.
         weight_decay: wd, >= 0.
         min_courage: the least courage, >= 0.
-        max_courage: the largest courage; 1 for fine-tuning never takes a longer step than the learning
-            rate says, and has no warm-up.
+        max_courage: the largest courage, >= `min_courage`; 1 for fine-tuning never takes a longer step
+            than the learning rate says, and has no warm-up.
         gate_limit: how many times its running average the norm of a gradient may be, >= 0.
         average: whether to keep the averaged weights A; without them the state is a third smaller.
         weight_decay_mode: "decoupled" (p - eta_p wd p), "absolute" (p - wd p) or "l2" (g + wd p).

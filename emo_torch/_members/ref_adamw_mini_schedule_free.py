@@ -170,8 +170,8 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
                 enabled.
             loss: the loss at the parameters at which the gradients were taken, a tensor of one element
                 or a number; with a closure, it goes before the result of the closure.
-            val_loss: the loss on data that is not learnt from, likewise; every one given is a check
-                for overfitting.
+            val_loss: the loss on data that is not learnt from, a tensor of one element or a number; every
+                one given is a check for overfitting.
 
         Returns:
             The result of the closure, or else the loss.

@@ -70,7 +70,8 @@ def move_courage(
         step: t, the number of this step, counted from 1, an integer tensor of shape `[]`. The first one
             has no last direction, and changes nothing.
         min_courage: the least courage, > 0.
-        max_courage: the largest courage; 1 never takes a longer step than the learning rate says.
+        max_courage: the largest courage, >= `min_courage`; 1 never takes a longer step than the learning
+            rate says.
         learning_rate: eta, for the warm-up, >= 0; at 0 there is none.
 
     Returns:

@@ -91,7 +91,7 @@ def update_divergence(
         state: the state before this step.
         loss: the loss, shape `[]`, in the state's dtype; or `None`. One that is not
             finite counts as no loss, and as held.
-        val_loss: the loss on validation data, likewise.
+        val_loss: the loss on validation data, of the same shape and dtype as the loss; or `None`.
         ref_max_steps: T, the length of the run in steps, >= 1, or `None`.
 
     Returns:

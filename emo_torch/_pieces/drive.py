@@ -29,8 +29,8 @@ class Drive(NamedTuple):
     Attributes:
         drive: e, the factor of the update, in [0, 6.45].
         short: the short average of the loss, in the unit of the loss.
-        medium: the medium average of the loss, likewise.
-        long: the long average of the loss, likewise.
+        medium: the medium average of the loss, in the unit of the loss.
+        long: the long average of the loss, in the unit of the loss.
         scalar: the emotion scalar s, in [-1, 1]; above 0 the loss is below its trend.
         trust: 1 - |s| with the sign of s, in [-1, 1].
         shadow_ratio: how far the last step pulled the weights to their shadow, in [0, 1]; 0 without one.

@@ -20,9 +20,9 @@ class PulseState(NamedTuple):
         felt: losses felt so far, int32.
         held: losses kept out because they were not finite, int32.
         short: the short average of the loss, in the unit of the loss.
-        medium: the medium average of the loss, likewise.
-        long: the long average of the loss, likewise.
-        unit: the size of the first loss that is not 0, likewise; 0 before such a loss.
+        medium: the medium average of the loss, in the unit of the loss.
+        long: the long average of the loss, in the unit of the loss.
+        unit: the size of the first loss that is not 0, in the unit of the loss; 0 before such a loss.
         scalar: the emotion scalar s of the last finite loss, in [-1, 1]; above 0 the loss is below its
             trend.
         level: h, the level of the pulse; 1 at first.
@@ -54,8 +54,8 @@ class Pulse(NamedTuple):
     Attributes:
         pulse: the learning rate of the last step, of the first parameter group.
         short: the short average of the loss, in the unit of the loss.
-        medium: the medium average of the loss, likewise.
-        long: the long average of the loss, likewise.
+        medium: the medium average of the loss, in the unit of the loss.
+        long: the long average of the loss, in the unit of the loss.
         scalar: the emotion scalar s, in [-1, 1]; above 0 the loss is below its trend.
         trust: 1 - |s| with the sign of s, in [-1, 1].
         level: h, the level of the pulse.

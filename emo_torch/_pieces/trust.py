@@ -119,7 +119,7 @@ def blend_by_trust(param: Tensor, shadow: Tensor, exists: Tensor, ratio: Tensor,
         shadow: its shadow, same shape and dtype.
         exists: whether the shadow has been made, bool of shape `[]`; set afterwards.
         ratio: how far the parameter is pulled (see `shadow_shares`), shape `[]`, same dtype.
-        follow: how far the shadow follows, likewise.
+        follow: how far the shadow follows, shape `[]`, same dtype.
     """
     shadow.copy_(torch.where(exists, shadow + follow * (param - shadow), param))
     # Where the shadow pulls it does not move: the blend may read the new shadow.

@@ -27,7 +27,7 @@ def scale_by_uncorrected_adam(
     Args:
         grad: the gradient, any shape, float32 or wider.
         exp_avg: the first moment, same shape and dtype; moved in place.
-        exp_avg_sq: the second moment, likewise.
+        exp_avg_sq: the second moment, same shape and dtype; moved in place.
         b1: decay rate of the first moment, in [0, 1).
         b2: decay rate of the second moment, in [0, 1).
         eps: the number added to the root, >= 0.

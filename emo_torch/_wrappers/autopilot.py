@@ -56,7 +56,7 @@ class Autopilot(SteeredOptimizer):
         inner: an instance of a `torch.optim.Optimizer`, learning rate included; weight decay in it is
             scaled with the step.
         min_courage: the least courage, >= 0.
-        max_courage: the largest courage; 1 never takes a longer step than `inner` would.
+        max_courage: the largest courage, >= `min_courage`; 1 never takes a longer step than `inner` would.
         gate_limit: how many times its running average the norm of a gradient may be, >= 0.
         average: whether to keep averaged weights, for `eval()` and `train()` (see `EmoPilot`).
         process_group: the processes over which the loss is averaged, so that replicas step alike:

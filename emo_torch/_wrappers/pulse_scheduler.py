@@ -37,8 +37,9 @@ class EmoPulseScheduler(LRScheduler):
         ceiling: the largest learning rate, >= 0; it does not rise with the scope, as published.
         stopcoef: the bound of the stop signal on the medium average, >= 0.
         steady: whether a loss above its trend may lower the level h only; an addition of this package.
-        spike_limit: how many times the old short average a loss counts at most, > 1, or `None`; likewise.
-        loss_unit: the unit of the loss, a number > 0, "first" or `None`; likewise.
+        spike_limit: how many times the old short average a loss counts at most, > 1, or `None`; an
+            addition of this package.
+        loss_unit: the unit of the loss, a number > 0, "first" or `None`; an addition of this package.
         process_group: the processes over which the loss is averaged, so that replicas step alike:
             `None` for all processes, `False` for this process alone.
 

@@ -108,7 +108,7 @@ class RunawayMonitor:
 
     Args:
         eps: the number added to the second moment, >= 0.
-        bounds: the least and the largest factor, or `None` for no bounds.
+        bounds: the least and the largest factor, the first below the second; `None` for no bounds.
 
     Attributes:
         runaway: the numbers of the last gradient; before the first one, a scale of 1.
@@ -252,7 +252,7 @@ def scale_by_runaway(
     Args:
         optimizer: a `torch.optim.Optimizer`, also one of this package.
         eps: the number added to the second moment, >= 0.
-        bounds: the least and the largest factor, or `None` for no bounds. That is
+        bounds: the least and the largest factor, the first below the second; `None` for no bounds. That is
             between 0.449 and 1.551 where all elements are equally large, but where few are not 0 it
             can turn a step round (one in a million at 20: a factor of -16): `bounds=(0.0, 2.0)`
             never does.
@@ -294,7 +294,8 @@ def track_runaway(
     Args:
         optimizer: an instance of a `torch.optim.Optimizer`.
         eps: the number added to the second moment, >= 0.
-        bounds: the least and the largest factor that is shown, or `None`.
+        bounds: the least and the largest factor that is shown, the first below the second; `None` for no
+            bounds.
 
     Returns:
         A monitor, whose `runaway` shows the last gradient and whose `remove()` ends the looking.

@@ -36,8 +36,8 @@ class LossAwareTrainerMixin:
         """Takes the forward and the backward pass of one micro-batch.
 
         Args:
-            *args: what the `Trainer`'s own takes.
-            **kwargs: likewise.
+            *args: the arguments of the `Trainer`'s own `training_step`.
+            **kwargs: the keyword arguments of the `Trainer`'s own `training_step`.
 
         Returns:
             The micro-batch's share of the step's loss.
