@@ -38,7 +38,7 @@ BRINGS = {"flax": ("rich",)}
 ELSEWHERE = {
     "docs/add_a_member.md": "parity_tests/add_a_member_test.py writes its blocks into a copy",
     "docs/from_published.md": "parity_tests/published_errors_test.py gives it published files to read",
-    "docs/trainers/distributed.md": "emo_torch/_distributed_test.py runs it in several processes",
+    "docs/trainers/distributed.md": "emo_torch/_distributed/page_test.py runs it in several processes",
 }
 """Pages whose blocks are run by a test of their own, and by which."""
 TRAINERS = "docs/trainers/"

@@ -1,4 +1,4 @@
-"""The loss of replicas, as far as one process can tell; more processes are in _distributed_test."""
+"""The loss of replicas, as far as one process can tell; for several processes see `_distributed`."""
 
 import copy
 import pickle

@@ -1,0 +1,1 @@
+"""Tests in several processes. Nothing here is in the wheel."""
