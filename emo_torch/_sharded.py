@@ -10,10 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FOREACH_TAKES_SHARDED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+"""Whether each foreach operation of a step takes DTensors. PyTorch 2.11 has no sharding rule for
+`_foreach_lerp` and `_foreach_sign`; PyTorch 2.12 was not run."""
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Returns whether a tensor is a DTensor, whose own module costs too much to import for asking."""
     return hasattr(tensor, "full_tensor")
+
+
+def foreach_takes(tensors: Sequence[Tensor]) -> bool:
+    """Returns whether each foreach operation of a step takes these tensors."""
+    return FOREACH_TAKES_SHARDED or not any(map(is_sharded, tensors))
 
 
 def mesh_of(tensor: Tensor) -> Any:

@@ -198,7 +198,7 @@ class EmoPilot(SteeredOptimizer):
         batches = list(self._batches(seen))
         total = torch.zeros(3, dtype=before.norm.dtype, device=before.norm.device)
         mean_squares = []
-        for batch in batches:
+        for _, batch in batches:
             products, squares = measure(batch)
             total = total + products.to(total)
             mean_squares.append(squares)
@@ -216,9 +216,8 @@ class EmoPilot(SteeredOptimizer):
         for group, (_, peak) in zip(self.param_groups, rates, strict=True):
             group["peak_lr"] = peak
         lengths, bounds = [], []
-        by_group = {id(group): rate for group, rate in zip(self.param_groups, rates, strict=True)}
-        for batch, squares in zip(batches, mean_squares, strict=True):
-            share, peak = by_group[id(batch.group)]
+        for (number, batch), squares in zip(batches, mean_squares, strict=True):
+            share, peak = rates[number]
             ceiling = step_ceiling(squares)
             if isinstance(share, Tensor):
                 share, peak = share.to(ceiling), torch.as_tensor(peak).to(ceiling)
@@ -240,8 +239,8 @@ class EmoPilot(SteeredOptimizer):
             # In place: the groups, and captured graphs, hold these tensors.
             old.copy_(skipped if name == "skipped" else torch.where(is_finite, new.to(old), old))
 
-    def _batches(self, seen: list[GroupTensors | None]) -> Iterator[Batch | CompiledBatch]:
-        """Yields the parameters that have a gradient, those that can be moved together in one batch."""
+    def _batches(self, seen: list[GroupTensors | None]) -> Iterator[tuple[int, Batch | CompiledBatch]]:
+        """Yields the number of a group and a batch: parameters of the group that are moved together."""
         for number, group in enumerate(self.param_groups):
             params, grads, states = seen[number] or self._collect(group)
             for state, param in zip(states, params, strict=True):
@@ -251,21 +250,22 @@ class EmoPilot(SteeredOptimizer):
                 found = GroupTensors(params, grads, states)
                 memory = self._step_memory
                 compiled, found = take_compiled(memory, self.state, number, group, found)
-                yield from compiled
+                yield from ((number, batch) for batch in compiled)
                 params, grads, states = found
             buckets: dict[Any, list[int]] = {}
-            is_multi = bool(params) and use_foreach(params, group)
+            is_multi = len(params) > 0 and use_foreach(params, group)
             for index, param in enumerate(params):
                 placements = getattr(param, "placements", None)
                 key = (param.device, param.dtype, mesh_of(param), placements, None if is_multi else index)
                 buckets.setdefault(key, []).append(index)
             for indices in buckets.values():
-                yield batch_of(
+                batch = batch_of(
                     group,
                     [params[index] for index in indices],
                     [grads[index] for index in indices],
                     [states[index] for index in indices],
                 )
+                yield number, batch
 
     def _round(self, batch: Batch) -> None:
         """Rounds computed values into parameters of a lower precision."""

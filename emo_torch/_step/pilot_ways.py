@@ -13,7 +13,7 @@ from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.pilot import PilotState
 from emo_torch._rules.moments import store
 from emo_torch._rules.recipe import Group, State
-from emo_torch._sharded import local_part, sum_of_parts
+from emo_torch._sharded import foreach_takes, local_part, sum_of_parts
 
 
 class Batch(NamedTuple):
@@ -134,7 +134,10 @@ def step_batch(batch: Batch, lengths: Tensor, pilot: PilotState, is_finite: Tens
     b1, b2 = group["betas"]
     finite = is_finite.to(device)
     grads = torch._foreach_mul(batch.grads, pilot.gate.to(device=device, dtype=dtype))
-    firsts = list(torch._foreach_lerp(batch.firsts, grads, 1.0 - b1))
+    if foreach_takes(weights):
+        firsts = list(torch._foreach_lerp(batch.firsts, grads, 1.0 - b1))
+    else:
+        firsts = [first.lerp(grad, 1.0 - b1) for first, grad in zip(batch.firsts, grads, strict=True)]
     seconds = list(torch._foreach_mul(batch.seconds, b2))
     torch._foreach_addcmul_(seconds, grads, grads, value=1.0 - b2)
     steps = batch.steps + 1.0

@@ -54,7 +54,7 @@ class StateKeeper(Optimizer):
             if ndim not in needed:
                 needed[ndim] = {*self.moment_names(param), *shadow}
             is_compensated = may_compensate and _is_compensated(param, group)
-            if not state.keys() >= needed[ndim] or (is_compensated and "compensation" not in state):
+            if not needed[ndim].issubset(state) or (is_compensated and "compensation" not in state):
                 state.update(self._missing_state(param, group, state))
             # The model may have changed its dtype.
             if shadow and state["shadow"].dtype != wide_dtype(param):
@@ -71,7 +71,7 @@ class StateKeeper(Optimizer):
         made: State = {}
         if any(name not in state for name in self.moment_names(param)):
             made.update(self.init_moments(param, group["moment_dtype"] or wide_dtype(param)))
-        if group.get("use_shadow") and not {"shadow", "shadow_exists"} <= state.keys():
+        if group.get("use_shadow") and not {"shadow", "shadow_exists"}.issubset(state):
             made["shadow"] = torch.zeros_like(param, dtype=wide_dtype(param))
             made["shadow_exists"] = torch.zeros((), dtype=torch.bool, device=param.device)
         if _is_compensated(param, group):

@@ -28,7 +28,7 @@ from emo_torch._pieces.weight_decay import add_weight_decay, multi_tensor_add_we
 from emo_torch._rules.moments import store
 from emo_torch._rules.recipe import FirstStep, Group, Recipe, State
 from emo_torch._rules.switch import multi_tensor_switch_by_emotion, switch_by_emotion
-from emo_torch._sharded import mesh_of
+from emo_torch._sharded import foreach_takes, mesh_of
 from emo_torch._step.feeling import Feeling as Feeling
 from emo_torch._step.feeling import for_compiled, numbers_of
 
@@ -39,11 +39,13 @@ def use_foreach(params: list[Tensor], group: Group) -> bool:
     """Returns whether to step with all tensors at once: as the group says, or as torch.optim would.
 
     Never with a parameter that is there twice: its second step must begin where the first one ended.
+    Nor with DTensors where PyTorch is older than 2.13.
     """
     foreach: bool | None = group.get("foreach")
     if foreach is None:
         _, foreach = _default_to_fused_or_foreach(params, differentiable=False, use_fused=False)
-    return foreach and (torch.compiler.is_compiling() or not has_duplicates(params))
+    is_listed_once = torch.compiler.is_compiling() or not has_duplicates(params)
+    return foreach and is_listed_once and foreach_takes(params)
 
 
 def use_fused(params: list[Tensor], group: Group) -> bool:
