@@ -81,7 +81,7 @@ def step(
     params: Tensors,
     grads: Tensors,
     states: list[State],
-    what: FusedStep,
+    spec: FusedStep,
     *,
     signal_of: Callable[[torch.dtype], Signal],
     group: dict[str, Any],
@@ -91,7 +91,7 @@ def step(
     Returns:
         The indices of the parameters that are as they were, for another way to step.
     """
-    rule = _rule_of(what)
+    rule = _rule_of(spec)
     if rule is None:
         return list(range(len(params)))
     names = {ndim: rule.moments(ndim) for ndim in {param.ndim for param in params}}
@@ -113,19 +113,19 @@ def step(
     for dtype, indices in by_dtype.items():
         own = [params[index] for index in indices]
         read = [grads[index] for index in indices]
-        numbers = _numbers(what, signal_of(dtype), group)
+        numbers = _numbers(spec, signal_of(dtype), group)
         moved = [states[index] for index in indices]
         _step(own, read, moved, rule, numbers, signal_of(dtype).shadow_ratio)
     return sorted(rest)
 
 
-def _rule_of(what: FusedStep) -> FusedRule | None:
+def _rule_of(spec: FusedStep) -> FusedRule | None:
     """Returns the rule to step by, `None` for one that only the other ways know."""
-    first = None if what.chosen_first is None else int(what.chosen_first)
-    if what.first_steps and (first is None or what.first_steps[first] != "none"):
+    first = None if spec.chosen_first is None else int(spec.chosen_first)
+    if spec.first_steps and (first is None or spec.first_steps[first] != "none"):
         return None
-    chosen = 0 if what.chosen is None else min(max(int(what.chosen), 0), len(what.rules) - 1)
-    rule = what.rules[chosen]
+    chosen = 0 if spec.chosen is None else min(max(int(spec.chosen), 0), len(spec.rules) - 1)
+    rule = spec.rules[chosen]
     is_known = rule.kind in (*ELEMENTWISE, "factored_moments")
     return rule if is_known and hasattr(torch, "_fused_adamw_") else None
 
@@ -146,7 +146,7 @@ def _are_plain(tensors: Tensors) -> bool:
     )
 
 
-def _numbers(what: FusedStep, signal: Signal, group: dict[str, Any]) -> _Numbers:
+def _numbers(spec: FusedStep, signal: Signal, group: dict[str, Any]) -> _Numbers:
     tolerance, lr = signal.tolerance, float(signal.lr)
     # The filter of elements lets through what is as large as its bound: larger than the number before.
     cube = tolerance * tolerance * tolerance
@@ -154,12 +154,12 @@ def _numbers(what: FusedStep, signal: Signal, group: dict[str, Any]) -> _Numbers
     mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
     share = weight_decay / (group.get("weight_decay_divisor") or 1.0)
     wakes = group.get("use_shadow") and float(signal.shadow_ratio) > 0.0
-    is_all = what.filter in ("all", "scaled")
+    is_all = spec.filter in ("all", "scaled")
     return _Numbers(
         bound=None if is_all else bound,
         vector_bound=None if is_all else float(tolerance * tolerance.sqrt()),
-        row_bound=float(cube) if what.filter == "rows_and_columns" else None,
-        length=lr if what.filter == "all" else lr * float(signal.scale),
+        row_bound=float(cube) if spec.filter == "rows_and_columns" else None,
+        length=lr if spec.filter == "all" else lr * float(signal.scale),
         decay={"decoupled": lr * share, "absolute": weight_decay, "l2": 0.0}[mode],
         decay_in_gradient=weight_decay if mode == "l2" else 0.0,
         shadow_rate=group["shadow_rate"] if wakes else None,

@@ -237,8 +237,8 @@ def test_a_graph_on_weights_that_a_step_changed_is_refused() -> None:
 
 def test_without_the_code_of_pytorch_the_other_ways_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch, "_fused_adamw_")
-    what = FusedStep((FusedRule("uncorrected_adam", (0.9, 0.999), 1e-8),))
-    assert blocked._rule_of(what) is None
+    spec = FusedStep((FusedRule("uncorrected_adam", (0.9, 0.999), 1e-8),))
+    assert blocked._rule_of(spec) is None
     ours = _train("emo_sens", _start(SHAPES, torch.float32))
     _assert_close(ours, _train("emo_sens", _start(SHAPES, torch.float32), foreach=False), 0.0)
 

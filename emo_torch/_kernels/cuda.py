@@ -82,7 +82,7 @@ def step(
     params: Tensors,
     grads: Tensors,
     states: list[State],
-    what: FusedStep,
+    spec: FusedStep,
     *,
     signal_of: Callable[[torch.dtype, torch.device], Signal],
     group: dict[str, Any],
@@ -93,16 +93,16 @@ def step(
         params: the parameters.
         grads: their gradients.
         states: their moments, and their shadows where the group has any.
-        what: what is done; the choice of a rule lies anywhere.
+        spec: what is done; the choice of a rule lies anywhere.
         signal_of: makes the emotion's numbers of a dtype on a device.
         group: the options.
 
     Returns:
         The indices of the parameters that are as they were, for another way to step.
     """
-    if any(rule.kind not in RULES for rule in what.rules) or what.first_steps not in ((), FIRST_STEPS):
+    if any(rule.kind not in RULES for rule in spec.rules) or spec.first_steps not in ((), FIRST_STEPS):
         return list(range(len(params)))
-    kept = [_kept(param, state, what, group) for param, state in zip(params, states, strict=True)]
+    kept = [_kept(param, state, spec, group) for param, state in zip(params, states, strict=True)]
     kinds: dict[_Kind, list[int]] = {}
     left = overlapping([[param, *others] for param, others in zip(params, kept, strict=True)], grads)
     rest: list[int] = []
@@ -129,13 +129,13 @@ def step(
         exists = [states[index]["shadow_exists"] for index in indices] if group.get("use_shadow") else []
         signal = signal_of(wide_dtype(some[0]), some[0].device)
         with torch.cuda.device_of(some[0]):
-            _run(kind, some, read, written, exists, what, signal, group, uploads)
+            _run(kind, some, read, written, exists, spec, signal, group, uploads)
     return sorted(rest)
 
 
-def _kept(param: Tensor, state: State, what: FusedStep, group: dict[str, Any]) -> Tensors:
+def _kept(param: Tensor, state: State, spec: FusedStep, group: dict[str, Any]) -> Tensors:
     """Returns the moments of each rule, and the shadow where there is one."""
-    names = chain.from_iterable(rule.moments(param.ndim) for rule in what.rules)
+    names = chain.from_iterable(rule.moments(param.ndim) for rule in spec.rules)
     shadow = ("shadow",) if group.get("use_shadow") else ()
     return [state[name] for name in (*dict.fromkeys(names), *shadow)]
 
@@ -168,23 +168,23 @@ def _run(
     grads: Tensors,
     kept: list[Tensors],
     exists: Tensors,
-    what: FusedStep,
+    spec: FusedStep,
     signal: Signal,
     group: dict[str, Any],
     uploads: dict[Any, Any],
 ) -> None:
     """Takes the step of parameters of one kind that all fit."""
-    names = list(dict.fromkeys(chain.from_iterable(rule.moments(params[0].ndim) for rule in what.rules)))
+    names = list(dict.fromkeys(chain.from_iterable(rule.moments(params[0].ndim) for rule in spec.rules)))
     streams = [params, grads, *(list(stream) for stream in zip(*kept, strict=True))]
     if exists:
         streams.append(exists)
-    tables = _tables(kind, params, streams, what, group, uploads)
+    tables = _tables(kind, params, streams, spec, group, uploads)
     if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
         uploads.setdefault(_CAPTURED, []).append(tables)
-    for index, rule in enumerate(what.rules):
+    for index, rule in enumerate(spec.rules):
         # A rule without moments reads none; a kernel must be given a stream.
         moments = [2 + names.index(name) for name in rule.moments(params[0].ndim)] or [0]
-        _launch(index, rule, moments, tables, streams, what, signal, group)
+        _launch(index, rule, moments, tables, streams, spec, signal, group)
     if exists:
         wakes = signal.shadow_ratio > 0
         torch._foreach_copy_(exists, list((torch.stack(exists) | wakes).unbind()))
@@ -194,7 +194,7 @@ def _tables(
     kind: _Kind,
     params: Tensors,
     streams: list[Tensors],
-    what: FusedStep,
+    spec: FusedStep,
     group: dict[str, Any],
     uploads: dict[Any, Any],
 ) -> _Tables:
@@ -210,7 +210,7 @@ def _tables(
     sign = -1.0 if group["maximize"] else 1.0
     shared = (sign, group["weight_decay"] / (divisor or 1.0), group.get("shadow_rate", 0.0))
     constants = np.array(
-        [(*shared, b1, 1.0 - b1, b2, 1.0 - b2, eps) for _, (b1, b2), eps, _ in what.rules], np.float64
+        [(*shared, b1, 1.0 - b1, b2, 1.0 - b2, eps) for _, (b1, b2), eps, _ in spec.rules], np.float64
     )
     device = params[0].device
 
@@ -290,7 +290,7 @@ def _launch(
     moments: list[int],
     tables: _Tables,
     streams: list[Tensors],
-    what: FusedStep,
+    spec: FusedStep,
     signal: Signal,
     group: dict[str, Any],
 ) -> None:
@@ -308,9 +308,9 @@ def _launch(
     is_factored = rule.kind == "factored_moments"
     is_matrix = is_factored and param.ndim >= 2
     # What a matrix may do before its rule.
-    steps_first = bool(what.first_steps) and param.ndim >= 2
+    steps_first = bool(spec.first_steps) and param.ndim >= 2
     never = layout["never"][0]
-    chosen = never if what.chosen is None else what.chosen
+    chosen = never if spec.chosen is None else spec.chosen
     dtypes = {
         "PARAM": _named(param),
         "GRAD": _named(streams[1][0]),
@@ -367,18 +367,18 @@ def _launch(
         )
     filters = {"elements": 1, "rows_and_columns": 2}
     kind = RULES.index("uncorrected_adam" if is_factored and not is_matrix else rule.kind)
-    is_all = what.filter in ("all", "scaled")
+    is_all = spec.filter in ("all", "scaled")
     kernels.elements[(counts["blocks"],)](
         *(params, grads, first, second, shadows, exists, *blocks, layout["columns"]),
         *(row_starts, row_means, column_starts, column_means, norms, constants),
         *(signal.tolerance, signal.scale, signal.shadow_ratio, signal.lr, chosen),
-        never if what.chosen_first is None else what.chosen_first,
+        never if spec.chosen_first is None else spec.chosen_first,
         INDEX=index,
         STEPS_FIRST=steps_first,
         RULE=kind,
         # Vectors have a filter of their own where matrices have rows and columns.
-        FILTER=3 if is_factored and not is_matrix and not is_all else filters.get(what.filter, 0),
-        SCALES=what.filter != "all",
+        FILTER=3 if is_factored and not is_matrix and not is_all else filters.get(spec.filter, 0),
+        SCALES=spec.filter != "all",
         **options,
         **dtypes,
         **kinds,

@@ -132,11 +132,11 @@ def _layout_of(
     params: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any]
 ) -> Layout | None:
     """Returns where tensors lie; `None` where compiled code cannot take all of them."""
-    what = FusedStep((FusedRule(_KIND, group["betas"], group["eps"]),), "all")
+    spec = FusedStep((FusedRule(_KIND, group["betas"], group["eps"]),), "all")
     # Tensors made in inference mode have no versions.
     if params[0].dtype not in FUNCTIONS or any(param.is_inference() for param in params):
         return None
-    layout = describe(params, grads, states, what, group)
+    layout = describe(params, grads, states, spec, group)
     if layout is None:
         return None
     # Nothing is widened here.

@@ -36,11 +36,11 @@ class Feeling(NamedTuple):
     numbers: dict[str, Tensor] = {}  # noqa: RUF012
 
 
-def for_compiled(what: FusedStep, feeling: Feeling, group: Group, *, on_cpu: bool) -> FusedStep | None:
+def for_compiled(spec: FusedStep, feeling: Feeling, group: Group, *, on_cpu: bool) -> FusedStep | None:
     """Returns a step as compiled code reads it, with what a member of v3.6.1 or v3.9.1 asks beside.
 
     Args:
-        what: the step, from the recipe of the member.
+        spec: the step, from the recipe of the member.
         feeling: the feeling.
         group: the options.
         on_cpu: whether compiled code of the CPU takes the step, and not another way of `_kernels`.
@@ -48,19 +48,19 @@ def for_compiled(what: FusedStep, feeling: Feeling, group: Group, *, on_cpu: boo
     Returns:
         The step; `None` where only the ways without compiled code can take it.
     """
-    if feeling.scale is not None and what.filter == "all":
-        what = what._replace(filter="scaled")
+    if feeling.scale is not None and spec.filter == "all":
+        spec = spec._replace(filter="scaled")
     follow = feeling.follow if group["use_shadow"] else None
     if follow is None and feeling.weights is None and not feeling.numbers:
-        return what
-    only_signs = all(rule.kind in ("sign", "fresh_sign") for rule in what.rules)
+        return spec
+    only_signs = all(rule.kind in ("sign", "fresh_sign") for rule in spec.rules)
     if not on_cpu or not (feeling.weights is None or only_signs):
         return None
     change = feeling.numbers.get("change")
     if change is not None:
-        share = fresh_share(change, what.rules[0].betas[0])
-        what = what._replace(share=share.to)
-    return what._replace(follow=follow, weights=feeling.weights)
+        share = fresh_share(change, spec.rules[0].betas[0])
+        spec = spec._replace(share=share.to)
+    return spec._replace(follow=follow, weights=feeling.weights)
 
 
 def numbers_of(feeling: Feeling, group: Group, dtype: torch.dtype) -> Signal:

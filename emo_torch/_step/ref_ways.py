@@ -154,8 +154,8 @@ def fused(
     def share(dtype: torch.dtype) -> Tensor:
         return injection_strength(divergence, group["ref_alpha"], dtype).cpu()
 
-    what = FusedStep((FusedRule("ref", group["betas"], group["eps"]),), "all", share=share)
-    return step_fused(params, grads, states, what, signal_of=signal_of, group=group)
+    spec = FusedStep((FusedRule("ref", group["betas"], group["eps"]),), "all", share=share)
+    return step_fused(params, grads, states, spec, signal_of=signal_of, group=group)
 
 
 WAYS = Ways(single_tensor, multi_tensor, fused)

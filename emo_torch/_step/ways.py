@@ -373,27 +373,27 @@ def fused(
 ) -> list[int]:
     """Like `single_tensor`, in compiled code, or in blocks; returns the indices of the rest."""
     b1, b2 = group["betas"]
-    what = describe(recipe, float(b1), float(b2), float(group["eps"]), float(group.get("theta", 0.0)))
+    spec = describe(recipe, float(b1), float(b2), float(group["eps"]), float(group.get("theta", 0.0)))
     is_plain = feeling.scale is None and feeling.follow is None
-    if what is not None and not (is_plain and feeling.weights is None and not feeling.numbers):
+    if spec is not None and not (is_plain and feeling.weights is None and not feeling.numbers):
         on_cpu = params[0].device.type not in cuda.DEVICES and library() is not None
-        what = for_compiled(what, feeling, group, on_cpu=on_cpu)
-    if what is None:
+        spec = for_compiled(spec, feeling, group, on_cpu=on_cpu)
+    if spec is None:
         return list(range(len(params)))
     device = params[0].device if params[0].device.type in cuda.DEVICES else _CPU
     if recipe.choose is not None:
-        what = what._replace(chosen=recipe.choose(feeling.scalar).to(device))
+        spec = spec._replace(chosen=recipe.choose(feeling.scalar).to(device))
     if recipe.first is not None:
-        what = what._replace(chosen_first=recipe.first.choose(feeling.scalar).to(device))
+        spec = spec._replace(chosen_first=recipe.first.choose(feeling.scalar).to(device))
     signal = functools.partial(signal_of, feeling, group, needs_tensors=True)
     if device.type in cuda.DEVICES:
         if KEYS in group:
             return list(range(len(params)))
-        return cuda.step(params, grads, states, what, signal_of=signal, group=group)
+        return cuda.step(params, grads, states, spec, signal_of=signal, group=group)
     if library() is None:
-        return step_blocked(params, grads, states, what, signal_of=signal, group=group)
+        return step_blocked(params, grads, states, spec, signal_of=signal, group=group)
     numbers = functools.partial(numbers_of, feeling, group)
-    return step_fused(params, grads, states, what, signal_of=numbers, group=group)
+    return step_fused(params, grads, states, spec, signal_of=numbers, group=group)
 
 
 WAYS = Ways(single_tensor, multi_tensor, fused)
