@@ -307,8 +307,7 @@ def test_lora_adapters_train_likewise(way: str, tmp_path: Path) -> None:
 
 
 REPLICA = """\
-import gc, json, sys
-from pathlib import Path
+import json, os, sys
 import torch
 from emo_torch._testing import Listening
 from emo_torch.integrations.transformers_test import WAYS, logged, small_gpt2, trainer_of
@@ -328,11 +327,10 @@ folder = sys.argv[1]
 found = [train(way) for way in WAYS]
 with open(f"{folder}/{torch.distributed.get_rank()}.json", "w") as file:
     json.dump(found, file)
-gc.collect()  # A model of DistributedDataParallel that still exists keeps the threads of its group running.
 torch.distributed.destroy_process_group()
-tasks = Path("/proc/self/task")
-names = [(task / "comm").read_text().strip() for task in tasks.iterdir()] if tasks.exists() else []
-assert not any("gloo" in name for name in names), names  # Such a thread can abort the process at its exit.
+# Threads of gloo may still run. The end of the interpreter was seen to abort beside them, after all work was done.
+sys.stdout.flush()
+os._exit(0)
 """
 
 
