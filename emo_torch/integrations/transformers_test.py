@@ -328,7 +328,7 @@ found = [train(way) for way in WAYS]
 with open(f"{folder}/{torch.distributed.get_rank()}.json", "w") as file:
     json.dump(found, file)
 torch.distributed.destroy_process_group()
-# Threads of gloo may still run. The end of the interpreter was seen to abort beside them, with all work done.
+# Threads of gloo may still run. The end of the interpreter was seen to abort beside them.
 sys.stdout.flush()
 os._exit(0)
 """
