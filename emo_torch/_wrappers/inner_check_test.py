@@ -90,6 +90,23 @@ class KeepsItsRate(torch.optim.Optimizer):
         return closure
 
 
+class SumsFromTheBeginning(torch.optim.Optimizer):
+    """Adagrad as of PyTorch 2.11: the sums exist before the first step, and a step makes none."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+        for param in self.param_groups[0]["params"]:
+            self.state[param]["sum"] = torch.zeros_like(param)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for param in group["params"]:
+                total = self.state[param]["sum"].addcmul_(param.grad, param.grad)
+                param.addcdiv_(param.grad, total.sqrt() + 1e-10, value=-group["lr"])
+        return closure
+
+
 class NeedsClosure(torch.optim.SGD):
     def step(self, closure: Any = None) -> Any:
         if closure is None:
@@ -125,6 +142,13 @@ def test_what_keeps_track_of_the_parameters_is_found() -> None:
     assert {name.split(".")[1] for name in kept.follows} == {"last"}
     assert not kept.obeys_rate
     assert manner_of(NeedsClosure(params(), lr=0.1)).needs_closure
+
+
+def test_a_sum_that_begins_at_zero_as_one_of_the_parameters_does_is_no_memory_of_it() -> None:
+    given = [Parameter(torch.ones(3, 4)), Parameter(torch.zeros(5))]
+    found = manner_of(SumsFromTheBeginning(given, lr=0.1))
+    assert not found.follows
+    assert found.is_linear
 
 
 def test_weight_decay_is_no_memory_of_the_parameters() -> None:

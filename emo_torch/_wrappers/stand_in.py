@@ -13,8 +13,8 @@ from torch.optim.optimizer import Optimizer
 def stand_in(inner: Optimizer, dtype: torch.dtype, shift: float, *, is_seeded: bool) -> Optimizer:
     """Returns a copy of an optimizer with tiny parameters, without its hooks.
 
-    The state is empty; seeded, it has what stands for each state tensor of a parameter's shape: the tiny
-    parameter itself where both are equal, else zeros.
+    The state is empty. A seeded state has a tensor for each state tensor of a parameter's shape: a copy of
+    the tiny parameter if all state tensors of this name equal their parameters, else zeros.
     """
     memo: dict[int, Any] = {}
     made: dict[tuple[int, int, str], torch.nn.Parameter] = {}
@@ -45,9 +45,29 @@ def _copy(inner: Optimizer, memo: dict[int, Any], *, is_seeded: bool) -> Optimiz
         memo[id(group["params"])] = list(dict.fromkeys(memo[id(param)] for param in group["params"]))
     if id(inner.state) not in memo:
         state: Any = defaultdict(dict)
-        for param, kept in inner.state.items() if is_seeded else ():
-            if id(param) in memo and isinstance(kept, dict):
-                state[memo[id(param)]] = {name: _tiny(value, param, memo) for name, value in kept.items()}
+        seeds = [
+            (param, kept)
+            for param, kept in (inner.state.items() if is_seeded else ())
+            if id(param) in memo and isinstance(kept, dict)
+        ]
+        # A sum of zeros equals a parameter of zeros, and one without elements. The other parameters
+        # show that the sum is no copy.
+        differing = {
+            name
+            for param, kept in seeds
+            for name, value in kept.items()
+            if _fits(value, param) and not torch.equal(value, param.detach())
+        }
+        for param, kept in seeds:
+            tiny: Tensor = memo[id(param)].detach()
+            state[memo[id(param)]] = {
+                name: copy.deepcopy(value, memo)
+                if not _fits(value, param)
+                else torch.zeros_like(tiny)
+                if name in differing
+                else tiny.clone()
+                for name, value in kept.items()
+            }
         memo[id(inner.state)] = state
     for name, value in vars(inner).items():
         if name.startswith("_optimizer_") and name.endswith("_hooks"):
@@ -57,11 +77,8 @@ def _copy(inner: Optimizer, memo: dict[int, Any], *, is_seeded: bool) -> Optimiz
     return twin
 
 
-def _tiny(value: Any, param: Tensor, memo: dict[int, Any]) -> Any:
-    if not isinstance(value, Tensor) or value.shape != param.shape:
-        return copy.deepcopy(value, memo)
-    tiny: Tensor = memo[id(param)].detach()
-    return tiny.clone() if torch.equal(value, param.detach()) else torch.zeros_like(tiny)
+def _fits(value: Any, param: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == param.shape
 
 
 def _optimizers(value: Any) -> Iterator[Optimizer]:
