@@ -243,8 +243,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "emo_torch",
         "_rules/signs.py",
-        "vector_norm(grad)) + eps",
-        "vector_norm(grad, 1)) + eps",
+        "norm_of(grad) + eps",
+        "norm_of(grad, 1.0) + eps",
         "another norm",
         "EmoNeco",
     ),

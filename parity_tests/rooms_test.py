@@ -191,6 +191,8 @@ ONE_SIDED = {
         "_rules/family_rules.py": "the rules as data; rules of Optax are transformations already",
         "_rules/recipe.py": "the classes of this data",
         "_schedulers_test.py": "PyTorch's schedulers; schedules of Optax are functions",
+        "_pieces/sums.py": "norms of large tensors, which XLA sums in blocks by itself",
+        "_pieces/sums_test.py": "the same",
         "_sharded.py": "DTensors; arrays of JAX know how they are sharded",
         "_step": "how one step is taken: one tensor, many, compiled code; Optax has one way",
         "_fault_groups_test.py": "parameter groups, which only PyTorch has",

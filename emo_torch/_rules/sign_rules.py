@@ -11,6 +11,7 @@ from torch import Tensor
 
 from emo_torch._pieces.emotion import is_on_cpu, wide_dtype
 from emo_torch._pieces.smoothed_norm import NO_NORM
+from emo_torch._pieces.sums import norm_of
 from emo_torch._sharded import local_part, mesh_of, sum_of_parts
 
 HELD_STEPS = 55
@@ -202,7 +203,7 @@ def sum_of_norms(params: list[Tensor]) -> Tensor:
     for some in buckets.values():
         parts = [local_part(param.detach()) for param in some]
         # One pass over memory: the dtype of the sum is wide, and no wide copy is made.
-        norms = [torch.linalg.vector_norm(part, 1.0, dtype=dtype) for part in parts if part.numel()]
+        norms = [norm_of(part, 1.0, dtype=dtype) for part in parts if part.numel()]
         if not norms:
             norms = [torch.zeros((), dtype=dtype, device=parts[0].device)]
         total = total + sum_of_parts(torch.stack(norms).sum(), some[0]).to(device)

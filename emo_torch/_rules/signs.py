@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from emo_torch._pieces.sums import multi_tensor_norm_of, norm_of
 from emo_torch._rules.moments import interpolate, multi_tensor_interpolate
-from emo_torch._sharded import whole
 
 
 def scale_by_cautious_sign(
@@ -83,7 +83,7 @@ def scale_by_softsign(
     Source: EmoNeco v2.0 by muooon.
     """
     mixed = interpolate(grad, exp_avg, b1, b2)
-    length = whole(torch.linalg.vector_norm(grad)) + eps
+    length = norm_of(grad) + eps
     return mixed.div_(1.0 + mixed.abs()).mul_(length)
 
 
@@ -100,7 +100,7 @@ def multi_tensor_scale_by_softsign(
     denominators = torch._foreach_abs(updates)
     torch._foreach_add_(denominators, 1.0)
     torch._foreach_div_(updates, denominators)
-    lengths = [whole(norm) for norm in torch._foreach_norm(grads)]
+    lengths = multi_tensor_norm_of(grads)
     torch._foreach_add_(lengths, eps)
     torch._foreach_mul_(updates, lengths)
     return updates

@@ -11,6 +11,7 @@ from torch import Tensor
 from emo_torch._pieces.averaged_weights import average_rate
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.pilot import PilotState
+from emo_torch._pieces.sums import dot
 from emo_torch._rules.moments import store
 from emo_torch._rules.recipe import Group, State
 from emo_torch._sharded import foreach_takes, local_part, sum_of_parts
@@ -88,7 +89,7 @@ def measure(batch: Batch) -> tuple[Tensor, Tensor]:
     ]
     grads, directions, weights = pairs
     sums = [
-        torch.stack([torch.dot(a, b) for a, b in zip(left, right, strict=True)])
+        torch.stack([dot(a, b) for a, b in zip(left, right, strict=True)])
         for left, right in (
             (grads, grads),
             (grads, directions),

@@ -14,10 +14,10 @@ from emo_torch._kernels.cpu import step as step_fused
 from emo_torch._pieces.divergence import DivergenceState, injection_strength
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.smoothed_norm import learning_rate_from_norm, smooth_norm
+from emo_torch._pieces.sums import multi_tensor_norm_of, norm_of
 from emo_torch._pieces.weight_decay import add_weight_decay, multi_tensor_add_weight_decay
 from emo_torch._rules.moments import average, multi_tensor_average, store
 from emo_torch._rules.recipe import Group, State
-from emo_torch._sharded import whole
 from emo_torch._step.ways import Ways, by_device_and_dtype
 
 
@@ -42,7 +42,7 @@ def single_tensor(
         if mode == "l2":
             grad = grad.clone()
             add_weight_decay(grad, weight, weight_decay)
-        norm = whole(torch.linalg.vector_norm(grad))
+        norm = norm_of(grad)
         exp_avg = state["exp_avg"].to(dtype, copy=True)
         exp_avg_sq = state["exp_avg_sq"].to(dtype, copy=True)
         smoothed = smooth_norm(state["exp_avg_norm"].to(dtype), norm, group["schedulefree_alpha"])
@@ -94,7 +94,7 @@ def multi_tensor(
         if mode == "l2":
             gradients = [grad.clone() for grad in gradients]
             multi_tensor_add_weight_decay(gradients, weights, weight_decay)
-        norms = torch.stack([whole(norm) for norm in torch._foreach_norm(gradients)])
+        norms = torch.stack(multi_tensor_norm_of(gradients))
         exp_avgs = [state["exp_avg"].to(dtype, copy=True) for state in saved]
         exp_avg_sqs = [state["exp_avg_sq"].to(dtype, copy=True) for state in saved]
         before = torch.stack([state["exp_avg_norm"].to(dtype) for state in saved])
