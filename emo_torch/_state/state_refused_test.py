@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import emo_torch
+from emo_torch._members.by_name import MEMBERS
 from emo_torch._state.state_test import FAMILY, assert_same, groups, model, through_a_file, train
+from emo_torch._step.loss_memory import MEMORY_KINDS
 
 
 @pytest.fixture(params=FAMILY, ids=lambda cls: str(cls.__name__))
@@ -38,6 +40,32 @@ def test_the_state_of_another_kind_is_refused_before_anything_is_changed(saver: 
     with pytest.raises(ValueError, match=f"another kind of optimizer's.*{loader.__name__}"):
         loaded.load_state_dict(saved.state_dict())
     assert_same(loaded.state_dict(), kept)
+
+
+def _stepped(name: str) -> tuple[Any, Any]:
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer: Any = emo_torch.create_optimizer(name, [weight])
+    weight.grad = torch.ones(3, 2)
+    optimizer.step(loss=1.0)
+    return weight, optimizer
+
+
+@pytest.mark.parametrize("loader", MEMBERS)
+def test_a_state_with_another_kind_of_memory_is_refused_also_without_moments(loader: str) -> None:
+    """EmoVoid, EmoAiry3 and EmoFact36 have no moments by which their states could be told apart."""
+    _, loaded = _stepped(loader)
+    kept = copy.deepcopy(loaded.state_dict())
+    for saver in MEMBERS:
+        _, saved = _stepped(saver)
+        if saved.memory_title == loaded.memory_title:
+            continue
+        with pytest.raises(ValueError, match=f"another kind of optimizer's.*{type(loaded).__name__}"):
+            loaded.load_state_dict(saved.state_dict())
+        assert_same(loaded.state_dict(), kept)
+
+
+def test_every_kind_of_memory_is_known() -> None:
+    assert {_stepped(name)[1].memory_title for name in MEMBERS} == set(MEMORY_KINDS)
 
 
 def _drop_one(state: dict[str, Any]) -> None:

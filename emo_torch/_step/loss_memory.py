@@ -16,6 +16,10 @@ Bind = Callable[[tuple[Tensor, ...]], State]
 """From the tensors of a memory to the same tensors, flat, by the names that the groups have for them."""
 
 
+MEMORY_KINDS = ("emotion", "pulse", "divergence", "pilot")
+"""The kinds of memory; a group has the tensors of one under names that begin with its kind and `_`."""
+
+
 class LossMemory:
     """The tensors that an optimizer remembers the losses in.
 
@@ -67,6 +71,24 @@ class LossMemory:
         for group in groups:
             group.update(memory.by_name)
         return memory
+
+
+def check_kind_of_memory(owner: str, saved_groups: list[dict[str, Any]], title: str) -> None:
+    """Raises a `ValueError` for a saved state whose groups have a memory of another kind.
+
+    Args:
+        owner: the name of the optimizer that loads the state.
+        saved_groups: the groups of the state.
+        title: the kind of the memory that the optimizer has.
+    """
+    names = [str(name) for saved in saved_groups for name in saved]
+    others = [kind for kind in MEMORY_KINDS if any(name.startswith(f"{kind}_") for name in names)]
+    if any(kind != title for kind in others):
+        raise ValueError(
+            f"The state is another kind of optimizer's: it keeps the losses in a memory of the kind "
+            f"{' and '.join(others)}, and {owner} in one of the kind {title}. Load it into the optimizer "
+            "that saved it, or begin with a new state"
+        )
 
 
 def check_saved_memory(

@@ -31,7 +31,7 @@ from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.replicas import LossGroup, Replicas
 from emo_torch._rules.recipe import Group
 from emo_torch._step.loss_collector import LossCollector
-from emo_torch._step.loss_memory import LossMemory, check_saved_memory
+from emo_torch._step.loss_memory import LossMemory, check_kind_of_memory, check_saved_memory
 from emo_torch._step.member_methods import MemberMethods
 from emo_torch._step.rounded import keys_of, step_copies
 from emo_torch._step.state_keeper import StateKeeper
@@ -337,6 +337,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
     def _check_state_dict(self, loaded: dict[str, Any]) -> None:
         super()._check_state_dict(loaded)
         groups, saved_groups = self.param_groups, loaded["param_groups"]
+        check_kind_of_memory(type(self).__name__, saved_groups, self.memory_title)
         check_saved_memory(saved_groups, groups[0], self.memory_names(), self.memory_title)
         together = [{**group, **saved} for group, saved in zip(groups, saved_groups, strict=False)]
         for options in together:

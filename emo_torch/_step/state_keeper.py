@@ -101,7 +101,7 @@ class StateKeeper(Optimizer):
 
         Raises:
             ValueError: before anything is changed, if the state is another kind of optimizer's, has
-                other shapes, or lacks a part of the emotion.
+                other shapes, or lacks a part of the memory of the losses.
         """
         check_state_form(type(self).__name__, state_dict)
         final: dict[str, Any] = {}
