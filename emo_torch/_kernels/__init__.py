@@ -1,7 +1,7 @@
-"""The fused way: a step of many tensors in one call of compiled C, which touches memory once.
+"""The fused way: one call of compiled C steps many tensors, and reads and writes their memory once.
 
-`describe.py` says what a step does, as data. `cpu.py` takes such a step with compiled C, `cuda.py` with
-Triton, and `blocked.py` with PyTorch's own operations where there is no compiled code.
+`describe.py` describes a step as data. `cpu.py` takes the step with compiled C, `cuda.py` takes it with
+Triton, and `blocked.py` takes it with PyTorch's own operations where there is no compiled code.
 """
 
 from emo_torch._kernels.describe import FILTERS as FILTERS

@@ -1,8 +1,8 @@
-"""The way of the CPU without a compiler: PyTorch's own code, a block of memory at a time.
+"""The way of the CPU without compiled code: PyTorch's own operations, a block of memory at a time.
 
-What is in between stays in the cache, and Adam's rule is one call of the code that PyTorch has for its
-own AdamW. It takes dense, contiguous float32 and float64, and leaves the rest to the other ways. The
-numbers are theirs, up to rounding.
+Temporary tensors stay in the cache. Adam's rule is one call of the code that PyTorch has for its own AdamW.
+This way takes dense, contiguous tensors of float32 and float64, and leaves all others to the other ways.
+All ways give the same numbers, up to rounding.
 """
 
 import math
@@ -23,28 +23,29 @@ State = dict[str, Tensor]
 Tensors = list[Tensor]
 
 BLOCK = 2**18
-"""How many elements a block has: a few megabytes with its moments, and enough to be worth the calls."""
+"""The number of elements of a block: with moments a few megabytes, and enough to outweigh the calls."""
 DTYPES = (torch.float32, torch.float64)
 ELEMENTWISE = ("uncorrected_adam", "lion", "cautious_sign")
-"""The rules that look at one element at a time."""
+"""The rules that read one element at a time."""
 
-# By this step Adam's bias correction divides by 1 - b**3e38 = 1.
+# At this number of steps, Adam's bias correction divides by 1 - b**3e38 = 1.
 _FAR = torch.tensor(3e38)
 _PLAIN = {Tensor, torch.nn.Parameter}
 
 
 class _Numbers(NamedTuple):
-    """What a step does, as numbers.
+    """The numbers of a step.
 
     Attributes:
-        bound: an element moves where its gradient is larger in size than this; `None` for all.
-        vector_bound: the same for vectors, where the rule has factors for matrices.
-        row_bound: a row or a column moves where its mean square is larger; `None` for all.
-        length: what an update is multiplied by, lr (1 - |s|).
-        decay: the share of a parameter that is taken from it.
+        bound: an element moves if the size of its gradient is larger than this bound; `None` moves all.
+        vector_bound: the bound for elements of vectors, if the rule has factors for matrices.
+        row_bound: an element of a matrix moves if the mean squares of its row and of its column are both
+            larger than this bound; `None` moves all.
+        length: the factor of an update, lr (1 - |s|).
+        decay: the share of a parameter that is subtracted from the parameter.
         decay_in_gradient: the share of a parameter that is added to its gradient.
-        shadow_rate: how far a shadow follows; `None` where shadows rest.
-        sign: -1.0 for going up.
+        shadow_rate: how far a shadow follows; `None` if shadows do not move.
+        sign: -1.0 to maximize, and 1.0 to minimize.
     """
 
     bound: float | None
@@ -58,15 +59,15 @@ class _Numbers(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """Parts of tensors that step at once, with as many elements together as a block.
+    """Parts of tensors that are stepped together, with as many elements as a block.
 
     Attributes:
         params: the parameters.
-        grads: their gradients.
-        firsts: their first moments.
-        seconds: their second moments; empty where the rule has none.
-        shadows: their shadows; empty where they rest.
-        exists: whether a shadow has been made.
+        grads: the gradients.
+        firsts: the first moments.
+        seconds: the second moments; empty if the rule has no second moment.
+        shadows: the shadows; empty if shadows do not move.
+        exists: for each shadow, whether it has been made; empty if shadows do not move.
     """
 
     params: Tensors
@@ -86,10 +87,18 @@ def step(
     signal_of: Callable[[torch.dtype], Signal],
     group: dict[str, Any],
 ) -> list[int]:
-    """Takes the step of those parameters that it can take; the arguments are those of `_fused.step`.
+    """Takes the step of all parameters that this way can take.
+
+    Args:
+        params: the parameters.
+        grads: the gradients of the parameters.
+        states: the states: moments, and shadows if the group has shadows.
+        spec: the step.
+        signal_of: returns the emotion's numbers in a dtype.
+        group: the options.
 
     Returns:
-        The indices of the parameters that are as they were, for another way to step.
+        The indices of the unchanged parameters, which another way must step.
     """
     rule = _rule_of(spec)
     if rule is None:
@@ -120,7 +129,7 @@ def step(
 
 
 def _rule_of(spec: FusedStep) -> FusedRule | None:
-    """Returns the rule to step by, `None` for one that only the other ways know."""
+    """Returns the selected rule; `None` for a rule or a first step that only the other ways have."""
     first = None if spec.chosen_first is None else int(spec.chosen_first)
     if spec.first_steps and (first is None or spec.first_steps[first] != "none"):
         return None
@@ -131,7 +140,7 @@ def _rule_of(spec: FusedStep) -> FusedRule | None:
 
 
 def _are_plain(tensors: Tensors) -> bool:
-    """Returns whether tensors are of one kind that can be cut into blocks: dense, in order, not empty."""
+    """Returns whether tensors can be cut into blocks: of one dtype, dense, contiguous, not empty."""
     dtype = tensors[0].dtype
     return (
         dtype in DTYPES
@@ -148,7 +157,7 @@ def _are_plain(tensors: Tensors) -> bool:
 
 def _numbers(spec: FusedStep, signal: Signal, group: dict[str, Any]) -> _Numbers:
     tolerance, lr = signal.tolerance, float(signal.lr)
-    # The filter of elements lets through what is as large as its bound: larger than the number before.
+    # The filter of elements keeps gradients as large as its bound, so that `bound` is the number below it.
     cube = tolerance * tolerance * tolerance
     bound = float(cube.nextafter(torch.zeros_like(cube))) if cube > 0.0 else -1.0
     mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
@@ -198,7 +207,7 @@ def _chosen(
     moments: tuple[str, ...],
     numbers: _Numbers,
 ) -> _Parts:
-    """Returns some of the tensors, by what they are for."""
+    """Returns the tensors of some parameters as `_Parts`."""
     kept = [[states[index][name] for index in indices] for name in moments]
     wakes = numbers.shadow_rate is not None
     return _Parts(
@@ -212,7 +221,7 @@ def _chosen(
 
 
 def _blocks(whole: _Parts) -> Iterator[_Parts]:
-    """Cuts what is large into blocks, and puts together what is small."""
+    """Yields blocks: cuts large tensors into blocks, and joins small tensors in one block."""
     begin = total = 0
     for index, param in enumerate(whole.params):
         size = param.numel()
@@ -229,22 +238,22 @@ def _blocks(whole: _Parts) -> Iterator[_Parts]:
 
 
 def _cut(whole: _Parts, start: int, size: int) -> _Parts:
-    """Returns so many elements of each tensor, from `start` on, as vectors."""
+    """Returns `size` elements of each tensor, from the element `start`, as vectors."""
     *tensors, exists = whole
     parts = [[tensor.view(-1)[start : start + size] for tensor in some] for some in tensors]
-    # Copies: all blocks of a tensor must find what the first one found.
+    # Copies of the flags: the first block sets a flag, and the other blocks must read the old value.
     return _Parts._make([*parts, [one.clone() for one in exists]])
 
 
 def _blend(parts: _Parts, numbers: _Numbers, ratio: Tensor) -> None:
-    """Pulls parameters to their shadows."""
+    """Pulls parameters to their shadows, unless shadows do not move."""
     if numbers.shadow_rate is not None:
         rate = numbers.shadow_rate
         multi_tensor_blend_with_shadow(parts.params, parts.shadows, parts.exists, ratio, shadow_rate=rate)
 
 
 def _uphill(parts: _Parts, numbers: _Numbers, room: Tensor) -> tuple[Tensor, Tensors]:
-    """Returns the gradients as the rule sees them: as one vector, and one by one."""
+    """Returns the gradients that the rule reads, with sign and "l2" decay: as one vector, and as a list."""
     is_changed = numbers.sign < 0.0 or numbers.decay_in_gradient > 0.0
     if len(parts.params) == 1 and not is_changed:
         return parts.grads[0].view(-1), parts.grads
@@ -277,7 +286,7 @@ def _step_elements(parts: _Parts, rule: FusedRule, numbers: _Numbers, ratio: Ten
     b1, b2 = rule.betas
     if rule.kind == "uncorrected_adam":
         update.zero_()
-        # From 0, downhill, and without weight decay: what it makes of 0 is the update.
+        # AdamW steps zeros, without weight decay: the zeros become the update.
         torch._fused_adamw_(
             updates,
             grads,
@@ -306,7 +315,7 @@ def _step_elements(parts: _Parts, rule: FusedRule, numbers: _Numbers, ratio: Ten
 
 
 def _of_one_shape(indices: list[int], params: Tensors) -> Iterator[list[int]]:
-    """Puts together matrices of one shape: many where they are small, one where it fills a block."""
+    """Yields lists of matrices of one shape: many small matrices, or one that fills a block."""
     by_shape: dict[torch.Size, list[int]] = {}
     for index in indices:
         by_shape.setdefault(params[index].shape, []).append(index)
@@ -316,7 +325,7 @@ def _of_one_shape(indices: list[int], params: Tensors) -> Iterator[list[int]]:
 
 
 def _step_matrices(whole: _Parts, rule: FusedRule, numbers: _Numbers, ratio: Tensor) -> None:
-    """Steps with matrices of one shape by their rows' and columns' averages."""
+    """Steps matrices of one shape by the averages of their rows and columns."""
     rows, columns = whole.params[0].shape[0], whole.params[0].shape[1:].numel()
     height = max(1, min(rows, BLOCK // (len(whole.params) * columns)))
     room = whole.params[0].new_empty(2, len(whole.params) * height * columns)
@@ -352,15 +361,15 @@ def _step_matrices(whole: _Parts, rule: FusedRule, numbers: _Numbers, ratio: Ten
 
 
 def _filter(update: Tensor, grad: Tensor, bound: float) -> None:
-    """Sets an update to 0 where the gradient is not larger than a bound, or no number."""
+    """Sets elements of an update to 0 if the size of their gradient is not larger than a bound, or NaN."""
     if math.isfinite(float(grad.sum())):
         torch.ops.aten.hardshrink_backward.grad_input(update, grad, bound, grad_input=update)
-    else:  # What that does with NaN depends on where it stands.
+    else:  # The result of that operation for a NaN depends on the position of the NaN.
         update.masked_fill_(~(grad.abs() > bound), 0.0)
 
 
 def _move(params: Tensors, updates: Tensors, numbers: _Numbers) -> None:
-    """Adds updates, and what weight decay takes, in one rounding."""
+    """Adds updates to parameters, and subtracts weight decay, with one rounding."""
     if numbers.decay > 0.0:
         torch._foreach_add_(updates, params, alpha=-numbers.decay)
     torch._foreach_add_(params, updates)

@@ -1,10 +1,10 @@
-"""Steps many tensors in one call of compiled C, which touches memory once.
+"""Steps many tensors in one call of compiled C, which reads and writes their memory once.
 
-It takes dense tensors in the CPU's memory that are contiguous, and leaves the rest to the other ways. The
-numbers are theirs, up to the rounding of sums. bfloat16 and float16 are computed with in float32, some
-hundred elements at a time, which never leave the cache.
+Compiled code takes contiguous, dense tensors in the CPU's memory, and leaves all others to the other ways.
+All ways give the same numbers, up to the rounding of sums. bfloat16 and float16 are copied to float32 for
+the computation, some hundred elements at a time, so that the copies stay in the cache.
 
-Compiled code makes the same bits with any number of threads. The other ways leave sums (norms, means of
+Compiled code gives the same bits with any number of threads. The other ways leave sums (norms, means of
 rows and columns) to PyTorch, whose last bits depend on `torch.get_num_threads()` for large tensors.
 """
 
@@ -45,24 +45,24 @@ from emo_torch._kernels.plan import (
 from emo_torch._pieces.rounding import ROUNDINGS
 from emo_torch._pieces.weight_decay import MODES
 
-# Sums over columns are kept for each thread: beyond this there would be as much of them as of weights.
+# Each thread keeps sums over columns: with more columns, the sums would take as much memory as the weights.
 MOST_COLUMNS = 2**18
-# Fewer elements for a thread than these cost more to hand out than to do.
+# With fewer elements than these, a thread takes longer to start than to step.
 LEAST_SHARE = 2**15
 
-# Rules that read a whole tensor before they step. With "l2" they read the weights too, pulled to the
-# shadow, and narrow weights cannot hold the pulled values until the second reading.
+# Rules that read a whole tensor before they step it. With "l2" they read the weights, too, after the pull
+# to the shadow. Weights in low precision cannot store the pulled values until the second reading.
 _SEE_PULLED = ("softsign", "factored_moments")
 
 Kinds = tuple[tuple[str, str], ...]
-"""The kind of each rule, and the prefix of its moments: the two things that decide names of moments."""
+"""The kind of each rule, and the prefix of its moments: both together give the names of the moments."""
 
 KEYS = "rounding_keys"
-"""Where a group's options say how to round at random: a key for each parameter. With it, parameters of low
-precision are rounded as the group says; without it, to the nearest."""
+"""The name of the option with the keys for rounding at random, one key for each parameter. With this
+option, parameters of low precision are rounded as the group says; without the option, to the nearest."""
 
 _WIDE = {dtype: torch.float32 if dtype in NARROW else dtype for dtype in DTYPES}
-"""The dtype that is computed with, for each dtype of parameters."""
+"""The dtype of the computation, for each dtype of parameters."""
 _REALS = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
 _dtype, _is_cpu, _shape = attrgetter("dtype"), attrgetter("is_cpu"), attrgetter("shape")
@@ -77,28 +77,28 @@ def step(
     signal_of: Callable[[torch.dtype], Signal],
     group: dict[str, Any],
 ) -> list[int]:
-    """Takes the step of those parameters that compiled code can take.
+    """Takes the step of all parameters that compiled code can take.
 
     Args:
-        params: the parameters; as `Params` they carry their layout from step to step.
-        grads: their gradients.
-        states: their moments, and their shadows where the group has any.
-        spec: what is done.
-        signal_of: makes the emotion's numbers of a dtype.
+        params: the parameters; as `Params` they keep their layout from step to step.
+        grads: the gradients of the parameters.
+        states: the states: moments, and shadows if the group has shadows.
+        spec: the step.
+        signal_of: returns the emotion's numbers in a dtype.
         group: the options.
 
     Returns:
-        The indices of the parameters that are as they were, for another way to step.
+        The indices of the unchanged parameters, which another way must step.
     """
     found = library()
     if found is None:
         return list(range(len(params)))
     layout = params.layout if isinstance(params, Params) else None
     if layout is not None:
-        # A changed rule or shadow needs other names.
+        # After a change of the rules or of `use_shadow`, the states have other names.
         kinds = tuple([(rule.kind, rule.prefix) for rule in spec.rules])
         dimensions = tuple(next(iter(layout.names.values()), ()))
-        # As `names_of`, without the call.
+        # The same as `names_of`, without a call.
         is_compensated = params[0].dtype in NARROW and _is_compensated(params[0], group)
         flags = (bool(group.get("use_shadow")), bool(group.get("average")), is_compensated)
         if layout.names != _names(kinds, *flags, dimensions):
@@ -113,7 +113,7 @@ def step(
     by_dtypes: dict[tuple[torch.dtype, ...], list[int]] = {}
     left = overlapping_parameters(params, grads, states)
     for index, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
-        # Other dtypes are not worth a look.
+        # `describe` would refuse other dtypes: to ask it is needless.
         fits = param.dtype in DTYPES and index not in left
         seen = describe([param], [grad], [state], spec, group) if fits else None
         if seen is not None:
@@ -138,15 +138,15 @@ def describe(
     spec: FusedStep,
     group: dict[str, Any],
 ) -> Layout | None:
-    """Returns where parameters, gradients and states lie; `None` if compiled code cannot take all of them.
+    """Returns the layout of parameters, gradients and states; `None` if compiled code cannot take all.
 
-    Nothing is taken from an earlier step. All are plain, contiguous tensors in the CPU's memory, none is
-    empty or a negative view, each moment has the shape that its rule gives it. Each kind of tensors (the
-    gradients, the first moments, ...) is of one dtype, that of the computation or a narrower one.
+    Every tensor is checked anew. In a layout, all are plain, contiguous tensors in the CPU's memory, no
+    tensor is empty or a negative view, and each moment has the shape of its rule. All tensors of one stream
+    (the gradients, the first moments, ...) have one dtype: the dtype of the computation or a narrower one.
     """
     dtype = params[0].dtype
     wide = _WIDE.get(dtype, dtype)
-    # What is narrow is made float32, so float64 goes with nothing else.
+    # Narrow dtypes are computed in float32, so that float64 cannot be combined with another dtype.
     known = {torch.float64} if wide == torch.float64 else {torch.float32, *NARROW}
     if dtype not in known or not _are_plain(params, dtype):
         return None
@@ -190,19 +190,19 @@ def describe(
     try:
         begins = {key: _numbers(Tensor.data_ptr, tensors) for key, tensors in streams.items()}
     except RuntimeError:
-        return None  # A layout without addresses.
+        return None  # Tensors of this layout have no address.
     by_factor = {"0": np.where(columns > 0, rows, size), "1": np.where(columns > 0, columns, size)}
     sizes = {key: by_factor[key[2]] if "factors" in key else size for key in streams}
     sizes.update({key: np.ones_like(size) for key in (NORM, EXISTS, STEP) if key in streams})
     dtypes = {key: tensors[0].dtype for key, tensors in streams.items()}
-    for rule in spec.rules:  # Averages of rows and of columns are made wide together.
+    for rule in spec.rules:  # Compiled code copies averages of rows and of columns to float32 together.
         if rule.shape == "factors" and len({dtypes[rule.prefix, "factors", place] for place in "01"}) > 1:
             return None
     return Layout(begins, sizes, rows, columns, names, dtypes)
 
 
 def _is_compensated(param: Tensor, group: dict[str, Any]) -> bool:
-    """Returns whether what rounding keeps back of a group's parameters is written to."""
+    """Returns whether a step of a group's parameters writes to their compensations."""
     return param.dtype in NARROW and KEYS in group and group["rounding"] == "kahan"
 
 
@@ -216,17 +216,17 @@ def _are_plain(tensors: list[Tensor], dtype: torch.dtype) -> bool:
             and not any(map(Tensor.is_neg, tensors))
         )
     except RuntimeError:
-        return False  # Tensors of some layouts cannot be asked.
+        return False  # A tensor of another layout, such as a sparse tensor, has no such property.
 
 
 def names_of(kinds: Kinds, param: Tensor, group: dict[str, Any], dimensions: tuple[int, ...]) -> Names:
-    """Returns what stands in the states of parameters of so many dimensions, and is needed.
+    """Returns the names of the state tensors that a step needs, for each number of dimensions.
 
     Args:
         kinds: the rules.
         param: one of the parameters.
-        group: the options, which say whether there are shadows, averages, or what rounding keeps back.
-        dimensions: the numbers of dimensions.
+        group: the options, which decide whether there are shadows, averages and compensations.
+        dimensions: the numbers of dimensions of the parameters.
     """
     flags = (bool(group.get("use_shadow")), bool(group.get("average")), _is_compensated(param, group))
     return _names(kinds, *flags, dimensions)
@@ -240,13 +240,13 @@ def _names(
     for kind, prefix in kinds:
         rule = FusedRule(kind, (0.0, 0.0), prefix=prefix)
         for place in range(rule.moments_each):
-            # Rules that share their moments share them here.
+            # Rules that share their moments have the same key.
             names[prefix, rule.shape, str(place)] = {n: rule.moments(n)[place] for n in dimensions}
     if "ref" in dict(kinds):
         names[NORM] = dict.fromkeys(dimensions, "exp_avg_norm")
     if "pilot" in dict(kinds):
         names[STEP] = dict.fromkeys(dimensions, "step")
-    # `Autopilot` around a member has an option of this name, too, and keeps its averages elsewhere.
+    # `Autopilot` also has an option with the name "average", and stores its averages in other places.
     if average and "pilot" in dict(kinds):
         names[AVERAGE] = dict.fromkeys(dimensions, "average")
     if use_shadow:
@@ -259,7 +259,7 @@ def _names(
 
 @functools.lru_cache(maxsize=256)
 def _moments(kinds: Kinds) -> list[tuple[int, Key, Key]]:
-    """Returns for each rule its number in compiled code, and the keys of its moments in a layout."""
+    """Returns for each rule its number in compiled code, and the two keys of its moments in a layout."""
     rules = [FusedRule(kind, (0.0, 0.0), prefix=prefix) for kind, prefix in kinds]
     keys = [tuple((rule.prefix, rule.shape, place) for place in "01") for rule in rules]
     return [
@@ -277,7 +277,7 @@ def _streams(params: list[Tensor], states: list[State], names: Names) -> Streams
 
 @functools.lru_cache(maxsize=4096)
 def _shape_of(key: Key, shape: torch.Size) -> torch.Size:
-    """Returns the shape of a number or a factor in a state, by the parameter's shape."""
+    """Returns the shape of a number or a factor in a state, for a parameter's shape."""
     if key in (NORM, EXISTS, STEP):
         return torch.Size()
     if len(shape) < 2:
@@ -294,7 +294,7 @@ def _run(
     group: dict[str, Any],
     found: Library,
 ) -> bool:
-    """Takes the step of parameters that all fit and have one dtype; returns whether it did."""
+    """Takes the step of the parameters of a layout; returns whether the step was taken."""
     if not layout.is_apart:
         written = sort_written(layout)
         read = layout.begins[GRAD]
@@ -308,7 +308,7 @@ def _run(
     at = ctypes.addressof(numbers)
     step = ctypes.sizeof(_REALS[wide])
     job.tolerance, job.scale, job.ratio, job.lr = at, at + step, at + 2 * step, at + 3 * step
-    # Threads are not inherited: a forked process would wait for them for ever.
+    # A forked process does not have the threads of its parent, and would wait for these threads forever.
     enough = max(1, layout.addresses.elements // LEAST_SHARE)
     job.threads = min(torch.get_num_threads(), enough) if found.process == os.getpid() else 1
     job.chosen = None if spec.chosen is None else spec.chosen.data_ptr()
@@ -320,7 +320,8 @@ def _run(
     if spec.follow is not None:
         job.shadow_rate = spec.follow.item()
     try:
-        # What torch does not see it must be told, or a graph would be built on what is no more.
+        # torch does not see writes of compiled code. Without new versions, a backward pass would not notice
+        # that its saved parameters have changed.
         torch.autograd.graph.increment_version(params)
     except RuntimeError:
         return False  # Tensors made in inference mode have no versions.
@@ -328,7 +329,7 @@ def _run(
 
 
 def _job(layout: Layout, spec: FusedStep, group: dict[str, Any], count: int, wide: torch.dtype) -> Job:
-    """Returns the job of a layout, without what changes from step to step; made anew for other options."""
+    """Returns the job of a layout, without the values of a single step; other options need a new job."""
     is_decoupled = group["weight_decay_mode"] == "decoupled"
     bound = group.get("injection_bound")
     options = {
@@ -392,5 +393,5 @@ def _numbers(of: Callable[[Tensor], int], tensors: list[Tensor]) -> Numbers:
 
 @functools.lru_cache(maxsize=4096)
 def _rows_and_columns(shape: torch.Size) -> tuple[int, int]:
-    """Returns a tensor's shape as a matrix; 0 columns for what is none."""
+    """Returns a tensor's rows and columns as a matrix; 0 columns below two dimensions."""
     return (shape.numel(), 0) if len(shape) < 2 else (shape[0], shape[1:].numel())

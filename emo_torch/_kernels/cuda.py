@@ -1,7 +1,7 @@
-"""The fused way on CUDA: a step of many tensors in a few launches of Triton's, one for most rules.
+"""The fused way on CUDA: a few launches of Triton kernels step many tensors; most rules need one launch.
 
-Only where `fused=True` asks for it. It takes dense, contiguous float32, float64 and bfloat16 and leaves
-the rest to the other ways. Nothing waits for the device, and a CUDA graph can capture it.
+Only `fused=True` selects this way. It takes dense, contiguous tensors of float32, float64 and bfloat16, and
+leaves all others to the other ways. The step never waits for the device, and a CUDA graph can capture it.
 """
 
 import functools
@@ -28,11 +28,11 @@ Numbers = NDArray[np.int64]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 DEVICES = ("cuda",)
-"""Where it steps. (Triton's interpreter, for tests, takes the CPU's memory, too.)"""
+"""The types of devices on which it steps. (In tests, Triton's interpreter also takes the CPU's memory.)"""
 RULES = tuple(rule.name for rule in KERNELS if rule.on_cuda)
-"""The rules that it knows, in the order that the kernels know them by."""
+"""The rules that have a kernel, in the order of their numbers in the kernels."""
 BLOCK, HEIGHT, WIDTH = 1024, 128, 64
-"""How many elements a program takes, and how large a tile of a matrix it reads."""
+"""The number of elements of one program, and the height and width of the tile of a matrix it reads."""
 
 _PLAIN = {Tensor, torch.nn.Parameter}
 _Kind = tuple[Any, ...]
@@ -48,9 +48,9 @@ class _Uploaded(NamedTuple):
     """Tables in the device's memory.
 
     Attributes:
-        made_of: the same on the host.
+        made_of: the arrays on the host from which the tables were made.
         tables: the tables, by name.
-        pinned: the memory that they are copied from.
+        pinned: the memory of the host from which the tables are copied.
     """
 
     made_of: tuple[Numbers, ...]
@@ -59,13 +59,14 @@ class _Uploaded(NamedTuple):
 
 
 class _Tables(NamedTuple):
-    """What the kernels look up, and the sizes of what they need in between.
+    """The tables that the kernels read, and the numbers of programs and of temporary elements.
 
     Attributes:
-        pointers: where tensors begin: a row for parameters, gradients, moments, shadows and their flags.
+        pointers: the addresses of tensors: a row each for parameters, gradients, each moment, shadows, and
+            the flags of shadows.
         constants: the options, as float64; a row for each rule.
-        layout: which program works on what; see `_layout`.
-        counts: how many programs, and how many elements of memory in between, there are.
+        layout: the tensors and elements of each program; see `_layout`.
+        counts: the numbers of programs, and of elements of temporary memory.
     """
 
     pointers: _Uploaded
@@ -74,7 +75,7 @@ class _Tables(NamedTuple):
     counts: dict[str, int]
 
 
-# Under this key an optimizer keeps the tables of captured graphs, which read them as long as they live.
+# Under this key an optimizer keeps the tables of captured graphs alive: a graph reads them at each replay.
 _CAPTURED = "captured"
 
 
@@ -87,18 +88,18 @@ def step(
     signal_of: Callable[[torch.dtype, torch.device], Signal],
     group: dict[str, Any],
 ) -> list[int]:
-    """Takes the step of those parameters that it can take; see `_fused.step`.
+    """Takes the step of all parameters that the kernels can take.
 
     Args:
         params: the parameters.
-        grads: their gradients.
-        states: their moments, and their shadows where the group has any.
-        spec: what is done; the choice of a rule lies anywhere.
-        signal_of: makes the emotion's numbers of a dtype on a device.
+        grads: the gradients of the parameters.
+        states: the states: moments, and shadows if the group has shadows.
+        spec: the step; its indices may be on any device.
+        signal_of: returns the emotion's numbers in a dtype on a device.
         group: the options.
 
     Returns:
-        The indices of the parameters that are as they were, for another way to step.
+        The indices of the unchanged parameters, which another way must step.
     """
     if any(rule.kind not in RULES for rule in spec.rules) or spec.first_steps not in ((), FIRST_STEPS):
         return list(range(len(params)))
@@ -121,7 +122,8 @@ def step(
         read = [grads[index] for index in indices]
         written = [kept[index] for index in indices]
         try:
-            # What torch does not see it must be told, or a graph would be built on what is no more.
+            # torch does not see writes of kernels. Without new versions, a backward pass would not notice
+            # that its saved parameters have changed.
             torch.autograd.graph.increment_version(some)
         except RuntimeError:
             rest += indices  # Tensors made in inference mode have no versions.
@@ -134,7 +136,7 @@ def step(
 
 
 def _kept(param: Tensor, state: State, spec: FusedStep, group: dict[str, Any]) -> Tensors:
-    """Returns the moments of each rule, and the shadow where there is one."""
+    """Returns the moments of each rule, and the shadow if the group has shadows."""
     names = chain.from_iterable(rule.moments(param.ndim) for rule in spec.rules)
     shadow = ("shadow",) if group.get("use_shadow") else ()
     return [state[name] for name in (*dict.fromkeys(names), *shadow)]
@@ -173,7 +175,7 @@ def _run(
     group: dict[str, Any],
     uploads: dict[Any, Any],
 ) -> None:
-    """Takes the step of parameters of one kind that all fit."""
+    """Takes the step of parameters of one kind, all of which the kernels can take."""
     names = list(dict.fromkeys(chain.from_iterable(rule.moments(params[0].ndim) for rule in spec.rules)))
     streams = [params, grads, *(list(stream) for stream in zip(*kept, strict=True))]
     if exists:
@@ -182,7 +184,7 @@ def _run(
     if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
         uploads.setdefault(_CAPTURED, []).append(tables)
     for index, rule in enumerate(spec.rules):
-        # A rule without moments reads none; a kernel must be given a stream.
+        # A rule without moments reads no moment, but its kernel needs a stream as an argument.
         moments = [2 + names.index(name) for name in rule.moments(params[0].ndim)] or [0]
         _launch(index, rule, moments, tables, streams, spec, signal, group)
     if exists:
@@ -198,9 +200,9 @@ def _tables(
     group: dict[str, Any],
     uploads: dict[Any, Any],
 ) -> _Tables:
-    """Returns the tables of parameters, from `uploads` where nothing has changed."""
+    """Returns the tables of parameters; tables that have not changed come from `uploads`."""
     count = len(params)
-    # Rows of an even length all begin where Triton likes them to.
+    # With an even length, each row begins at a multiple of 16 bytes, which Triton reads faster.
     pointers = np.zeros((len(streams), count + count % 2), np.int64)
     for row, stream in zip(pointers, streams, strict=True):
         row[:count] = _numbers(tensor.data_ptr() for tensor in stream)
@@ -234,8 +236,8 @@ def _rows_and_columns(param: Tensor) -> tuple[int, int]:
 
 
 def _upload(made_of: tuple[Any, ...], arrays: dict[str, Numbers], device: torch.device) -> _Uploaded:
-    """Copies tables to the device, without waiting for it."""
-    # All begin at an even place, which Triton likes.
+    """Copies tables to the device, without waiting for the device."""
+    # Each table begins at a multiple of 16 bytes, which Triton reads faster.
     ends = np.cumsum([array.size + array.size % 2 for array in arrays.values()]).tolist()
     starts = [0, *ends[:-1]]
     host = torch.zeros(ends[-1], dtype=torch.int64)
@@ -250,7 +252,7 @@ def _upload(made_of: tuple[Any, ...], arrays: dict[str, Numbers], device: torch.
 
 
 def _layout(heights: Numbers, columns: Numbers, *, is_matrix: bool) -> dict[str, Numbers]:
-    """Returns which program works on what, by name."""
+    """Returns the tables of the tensors and elements that each program works on, by name."""
     blocks = -(-heights * columns // BLOCK)
     layout = {"sizes": heights * columns, "heights": heights, "columns": columns, "blocks": blocks}
     layout["never"] = np.zeros(2, np.int64)
@@ -266,7 +268,7 @@ def _layout(heights: Numbers, columns: Numbers, *, is_matrix: bool) -> dict[str,
 
 
 def _counts(heights: Numbers, columns: Numbers) -> dict[str, int]:
-    """Returns how many programs, and how many elements of memory in between, there are."""
+    """Returns the numbers of programs, and of elements of temporary memory, by name."""
     high = -(-heights // HEIGHT)
     counts = {"tensors": len(heights), "blocks": (-(-heights * columns // BLOCK)).sum()}
     counts |= {"rows": heights.sum(), "columns": columns.sum(), "parts": (high * columns).sum()}
@@ -279,7 +281,7 @@ def _starts(sizes: Numbers) -> Numbers:
 
 
 def _tiles(counts: Numbers, size: int) -> tuple[Numbers, Numbers]:
-    """Returns the tensor of each tile, and where in it the tile begins."""
+    """Returns for each tile its tensor, and the first element (or row, or column) of the tile."""
     tensor_of = np.repeat(np.arange(len(counts)), counts)
     return tensor_of, (np.arange(len(tensor_of)) - _starts(counts)[tensor_of]) * size
 
@@ -294,7 +296,7 @@ def _launch(
     signal: Signal,
     group: dict[str, Any],
 ) -> None:
-    """Launches what a rule needs: one kernel, and more before it where it needs sums."""
+    """Launches the kernel of a rule; before it, the kernels of the sums that the rule reads."""
     from emo_torch._kernels import cuda_kernels as kernels
 
     layout, counts = tables.layout.tables, tables.counts
@@ -307,7 +309,7 @@ def _launch(
     wide = wide_dtype(param)
     is_factored = rule.kind == "factored_moments"
     is_matrix = is_factored and param.ndim >= 2
-    # What a matrix may do before its rule.
+    # Whether a matrix takes a first step before its rule.
     steps_first = bool(spec.first_steps) and param.ndim >= 2
     never = layout["never"][0]
     chosen = never if spec.chosen is None else spec.chosen
@@ -317,7 +319,7 @@ def _launch(
         "SHADOW": _named(streams[-2 if has_shadow else 0][0]),
         "WIDE": _named(torch.empty(0, dtype=wide)),
     }
-    # No fused multiplications and additions: the numbers are those of the other ways.
+    # Without fused multiplications and additions, the numbers are the same as in the other ways.
     plain = {"enable_fp_fusion": False}
     options = {"MODE": MODES.index(group["weight_decay_mode"]), "BLENDS": has_shadow}
     kinds = {"FIRST": _named(streams[moments[0]][0]), "SECOND": _named(streams[moments[-1]][0])}
@@ -376,7 +378,7 @@ def _launch(
         INDEX=index,
         STEPS_FIRST=steps_first,
         RULE=kind,
-        # Vectors have a filter of their own where matrices have rows and columns.
+        # If matrices filter rows and columns, vectors have a filter of their own.
         FILTER=3 if is_factored and not is_matrix and not is_all else filters.get(spec.filter, 0),
         SCALES=spec.filter != "all",
         **options,
@@ -388,7 +390,7 @@ def _launch(
 
 
 def _named(tensor: Tensor) -> Any:
-    """Returns a tensor's dtype as Triton's."""
+    """Returns the dtype of Triton for a tensor."""
     import triton.language as tl
 
     return {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16}[tensor.dtype]

@@ -1,12 +1,13 @@
-"""The kernels of `cuda.py`, in Triton: each takes a step of many tensors in one launch.
+"""The kernels of `cuda.py`, in Triton: one launch of a kernel works on many tensors.
 
-A table says where each tensor begins, others which tensor a program works on and from which element on.
-The numbers are those of `single_tensor` in ../_ways.py: the same operations in the same order. All
-that can change between steps is read from the device, so that a captured graph replays it. Loops are
-`while`, as not every version's interpreter takes a `range` to a number that was loaded.
+One table has the address of each tensor. Other tables have, for each program, its tensor and its first
+element. The numbers are the same as from `single_tensor` in ../_step/ways.py: the same operations in the
+same order. All numbers that can change between steps are read from the device's memory, so that the replay
+of a captured graph reads the new ones. Loops are `while`: in some versions of Triton, the interpreter takes
+no `range` up to a loaded number.
 """
 
-# Annotations are text: this file can be read where there is no Triton.
+# Annotations are not evaluated, so that this module can be imported without Triton.
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,31 +16,31 @@ from typing import Any
 try:
     import triton
     import triton.language as tl
-except ImportError:  # `cuda.is_available` says so.
+except ImportError:  # `cuda.is_available` returns False.
     triton = tl = None
 
 
 def _constants(count: int) -> tuple[Any, ...]:
-    """Returns numbers from 0 on that a kernel may read: Triton asks for a type of its own."""
+    """Returns the numbers from 0 in the type that Triton requires for global numbers in a kernel."""
     return tuple(number if tl is None else tl.constexpr(number) for number in range(count))
 
 
-# In the order of RULES in cuda.py; what is none of these is the rule "softsign".
+# In the order of RULES in cuda.py; the kernel takes every other number for the rule "softsign".
 ADAM, LION, CAUTIOUS, _, FACTORS, SIGN = _constants(6)
-# In the order of MODES in ../_weight_decay.py.
+# In the order of MODES in ../_pieces/weight_decay.py.
 DECOUPLED, ABSOLUTE, L2 = _constants(3)
-# 0 keeps all.
+# The number 0 keeps all elements.
 _, KEEP_ELEMENTS, KEEP_ROWS_AND_COLUMNS, KEEP_VECTORS = _constants(4)
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """Hands a kernel to Triton, where there is one."""
+    """Returns a function as a kernel of Triton; the function itself without Triton."""
     return function if triton is None else triton.jit(function)
 
 
 @jit
 def blended(weight, shadow, exists, ratio):  # type: ignore[no-untyped-def]
-    """Returns a weight pulled to its shadow, where that exists."""
+    """Returns a weight pulled to its shadow; the weight itself if there is no shadow."""
     pulled = weight * (1.0 - ratio) + shadow * ratio
     return tl.where(exists & (ratio > 0.0), pulled, weight)
 
@@ -52,7 +53,7 @@ def sign_of(value):  # type: ignore[no-untyped-def]
 
 @jit
 def rounded(value, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Returns a value in another dtype, to the nearest: Triton's interpreter cuts off for bfloat16."""
+    """Returns a value rounded to the nearest of another dtype; Triton's interpreter would truncate."""
     if tl.bfloat16 == KIND:
         value = value.to(tl.float32)
         bits = value.to(tl.int32, bitcast=True)
@@ -100,7 +101,7 @@ def elements(  # type: ignore[no-untyped-def]
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Takes the step of a block of elements, once all is known of their tensor."""
+    """Takes the step of a block of elements, after the kernels of the sums over the tensor."""
     block = tl.program_id(0)
     tensor = tl.load(tensor_of + block)
     offsets = tl.load(start_of + block) + tl.arange(0, BLOCK)
@@ -179,7 +180,7 @@ def elements(  # type: ignore[no-untyped-def]
         update += weight_decay * weight
     after = weight - update
     if PARAM != WIDE:
-        # Rounded as an update first, then added.
+        # The update is rounded first, then added.
         after = before + rounded(after - before, PARAM).to(WIDE)
     tl.store(params_at, rounded(after, PARAM), mask=mask)
 
@@ -225,7 +226,7 @@ def squares(  # type: ignore[no-untyped-def]
 
 @jit
 def norms_of(parts, first_blocks, blocks, norms, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Sums what `squares` made of a tensor, and takes the root."""
+    """Adds up the sums of `squares` over the blocks of a tensor, and takes the root."""
     tensor = tl.program_id(0)
     begin, count = tl.load(first_blocks + tensor), tl.load(blocks + tensor)
     total = tl.full((), 0.0, parts.dtype.element_ty)
@@ -266,7 +267,7 @@ def rows(  # type: ignore[no-untyped-def]
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Moves the averages of some rows of a matrix, and sums their squares over columns."""
+    """Updates the averages of some rows of a matrix, and sums the squares of these rows by column."""
     tile = tl.program_id(0)
     tensor, begin = tl.load(tensor_of + tile), tl.load(row_of + tile)
     height, width = tl.load(heights + tensor), tl.load(columns + tensor)
@@ -321,7 +322,7 @@ def columns_of(  # type: ignore[no-untyped-def]
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Moves the averages of some columns of a matrix, from what `rows` made."""
+    """Updates the averages of some columns of a matrix from the sums of the kernel `rows`."""
     tile = tl.program_id(0)
     tensor = tl.load(tensor_of + tile)
     height, width = tl.load(heights + tensor), tl.load(columns + tensor)

@@ -1,4 +1,4 @@
-"""The description of a step that compiled code takes, made from the recipe of a member."""
+"""The description of a step for compiled code, made from the recipe of a member."""
 
 import functools
 from collections.abc import Callable
@@ -12,12 +12,15 @@ from emo_torch._rules.family_rules import FIRST_STEP_RULES, KERNELS
 from emo_torch._rules.recipe import Recipe
 
 RULES = tuple(rule.name for rule in KERNELS)
-"""The rules that it knows, in the order of the `enum` in cpu.c."""
+"""The rules that compiled code has, in the order of the `enum` in cpu.c."""
 FILTERS = ("all", "elements", "rows_and_columns", "matrices", "scaled")
-"""The elements that move: all; those that `keep_elements` or `keep_rows_and_columns` keeps; "matrices"
-where the latter keeps all of a matrix; "scaled" for all, with a scaled update."""
+"""The filters of a step, in the order of the `enum` in cpu.c.
+
+"all" moves all elements. "elements" moves the elements that `keep_elements` keeps, "rows_and_columns" the
+elements that `keep_rows_and_columns` keeps. "matrices" is the same, if `keep_rows_and_columns` keeps all
+elements of every matrix. "scaled" moves all elements and scales the update."""
 FIRST_STEPS = tuple(rule.name for rule in FIRST_STEP_RULES)
-"""What a matrix may do before its rule."""
+"""The rules by which a matrix can take a first step, before the rule of the step itself."""
 
 
 @functools.cache
@@ -28,13 +31,13 @@ def _moments_of(kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 class FusedRule(NamedTuple):
-    """A rule and what it works with.
+    """A rule with its numbers.
 
     Attributes:
-        kind: its name in `RULES`.
-        betas: its decay rates, each in [0, 1).
-        eps: its eps, >= 0.
-        prefix: what stands before the names of its moments.
+        kind: the name of the rule in `RULES`.
+        betas: the decay rates of the rule, each in [0, 1).
+        eps: the eps of the rule, >= 0.
+        prefix: the prefix of the names of the rule's moments in a state.
     """
 
     kind: str
@@ -44,33 +47,33 @@ class FusedRule(NamedTuple):
 
     @property
     def shape(self) -> str:
-        """What its moments are: vectors of the parameter's shape, or factors of a matrix."""
+        """The shape of the moments: "whole" for the parameter's shape, "factors" for a matrix's factors."""
         vector, matrix = _moments_of(self.kind)
         return "whole" if vector == matrix else "factors"
 
     @property
     def moments_each(self) -> int:
-        """How many moments a parameter has, without those that are one number."""
+        """The number of moments of a parameter; moments of one number are not counted."""
         return len(_moments_of(self.kind)[0])
 
     def moments(self, ndim: int) -> tuple[str, ...]:
-        """Returns the names of the moments of a parameter of so many dimensions."""
+        """Returns the names of the moments of a parameter with `ndim` dimensions."""
         names = _moments_of(self.kind)[ndim >= 2]
         return tuple(self.prefix + name for name in names) if self.prefix else names
 
 
 class FusedStep(NamedTuple):
-    """What a member does, as data.
+    """The step of a member, as data.
 
     Attributes:
-        rules: one, or up to three among which `chosen` says.
+        rules: one rule, or up to three rules of which `chosen` selects one.
         filter: a name in `FILTERS`.
-        chosen: the index of a rule, int64 of shape `[]` on the CPU.
-        first_steps: names in `FIRST_STEPS`, among which `chosen_first` says.
-        chosen_first: the index of a first step, int64 of shape `[]` on the CPU.
-        share: of the rule "ref", how much of the weights goes into the first moment; of the rule
-            "fresh_sign", how much of the gradient does: makes a tensor of shape `[]` of a dtype on the CPU.
-            The other options of "ref" stand in the group.
+        chosen: the index of the selected rule, int64 of shape `[]`; on the CPU for compiled C.
+        first_steps: names in `FIRST_STEPS`, of which `chosen_first` selects one.
+        chosen_first: the index of the selected first step, int64 of shape `[]`; on the CPU for compiled C.
+        share: a function from a dtype to a tensor of shape `[]` on the CPU. For the rule "ref", the tensor
+            is the share of the weights in the new first moment; the group has the other options of "ref".
+            For the rule "fresh_sign", the tensor is the share of the gradient in the new first moment.
         follow: how far shadows follow at each step, by the rule of `blend_by_trust`, a tensor of shape
             `[]`; `None` for the rule of `blend_with_shadow`.
         weights: the factor of the weights before the step, a tensor of shape `[]`; `None` for 1. Only for
@@ -88,15 +91,15 @@ class FusedStep(NamedTuple):
 
 
 class Signal(NamedTuple):
-    """The emotion as tensors of the dtype that a step is computed in, each of shape `[]`.
+    """The emotion as tensors of shape `[]`, in the dtype of the computation.
 
-    Compiled code on the CPU takes Python's numbers as well, and rounds them to that dtype.
+    Compiled code on the CPU also takes Python's numbers, and rounds them to the dtype of the computation.
 
     Attributes:
         tolerance: theta (1 + |s|).
         scale: 1 - |s|.
         shadow_ratio: r(s).
-        lr: the learning rate, a tensor; the ways without compiled code take a number, too.
+        lr: the learning rate, a tensor. The ways without compiled code also take a number.
     """
 
     tolerance: Any
@@ -106,12 +109,12 @@ class Signal(NamedTuple):
 
 
 MOST_RULES = 3
-"""How many rules the structure in cpu.c has room for."""
+"""The largest number of rules in a `Job` of cpu.c."""
 
 
 @functools.lru_cache(maxsize=256)
 def describe(recipe: Recipe, b1: float, b2: float, eps: float, theta: float) -> FusedStep | None:
-    """Returns a recipe as compiled code reads it; `None` where compiled code does not know the recipe.
+    """Returns a recipe as data for compiled code; `None` if compiled code does not have the recipe.
 
     Args:
         recipe: the recipe.
@@ -126,7 +129,7 @@ def describe(recipe: Recipe, b1: float, b2: float, eps: float, theta: float) -> 
     is_known = all(rule.kernel in kinds for rule in recipe.rules) and len(recipe.rules) <= MOST_RULES
     factored = {rule.moments(1) != rule.moments(2) for rule in recipe.rules}
     if recipe.filter is not None:
-        # Compiled code looks at rows and columns with the factors of a matrix, and at elements without.
+        # In compiled code, rules with factors filter rows and columns, and rules without factors elements.
         is_known &= factored == {recipe.filter == "rows_and_columns"}
     if first is not None:
         is_known &= first.least_ndim == 2 and factored == {True}

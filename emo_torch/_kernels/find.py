@@ -1,4 +1,4 @@
-"""Finds where tensors lie and what they are, many at once, by the standard for that: DLPack."""
+"""Finds the address, shape and dtype of many tensors in one call, by the standard DLPack."""
 
 import ctypes
 import sys
@@ -11,12 +11,12 @@ from torch import Tensor
 
 Numbers = NDArray[np.int64]
 PLAIN = {Tensor, torch.nn.Parameter}
-"""The types of which it is known what they are; a tensor of another may be anything."""
+"""The types of tensors that compiled code reads. A subclass may store its elements in another way."""
 
-# What can be understood of DLPack.
+# The major version of DLPack that this file reads.
 _MAJOR_VERSION = 1
 
-# What the compiled code answers where all is as it was, and the attribute that it asks for.
+# The answer of `emo_find` if nothing has changed, and the name of the attribute with the gradient.
 _KNOWN, _GRAD = 2, "grad"
 
 _place, _count = ctypes.c_void_p, ctypes.c_int64
@@ -39,7 +39,7 @@ class _Exchange(ctypes.Structure):
 
 
 class _Python(ctypes.Structure):
-    """Those of Python's functions that the compiled code calls, all of the stable interface."""
+    """The functions of Python's stable C interface that the compiled code calls."""
 
     _fields_ = (
         ("list_item", ctypes.c_void_p),
@@ -56,10 +56,12 @@ class _Python(ctypes.Structure):
 
 
 class StateIdentity:
-    """Which parameter has which state, in the order of an optimizer's state; it keeps neither alive.
+    """The identities of parameters and of their states, in the order of an optimizer's state.
+
+    It stores numbers, and keeps no parameter and no state alive.
 
     Args:
-        state: an optimizer's state.
+        state: the state of an optimizer.
     """
 
     def __init__(self, state: dict[Any, Any]) -> None:
@@ -68,18 +70,24 @@ class StateIdentity:
 
 
 class TensorAddresses:
-    """The addresses of a group's tensors, and what it takes to find the tensors again.
+    """The addresses of a group's tensors, with the arrays that `Finder` needs to find the tensors again.
 
     Args:
-        group: all of the group's parameters.
-        params: those of them that have a gradient.
-        names: for each name a list of what it is in each of their states; it must live as long as this.
-        prefetch: the `prefetch_addresses` of these tensors.
-        found: what was found: of `params`, of what stands in their states by `names`, and of gradients.
+        group: all parameters of the group.
+        params: the parameters of the group that have a gradient.
+        names: a list for each tensor in a state, with the name of the tensor in the state of each of
+            `params`. The names must live as long as this object.
+        prefetch: the `prefetch_addresses` of the tensors.
+        found: the result of `Finder.find` for `params`, for the tensors in their states by `names`, and for
+            the gradients, in this order.
 
     Attributes:
-        found: what was found the last time.
-        many: how many parameters have a gradient.
+        found: the result of the last search.
+        found_now: the array that the next search writes.
+        many: the number of parameters that have a gradient.
+        rows: the number of lists in `names`.
+        group: the identities of all parameters of the group.
+        places: the addresses of the arrays that compiled code reads.
     """
 
     def __init__(
@@ -102,30 +110,32 @@ class TensorAddresses:
             found,
             self.found_now,
         )
-        # Asked for once: that takes longer than many a tensor.
+        # Computed once: to ask NumPy for these addresses takes longer than to find many tensors.
         self.places = places_of(*self._kept)
 
 
 def identities(objects: Any) -> Numbers:
-    """Returns what tells objects that live from each other."""
+    """Returns the identities of objects. Two objects that live at the same time have other identities."""
     return np.fromiter(map(id, objects), np.int64, len(objects))
 
 
 def places_of(*arrays: NDArray[Any]) -> tuple[int, ...]:
-    """Returns where arrays lie, which must live as long as that is used."""
+    """Returns the addresses of arrays. The arrays must live as long as their addresses are used."""
     return tuple(int(array.ctypes.data) for array in arrays)
 
 
 class Finder:
-    """Finds tensors with compiled code, which looks at Python's objects for itself.
+    """Finds tensors with compiled code, which reads Python's objects directly.
 
-    What it returns has a column for each tensor, and as rows: where it lies; how many rows and columns it
-    has as a matrix, or its elements and 0 where it is none; and a number for its dtype and shape, -1 for
-    what is not contiguous or not in the CPU's memory. It returns `None` if that cannot be said of all.
+    A search returns an array with a column for each tensor, and four rows. Row 0 is the address of the
+    tensor. Rows 1 and 2 are the rows and columns of the tensor as a matrix; a tensor below two dimensions
+    has its number of elements in row 1, and 0 in row 2. Row 3 is a number for dtype and shape, or -1 for a
+    tensor that is not contiguous or not in the CPU's memory. A search returns `None` if DLPack cannot
+    describe all of the tensors.
 
     Args:
         handle: the compiled code.
-        describe: DLPack's function for that, of torch.
+        describe: the address of torch's DLPack function that describes a tensor.
     """
 
     def __init__(self, handle: ctypes.CDLL, describe: int) -> None:
@@ -139,7 +149,7 @@ class Finder:
         plain = (ctypes.c_void_p * len(PLAIN))(*map(id, PLAIN))
         self._python = _Python(*at, id(None), id(_GRAD), plain)
         self._at_python = ctypes.addressof(self._python)
-        # None of it must run beside other threads of Python.
+        # `PyDLL` keeps Python's lock: no other thread of Python may run during these functions.
         library = ctypes.PyDLL(handle._name, handle=handle._handle)
         self._find, self._gather = library.emo_find, library.emo_gather
         self._gradients, self._is_dict = library.emo_gradients, library.emo_is_dict
@@ -159,7 +169,7 @@ class Finder:
         self._is_dict.argtypes = (_place, _object, _place, _place, _count)
 
     def find(self, tensors: list[Tensor]) -> Numbers | None:
-        """Finds any tensors."""
+        """Returns the array for any tensors; `None` if one cannot be described."""
         held = np.fromiter(tensors, object, len(tensors))
         found = np.empty((4, len(tensors)), np.int64)
         at_held, at_found = places_of(held, found)
@@ -167,11 +177,14 @@ class Finder:
         try:
             return found if self._find(*given) else None
         except (RuntimeError, BufferError):
-            return None  # There is no memory that DLPack could name.
+            return None  # A tensor without memory: DLPack cannot describe it.
 
     def gradients(self, before: TensorAddresses, params: list[Tensor]) -> list[Tensor] | None:
-        """Returns the gradients of a group's parameters; `None` where others are in it, or have one."""
-        # A group may hold a tuple by now, which no function for lists may see.
+        """Returns the gradients of a group's parameters.
+
+        Returns `None` if the group has other parameters than before, or other parameters have a gradient.
+        """
+        # Somebody may have put a tuple into the group: the compiled code reads lists only.
         if not isinstance(params, list) or len(params) != len(before.group):
             return None
         grads: list[Any] = [None] * before.many
@@ -186,16 +199,17 @@ class Finder:
         states: list[dict[str, Tensor]],
         grads: list[Tensor],
     ) -> Numbers | None:
-        """Finds what was found before, or stands in its place.
+        """Searches the tensors of an earlier search again, or the tensors that have replaced them.
 
         Args:
-            before: what was found before.
-            params: as many parameters as had a gradient then.
-            states: their states.
-            grads: their gradients.
+            before: the addresses from the earlier search.
+            params: the parameters; as many as had a gradient at the earlier search.
+            states: the states of the parameters.
+            grads: the gradients of the parameters.
 
         Returns:
-            `before.found` where nothing has changed; else what the next search will write over.
+            `before.found` if nothing has changed, and otherwise `before.found_now`, which the next search
+            overwrites. `None` if a tensor is missing or cannot be described.
         """
         _, _, names, prefetch, held, found, found_now = before.places
         if not self._gather(self._at_python, params, states, grads, before.many, names, before.rows, held):
@@ -204,11 +218,11 @@ class Finder:
         try:
             answer = self._find(self._at_python, self._describe, held, count, found_now, prefetch, found)
         except (RuntimeError, BufferError):
-            return None  # There is no memory that DLPack could name.
+            return None  # A tensor without memory: DLPack cannot describe it.
         return before.found if answer == _KNOWN else before.found_now if answer else None
 
     def is_same_state(self, state: dict[Any, Any], known: StateIdentity) -> bool:
-        """Returns whether a state belongs to just those parameters, and is what it was."""
+        """Returns whether a state has the parameters and the states of `known`, in the same order."""
         count = len(state)
         return count == len(known.params) and bool(
             self._is_dict(self._at_python, state, *known.places, count)
@@ -216,7 +230,7 @@ class Finder:
 
 
 def finder(handle: ctypes.CDLL) -> Finder | None:
-    """Returns what finds tensors; `None` where torch has no function for that, or Python no lock."""
+    """Returns a finder; `None` if torch has no such function of DLPack, or Python has no global lock."""
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     if capsule is None or not getattr(sys, "_is_gil_enabled", lambda: True)():
         return None
@@ -229,6 +243,6 @@ def finder(handle: ctypes.CDLL) -> Finder | None:
 
 
 def prefetch_addresses(tensors: list[Tensor]) -> Numbers:
-    """Returns where torch keeps what it knows of tensors, which makes finding them again quicker."""
+    """Returns the addresses of torch's descriptions of tensors and of their storages, to prefetch them."""
     places = [[tensor._cdata, tensor.untyped_storage()._cdata] for tensor in tensors]
     return np.array(places, np.int64).T.copy()

@@ -1,4 +1,4 @@
-"""The job that compiled code takes, as a structure of C, and the library that takes it."""
+"""The job of compiled code, as a structure of C, and the library that carries it out."""
 
 import ctypes
 import functools
@@ -14,22 +14,22 @@ from emo_torch._kernels.loader import load_library
 logger = logging.getLogger("emo_torch")
 
 JOB_VERSION = 3
-"""Counts the changes of `Job`: a library whose `JOB_VERSION` is another one is not used."""
+"""Goes up with each change of `Job`. A library with another `JOB_VERSION` is not used."""
 FUNCTIONS = {torch.float32: "emo_step_float", torch.float64: "emo_step_double"}
-"""The function that takes a job, by the dtype of the computation."""
+"""The function that carries out a job, by the dtype of the computation."""
 NARROW = (torch.bfloat16, torch.float16)
-"""The dtypes of which compiled code makes float32 copies, in the order of the `enum` in cpu.c."""
+"""The dtypes that compiled code copies to float32, in the order of the `enum` in cpu.c."""
 DTYPES = (*FUNCTIONS, *NARROW)
 """The dtypes of the parameters that compiled code can step."""
 
 
 def kind_of(dtype: torch.dtype) -> int:
-    """Returns how compiled code calls a dtype: 0 for the dtype of the computation."""
+    """Returns the number of a dtype in compiled code; 0 is the dtype of the computation."""
     return NARROW.index(dtype) + 1 if dtype in NARROW else 0
 
 
 class Rule(ctypes.Structure):
-    """The twin of `Rule` in cpu.c."""
+    """The structure `Rule` of cpu.c."""
 
     _fields_ = (
         ("kind", ctypes.c_int64),
@@ -44,7 +44,7 @@ class Rule(ctypes.Structure):
 
 
 class Job(ctypes.Structure):
-    """The twin of `Job` in cpu.c: what one call of compiled code has to do."""
+    """The structure `Job` of cpu.c: all that one call of compiled code reads."""
 
     _fields_ = (
         ("tensors", ctypes.c_int64),
@@ -88,7 +88,7 @@ class Job(ctypes.Structure):
 
 
 class Library(NamedTuple):
-    """The compiled code, the process that loaded it, and what it finds tensors with."""
+    """The compiled code, the process that loaded the code, and the code's finder of tensors."""
 
     handle: ctypes.CDLL
     process: int
@@ -113,7 +113,7 @@ def library() -> Library | None:
 
 
 def _mismatch(handle: ctypes.CDLL) -> str:
-    """Returns how a library differs from what this file describes; "" where it does not."""
+    """Returns how a library differs from the structures in this file; "" if it does not differ."""
     expected = {
         "emo_job_version": JOB_VERSION,
         "emo_job_size": ctypes.sizeof(Job),

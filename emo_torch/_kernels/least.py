@@ -1,4 +1,4 @@
-"""Which gradients have a small element: one pass over memory, in compiled code where there is any."""
+"""Finds the gradients that have a small element: one pass over memory, in compiled code if it is there."""
 
 import ctypes
 import functools
@@ -24,11 +24,11 @@ def _function_of(handle: ctypes.CDLL, dtype: torch.dtype) -> Any:
 
 
 def which_are_below(tensors: list[Tensor], bound: float) -> list[bool]:
-    """Returns for each tensor whether an element of it is not at least `bound` in size, or is NaN.
+    """Returns for each tensor whether the size of one of its elements is below `bound`, or is NaN.
 
     Args:
         tensors: floating-point tensors on the CPU, of one dtype, any shapes.
-        bound: what the elements' sizes are compared with, >= 0, a number of that dtype or of float32.
+        bound: the smallest size that is not small, >= 0, a number of that dtype or of float32.
 
     Example:
         >>> import torch
@@ -53,7 +53,7 @@ def which_are_below(tensors: list[Tensor], bound: float) -> list[bool]:
 
 
 def _is_below(tensor: Tensor, bound: float) -> bool:
-    """Does the same for one tensor, in blocks, so that nothing of its size is written."""
+    """Compares one tensor with the bound, in blocks, so that no array of the tensor's size is written."""
     limit = torch.tensor(bound, dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
     rows = tensor.reshape(-1) if tensor.is_contiguous() or tensor.ndim == 0 else tensor
     blocks = (block for block in rows.split(_BLOCK) if block.numel())

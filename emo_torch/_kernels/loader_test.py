@@ -93,7 +93,7 @@ def test_a_library_that_is_not_there_is_said_so(
     missing: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / missing).unlink(missing_ok=True)
-    refuse(folder, caplog, "it was not built")
+    refuse(folder, caplog, "the library was not built")
 
 
 @needs_library
@@ -208,8 +208,8 @@ def test_the_environment_names_the_level(
     warnings = [each.getMessage() for each in caplog.records]
     if level in ("avx512", "sse9"):
         assert warnings == [
-            f"EMO_TORCH_ISA={level}: the library or this processor lacks that. Stepping with avx2; known "
-            "are plain, avx2, avx512."
+            f"EMO_TORCH_ISA={level}: the library or this processor lacks these instructions. Stepping "
+            "with avx2; known are plain, avx2, avx512."
         ]
     else:
         assert warnings == []

@@ -1,8 +1,9 @@
-"""What the fast way remembers between two steps of one optimizer: all of it, and nothing elsewhere.
+"""The step memory: everything that compiled code keeps between two steps of one optimizer.
 
-It lives on the optimizer and ends with it, has one entry for each parameter group, and is neither pickled
-nor copied. Of tensors it holds addresses. The only objects are the states of a plan, which belong to the
-optimizer anyway; no parameter, no gradient and no weak reference to one.
+The step memory is an attribute of the optimizer, is deleted with the optimizer, and is neither pickled nor
+copied. It has one entry for each parameter group, and stores the addresses of tensors. The only objects
+that it keeps alive are the states in a plan, which the optimizer keeps alive, too. It holds no parameter,
+no gradient, and no weak reference to a parameter or a gradient.
 """
 
 from typing import Any
@@ -22,18 +23,18 @@ from emo_torch._kernels.plan import (
 )
 
 MOST_PATIENCE = 64
-"""After how many steps that are alike a plan is made, at the most."""
+"""The largest number of layouts in a row that must be alike before a plan is made."""
 
 
 class _GroupMemory:
-    """What is remembered of one group.
+    """The entry of one parameter group.
 
     Attributes:
-        plan: its plan, once steps are alike.
-        last: the layout of the last step, where that was not by a plan.
-        alike: how many steps in a row were alike.
-        patience: how many must be before a plan is made: more, where plans have been in vain.
-        uploads: what the way of CUDA keeps in the device's memory.
+        plan: the plan of the group; `None` until enough layouts in a row were alike.
+        last: the layout of the last step that ran without a plan.
+        alike: how many layouts in a row were like the layout before (see `are_alike`).
+        patience: the number of such layouts that a plan needs. It doubles when a plan is no longer valid.
+        uploads: the tables that the way of CUDA keeps in the device's memory.
     """
 
     def __init__(self) -> None:
@@ -44,14 +45,14 @@ class _GroupMemory:
         self.uploads: dict[Any, Any] = {}
 
     def forget(self) -> None:
-        """Forgets a plan that did not hold."""
+        """Deletes a plan that is no longer valid."""
         self.plan = self.last = None
         self.alike = 0
         self.patience = min(2 * self.patience, MOST_PATIENCE)
 
 
 class StepMemory:
-    """What one optimizer remembers of its groups, by their places among the groups."""
+    """The step memory of one optimizer: an entry for each parameter group, in the order of the groups."""
 
     def __init__(self) -> None:
         self._groups: list[_GroupMemory] = []
@@ -64,18 +65,18 @@ class StepMemory:
         return StepMemory, ()
 
     def look(self, groups: list[dict[str, Any]], state: dict[Any, State]) -> list[GroupTensors | None]:
-        """Returns the tensors of each group whose plan still holds; `None` for the others.
+        """Returns the tensors of each group whose plan is still valid; `None` for every other group.
 
         Args:
-            groups: an optimizer's groups.
-            state: its state.
+            groups: the groups of the optimizer.
+            state: the state of the optimizer.
         """
         del self._groups[len(groups) :]
         tensors: list[GroupTensors | None] = [None] * len(groups)
         plans = [own.plan for own in self._groups if own.plan is not None]
         if not plans:
             return tensors
-        # Compared once for all groups.
+        # The state is compared once for all groups.
         is_same = plans[0].finder.is_same_state(state, self._identity)
         for index, own in enumerate(self._groups):
             if own.plan is None:
@@ -89,15 +90,15 @@ class StepMemory:
         return tensors
 
     def layouts(self) -> list[Layout | None]:
-        """Returns where the tensors of each group lie, by the plans that `look` found to hold."""
+        """Returns the layout of each group whose plan `look` found valid; `None` for every other group."""
         return [None if own.plan is None else own.plan.layout for own in self._groups]
 
     def params(self, index: int, params: list[Tensor]) -> Params:
-        """Returns the parameters of a group's step, to carry what is remembered of them.
+        """Returns the parameters of a group's step as `Params`, with the group's uploads.
 
         Args:
-            index: the group's place among the groups.
-            params: its parameters that have a gradient.
+            index: the index of the group.
+            params: the parameters of the group that have a gradient.
         """
         carried = params if isinstance(params, Params) else Params(params)
         self._groups += [_GroupMemory() for _ in range(index + 1 - len(self._groups))]
@@ -107,13 +108,13 @@ class StepMemory:
     def remember(
         self, index: int, group: dict[str, Any], state: dict[Any, State], tensors: GroupTensors
     ) -> None:
-        """Keeps the layout of a group's step, and makes a plan once two are alike.
+        """Keeps the layout of a group's step, and makes a plan after enough layouts that are alike.
 
         Args:
-            index: the group's place among the groups, for which `look` or `params` was called.
+            index: the index of the group, for which `look` or `params` was called.
             group: the group.
-            state: the optimizer's state.
-            tensors: its tensors, with `Params` that the step has gone through.
+            state: the state of the optimizer.
+            tensors: the tensors of the group, with the `Params` that the step used.
         """
         own, params = self._groups[index], tensors.params
         layout = params.layout if isinstance(params, Params) else None

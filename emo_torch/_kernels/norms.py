@@ -41,17 +41,20 @@ def are_readable(tensors: list[Tensor], dtype: torch.dtype) -> bool:
             and not any(map(Tensor.is_neg, tensors))
         )
     except RuntimeError:
-        return False  # Tensors of some layouts cannot be asked.
+        return False  # A tensor of another layout, such as a sparse tensor, has no such property.
 
 
 def addresses_of(tensors: list[Tensor]) -> tuple[Numbers, Numbers]:
-    """Returns where tensors lie, and how many elements each has."""
+    """Returns the address and the number of elements of each tensor."""
     begins = np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors))
     return begins, np.fromiter(map(Tensor.numel, tensors), np.int64, len(tensors))
 
 
 def addresses_in(layout: Layout, dtype: torch.dtype) -> tuple[Numbers, Numbers] | None:
-    """Returns the same of the parameters of a layout, without a look at them; `None` for another dtype."""
+    """Returns the addresses and sizes of a layout's parameters; `None` for parameters of another dtype.
+
+    The numbers come from the layout: no tensor is read.
+    """
     is_known = dtype in _FUNCTIONS and layout.dtypes[PARAM] == dtype
     return (layout.begins[PARAM], layout.sizes[PARAM]) if is_known else None
 
@@ -61,14 +64,14 @@ def sum_of_sizes(begins: Numbers, sizes: Numbers, dtype: torch.dtype) -> float |
 
     Args:
         begins: the address of each tensor p, contiguous, on the CPU.
-        sizes: the number of elements of each.
+        sizes: the number of elements of each tensor.
         dtype: float32 or float64, the dtype of all tensors.
     """
     found = library()
     if found is None:
         return None
     total = ctypes.c_double()
-    # Threads are not inherited: a forked process would wait for them for ever.
+    # A forked process does not have the threads of its parent, and would wait for these threads forever.
     threads = torch.get_num_threads() if found.process == os.getpid() else 1
     run = _function_of(found.handle, dtype)
     fails = run(begins.ctypes.data, sizes.ctypes.data, len(begins), threads, ctypes.byref(total))

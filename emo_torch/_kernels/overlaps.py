@@ -1,4 +1,4 @@
-"""Which parameters share memory with another one: those must be stepped one after the other, in order."""
+"""Finds parameters that share memory: these parameters must be stepped one by one, in their order."""
 
 from collections.abc import Sequence
 from itertools import chain, repeat
@@ -13,10 +13,10 @@ _nbytes = attrgetter("nbytes")
 
 
 def overlapping(written: Sequence[Sequence[Tensor]], read: Sequence[Tensor]) -> set[int]:
-    """Returns the indices of the parameters whose step writes memory that is also used by something else.
+    """Returns the indices of the parameters whose step writes memory that another tensor uses, too.
 
-    A way that steps some parameters earlier than their order says must leave these parameters out. Two
-    tensors that share memory are no problem where both are only read.
+    A way of stepping that changes the order of parameters must leave these parameters out. Two tensors may
+    share memory if the step only reads both of them.
 
     Args:
         written: for each parameter the tensors that its step writes: the parameter and its state.
@@ -32,7 +32,7 @@ def overlapping(written: Sequence[Sequence[Tensor]], read: Sequence[Tensor]) -> 
     if not len(order):
         return set()
     begins, ends, owners, are_written = begins[order], ends[order], owners[order], are_written[order]
-    # A piece of memory ends where the next tensor begins after the end of all tensors before.
+    # A piece of memory ends where the next tensor begins after the end of all earlier tensors.
     starts = np.flatnonzero(np.append(True, begins[1:] >= np.maximum.accumulate(ends)[:-1]))
     lengths = np.diff(starts, append=len(begins))
     is_shared = (lengths > 1) & np.logical_or.reduceat(are_written, starts)
@@ -42,12 +42,12 @@ def overlapping(written: Sequence[Sequence[Tensor]], read: Sequence[Tensor]) -> 
 def overlapping_parameters(
     params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[dict[str, Tensor]]
 ) -> set[int]:
-    """Like `overlapping`, for parameters with their whole states.
+    """Returns the result of `overlapping` for parameters with their whole states.
 
     Args:
         params: the parameters.
-        grads: their gradients.
-        states: their states; whether a shadow exists may be one tensor for all of them.
+        grads: the gradients of the parameters.
+        states: the states of the parameters. All states may share one tensor `"shadow_exists"`.
     """
     written = [
         [param, *(state[name] for name in state if name != "shadow_exists")]
@@ -57,7 +57,7 @@ def overlapping_parameters(
 
 
 def _spans(tensors: list[Tensor]) -> tuple[Numbers, Numbers]:
-    """Returns where tensors begin and end, in bytes."""
+    """Returns the addresses at which tensors begin and end."""
     count = len(tensors)
     try:
         begins = np.fromiter(map(Tensor.data_ptr, tensors), np.int64, count)
@@ -71,12 +71,12 @@ def _spans(tensors: list[Tensor]) -> tuple[Numbers, Numbers]:
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """Returns where a tensor begins and ends, in bytes; two equal numbers where it has no address."""
+    """Returns the addresses at which a tensor begins and ends; two zeros if the tensor has no address."""
     try:
         begin, count = tensor.data_ptr(), tensor.numel()
         if count and not tensor.is_contiguous():
             steps = zip(tensor.shape, tensor.stride(), strict=True)
             count = 1 + sum((size - 1) * stride for size, stride in steps)
     except RuntimeError:
-        return 0, 0  # Tensors of some layouts cannot be asked.
+        return 0, 0  # A tensor of another layout, such as a sparse tensor, has no address.
     return begin, begin + count * tensor.element_size()

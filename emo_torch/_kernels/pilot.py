@@ -1,6 +1,7 @@
 """The two passes of EmoPilot in compiled C: one measures all tensors, one moves them. Neither makes a copy.
 
-It takes what `cpu.py` takes: dense tensors in the CPU's memory that are contiguous and of one dtype.
+Compiled code takes the same tensors as in `cpu.py`: contiguous, dense tensors of one dtype in the CPU's
+memory.
 """
 
 import ctypes
@@ -34,7 +35,7 @@ _FIRST, _SECOND = (("", "whole", place) for place in "01")
 
 
 class _Pilot(ctypes.Structure):
-    """The twin of `Pilot` in cpu.c."""
+    """The structure `Pilot` of cpu.c."""
 
     _fields_ = (
         ("measures", ctypes.c_int64),
@@ -49,12 +50,12 @@ class _Pilot(ctypes.Structure):
 
 
 class CompiledBatch(NamedTuple):
-    """Parameters of one group that compiled code moves, all of one dtype.
+    """Parameters of one group and one dtype that compiled code moves.
 
     Attributes:
         group: the parameter group.
         params: the parameters.
-        layout: where parameters, gradients and states lie.
+        layout: the layout of parameters, gradients and states.
     """
 
     group: dict[str, Any]
@@ -68,9 +69,9 @@ def take(
     """Returns the parameters that compiled code can move, and the indices of the others.
 
     Args:
-        params: the parameters of a group; as `Params` they carry their layout from step to step.
-        grads: their gradients.
-        states: their states.
+        params: the parameters of a group; as `Params` they keep their layout from step to step.
+        grads: the gradients of the parameters.
+        states: the states of the parameters.
         group: the options.
     """
     found = library()
@@ -79,7 +80,7 @@ def take(
     layout = params.layout if isinstance(params, Params) else None
     if layout is not None:
         dimensions = tuple(next(iter(layout.names.values())))
-        # A changed option needs other names.
+        # After a change of options, the states have other names.
         if layout.names != names_of(((_KIND, ""),), params[0], group, dimensions):
             layout = None
     if layout is None:
@@ -105,7 +106,7 @@ def take(
 
 
 def measure(batch: CompiledBatch) -> tuple[Tensor, Tensor]:
-    """Returns what `pilot_ways.measure` returns: three products, and the mean square of each parameter."""
+    """Returns the same as `pilot_ways.measure`: three products, and the mean square of each parameter."""
     products, squares = np.zeros(3), np.empty(len(batch.params))
     given = _Pilot(measures=1, products=products.ctypes.data, squares=squares.ctypes.data)
     _run(batch, given)
@@ -120,10 +121,11 @@ def move(batch: CompiledBatch, lengths: Tensor, gate: float, rate: float) -> Non
         batch: the parameters.
         lengths: the length of the step of each parameter, shape `[n]`, on the CPU.
         gate: the factor of the gradients.
-        rate: how far the averages follow.
+        rate: how far the averaged weights follow, in [0, 1].
     """
     lengths = lengths.to(batch.params[0].dtype).contiguous()
-    # What torch does not see it must be told, or a graph would be built on what is no more.
+    # torch does not see writes of compiled code. Without new versions, a backward pass would not notice
+    # that its saved parameters have changed.
     torch.autograd.graph.increment_version(batch.params)
     _run(batch, _Pilot(measures=0, lengths=lengths.data_ptr(), gate=gate, rate=rate))
 
@@ -131,7 +133,7 @@ def move(batch: CompiledBatch, lengths: Tensor, gate: float, rate: float) -> Non
 def _layout_of(
     params: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any]
 ) -> Layout | None:
-    """Returns where tensors lie; `None` where compiled code cannot take all of them."""
+    """Returns the layout of the tensors; `None` if compiled code cannot take all of them."""
     spec = FusedStep((FusedRule(_KIND, group["betas"], group["eps"]),), "all")
     # Tensors made in inference mode have no versions.
     if params[0].dtype not in FUNCTIONS or any(param.is_inference() for param in params):
@@ -139,7 +141,7 @@ def _layout_of(
     layout = describe(params, grads, states, spec, group)
     if layout is None:
         return None
-    # Nothing is widened here.
+    # The passes of EmoPilot make no float32 copies of narrow tensors.
     if {layout.dtypes[key] for key in (PARAM, GRAD, _FIRST, _SECOND)} - {params[0].dtype}:
         return None
     written, read = sort_written(layout), layout.begins[GRAD]
@@ -148,7 +150,7 @@ def _layout_of(
 
 
 def _run(batch: CompiledBatch, pilot: _Pilot) -> None:
-    """Takes one pass; raises a `MemoryError` where memory was wanting, before anything changed."""
+    """Takes one pass; raises a `MemoryError` if memory is missing, before anything has changed."""
     found, group, dtype = library(), batch.group, batch.params[0].dtype
     assert found is not None
     addresses = batch.layout.addresses
@@ -158,7 +160,7 @@ def _run(batch: CompiledBatch, pilot: _Pilot) -> None:
     rule = Rule(RULES.index(_KIND), *group["betas"], group["eps"], at[_FIRST], at[_SECOND])
     job = Job(
         tensors=len(batch.params),
-        # Threads are not inherited: a forked process would wait for them for ever.
+        # A forked process lacks the threads of its parent, and would wait for these threads forever.
         threads=min(torch.get_num_threads(), enough) if found.process == os.getpid() else 1,
         rows=addresses.rows,
         columns=addresses.columns,

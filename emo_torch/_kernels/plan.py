@@ -1,35 +1,35 @@
-"""The plan of a group's step: where its tensors lie, kept from one step to the next and checked by each.
+"""The plan of a group's step: the addresses of the group's tensors, kept between steps, checked at each.
 
-A thousand small tensors take as long to look at as to step. So compiled code compares all of them with what
-the plan says in one call, and one difference makes the step look at every tensor anew (`cpu.describe`).
-Either way a step by compiled code has just checked everything that it relies on:
+To check a thousand small tensors in Python takes as long as to step them. So one call of compiled code
+compares all tensors with the plan. After one difference, the step checks every tensor again in Python
+(`cpu.describe`). In both cases the step has just checked everything that compiled code relies on:
 
 =====================  ==============================================================================
-may change             what a plan compares at each step
+may change             the comparison at each step
 =====================  ==============================================================================
 dtype                  of parameter, gradient and every state tensor: `emo_find`, its bits and its kind
-device                 of the same: `emo_find`, anything but the CPU's memory is never found
-layout, stride         of the same: `emo_find`, what is sparse is not found, what is not contiguous is -1
-storage, offset        of the same: `emo_find`, the address of the first element
-shape                  of the same: `emo_find`, rows, columns and a hash of all dimensions
-subclass               of the same: `emo_find`, only `torch.Tensor` and `torch.nn.Parameter` are found
-overlap                of gradients that moved with what is written: `are_apart`
-negative view          of gradients; of others where an address, shape, dtype or subclass has changed, too
-inference mode         of parameters: `increment_version` refuses them at each step
+device                 of the same tensors: `emo_find`, its number is -1 outside of the CPU's memory
+layout, stride         of the same tensors: `emo_find`, no sparse tensor; -1 if it is not contiguous
+storage, offset        of the same tensors: `emo_find`, the address of the first element
+shape                  of the same tensors: `emo_find`, rows, columns and a hash of all dimensions
+subclass               of the same tensors: `emo_find`, only `torch.Tensor` and `torch.nn.Parameter`
+overlap                of gradients at new addresses with the written tensors: `are_apart`
+negative view          of gradients; of other tensors if an address, shape, dtype or subclass changed
+inference mode         of parameters: `increment_version` refuses such parameters at each step
 identity of a          the objects in `group["params"]`, in their order, and which of them have a
-parameter              gradient: `emo_gradients`; so replaced, added, removed, reordered, frozen
+parameter              gradient: `emo_gradients`; so replaced, added, removed, reordered, frozen ones
 identity of a state    which parameter has which state, in order: `emo_is_dict` on the optimizer's state
 identity of a moment   looked up by name in its state at each step: `emo_gather`
-identity of a          asked of each parameter at each step: `emo_gradients`
+identity of a          read from each parameter at each step: `emo_gradients`
 gradient
 names in the states    rules and `use_shadow`: `cpu.step` and `revalidate`
-requires_grad          nothing depends on it: who has a gradient is stepped, as in `torch.optim`
-options, loss          read at each step, never remembered
-thread count           asked of torch at each step, never remembered
-group's place          a plan belongs to an index; the parameters' identity tells whose group it is
+requires_grad          not compared: each parameter with a gradient is stepped, as in `torch.optim`
+options, loss          read at each step, not in a plan
+thread count           read from torch at each step, not in a plan
+index of a group       a plan belongs to an index; the parameters' identity shows a change of groups
 =====================  ==============================================================================
 
-Not seen is one thing alone: `param.data` that becomes a negative view of its own memory, as it was.
+One change is not found: `param.data` becomes a negative view of its own memory, with the same layout.
 """
 
 import dataclasses
@@ -50,19 +50,19 @@ from emo_torch._kernels.find import (
 )
 
 State = dict[str, Tensor]
-# By what it is for: a tensor for each parameter, or where that lies and how many elements it has.
+# A key names a stream: one kind of tensor, such as the gradients, with a tensor for each parameter.
 Key = tuple[str, ...]
 Streams = dict[Key, list[Tensor]]
 Places = dict[Key, Numbers]
 PARAM, GRAD, SHADOW, EXISTS, NORM = ("param",), ("grad",), ("shadow",), ("exists",), ("norm",)
 COMPENSATION = ("compensation",)
 STEP, AVERAGE = ("step",), ("average",)
-# What a tensor is called in a state, by the number of dimensions of the parameter.
+# The names of a stream's tensors in the states, by the number of dimensions of the parameter.
 Names = dict[Key, dict[int, str]]
 
 
 class Addresses(NamedTuple):
-    """Where the arrays of a layout lie, as numbers that compiled code reads.
+    """The addresses of the arrays of a layout, which compiled code reads.
 
     Attributes:
         streams: the address of each array in `Layout.begins`.
@@ -70,7 +70,7 @@ class Addresses(NamedTuple):
         columns: the address of `Layout.columns`.
         zeros: an array of zeros, for a stream that a rule does not have.
         nothing: the address of `zeros`.
-        elements: how many elements all parameters have.
+        elements: the number of elements of all parameters together.
     """
 
     streams: dict[Key, int]
@@ -81,19 +81,19 @@ class Addresses(NamedTuple):
     elements: int
 
 
-# Compared by identity: are_alike compares what is in two layouts.
+# Two layouts are compared by identity; `are_alike` compares their contents.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """What compiled code has to know of parameters of one dtype that all fit.
+    """The addresses and sizes of the tensors of parameters that compiled code can step together.
 
     Attributes:
-        begins: where each tensor lies.
-        sizes: how many elements it has.
-        rows: how many rows each parameter has as a matrix; its elements where it is none.
-        columns: how many columns; 0 where it is none.
-        names: what was looked at in the states.
-        dtypes: the dtype of the tensors.
-        is_apart: whether it is known that nothing overlaps with what is written to.
+        begins: for each stream the addresses of its tensors.
+        sizes: for each stream the numbers of elements of its tensors.
+        rows: the rows of each parameter as a matrix; the number of elements below two dimensions.
+        columns: the columns of each parameter as a matrix; 0 below two dimensions.
+        names: the names of the streams' tensors in the states.
+        dtypes: the dtype of each stream.
+        is_apart: whether a check has shown that no written tensor overlaps with another tensor.
         prepared: the last job of compiled code, which the next step can use again.
     """
 
@@ -108,7 +108,7 @@ class Layout:
 
     @functools.cached_property
     def addresses(self) -> Addresses:
-        """Where the arrays lie. They stay there: a plan writes into them and never replaces them."""
+        """The addresses of the arrays. They stay valid: a plan writes into arrays and replaces none."""
         zeros = np.zeros_like(self.rows)
         streams = dict(zip(self.begins, places_of(*self.begins.values()), strict=True))
         rows, columns, nothing = places_of(self.rows, self.columns, zeros)
@@ -116,13 +116,13 @@ class Layout:
 
 
 class Params(list[Tensor]):
-    """Parameters, with what is remembered of them between two steps.
+    """Parameters, with the objects that are kept for them between two steps.
 
     Attributes:
-        layout: where they, their gradients and their states lie; `None` before anyone looked, and where
-            something does not fit.
-        finder: what finds tensors quickly, where that is possible.
-        uploads: what the way of CUDA keeps in the device's memory; `None` to keep nothing.
+        layout: the layout of the parameters, their gradients and their states; `None` before compiled code
+            has made one, and if compiled code cannot take all of the parameters.
+        finder: the finder of tensors; `None` if torch or Python has no support for one.
+        uploads: the tables that the way of CUDA keeps in the device's memory; `None` to keep no tables.
     """
 
     layout: Layout | None = None
@@ -139,16 +139,16 @@ class GroupTensors(NamedTuple):
 
 
 class Written(NamedTuple):
-    """Where each tensor that is written to begins and ends, in bytes, as they lie in memory."""
+    """The addresses at which the written tensors begin and end, in the order of the addresses."""
 
     begins: Numbers
     ends: Numbers
 
 
 class Plan(NamedTuple):
-    """The layout of a group, and what it takes to see whether it still holds."""
+    """The layout of a group, with the values that show whether the layout is still valid."""
 
-    states: list[State]  # Kept, so that no other ever has their identity.
+    states: list[State]  # Kept alive, so that no new object gets the identity of a state.
     identity: StateIdentity
     use_shadow: bool
     finder: Finder
@@ -160,14 +160,14 @@ class Plan(NamedTuple):
 def make_plan(
     layout: Layout, finder: Finder, group: dict[str, Any], tensors: GroupTensors, identity: StateIdentity
 ) -> Plan | None:
-    """Returns a plan for the next steps of a group; `None` where none can be made.
+    """Returns a plan for the next steps of a group; `None` if there can be no plan.
 
     Args:
         layout: the layout that the last step made.
-        finder: what finds tensors.
+        finder: the finder of tensors.
         group: the group.
-        tensors: its parameters with a gradient, gradients and states.
-        identity: which parameter has which state.
+        tensors: the parameters of the group that have a gradient, with gradients and states.
+        identity: the identities of the optimizer's parameters and states.
     """
     params, grads, states = tensors
     names = [[own[param.ndim] for param in params] for own in layout.names.values()]
@@ -177,7 +177,7 @@ def make_plan(
     order = (PARAM, *layout.names, GRAD)
     if found is None or not np.array_equal(found[0], np.concatenate([layout.begins[key] for key in order])):
         return None
-    # Parts of what was found, which is kept up to date.
+    # Views of `found`: `revalidate` writes new addresses into `found`.
     begins = dict(zip(order, np.split(found[0], len(order)), strict=True))
     layout = dataclasses.replace(layout, begins=begins, is_apart=True)
     written = sort_written(layout)
@@ -195,7 +195,7 @@ def make_plan(
 
 
 def revalidate(plan: Plan, group: dict[str, Any]) -> GroupTensors | None:
-    """Returns a group's tensors if all is as the plan says, but for where gradients lie; else `None`."""
+    """Returns a group's tensors if only the addresses of gradients differ from the plan; else `None`."""
     params: list[Tensor] = group["params"]
     grads = plan.finder.gradients(plan.addresses, params)
     if grads is None or bool(group.get("use_shadow")) != plan.use_shadow:
@@ -222,7 +222,7 @@ def revalidate(plan: Plan, group: dict[str, Any]) -> GroupTensors | None:
 
 
 def are_alike(one: Layout, other: Layout) -> bool:
-    """Returns whether two layouts are the same, but for where gradients lie."""
+    """Returns whether two layouts are equal, apart from the addresses of gradients."""
     return (
         one.names == other.names
         and one.dtypes == other.dtypes
@@ -234,12 +234,12 @@ def are_alike(one: Layout, other: Layout) -> bool:
 
 
 def ends_of(layout: Layout, key: Key, begins: Numbers) -> Numbers:
-    """Returns where the tensors of a stream end, in bytes."""
+    """Returns the addresses at which the tensors of a stream end."""
     return begins + layout.dtypes[key].itemsize * layout.sizes[key]
 
 
 def sort_written(layout: Layout) -> Written | None:
-    """Returns where that lies which is written to; `None` if any two overlap."""
+    """Returns the addresses of the written tensors; `None` if two of these tensors overlap."""
     keys = [key for key in layout.begins if key not in (GRAD, EXISTS)]
     begins = np.concatenate([layout.begins[key] for key in keys])
     ends = np.concatenate([ends_of(layout, key, layout.begins[key]) for key in keys])
@@ -253,7 +253,7 @@ def _sorted(begins: Numbers, ends: Numbers) -> Written | None:
 
 
 def are_apart(written: Written, begins: Numbers, ends: Numbers) -> bool:
-    """Returns whether nothing that is read, from `begins` to `ends` in bytes, is written to."""
-    # Those that begin before what is read ends must have ended before that begins.
+    """Returns whether no tensor that is read, from `begins` to `ends`, overlaps with a written tensor."""
+    # A written tensor that begins before a read tensor ends must end before the read tensor begins.
     before = np.searchsorted(written.begins, ends) - 1
     return not np.any((before >= 0) & (written.ends[before] > begins) & (ends > begins))
