@@ -1,4 +1,4 @@
-"""The base of the optimizers with an emotion, and a look at that emotion."""
+"""The base of the optimizers with an emotion, with the properties that show the emotion."""
 
 from typing import Any
 
@@ -27,13 +27,13 @@ from emo_torch._step.ways import WAYS, Feeling
 
 HISTORY = tuple(f"emotion_history_{index:02d}" for index in range(WINDOW))
 SHARED_OPTIONS = ("short_factor", "long_factor", "gain", "shadow_ratio", "maximize")
-"""Options of the one emotion, which a group cannot have for itself."""
+"""Options of the emotion, of which an optimizer has one: a group cannot set them for itself."""
 
 
 class EmoOptimizer(LossOptimizer):
-    """The base of those with an emotion: it feels the loss once a step, and blends with a shadow.
+    """The base of the members with an emotion: feels the loss once a step, and blends with a shadow.
 
-    A member sets `recipe`, and hands over its options (see `options_of`).
+    A member sets `recipe`, and passes its options to `__init__` (see `options_of`).
 
     Args:
         params: the parameters, or groups of parameters, which may have options of their own.
@@ -52,7 +52,7 @@ class EmoOptimizer(LossOptimizer):
     memory_title = "emotion"
     shared_options: tuple[str, ...] = SHARED_OPTIONS
     shadow_effect: bool = True
-    """Whether its update is filtered and scaled; derives from the recipe."""
+    """Whether the update of the member is filtered and scaled; derived from the recipe."""
 
     _emotion: EmotionState
     _shadow_exists: Tensor
@@ -66,7 +66,7 @@ class EmoOptimizer(LossOptimizer):
     def __init__(self, params: ParamsT, options: Group, *, process_group: LossGroup = None) -> None:
         shadow_ratio = options["shadow_ratio"]
         check_shadow_ratio(shadow_ratio)
-        # A function cannot be loaded safely from a file, so the groups only say that there is one.
+        # A function cannot be loaded safely from a file, so the groups store the word "function" instead.
         self._shadow_ratio_of = shadow_ratio if callable(shadow_ratio) else None
         options["shadow_ratio"] = "function" if callable(shadow_ratio) else shadow_ratio
         options["weight_decay_divisor"] = _divisor(options)
@@ -79,7 +79,7 @@ class EmoOptimizer(LossOptimizer):
         check_rounding(options)
 
     def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
-        """Takes in the loss, and decides how far this step pulls to the shadow."""
+        """Updates the emotion with the loss; returns the scalars of the step, such as the shadow ratio."""
         del extra_losses
         assert loss is not None
         group = self.param_groups[0]
@@ -94,7 +94,7 @@ class EmoOptimizer(LossOptimizer):
         scalar = self._emotion.scalar
         if not any(group["use_shadow"] for group in self.param_groups):
             return Feeling(scalar, self._shadow_ratio)
-        # A name that came from a file goes before a function that the optimizer was made with.
+        # A name from a loaded state overrides the function that the optimizer was made with.
         given: ShadowRatio = group["shadow_ratio"]
         if group["shadow_ratio"] == "function" and self._shadow_ratio_of is not None:
             given = self._shadow_ratio_of
@@ -108,11 +108,11 @@ class EmoOptimizer(LossOptimizer):
         """Returns the number of steps, the current step included, as a tensor of shape `[]`."""
         return self._emotion.felt + self._emotion.held
 
-    # A look at the emotion.
+    # The properties that show the emotion.
 
     @property
     def emotion(self) -> Emotion:
-        """The emotion as it is now, in tensors of its own; no sync with the device."""
+        """The current emotion, as copies; no sync with the device."""
         state = self._emotion
         return Emotion(
             short=state.short.clone(),
@@ -148,7 +148,7 @@ class EmoOptimizer(LossOptimizer):
         return WAYS.step(params, grads, states, recipe=self.recipe, feeling=feeling, group=group)
 
     def emotion_tensors(self) -> State:
-        """Returns the tensors that the emotion lives in, by their names; not copies."""
+        """Returns the tensors of the emotion by their names; not copies."""
         shadow = {"shadow_exists": self._shadow_exists, "shadow_ratio": self._shadow_ratio}
         return {**self._emotion._asdict(), **shadow}
 
@@ -156,7 +156,7 @@ class EmoOptimizer(LossOptimizer):
         """Returns the tensors of the memory by the names that the bridge to `emo_optax` gives them."""
         return {f"emotion/{name}": tensor for name, tensor in self.emotion_tensors().items()}
 
-    # Where the emotion lives.
+    # The tensors of the memory.
 
     def first_memory(self) -> tuple[Tensor, ...]:
         """Returns the statistics of the losses before the first loss."""
@@ -164,19 +164,19 @@ class EmoOptimizer(LossOptimizer):
         return (*init_emotion(torch.float32), never, none)
 
     def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
-        """Takes tensors to remember in, and returns them, flat, by the names that groups know them by."""
+        """Uses these tensors as the memory from now on, and returns them by their names in the groups."""
         *emotion, self._shadow_exists, self._shadow_ratio = memory
         self._emotion = EmotionState(*emotion)
         flat = {f"emotion_{name}": tensor for name, tensor in self._emotion._asdict().items()}
         del flat["emotion_history"]
         flat["emotion_shadow_exists"] = self._shadow_exists
         flat["emotion_shadow_ratio"] = self._shadow_ratio
-        # One by one: some checkpointers compare a group's values, which only scalars survive.
+        # The history as scalars: some checkpointers compare the values of a group, which fails for vectors.
         flat.update(zip(HISTORY, self._emotion.history.unbind(), strict=True))
         return flat
 
     def memory_from_group(self, group: Group) -> tuple[Tensor, ...]:
-        """Returns the tensors of the memory from a group that came out of a file or a copy."""
+        """Returns the tensors of the memory from a group that was loaded or copied."""
         fields = {name: group[f"emotion_{name}"] for name in EmotionState._fields if name != "history"}
         fields["history"] = torch.stack([torch.as_tensor(group[name]) for name in HISTORY])
         emotion = EmotionState(**{name: torch.as_tensor(value) for name, value in fields.items()})
@@ -185,7 +185,7 @@ class EmoOptimizer(LossOptimizer):
         return (*emotion, exists, ratio)
 
     def memory_names(self) -> tuple[str, ...]:
-        """Returns the names that groups know the memory by."""
+        """Returns the names of the tensors of the memory in the groups."""
         names = [f"emotion_{name}" for name in EmotionState._fields if name != "history"]
         return (*names, "emotion_shadow_exists", "emotion_shadow_ratio", *HISTORY)
 
@@ -203,7 +203,7 @@ class EmoOptimizer(LossOptimizer):
 
 
 def _divisor(options: Group) -> float | None:
-    """Takes `decoupled_weight_decay` out of the options; returns the divisor of the weight decay."""
+    """Removes `decoupled_weight_decay` from the options; returns the divisor of the weight decay."""
     is_divided = options.pop("decoupled_weight_decay", False)
     check_learning_rate(options["lr"])
     check_flag("decoupled_weight_decay", is_divided)

@@ -18,12 +18,12 @@ class Feeling(NamedTuple):
 
     Attributes:
         scalar: the emotion scalar, in [-1, 1].
-        shadow_ratio: how far to pull a parameter to its shadow, where that exists, in [0, 1].
+        shadow_ratio: how far to pull a parameter to its shadow, if the shadow exists, in [0, 1].
         follow: how far the shadow follows, in the rule of v3 (see `blend_by_trust`); `None` for the rule of
             v2.0 and v1.0.
         scale: the factor of the update; `None` for the step scale of a member with a filter.
-        rate: the learning rate of the step; `None` for that of the group.
-        weights: a factor of the parameters before the step, `None` for none.
+        rate: the learning rate of the step; `None` for the learning rate of the group.
+        weights: a factor of the parameters before the step; `None` for no factor.
         numbers: further numbers that a rule reads, by name.
     """
 
@@ -37,7 +37,7 @@ class Feeling(NamedTuple):
 
 
 def for_compiled(spec: FusedStep, feeling: Feeling, group: Group, *, on_cpu: bool) -> FusedStep | None:
-    """Returns a step as compiled code reads it, with what a member of v3.6.1 or v3.9.1 asks beside.
+    """Returns a step for compiled code, with the additional scalars of a member of v3.6.1 or v3.9.1.
 
     Args:
         spec: the step, from the recipe of the member.
@@ -46,7 +46,7 @@ def for_compiled(spec: FusedStep, feeling: Feeling, group: Group, *, on_cpu: boo
         on_cpu: whether compiled code of the CPU takes the step, and not another way of `_kernels`.
 
     Returns:
-        The step; `None` where only the ways without compiled code can take it.
+        The step; `None` if only the ways without compiled code can take the step.
     """
     if feeling.scale is not None and spec.filter == "all":
         spec = spec._replace(filter="scaled")
@@ -64,7 +64,7 @@ def for_compiled(spec: FusedStep, feeling: Feeling, group: Group, *, on_cpu: boo
 
 
 def numbers_of(feeling: Feeling, group: Group, dtype: torch.dtype) -> Signal:
-    """Returns what `signal_of` returns, as Python's numbers: for the CPU, where PyTorch's calls cost more.
+    """Returns the signal of `signal_of` as Python's numbers: on the CPU, calls of PyTorch take longer.
 
     Args:
         feeling: the feeling, on the CPU.
@@ -72,7 +72,7 @@ def numbers_of(feeling: Feeling, group: Group, dtype: torch.dtype) -> Signal:
         dtype: the dtype of the computation, to which the caller rounds the numbers.
     """
     del dtype
-    # Every operation is rounded to the dtype of the scalar, as PyTorch's are.
+    # Every operation is rounded to the dtype of the scalar, as in PyTorch.
     real: Any = np.float64 if feeling.scalar.dtype == torch.float64 else np.float32
     size = abs(real(feeling.scalar.item()))
     lr = group["lr"] if feeling.rate is None else feeling.rate

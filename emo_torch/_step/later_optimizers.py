@@ -1,7 +1,7 @@
-"""What the members of v3.6.1 and of the third generation share: other memories of the losses.
+"""The bases of the members of v3.6.1 and of the third generation, with other memories of the losses.
 
-`DriveOptimizer` (v3.6.1) has an emotion with three averages. `PulseOptimizer` (v3.9.1) has a pulse, the
-learning rate that it makes from the loss, in the place of an emotion.
+`DriveOptimizer` (v3.6.1) has an emotion with three averages. `PulseOptimizer` (v3.9.1) has no emotion. It
+has a pulse: a learning rate that is made from the loss.
 """
 
 import logging
@@ -56,7 +56,7 @@ _logger = logging.getLogger("emo_torch")
 
 
 def _check_group(options: Group) -> None:
-    """Raises an error for an option that the members of both generations have."""
+    """Raises an error for an option out of its range, of those that members of both generations have."""
     check_learning_rate(options["lr"])
     check_not_negative("epsilon", options["eps"])
     check_decay_rates(options["betas"])
@@ -90,7 +90,7 @@ class DriveOptimizer(EmoOptimizer):
         _check_group(options)
 
     def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
-        """Takes in the loss, and decides how far this step moves, and pulls to the shadow."""
+        """Updates the emotion with the loss; returns the scalars of the step, such as emoDrive."""
         del extra_losses
         assert loss is not None
         if self.param_groups[0].get("maximize"):
@@ -103,7 +103,7 @@ class DriveOptimizer(EmoOptimizer):
 
     @property
     def drive(self) -> Drive:
-        """The emotion of v3.6.1 as it is now, in tensors of its own; no sync with the device."""
+        """The current emotion of v3.6.1, as copies; no sync with the device."""
         state = self._emotion
         return Drive(
             drive=drive_factor(state.scalar),
@@ -120,26 +120,26 @@ class DriveOptimizer(EmoOptimizer):
         )
 
     def emotion_tensors(self) -> State:
-        """Returns the tensors that the emotion lives in, by their names; not copies."""
+        """Returns the tensors of the emotion by their names; not copies."""
         return {**super().emotion_tensors(), "medium": self._medium}
 
-    # Where the emotion lives.
+    # The tensors of the memory.
 
     def first_memory(self) -> tuple[Tensor, ...]:
         """Returns the statistics of the losses before the first loss."""
         return (*super().first_memory(), init_drive(torch.float32).medium)
 
     def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
-        """Takes tensors to remember in, and returns them, flat, by the names that groups know them by."""
+        """Uses these tensors as the memory from now on, and returns them by their names in the groups."""
         *emotion, self._medium = memory
         return {**super().bind_memory(tuple(emotion)), "emotion_medium": self._medium}
 
     def memory_from_group(self, group: Group) -> tuple[Tensor, ...]:
-        """Returns the tensors of the memory from a group that came out of a file or a copy."""
+        """Returns the tensors of the memory from a group that was loaded or copied."""
         return (*super().memory_from_group(group), torch.as_tensor(group["emotion_medium"]))
 
     def memory_names(self) -> tuple[str, ...]:
-        """Returns the names that groups know the memory by."""
+        """Returns the names of the tensors of the memory in the groups."""
         return (*super().memory_names(), "emotion_medium")
 
 
@@ -167,7 +167,7 @@ class PulseOptimizer(LossOptimizer):
         check_flag("notify", options["notify"])
 
     def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
-        """Takes in the loss, makes the pulse, and decides how far this step pulls to the shadow."""
+        """Updates the pulse with the loss; returns the scalars of the step, such as the shadow ratio."""
         del extra_losses
         assert loss is not None
         group = self.param_groups[0]
@@ -190,11 +190,11 @@ class PulseOptimizer(LossOptimizer):
         """Returns the number of steps, the current step included, as a tensor of shape `[]`."""
         return self._pulse.felt + self._pulse.held
 
-    # A look at the pulse.
+    # The properties that show the pulse.
 
     @property
     def pulse(self) -> Pulse:
-        """The pulse as it is now, in tensors of its own; no sync with the device."""
+        """The current pulse, as copies; no sync with the device."""
         return pulse_from(self._pulse, self._shadow_ratio)
 
     @property
@@ -226,7 +226,7 @@ class PulseOptimizer(LossOptimizer):
         named["emotion/shadow_ratio"] = self._shadow_ratio
         return named
 
-    # Where the pulse lives.
+    # The tensors of the memory.
 
     def first_memory(self) -> tuple[Tensor, ...]:
         """Returns the statistics of the losses before the first loss."""
@@ -235,7 +235,7 @@ class PulseOptimizer(LossOptimizer):
         return (*init_pulse(dtype, self.param_groups[0]["lr"]), never, none)
 
     def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
-        """Takes tensors to remember in, and returns them, flat, by the names that groups know them by."""
+        """Uses these tensors as the memory from now on, and returns them by their names in the groups."""
         *pulse, self._shadow_exists, self._shadow_ratio = memory
         self._pulse = PulseState(*pulse)
         flat = {f"pulse_{name}": tensor for name, tensor in self._pulse._asdict().items()}
@@ -246,18 +246,18 @@ class PulseOptimizer(LossOptimizer):
         }
 
     def memory_from_group(self, group: Group) -> tuple[Tensor, ...]:
-        """Returns the tensors of the memory from a group that came out of a file or a copy."""
+        """Returns the tensors of the memory from a group that was loaded or copied."""
         return tuple(torch.as_tensor(group[name]) for name in self.memory_names())
 
     def memory_names(self) -> tuple[str, ...]:
-        """Returns the names that groups know the memory by."""
+        """Returns the names of the tensors of the memory in the groups."""
         names = tuple(f"pulse_{name}" for name in PulseState._fields)
         return (*names, "pulse_shadow_exists", "pulse_shadow_ratio")
 
 
 def _shares(groups: list[Group], scalar: Tensor, exists: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns how far a step pulls to the shadow, and how far the shadow follows; remembers both."""
-    # Where a parameter has no shadow yet, its own `shadow_exists` keeps the pull away.
+    """Returns how far a step pulls to the shadow, and how far the shadow follows; updates the memory."""
+    # A parameter without a shadow is not pulled: its own `shadow_exists` is False.
     ratio, follow = shadow_shares(scalar, torch.ones_like(exists))
     if any(group["use_shadow"] for group in groups):
         shown.copy_(ratio * exists)
@@ -266,10 +266,10 @@ def _shares(groups: list[Group], scalar: Tensor, exists: Tensor, shown: Tensor) 
 
 
 class NormOptimizer(PulseOptimizer):
-    """The base of EmoTion and EmoVoid: they read the sum of the L1 norms of all parameters.
+    """The base of EmoTion and EmoVoid, which read the sum of the L1 norms of all parameters.
 
-    Parameters count that need a gradient, whether they have one at this step or not. A new parameter group
-    starts the sum anew, as the first step does.
+    The sum counts the parameters that require a gradient, also without a gradient at this step. A new
+    parameter group starts the sum anew, as the first step does.
     """
 
     def take_norm(self) -> Tensor:
@@ -290,11 +290,11 @@ class NormOptimizer(PulseOptimizer):
         raise NotImplementedError
 
     def hold_norm_tensors(self, tensors: tuple[Tensor, ...]) -> None:
-        """Takes tensors to keep the sum in."""
+        """Uses tensors to keep the sum in from now on."""
         raise NotImplementedError
 
     def first_norm(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Returns what is kept before any step."""
+        """Returns the tensors of `norm_tensors` before the first step."""
         raise NotImplementedError
 
     norm_names: tuple[str, ...]
@@ -310,14 +310,14 @@ class NormOptimizer(PulseOptimizer):
         return (*super().first_memory(), *self.first_norm(wide_dtype(*self._params())))
 
     def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
-        """Takes tensors to remember in, and returns them, flat, by the names that groups know them by."""
+        """Uses these tensors as the memory from now on, and returns them by their names in the groups."""
         count = len(memory) - len(self.norm_names)
         self.hold_norm_tensors(memory[count:])
         norm = {f"pulse_norm_{name}": tensor for name, tensor in self.norm_tensors().items()}
         return {**super().bind_memory(memory[:count]), **norm}
 
     def memory_names(self) -> tuple[str, ...]:
-        """Returns the names that groups know the memory by."""
+        """Returns the names of the tensors of the memory in the groups."""
         return (*super().memory_names(), *(f"pulse_norm_{name}" for name in self.norm_names))
 
 
@@ -328,7 +328,7 @@ class FreshOptimizer(NormOptimizer):
     _kept: Tensor
 
     def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
-        """Takes in the loss, and the change of the sum of the norms."""
+        """Updates the pulse with the loss; returns scalars with the change of the sum of the norms."""
         feeling = super().update_memory(loss, **extra_losses)
         change, kept = relative_change(self._kept, self.take_norm())
         self._kept.copy_(kept)
@@ -339,11 +339,11 @@ class FreshOptimizer(NormOptimizer):
         return {"kept": self._kept}
 
     def hold_norm_tensors(self, tensors: tuple[Tensor, ...]) -> None:
-        """Takes a tensor to keep the sum in."""
+        """Uses a tensor to keep the sum in from now on."""
         (self._kept,) = tensors
 
     def first_norm(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Returns what is kept before any step."""
+        """Returns the tensor of `norm_tensors` before the first step."""
         return (torch.full((), NO_NORM, dtype=dtype),)
 
 
@@ -354,7 +354,7 @@ class HeldNormOptimizer(NormOptimizer):
     _held_norm: HeldNorm
 
     def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
-        """Takes in the loss, and settles the factor of the parameters."""
+        """Updates the pulse with the loss; returns scalars with the factor of the parameters."""
         feeling = super().update_memory(loss, **extra_losses)
         is_over_now = is_over(self._held_norm, self._pulse.should_stop)
         norm = self._held_norm.kept if is_over_now else self.take_norm()
@@ -367,9 +367,9 @@ class HeldNormOptimizer(NormOptimizer):
         return self._held_norm._asdict()
 
     def hold_norm_tensors(self, tensors: tuple[Tensor, ...]) -> None:
-        """Takes tensors to keep the sum in."""
+        """Uses tensors to keep the sum in from now on."""
         self._held_norm = HeldNorm(*tensors)
 
     def first_norm(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Returns what is kept before any step."""
+        """Returns the tensors of `norm_tensors` before the first step."""
         return tuple(init_held_norm(dtype))

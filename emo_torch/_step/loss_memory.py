@@ -13,7 +13,7 @@ from torch import Tensor
 from emo_torch._rules.recipe import Group, State
 
 Bind = Callable[[tuple[Tensor, ...]], State]
-"""From the tensors of a memory to the same tensors, flat, by the names that the groups have for them."""
+"""A function from the tensors of a memory to the scalars among them, by their names in the groups."""
 
 
 MEMORY_KINDS = ("emotion", "pulse", "divergence", "pilot")
@@ -21,7 +21,7 @@ MEMORY_KINDS = ("emotion", "pulse", "divergence", "pilot")
 
 
 class LossMemory:
-    """The tensors that an optimizer remembers the losses in.
+    """The tensors in which an optimizer stores the statistics of the losses.
 
     Args:
         tensors: the tensors, which belong to this memory alone.
@@ -30,8 +30,8 @@ class LossMemory:
     Attributes:
         tensors: the tensors, in the order of the class that defines them.
         by_name: the tensors by the names that the groups have for them.
-        name: the first of these names. A group whose tensor of this name is another one was written to
-            from outside, for example by a checkpointer.
+        name: the first of these names. If a group has another tensor under this name, other code has
+            written to the group, for example a checkpointer.
         first: the tensor of the name `name`.
         number: one of the floating-point tensors. A loss is converted to its dtype and device.
     """
@@ -114,4 +114,4 @@ def check_saved_memory(
                 raise ValueError(f"The state is damaged: {name!r} must be one number, and is {value!r}")
             is_count = not held[name].is_floating_point()
             if not math.isfinite(value) or (is_count and not (value >= 0 and value == int(value))):
-                raise ValueError(f"The state is damaged: {name!r} is {value!r}, which no loss makes it")
+                raise ValueError(f"The state is damaged: {name!r} is {value!r}, which no loss can give")

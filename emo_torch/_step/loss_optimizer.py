@@ -38,11 +38,11 @@ from emo_torch._step.state_keeper import StateKeeper
 
 
 class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
-    """The base of all optimizers here: it is given the loss, and owns groups, state and validation.
+    """The base of all optimizers here: it gets the loss, and has groups, state and validation.
 
     A subclass defines which statistics of the losses are kept, and how a step uses them (`EmoOptimizer`:
-    an emotion). `loss_memory.py` says where the numbers are kept. A member of the family
-    adds its recipe (see `recipe.py`).
+    an emotion). `loss_memory.py` stores these numbers. A member of the family adds its recipe (see
+    `recipe.py`).
 
     Args:
         params: the parameters, or groups of parameters, which may have options of their own.
@@ -61,13 +61,13 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
     rule: str
     """The name of the recipe, which `to_arrays` writes into the arrays."""
     has_cuda_kernel = True
-    """Whether `fused=True` can step it on CUDA."""
+    """Whether `fused=True` can step the member on CUDA."""
     has_narrow_kernel = True
     """Whether `fused=True` can step bfloat16 and float16 on the CPU."""
     loss_is_optional = False
-    """Whether a step without a loss is one, and not an error."""
+    """Whether a step without a loss is allowed, and not an error."""
     shared_options: tuple[str, ...] = ("maximize",)
-    """Options of the one memory of the losses, which a group cannot set for itself."""
+    """Options of the memory of the losses, of which an optimizer has one: no group sets them for itself."""
     memory_title = "memory"
     """The name of the memory of the losses in messages."""
 
@@ -180,14 +180,14 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
         return not self.loss_is_optional and all(param.grad is None for param in self._params())
 
     def _check_groups(self) -> None:
-        """Raises an error for groups that somebody has changed so that they cannot be stepped."""
+        """Raises an error for groups that other code has changed so that no step is possible."""
         if not self.param_groups:
             raise ValueError("The optimizer has no parameter group left: add one with `add_param_group`")
         seen: list[list[Any]] = self.__dict__.setdefault("_looked_at", [])
         del seen[len(self.param_groups) :]
         for index, group in enumerate(self.param_groups):
             values = list(group.values())
-            # By identity, which is quick. A schedule changes the learning rate, and hardly anything else.
+            # Compared by identity, which is fast. A schedule changes the learning rate, and rarely more.
             if index < len(seen) and len(values) == len(seen[index]) and all(map(is_, values, seen[index])):
                 continue
             if "lr" in group:
@@ -208,7 +208,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
             seen[index:] = [values]
 
     def _is_zero(self, lr: float | Tensor) -> bool:
-        # Where a step without a loss is an everyday one, it must not wait for the device.
+        # If steps without a loss are common, they must not wait for the device.
         may_look = not (self.loss_is_optional and isinstance(lr, Tensor) and lr.device.type != "cpu")
         return may_look and float(lr) == 0.0
 
@@ -250,7 +250,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
                 elif is_eager:
                     params = self._step_memory.params(index, params)
                 rest = self.step_tensors(params, grads, states, feeling=feeling, group=options)
-                # A step by a plan has nothing new to remember.
+                # A step by a plan has no new layout to store.
                 if is_eager and not (isinstance(params, Params) and params.layout is layout is not None):
                     tensors = GroupTensors(params, grads, states)
                     self._step_memory.remember(index, group, self.state, tensors)
@@ -261,7 +261,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
                     step_copies(self.step_tensors, tensors, feeling=feeling, group=group, keys=keys)
             before += len(group["params"])
 
-    # Where the memory lives.
+    # The memory of the losses in the groups.
 
     def _device(self) -> torch.device:
         """Returns the device of the first parameter that has a gradient, or of the first one."""
@@ -273,7 +273,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
         """Moves the memory of the losses to the device of the parameters."""
         memory = self._memory
         tensors = memory.tensors
-        # Some write into the groups the tensors that they loaded.
+        # Some checkpointers replace the tensors in the groups with the loaded tensors.
         if self.param_groups[0].get(memory.name) is not memory.first:
             tensors = self.memory_from_group(self.param_groups[0])
         self._share_memory(tensors, device)
@@ -296,11 +296,11 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
         Raises:
             ValueError: for an option out of its range, or one that belongs to the whole optimizer and
                 differs from the other groups'.
-            RuntimeError: for `fused=True` where it cannot be.
+            RuntimeError: for `fused=True` if no compiled code can step the parameters.
         """
         check_group_form(param_group)
         if isinstance(param_group, dict):
-            # Options of a loaded state go before the options that the optimizer was made with.
+            # Options of a loaded state override the options that the optimizer was made with.
             first = self.param_groups[0] if self.param_groups else self.defaults
             shared = {name: first[name] for name in self.shared_options}
             options = {**self.defaults, **shared, **param_group}
@@ -326,7 +326,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
         warn_of_large_rate(self, self.param_groups[-1].get("lr", 0.0))
 
     def _check_shared_options(self, options: Group, shared: Group) -> None:
-        """Raises a `ValueError` if options of a group differ that can only be one for all."""
+        """Raises a `ValueError` if a group has another value of an option that all groups share."""
         for name in self.shared_options:
             if options.get(name) != shared.get(name):
                 raise ValueError(

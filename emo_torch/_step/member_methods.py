@@ -23,7 +23,7 @@ class MemberMethods:
         raise NotImplementedError
 
     def memory_from_group(self, group: Group) -> tuple[Tensor, ...]:
-        """Returns the tensors of the memory from a group that came out of a file or a copy."""
+        """Returns the tensors of the memory from a group that was loaded or copied."""
         raise NotImplementedError
 
     def memory_names(self) -> tuple[str, ...]:

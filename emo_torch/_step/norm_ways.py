@@ -20,7 +20,7 @@ def norm_of_groups(groups: list[Group], layouts: Sequence[Layout | None]) -> Ten
 
     Args:
         groups: the parameter groups.
-        layouts: where the parameters of each group that have a gradient lie; `None` where that is not
+        layouts: for each group the layout of the parameters that have a gradient; `None` if it is not
             known.
     """
     counted = [
@@ -40,7 +40,7 @@ def _compiled(
     if not params or not all(use_fused(each, group) for group, each in pairs if each):
         return None
     dtype = params[0].dtype
-    # The step that is under way has checked these layouts.
+    # The current step has already checked these layouts.
     known = [
         addresses_in(layout, dtype)
         for layout, each in zip(layouts, counted, strict=False)

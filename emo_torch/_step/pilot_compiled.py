@@ -1,4 +1,4 @@
-"""The parts of a step of EmoPilot by compiled code, where that can take the parameters."""
+"""The parts of a step of EmoPilot by compiled code, if compiled code can take the parameters."""
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
 
@@ -20,20 +20,20 @@ from emo_torch._step.pilot_ways import Batch
 def take_compiled(
     memory: StepMemory, states: dict[Any, State], number: int, group: Group, tensors: GroupTensors
 ) -> tuple[list[CompiledBatch], GroupTensors]:
-    """Returns the parameters of a group that compiled code moves, and the tensors that it leaves.
+    """Returns the parameters of a group that compiled code moves, and the tensors of the other parameters.
 
     Args:
-        memory: what is remembered of the steps before.
+        memory: the step memory of the optimizer.
         states: the state of every parameter of the optimizer.
-        number: the place of the group among the groups.
+        number: the index of the group.
         group: the group.
-        tensors: its parameters that have a gradient, with gradients and states.
+        tensors: the parameters of the group that have a gradient, with gradients and states.
     """
     params, grads, own = tensors
     layout = params.layout if isinstance(params, Params) else None
     carried = memory.params(number, params)
     batches, rest = compiled.take(carried, grads, own, group)
-    # A step by a plan has nothing new to remember.
+    # A step by a plan has no new layout to store.
     if layout is None or carried.layout is not layout:
         memory.remember(number, group, states, GroupTensors(carried, grads, own))
     left = ([some[index] for index in rest] for some in (params, grads, own))

@@ -25,9 +25,9 @@ class Batch(NamedTuple):
         params: the parameters.
         states: their states.
         weights: the parameters in the dtype of the computation.
-        grads: the gradients in that dtype, pointing uphill, with "l2" decay added.
-        firsts: the first moments, in that dtype.
-        seconds: the second moments, in that dtype.
+        grads: the gradients in the dtype of the computation, pointing uphill, with "l2" decay added.
+        firsts: the first moments, in the dtype of the computation.
+        seconds: the second moments, in the dtype of the computation.
         steps: the number of steps that each parameter took, shape `[n]`.
     """
 
@@ -63,7 +63,7 @@ def batch_of(group: Group, params: list[Tensor], grads: list[Tensor], states: li
 
 
 def _correction(rate: float, steps: Tensor, dtype: torch.dtype) -> Tensor:
-    r"""Returns :math:`1 - b^t`, whose direct form loses 5 digits of float32 where b is near 1."""
+    r"""Returns :math:`1 - b^t`; computed directly, it loses 5 digits of float32 if b is near 1."""
     exponent = math.inf if rate == 0.0 else -math.log(rate)
     return -torch.expm1(-exponent * steps.to(dtype))
 
@@ -105,7 +105,7 @@ def measure(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def scheduled(group: Group) -> tuple[float | Tensor, float | Tensor]:
-    """Returns the share that a schedule leaves of the largest learning rate so far, and that rate."""
+    """Returns the learning rate as a share of the largest learning rate so far, and the largest rate."""
     lr, peak = group["lr"], group["peak_lr"]
     if isinstance(lr, Tensor) or isinstance(peak, Tensor):
         lr = torch.as_tensor(lr).reshape(())
@@ -116,7 +116,7 @@ def scheduled(group: Group) -> tuple[float | Tensor, float | Tensor]:
 
 
 def largest(rates: list[float | Tensor]) -> float | Tensor:
-    """Returns the largest of some learning rates: a number if all of them are numbers."""
+    """Returns the largest learning rate: a number if all of the learning rates are numbers."""
     most = rates[0]
     for rate in rates[1:]:
         if isinstance(most, Tensor) or isinstance(rate, Tensor):

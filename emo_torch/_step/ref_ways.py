@@ -1,7 +1,7 @@
 """The ways to take one step of RefAdamWMiniScheduleFree: one tensor, many tensors, or compiled code.
 
-The learning rate of a tensor depends on the norm of its gradient, and the first moment takes in the
-parameters: a recipe of rules cannot say that, so the formulas are in this file.
+The learning rate of a tensor depends on the norm of its gradient, and the parameters are mixed into the
+first moment. A recipe of rules cannot describe this, so the formulas are in this file.
 """
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
@@ -33,7 +33,7 @@ def single_tensor(
     b1, b2 = group["betas"]
     mode, weight_decay = group["weight_decay_mode"], group["weight_decay"]
     for param, grad, state in zip(params, grads, states, strict=True):
-        # Low precision is computed wide: weight decay alone would be rounded away.
+        # Low precision is computed in float32: weight decay alone would be rounded away.
         dtype = wide_dtype(param)
         weight = param.to(dtype)
         grad = grad.to(dtype)
@@ -53,7 +53,7 @@ def single_tensor(
         average(exp_avg, grad, b1)
         exp_avg_sq.mul_(b2).addcmul_(grad, grad, value=1.0 - b2)
         root = exp_avg_sq.sqrt()
-        # Where v is 0, eps alone would divide.
+        # If v is 0, only eps would be left in the divisor.
         update = torch.where(root > 0.0, exp_avg / (root + group["eps"]), _zero(root))
         if mode == "decoupled":
             add_weight_decay(update, weight, weight_decay)
@@ -144,7 +144,7 @@ def fused(
     divergence: DivergenceState,
     group: Group,
 ) -> list[int]:
-    """Like `single_tensor`, in compiled code; returns the indices of the rest."""
+    """Like `single_tensor`, in compiled code; returns the indices of the unchanged parameters."""
 
     def signal_of(dtype: torch.dtype) -> Signal:
         none = torch.zeros((), dtype=dtype)
@@ -172,7 +172,7 @@ def _settle(
     exp_avg_sq: Tensor,
     smoothed: Tensor,
 ) -> None:
-    """Stores the results of a step; without a finite norm nothing is changed."""
+    """Stores the results of a step; if the norm is not finite, nothing changes."""
     for name, moment in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
         store(name, torch.where(is_finite, moment, state[name].to(moment.dtype)), state[name])
     state["exp_avg_norm"].copy_(smoothed)
@@ -180,7 +180,7 @@ def _settle(
     if weight is param:
         param.copy_(moved)
     else:
-        # Rounded as an update first, then added, as optax.apply_updates does.
+        # The update is rounded first and then added, as in optax.apply_updates.
         param.add_((moved - weight).to(param.dtype))
 
 

@@ -1,4 +1,4 @@
-"""The end of a step of low-precision parameters: float32 copies were moved, and are rounded back."""
+"""The end of a step of low-precision parameters: rounds the moved float32 copies into the parameters."""
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
 
@@ -15,7 +15,7 @@ from emo_torch._step.ways import by_device_and_dtype, use_foreach
 
 
 def keys_of(params: list[Tensor], group: Group, *, before: int, steps: Tensor) -> Tensor | None:
-    """Returns the keys by which parameters are rounded at random in one step; `None` without that rounding.
+    """Returns the keys for rounding parameters at random in one step; `None` for another rounding.
 
     Args:
         params: the parameters of a group that have a gradient.

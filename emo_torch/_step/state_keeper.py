@@ -56,7 +56,7 @@ class StateKeeper(Optimizer):
             is_compensated = may_compensate and _is_compensated(param, group)
             if not needed[ndim].issubset(state) or (is_compensated and "compensation" not in state):
                 state.update(self._missing_state(param, group, state))
-            # The model may have changed its dtype.
+            # The dtype of the model may have changed.
             if shadow and state["shadow"].dtype != wide_dtype(param):
                 state["shadow"] = state["shadow"].to(wide_dtype(param))
             if is_compensated and state["compensation"].dtype != param.dtype:
@@ -83,18 +83,18 @@ class StateKeeper(Optimizer):
         state = self.state.get(param, {})
         full = {**state, **self._missing_state(param, group, state)}
         if not _is_compensated(param, group):
-            full.pop("compensation", None)  # From before rounding or dtype changed.
+            full.pop("compensation", None)  # It is from before a change of rounding or dtype.
         return full
 
     # Saving and loading.
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state, also one of `torch.optim.AdamW` where the moments are the same.
+        """Loads a state; also a state of `torch.optim.AdamW` if the moments are the same.
 
-        Options and an emotion that the state does not have stay as they are. Every tensor keeps the
+        Options and an emotion that the state does not have stay unchanged. Every tensor keeps the
         dtype that it was saved with: float32 moments of bfloat16 parameters stay float32. Every tensor is
-        copied, so that the optimizer that the state came from keeps its own. (Those of `torch.optim`
-        share them.)
+        copied, so that two optimizers never share a tensor. (Optimizers of `torch.optim` share tensors with
+        the optimizer that the state came from.)
 
         Args:
             state_dict: the result of `state_dict()`; it is not changed.
@@ -126,7 +126,7 @@ class StateKeeper(Optimizer):
             after.remove()
 
     def _saved_params(self, loaded: dict[str, Any]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """Yields each parameter that has saved state, with it."""
+        """Yields each parameter that has a saved state, with the saved state."""
         for group, saved in zip(self.param_groups, loaded["param_groups"], strict=False):
             for param, key in zip(group["params"], saved["params"], strict=False):
                 if loaded["state"].get(key):
@@ -142,7 +142,7 @@ class StateKeeper(Optimizer):
                 blank["shadow_exists"] = torch.empty((), device="meta")
             if "compensation" in saved:
                 blank["compensation"] = param
-            # PyTorch's optimizers, too, count steps: a count says nothing about the kind.
+            # PyTorch's optimizers also count steps, so a count does not show the kind of optimizer.
             moments = {name for name in MOMENTS if name in saved and name != "step"}
             missing = [name for name in blank if not isinstance(saved.get(name), Tensor)]
             if missing or moments - set(blank):
@@ -183,7 +183,7 @@ def without_shared(value: Any, given: set[int]) -> Any:
     if isinstance(value, Tensor):
         return _copied(value) if id(value) in given else value
     if isinstance(value, dict):
-        own = copy.copy(value)  # Not in place: it may be the other optimizer's.
+        own = copy.copy(value)  # Not in place: the value may belong to the other optimizer.
         own.update({key: without_shared(nested, given) for key, nested in value.items()})
         return own
     if isinstance(value, _CONTAINERS):

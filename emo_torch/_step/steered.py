@@ -31,14 +31,14 @@ class SteeredOptimizer(LossOptimizer):
     def eval(self) -> None:
         """Puts the averaged weights into the parameters, to evaluate, save or export the model.
 
-        Nothing happens where the parameters hold the averaged weights already. A checkpoint that is made
-        in eval mode resumes in eval mode.
+        Nothing happens if the parameters already hold the averaged weights. A checkpoint that is made in
+        eval mode resumes in eval mode.
         """
         set_mode(self.param_groups, self.averages(), is_training=False)
 
     @torch.no_grad()
     def train(self) -> None:
-        """Takes the averaged weights out of the parameters again, to go on with the training.
+        """Puts the training weights back into the parameters, to continue the training.
 
         Nothing happens in train mode, which is the mode of a new optimizer.
         """
@@ -48,24 +48,24 @@ class SteeredOptimizer(LossOptimizer):
 
     @property
     def pilot(self) -> Pilot:
-        """The scalars as they are now, in tensors of their own; no sync with the device."""
+        """The current scalars, as copies; no sync with the device."""
         return describe(self._pilot)
 
     def first_memory(self) -> tuple[Tensor, ...]:
-        """Returns the scalars before any loss."""
+        """Returns the scalars before the first loss."""
         return init_pilot(torch.float32)
 
     def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
-        """Takes tensors to keep the scalars in, and returns them by the names that groups know them by."""
+        """Uses tensors as the scalars from now on, and returns them by their names in the groups."""
         self._pilot = PilotState(*memory)
         return {f"pilot_{name}": tensor for name, tensor in self._pilot._asdict().items()}
 
     def memory_from_group(self, group: Group) -> tuple[Tensor, ...]:
-        """Returns the scalars, from a group that came out of a file or a copy."""
+        """Returns the scalars from a group that was loaded or copied."""
         return tuple(torch.as_tensor(group[name]) for name in self.memory_names())
 
     def memory_names(self) -> tuple[str, ...]:
-        """Returns the names that groups know the scalars by."""
+        """Returns the names of the scalars in the groups."""
         return tuple(f"pilot_{name}" for name in PilotState._fields)
 
     def step_count(self) -> Tensor:

@@ -38,7 +38,7 @@ _CPU = torch.device("cpu")
 def use_foreach(params: list[Tensor], group: Group) -> bool:
     """Returns whether to step with all tensors at once: as the group says, or as torch.optim would.
 
-    Never with a parameter that is there twice: its second step must begin where the first one ended.
+    Never with a parameter that is listed twice: its second step must begin after its first step.
     Nor with DTensors where PyTorch is older than 2.13.
     """
     foreach: bool | None = group.get("foreach")
@@ -49,11 +49,11 @@ def use_foreach(params: list[Tensor], group: Group) -> bool:
 
 
 def use_fused(params: list[Tensor], group: Group) -> bool:
-    """Returns whether to step in compiled code, or in blocks: unless the group names another way."""
+    """Returns whether to step in compiled code, or in blocks; False if the group names another way."""
     fused: bool | None = group.get("fused")
     if torch.compiler.is_compiling() or fused is False:
         return False
-    if params[0].device.type in cuda.DEVICES:  # On CUDA it is never the default.
+    if params[0].device.type in cuda.DEVICES:  # On CUDA, only `fused=True` selects compiled code.
         return fused is True and cuda.is_available()
     is_asked = fused is True or group.get("foreach") is None
     return is_asked and params[0].device.type == "cpu" and emotion.IS_CPU_READ
@@ -79,8 +79,8 @@ class Ways(NamedTuple):
         """Takes the step: in the way that the group names, or in the fastest way that fits the tensors.
 
         Returns:
-            The indices of the tensors that were not stepped: there are some only where the group holds keys
-            for rounding, which compiled code alone can read.
+            The indices of the tensors that were not stepped: there are some only if the group holds keys
+            for rounding, which only compiled code can read.
         """
         rest = list(range(len(params)))
         if use_fused(params, group):
@@ -107,13 +107,13 @@ def signal_of(
     *,
     needs_tensors: bool = False,
 ) -> Signal:
-    """Returns the feeling as one group needs it, in one dtype on one device.
+    """Returns the feeling as the numbers of one group, in one dtype on one device.
 
     Args:
         feeling: the feeling.
         group: the options.
         dtype: a floating-point dtype.
-        device: where the tensors go.
+        device: the device of the result.
         needs_tensors: whether the learning rate must be a tensor, too, as compiled code reads it.
     """
     scalar = feeling.scalar.to(device=device)
@@ -121,7 +121,7 @@ def signal_of(
     if isinstance(lr, Tensor):
         lr = lr.reshape(()).to(dtype)
     if needs_tensors and not (isinstance(lr, Tensor) and lr.device == device):
-        # Filled, not copied: a copy would wait for the device.
+        # The tensor is filled, not copied: a copy would wait for the device.
         lr = torch.full((), float(lr), dtype=dtype, device=device)
     return Signal(
         tolerance=(group.get("theta", 0.0) * (1.0 + scalar.abs())).to(dtype),
@@ -229,7 +229,7 @@ def single_tensor(
     keep = recipe.keep(group)
     signals: dict[tuple[torch.device, torch.dtype], Signal] = {}
     for param, grad, state in zip(params, grads, states, strict=True):
-        # Low precision is computed wide: weight decay alone would be rounded away.
+        # Low precision is computed in float32: weight decay alone would be rounded away.
         dtype = wide_dtype(param)
         if (param.device, dtype) not in signals:
             signals[param.device, dtype] = signal_of(feeling, group, dtype, param.device)
@@ -277,7 +277,7 @@ def single_tensor(
         for name, moment in moved.items():
             store(name, moment, state[name])
         if weight is not param:
-            # Rounded as an update first, then added, as optax.apply_updates does.
+            # The update is rounded first and then added, as in optax.apply_updates.
             param.add_((weight - param.to(dtype)).to(param.dtype))
 
 
@@ -371,7 +371,7 @@ def fused(
     feeling: Feeling,
     group: Group,
 ) -> list[int]:
-    """Like `single_tensor`, in compiled code, or in blocks; returns the indices of the rest."""
+    """Like `single_tensor`, in compiled code, or in blocks; returns the indices of unchanged parameters."""
     b1, b2 = group["betas"]
     spec = describe(recipe, float(b1), float(b2), float(group["eps"]), float(group.get("theta", 0.0)))
     is_plain = feeling.scale is None and feeling.follow is None
