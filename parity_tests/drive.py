@@ -42,6 +42,19 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
     return torch.tensor(array)
 
 
+_TENSORS: dict[int, tuple[np.ndarray, torch.Tensor]] = {}
+"""Read-only arrays and their tensors, by the `id` of the array, which stays alive here."""
+
+
+def to_gradient(array: np.ndarray) -> torch.Tensor:
+    """Copies an array into a new tensor; a read-only array is converted once in a process."""
+    if array.flags.writeable:
+        return to_torch(array)
+    if id(array) not in _TENSORS:
+        _TENSORS[id(array)] = array, to_torch(array)
+    return _TENSORS[id(array)][1].clone()
+
+
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Copies a tensor into an array."""
     tensor = tensor.detach().cpu()
@@ -160,7 +173,7 @@ class TorchDrive:
     def step(self, grads: Arrays, loss: float) -> None:
         """Takes one step with given gradients and loss."""
         for name, param in self._params.items():
-            param.grad = to_torch(grads[name]).to(self._device)
+            param.grad = to_gradient(grads[name]).to(self._device)
         self.optimizer.step(loss=loss)
 
     def params(self) -> Arrays:

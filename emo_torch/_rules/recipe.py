@@ -118,6 +118,7 @@ class Recipe:
     filter: Filter | None = "elements"
     first: FirstStep | None = None
     title: str = ""
+    _names: dict[int, tuple[str, ...]] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.rules or (self.choose is None) != (len(self.rules) == 1):
@@ -140,7 +141,11 @@ class Recipe:
 
     def moment_names(self, ndim: int) -> tuple[str, ...]:
         """Returns the names of the moments of a parameter with `ndim` dimensions; shared names once."""
-        return tuple(dict.fromkeys(name for rule in self.rules for name in rule.moment_names(ndim)))
+        names = self._names.get(ndim)
+        if names is None:
+            every = (name for rule in self.rules for name in rule.moment_names(ndim))
+            names = self._names[ndim] = tuple(dict.fromkeys(every))
+        return names
 
     def init(self, param: Tensor, dtype: torch.dtype) -> State:
         """Returns the moments of a parameter that has seen no gradient."""
