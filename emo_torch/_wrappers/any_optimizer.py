@@ -1,4 +1,4 @@
-"""Any optimizer of PyTorch made emotional: `Emotional`, which holds it and steps it."""
+"""Any optimizer of PyTorch made emotional: `Emotional`, which wraps an optimizer and calls its step."""
 
 import copy
 from collections.abc import Callable
@@ -53,19 +53,20 @@ class Emotional(AroundInner):
 
     .. math:: p \leftarrow p' + (1 - |s|)\,[\,|g|^{1/3} \ge \theta\,(1+|s|)\,]\,(inner(p') - p')
 
-    Where the step of `inner` is linear in its learning rate, or `inner` keeps track of where it moved the
+    If the step of `inner` is linear in its learning rate, or if `inner` keeps track of where it moved the
     parameters (as schedule-free optimizers and Prodigy do), the learning rate is scaled for the step, and
-    nothing is copied. Elsewhere a step holds a copy of the parameters that have a gradient, and a byte an
-    element. `emo_torch._wrappers.inner_check` finds out which of the two it is when this optimizer is made.
+    nothing is copied. Otherwise a step holds a copy of the parameters that have a gradient, and one byte
+    per element. `emo_torch._wrappers.inner_check` chooses one of the two ways when this optimizer is made.
 
-    Groups and state are those of `inner`, under its own names, with the options and the emotion
-    beside them in the groups: schedulers, gradient scalers and checkpoints see an optimizer like any
-    other. `inner` saves and loads itself; methods that it has beside those of every optimizer, such as
-    `train` and `eval`, are handed on. From then on, step with this optimizer, not with `inner`.
+    `param_groups` and `state` are the groups and the state of `inner`, under the names of `inner`; the
+    options and the emotion are added to the groups. Schedulers, gradient scalers and checkpoints therefore
+    work as with any optimizer. `inner` saves and loads its own state. Methods that only `inner` has, such
+    as `train` and `eval`, can be called here. Call the step of this optimizer, and no longer the step of
+    `inner`.
 
     Args:
         inner: an instance of a `torch.optim.Optimizer`, learning rate included. Its groups may have
-            `shadow_effect`, `theta`, `use_shadow` and `shadow_rate` of their own.
+            their own `shadow_effect`, `theta`, `use_shadow` and `shadow_rate`.
         shadow_effect: whether to filter and scale the changes that `inner` makes.
         theta: the filter's threshold on the cube root of the gradient's size, >= 0; 0: no filter.
         keep: which elements the filter keeps, `keep_elements` or `keep_rows_and_columns(eps)`.
@@ -78,18 +79,18 @@ class Emotional(AroundInner):
         process_group: the processes over which the loss is averaged, so that replicas step alike:
             `None` for all processes, `False` for this process alone.
         through_lr: whether a step is scaled by the learning rate of `inner` (`True`) or by moving the
-            parameters a part of the way back (`False`); `None` for what was found out about `inner`, and
-            for an error where neither is right.
+            parameters a part of the way back (`False`). `None`: the check of `inner` decides, and an error
+            is raised if neither way is right.
 
     Attributes:
         inner: the optimizer that moves the parameters.
 
     Raises:
-        TypeError: for an optimizer that is emotional already, one that calls a closure for itself, as
-            `torch.optim.LBFGS` does, or no optimizer.
-        ValueError: for an option out of its range, one that `inner` has for itself, or one that
-            belongs to the one emotion and differs between groups; for an `inner` that keeps track of where
-            it moved the parameters and does not obey a changed learning rate, or is to have a shadow; for
+        TypeError: for an optimizer that is emotional already, an optimizer that calls a closure itself, as
+            `torch.optim.LBFGS` does, or an object that is no optimizer.
+        ValueError: for an option out of its range, an option name that `inner` also has, or an option of
+            the emotion that differs between groups; for an `inner` that keeps track of where it moved the
+            parameters, if it does not obey a changed learning rate, or with `use_shadow=True`; for
             an `inner` that estimates its own step length, without `through_lr`.
 
     Example:
@@ -149,8 +150,8 @@ class Emotional(AroundInner):
         taken = [name for name in options if name in defaults]
         if taken:
             raise ValueError(
-                f"{type(inner).__name__} has an option {taken[0]!r} of its own, which would be mistaken "
-                "for that of the emotion: this optimizer cannot be made emotional"
+                f"{type(inner).__name__} already has an option {taken[0]!r}, which would be mistaken "
+                "for the emotion's option of this name: this optimizer cannot be made emotional"
             )
         self.inner = inner
         self._manner = Manner()
@@ -180,7 +181,7 @@ class Emotional(AroundInner):
         self._share_memory(self.first_memory(), self._device())
 
     def _choose_way(self, through_lr: bool | None) -> bool | None:
-        """Returns whether steps are scaled through lr; `None`: where no device has to be waited for."""
+        """Returns whether steps are scaled through lr; `None`: only if no step waits for a device."""
         name, manner = type(self.inner).__name__, self._manner
         have_rates = all("lr" in group for group in self.inner.param_groups)
         if through_lr and not have_rates:
@@ -199,8 +200,8 @@ class Emotional(AroundInner):
         if self._follows_parameters() and not (manner.obeys_rate and have_rates):
             raise ValueError(
                 f"{name} keeps track of where it moved the parameters ({', '.join(manner.follows)}), "
-                "and its next step does not obey a changed lr: a part of its step would spoil its memory. "
-                "Choose another optimizer, or pass through_lr=False if what it keeps does no harm."
+                "and its next step does not obey a changed lr: a shortened step would falsify its records. "
+                "Choose another optimizer, or pass through_lr=False if the wrong records do no harm."
             )
         if self._follows_parameters():
             return True
@@ -234,7 +235,7 @@ class Emotional(AroundInner):
             self._closure = self._undo = self._loss = None
 
     def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Feeling:
-        """Takes in the loss, and keeps it for an inner optimizer that reads it, too."""
+        """Updates the averages with the loss, and keeps the loss for `inner`, which may read it."""
         self._loss = loss
         memory, collected = self._memory.tensors, vars(self._collected).copy()
         if [*map(_place, self._spare)] != [*map(_place, memory)]:
@@ -273,7 +274,7 @@ class Emotional(AroundInner):
             self.state[param] = state
 
     def _move(self, feeling: Feeling, seen: list[GroupTensors | None]) -> None:  # noqa: ARG002
-        """Lets the inner optimizer move the parameters, and keeps as much of it as is felt."""
+        """Lets the inner optimizer move the parameters, and scales and filters the change."""
         moved: list[tuple[Group, list[Tensor]]] = []
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
@@ -287,7 +288,7 @@ class Emotional(AroundInner):
             self._step_and_scale(moved, feeling)
 
     def _is_through_rate(self, moved: list[tuple[Group, list[Tensor]]], feeling: Feeling) -> bool:
-        """Returns whether to scale lr: always, never, or where no number has to be waited for."""
+        """Returns whether to scale lr: always, never, or only if no number waits for a device."""
         if self._through_lr is not None:
             return self._through_lr
         device = feeling.scalar.device
@@ -319,7 +320,7 @@ class Emotional(AroundInner):
         beside.put_back(self.state)
 
     def _step_and_scale(self, moved: list[tuple[Group, list[Tensor]]], feeling: Feeling) -> None:
-        """Lets the inner optimizer step all of its way, and moves the parameters a part of the way back."""
+        """Lets the inner optimizer take its whole step, and moves the parameters a part of the way back."""
         ways = []
         for group, params in moved:
             befores = [param.clone() for param in params]

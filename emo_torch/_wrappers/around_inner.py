@@ -1,4 +1,4 @@
-"""An emotional optimizer whose groups and state are another one's, which saves and loads itself."""
+"""An emotional optimizer that uses the groups and the state of the optimizer that it wraps."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from emo_torch._wrappers.inner_state import (
 
 
 class AroundInner(EmoOptimizer):
-    """The base of `Emotional`: it holds an optimizer, and passes on everything but the emotion.
+    """The base of `Emotional`: it wraps an optimizer, and passes on everything but the emotion.
 
     Attributes:
         inner: the optimizer that moves the parameters.
@@ -55,13 +55,13 @@ class AroundInner(EmoOptimizer):
     def __getattr__(self, name: str) -> Any:
         """Passes on attributes that only the inner optimizer has, such as `train` and `eval`."""
         inner = self.__dict__.get("inner")
-        # An optimizer further inside is not handed on: `unwrap` would go past this one.
+        # An optimizer further inside is not passed on: `unwrap` would then skip this optimizer.
         if name.startswith("_") or inner is None or isinstance(getattr(inner, name, None), Optimizer):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(inner, name)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Resets the gradients as the inner optimizer does, and forgets the losses that go with them.
+        """Resets the gradients as the inner optimizer does, and discards the losses of these gradients.
 
         Args:
             set_to_none: whether gradients become `None`, and not 0.
@@ -71,7 +71,7 @@ class AroundInner(EmoOptimizer):
 
     @contextmanager
     def _shadows_apart(self) -> Iterator[dict[Tensor, State]]:
-        """Takes the shadows out of the state: some optimizers begin theirs only where it is empty."""
+        """Takes the shadows out of the state: some optimizers make their state only if it is empty."""
         shadows: dict[Tensor, State] = {}
         for param in self._params():
             state = self.state.get(param, {})
@@ -88,14 +88,14 @@ class AroundInner(EmoOptimizer):
     # Groups and state.
 
     def add_param_group(self, param_group: Group) -> None:
-        """Adds a group of parameters, which shares the emotion that the others have.
+        """Adds a group of parameters, which shares the emotion of the other groups.
 
         Args:
-            param_group: the parameters under `"params"`, and options of their own.
+            param_group: the parameters under `"params"`, and the options of this group.
 
         Raises:
-            ValueError: for an option out of its range, or one that belongs to the one emotion and
-                differs from the other groups'.
+            ValueError: for an option out of its range, or an option of the emotion that differs from the
+                value of the other groups.
         """
         check_group_form(param_group)
         first = self.param_groups[0] if self.param_groups else self._options
@@ -128,9 +128,9 @@ class AroundInner(EmoOptimizer):
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state; also one of the inner optimizer alone, which leaves the emotion as it is.
+        """Loads a state; a state of the inner optimizer alone leaves the emotion as it is.
 
-        The inner optimizer loads its part itself, by its own rules about dtypes and devices.
+        The inner optimizer loads its part by its own rules about dtypes and devices.
 
         Args:
             state_dict: the result of `state_dict()`; it is not changed.
@@ -164,13 +164,13 @@ class AroundInner(EmoOptimizer):
             after(self)
 
     def _is_of_nested(self, loaded: Any) -> bool:
-        """Returns whether a state is that of the inner optimizer alone, in its own form."""
+        """Returns whether a state is a state of the inner optimizer alone, in its own form."""
         parts = ("state", "param_groups", EMOTION_PART)
         is_other = isinstance(loaded, Mapping) and not any(name in loaded for name in parts)
         return is_other and not has_groups(self.inner.state_dict())
 
     def _own_shadows(self, loaded: dict[str, Any]) -> dict[Tensor, State]:
-        """Returns loaded shadows as tensors of their own where their parameters are."""
+        """Returns loaded shadows as new tensors on the devices of their parameters."""
         return {
             param: {name: saved[name].detach().to(device=param.device, copy=True) for name in SHADOW}
             for param, saved in self._saved_params(loaded)

@@ -1,4 +1,4 @@
-"""Autopilot: any optimizer of PyTorch with a step that finds its own length."""
+"""Autopilot: any optimizer of PyTorch, with steps whose length the losses and gradients steer."""
 
 from __future__ import annotations
 
@@ -45,18 +45,20 @@ class Autopilot(SteeredOptimizer):
         p &\leftarrow p + k\,\min\Bigl(1,\, \frac{0.3\,C}{\mathrm{RMS}(u)}\Bigr)\,u, \qquad
             C = 0.08\,\min(0.1, \max(0.02, \mathrm{RMS}(p)))
 
-    N, k and C are those of `gate`, `move_courage` and `step_ceiling`; the agreement is the cosine of the
-    gradient and the last change by `inner`, which is kept. A step whose loss or gradient is not finite is
-    skipped, and the state of `inner` stays as it was: for this a step waits once for the device. A step
-    scales the gradients in place, as clipping does.
+    `gate`, `move_courage` and `step_ceiling` define N, k and C. The agreement is the cosine of the
+    gradient and the last change by `inner`; the last change is stored. A step whose loss or gradient is not
+    finite is skipped, and the state of `inner` stays as it was: for this check a step waits once for the
+    device. A step scales the gradients in place, as clipping does.
 
-    Groups and state are those of `inner`. From then on, step with this optimizer, not with `inner`.
+    `param_groups` and `state` are the groups and the state of `inner`. Call the step of this optimizer, and
+    no longer the step of `inner`.
 
     Args:
         inner: an instance of a `torch.optim.Optimizer`, learning rate included; weight decay in it is
             scaled with the step.
         min_courage: the least courage, >= 0.
-        max_courage: the largest courage, >= `min_courage`; 1 never takes a longer step than `inner` would.
+        max_courage: the largest courage, >= `min_courage`; with 1 no step is longer than the step of
+            `inner`.
         gate_limit: how many times its running average the norm of a gradient may be, >= 0.
         average: whether to keep averaged weights, for `eval()` and `train()` (see `EmoPilot`).
         process_group: the processes over which the loss is averaged, so that replicas step alike:
@@ -66,8 +68,8 @@ class Autopilot(SteeredOptimizer):
         inner: the optimizer that moves the parameters.
 
     Raises:
-        TypeError: for an optimizer that steers itself already, one that calls a closure for itself, as
-            `torch.optim.LBFGS` does, or no optimizer.
+        TypeError: for an optimizer that steers itself already, an optimizer that calls a closure itself, as
+            `torch.optim.LBFGS` does, or an object that is no optimizer.
         ValueError: for an option out of its range, and for an `inner` that keeps track of where it moved
             the parameters.
         RuntimeError: from `step`, in eval mode.
@@ -116,7 +118,7 @@ class Autopilot(SteeredOptimizer):
         if follows:
             raise ValueError(
                 f"{name} keeps track of where it moved the parameters ({', '.join(follows)}): a step of "
-                "another length would spoil its memory. Choose another optimizer."
+                "another length would falsify its records. Choose another optimizer."
             )
         self.inner = inner
         self._options = options
@@ -157,7 +159,7 @@ class Autopilot(SteeredOptimizer):
             check_flag(name, options[name])
 
     def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Tensor:
-        """Keeps the loss for an inner optimizer that reads it, too; the scalars move later in the step."""
+        """Keeps the loss for `inner`, which may read it; the scalars are updated later in the step."""
         del extra_losses
         assert loss is not None
         self._loss = loss
@@ -173,7 +175,7 @@ class Autopilot(SteeredOptimizer):
         """Does nothing: a step with learning rates of 0 and without a loss changes nothing."""
 
     def _move(self, feeling: Tensor, seen: Any) -> None:
-        """Lets the inner optimizer step, and moves the parameters a part of its way, or further."""
+        """Lets the inner optimizer step, and makes its step shorter or longer."""
         del seen
         before, group = self._pilot, self.param_groups[0]
         params = [param for param in self._params() if param.grad is not None]
@@ -193,7 +195,7 @@ class Autopilot(SteeredOptimizer):
             limit=group["gate_limit"],
             min_courage=group["min_courage"],
             max_courage=group["max_courage"],
-            learning_rate=0.0,  # No warm-up: a rule of its own may need a step of another size.
+            learning_rate=0.0,  # No warm-up: the rule of `inner` may need a step of another size.
         )
         if not bool(is_finite):
             before.skipped.add_(1)
@@ -219,7 +221,7 @@ class Autopilot(SteeredOptimizer):
             kept.copy_(new)
 
     def _state_beside(self, param: Tensor, *, average: bool) -> State:
-        """Returns the state of a parameter that this optimizer adds to that of the inner optimizer."""
+        """Returns the state of a parameter that this optimizer adds to the state of the inner optimizer."""
         state, dtype = self._beside.setdefault(param, {}), wide_dtype(param)
         if "last" not in state:
             state["last"] = torch.zeros_like(param, dtype=dtype)
@@ -228,7 +230,7 @@ class Autopilot(SteeredOptimizer):
         return state
 
     def _scale(self, param: Tensor, old: Tensor, state: State, pilot: PilotState) -> tuple[Tensor, Tensor]:
-        """Moves a parameter by the scaled change; returns its length, and whether that is bounded."""
+        """Moves a parameter by the scaled change; returns its length, and whether the ceiling limits it."""
         dtype = wide_dtype(param)
         wide = old.to(dtype)
         change = param.to(dtype) - wide
@@ -261,7 +263,7 @@ class Autopilot(SteeredOptimizer):
     # Groups and state.
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Resets the gradients as the inner optimizer does, and forgets the losses that go with them.
+        """Resets the gradients as the inner optimizer does, and discards the losses of these gradients.
 
         Args:
             set_to_none: whether gradients become `None`, and not 0.
@@ -273,10 +275,10 @@ class Autopilot(SteeredOptimizer):
         """Adds a group of parameters, which the same courage steers.
 
         Args:
-            param_group: the parameters under `"params"`, and options of their own.
+            param_group: the parameters under `"params"`, and the options of this group.
 
         Raises:
-            ValueError: for an option of this optimizer that differs from that of the other groups.
+            ValueError: for an option of this optimizer that differs from the value of the other groups.
         """
         check_group_form(param_group)
         shared = {name: self.param_groups[0][name] for name in self.shared_options}
@@ -303,7 +305,7 @@ class Autopilot(SteeredOptimizer):
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state; also one of the inner optimizer alone, which leaves the scalars as they are.
+        """Loads a state; a state of the inner optimizer alone leaves the scalars as they are.
 
         Args:
             state_dict: the result of `state_dict()`; it is not changed.

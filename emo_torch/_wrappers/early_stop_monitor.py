@@ -18,8 +18,8 @@ class EarlyStop:
         \frac{1}{32} \sum_i |s_i| < 0.05 \quad\text{and}\quad
         \frac{1}{32} \sum_i (s_i - \bar{s})^2 < 0.005
 
-    See `feel` for the averages and `went_quiet` for the test. With the usual numbers it is quiet where
-    the loss has stayed within about 0.01 of what it was over the last 100 steps; `gain` fits it to a
+    See `feel` for the averages and `went_quiet` for the test. With the default options, training is quiet
+    if the loss has changed by no more than about 0.01 over the last 100 steps. Change `gain` for a
     loss of another unit. A loss that is not finite changes nothing. The optimizers of this package
     give the same signals in their `emotion`.
 
@@ -100,7 +100,7 @@ class EarlyStop:
         return {name: field.clone() for name, field in self.emotion._asdict().items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from where another monitor was.
+        """Loads the statistics of another monitor, and continues from there.
 
         Args:
             state_dict: the result of `state_dict()`; it is not changed.

@@ -23,7 +23,7 @@ def hear(
     value, is_unscaled = values[kind]
     name = "heard_sum" if is_unscaled else "raw_sum"
     known = getattr(collected, name)
-    # A copy: the root may be changed in place, and it belongs to somebody else.
+    # A copy: the root belongs to the caller, who may change it in place.
     setattr(collected, name, value.clone() if known is None else known + value)
     if collected.doubts:
         collected.doubts.pop(getattr(root, "_emo_asked", -1), None)
@@ -44,8 +44,8 @@ def _value(
 
 
 def unscaled(value: Tensor, scaler: Any) -> Tensor:
-    """Returns a scaled loss as it was before its gradient scaler."""
-    # Asked like this, the scale stays on the device.
+    """Returns a scaled loss divided by the scale of its gradient scaler."""
+    # `scale` of a tensor leaves the scale on the device.
     return value / scaler.scale(torch.ones_like(value))  # type: ignore[no-any-return]
 
 

@@ -20,11 +20,11 @@ from emo_torch._wrappers.stand_in import numbers_of, stand_in, tensors_of
 
 STEPS = 12
 RATES = (1e-3, 1.0, 30.0)
-"""Learning rates to try: the answer must not depend on today's."""
+"""Learning rates to try: the result must not depend on the current learning rate."""
 SHARES = (0.5, 1.0, 0.25, 0.75)
-"""The parts of the way that the steps go, one after the other."""
+"""The factors of the steps, one after the other."""
 SHIFT = 8.0
-"""How far from the first start the second one is."""
+"""The distance of the second start from the first."""
 TOLERANCES = {torch.float64: (1e-5, 1e-14), torch.float32: (1e-3, 1e-6)}
 """The bound on the difference of two ways: relative to the distance moved, and to the parameter."""
 MOST_KNOWN = 256
@@ -39,12 +39,12 @@ class Manner(NamedTuple):
     Attributes:
         is_linear: whether a step at c times the learning rate is c times the step, with the same state
             after it, for twelve steps at each of the learning rates 0.001, 1 and 30.
-        follows: names of what the optimizer keeps about where it moved the parameters: tensors of its
+        follows: names of the records of where the optimizer moved the parameters: tensors of its
             state that start elsewhere when the parameters start elsewhere; and, if it is not linear,
             numbers that depend on the learning rate.
         estimates: names of numbers, one for a whole group or for the whole optimizer, that depend on the
-            learning rate and on the gradients, if it is not linear: by those it chooses how long its steps
-            are, as Prodigy and D-Adaptation do.
+            learning rate and on the gradients, if it is not linear: from these numbers the optimizer
+            computes the length of its steps, as Prodigy and D-Adaptation do.
         obeys_rate: whether a changed learning rate changes the very next step.
         needs_closure: whether a step fails without a closure and succeeds with one.
     """
@@ -191,7 +191,7 @@ def _compare(walk: Callable[..., _Walk], dtype: torch.dtype) -> Manner:
 
 
 def _is_same_way(ours: list[Tensor], theirs: list[Tensor], relative: float, absolute: float) -> bool | None:
-    """Returns whether two walks are equal up to rounding; `None` if they show nothing."""
+    """Returns whether two records are equal up to rounding; `None` if all steps are too small to tell."""
     start = ours[0]
     moved = torch.zeros_like(start)
     for index in range(1, len(ours)):
@@ -201,7 +201,7 @@ def _is_same_way(ours: list[Tensor], theirs: list[Tensor], relative: float, abso
         size = torch.maximum(start.abs(), ours[index].abs())
         if ((ours[index] - theirs[index]).abs() > relative * moved + absolute * (1 + size)).any():
             return False
-    # Steps that are as small as roundings show nothing.
+    # Steps as small as rounding errors prove nothing.
     return True if moved.max() > 1e3 * absolute else None
 
 
@@ -255,15 +255,15 @@ def _walk(
     through_rate: bool = False,
     first: int = 0,
 ) -> _Walk:
-    """Steps a stand-in; each step goes a part of its way, by its learning rate or after the step.
+    """Steps a stand-in; each step is shortened by its learning rate, or by moving back after the step.
 
     Args:
         twin: the stand-in.
         rate: the learning rate.
-        shares: the parts, one after the other and then again.
+        shares: the factors of the steps, in a cycle.
         needs_closure: whether a step gets a closure.
-        through_rate: whether a part of the way is a part of the learning rate.
-        first: the number of the first step: each number has gradients of its own.
+        through_rate: whether a factor multiplies the learning rate.
+        first: the number of the first step: each step number has its own gradients.
     """
     if callable(getattr(twin, "train", None)):
         twin.train()  # type: ignore[attr-defined]
@@ -315,7 +315,7 @@ def _give_gradients(params: list[Tensor], step: int) -> None:
     generator = torch.Generator().manual_seed(step)
     for param in params:
         grad = torch.randn(param.shape, generator=generator, dtype=torch.float64)
-        # None near 0, where an optimizer's eps would take part.
+        # None near 0, where an optimizer's eps would matter.
         param.grad = (grad + grad.sign()).to(device=param.device, dtype=param.dtype)
 
 

@@ -15,7 +15,7 @@ Saved = dict[str, Any]
 
 
 def has_groups(saved: Any) -> bool:
-    """Returns whether something saved has the form that the optimizers of PyTorch give it."""
+    """Returns whether a saved state has the form of the states of PyTorch's optimizers."""
     return isinstance(saved, Mapping) and "state" in saved and "param_groups" in saved
 
 
@@ -102,7 +102,7 @@ def split(loaded: Any, names: tuple[str, ...]) -> tuple[Saved, Saved]:
 
 
 def unshare(states: Any, saved: Any) -> None:
-    """Copies the tensors of a state that still are the tensors that were loaded."""
+    """Copies the tensors of a state that are still the loaded tensors themselves."""
     given = tensors_in(saved.get("state", {}))
     for key, state in states.items():
         states[key] = without_shared(state, given)

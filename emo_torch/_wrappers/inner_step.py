@@ -28,8 +28,9 @@ def scale_change(
 
     Args:
         params: the parameters after the step, any shapes, changed in place.
-        befores: as they were.
-        scale: the part, shape `[]`: 1 leaves them to the last bit as they are, 0 as they were.
+        befores: the parameters before the step.
+        scale: the factor of the step, shape `[]`: 1 keeps the new values to the last bit, 0 restores the
+            old.
         kept: the elements that may move, as booleans in the parameters' shapes; `None` for all.
         foreach: whether to move all tensors of one device and dtype at once.
     """
@@ -56,11 +57,11 @@ def scale_change(
 def scaled_rate(groups: list[Group], scale: Tensor) -> Iterator[None]:
     """Multiplies the learning rates of groups by a scale, for as long as it lasts.
 
-    At the end every group has the very object as its learning rate that it had, also after an exception.
+    At the end, also after an exception, every group has the same object as its learning rate as before.
 
     Args:
         groups: parameter groups with an `"lr"`, a number or a tensor of one element.
-        scale: the factor, shape `[]`. A rate that is a number, or lies on another device, waits for it.
+        scale: the factor, shape `[]`. If a rate is a number or on another device, the step waits for it.
     """
     saved = [group["lr"] for group in groups]
     factor: float | None = None
@@ -85,7 +86,7 @@ class Resting(NamedTuple):
 
     Attributes:
         owner: the parameter, or the tensor of its state.
-        places: where the elements are that rest, as an index of each axis.
+        places: the positions of these elements, as an index of each axis.
         values: the values of the elements, shape `[count]`.
     """
 
@@ -125,7 +126,7 @@ def find_resting(params: list[Tensor], keep: Keep, theta: float, scalar: Tensor)
 
 
 def rest(owner: Tensor, places: tuple[Tensor, ...]) -> Resting:
-    """Remembers the elements of a tensor that rest."""
+    """Stores the elements of a tensor that must not move."""
     return Resting(owner, places, _with_axes(owner)[places])
 
 
@@ -144,8 +145,8 @@ def _with_axes(owner: Tensor) -> Tensor:
 class RestingBeside:
     """The same elements of the tensors in which an optimizer tracks its parameters.
 
-    A schedule-free optimizer, for example, keeps where it would be without averaging: there, too, an
-    element must rest, or the two come apart.
+    A schedule-free optimizer, for example, keeps the parameters without averaging. A stopped element must
+    not move there either, because the two would no longer fit together.
     """
 
     def __init__(self, resting: list[Resting], names: set[str], states: Any) -> None:
@@ -160,7 +161,7 @@ class RestingBeside:
                     self._known.append(rest(found[name], each.places))
 
     def put_back(self, states: Any) -> None:
-        """Restores the elements; elements that began in this step become the parameter's."""
+        """Restores the elements; elements of tensors made in this step take the values of the parameter."""
         put_back(self._known)
         for each, name in self._new:
             for _, tensor in _named_tensors(states.get(each.owner, {}), {name}):
@@ -247,16 +248,16 @@ class Averages(NamedTuple):
 
     @staticmethod
     def before(params: list[Tensor], state: Any) -> "Averages":
-        """Remembers the rate at which each average will follow this step."""
+        """Stores the rate at which each average will follow this step."""
         rates = [state[param]["mu"].clone() if "mu" in state.get(param, {}) else 1.0 for param in params]
         return Averages(params, rates, [])
 
     def stepped(self) -> None:
-        """Remembers where the whole step went: the averages followed that far."""
+        """Stores the parameters after the whole step, which the averages have followed."""
         self.ends.extend(param.detach().clone() for param in self.params)
 
     def correct(self, state: Any) -> None:
-        """Lets the averages follow to where the parameters are instead."""
+        """Corrects the averages, so that they follow the parameters after the scaled step."""
         for param, rate, end in zip(self.params, self.rates, self.ends, strict=True):
             average = state[param]["ax"]
             average.add_((param - end) * rate)

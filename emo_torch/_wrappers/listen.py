@@ -53,34 +53,37 @@ def listen(*optimizers: Optimizer, scaler: Any = None) -> Iterator[None]:
 
     .. math:: L = \sum_i L_i \text{ over the roots } L_i \text{ of backward passes since the last step}
 
-    For a trainer that you do not own and that passes no loss on. The root of every outermost backward pass
-    (`loss.backward()`, `torch.autograd.backward`) goes to those optimizers whose parameters it reaches. A
-    sum of roots is right where gradients add up: where a trainer divides the loss by the number of
-    micro-batches, the sum is their mean. A loss that a gradient scaler has scaled is heard unscaled.
+    Use it for a trainer of another library that passes no loss to the step. The root of every outermost
+    backward pass (`loss.backward()`, `torch.autograd.backward`) is a loss for the optimizers whose
+    parameters the pass reaches. The sum of roots is right because gradients add up, too: if a trainer
+    divides the loss by the number of micro-batches, the sum is the mean. A loss that a gradient scaler has
+    scaled is heard unscaled.
 
-    A loss that is given counts first: `loss=` of the step, then `watch` and `observe`, then the losses of
-    backward passes, then the result of the closure; never two of these. `zero_grad` of the optimizer
-    forgets what was heard, and so does the next pass where every gradient is `None` by then.
+    A step takes its loss from the first of these sources that has one: `loss=` of the step, `watch` and
+    `observe`, the losses of backward passes, the result of the closure. `zero_grad` of the optimizer
+    discards the heard losses. The next backward pass also discards them if every gradient is `None` by
+    then.
 
-    While it lasts, `torch.autograd.backward`, `torch.autograd.grad` and methods of `GradScaler` are
-    wrapped, in all threads. Listeners may be nested; an optimizer hears each root once. Not heard: names
-    imported from `torch.autograd` before, and gradients that are set by hand. Methods that reset the
-    gradients between passes of one step (such as PCGrad) have to `watch` their losses.
+    Inside the `with` block, `torch.autograd.backward`, `torch.autograd.grad` and methods of `GradScaler`
+    are wrapped, in all threads. Listeners may be nested; an optimizer hears each root once. Two things are
+    not heard: calls by names that were imported from `torch.autograd` before, and gradients that are set by
+    hand. Methods that reset the gradients between passes of one step (such as PCGrad) must `watch` their
+    losses.
 
     Args:
-        *optimizers: optimizers of this package, however deeply wrapped. None for all of them: those that
-            exist, and those made while it lasts.
-        scaler: the gradient scaler of these optimizers. Needed only for one that is no
-            `torch.amp.GradScaler`; it needs a method `scale`.
+        *optimizers: optimizers of this package, at any depth inside of wrappers. Without arguments: all
+            optimizers of this package that exist or are made inside the `with` block.
+        scaler: the gradient scaler of these optimizers. Needed only for a scaler that is no
+            `torch.amp.GradScaler`; the scaler needs a method `scale`.
 
     Yields:
-        Nothing. At the end, after an exception as well, all is as it was before.
+        Nothing. At the end, also after an exception, the wrapped functions are restored.
 
     Raises:
-        TypeError: for what holds no optimizer of this package, and a scaler without `scale`.
+        TypeError: for an object that holds no optimizer of this package, and a scaler without `scale`.
         RuntimeError: inside of a region that `torch.compile` compiles.
-        LossMissingError: from a `step` that no loss has reached, with what was seen of backward passes;
-            and from one whose loss was heard in part only.
+        LossMissingError: from a `step` that no loss has reached, with a list of the backward passes that
+            were seen; and from a `step` of whose loss only a part was heard.
 
     Example:
         >>> import torch
@@ -110,7 +113,7 @@ def listen(*optimizers: Optimizer, scaler: Any = None) -> Iterator[None]:
         )
     for optimizer in optimizers:
         if not loss_optimizers([optimizer]):
-            unwrap(optimizer)  # Raises an error that says so.
+            unwrap(optimizer)  # Raises the error about a missing optimizer.
     found = loss_optimizers(optimizers) if optimizers else _existing()
     listener = _Listener(found, scaler, hears_all=not optimizers)
     with _lock:
@@ -229,7 +232,7 @@ def _backward(original: Any, *args: Any, **kwargs: Any) -> Any:
     with _lock:
         _passes += 1
         _threads.add(threading.get_ident())
-        # One kept way is no proof for a list of roots; gradients of other threads must not be looked at.
+        # One cached path is no proof for a list of roots; gradients of other threads must not be read.
         is_sure = len(roots) > 1 or len(_threads) > 1
         reached = [_among(_reach.find(root, optimizers, is_sure=is_sure), inputs) for root, _ in roots]
         found = set(itertools.chain(*reached))
@@ -245,7 +248,7 @@ def _backward(original: Any, *args: Any, **kwargs: Any) -> Any:
     for (root, weight), those in zip(roots, reached, strict=True):
         values: Values = {}
         for optimizer in those:
-            if optimizer in emptied:  # As after `model.zero_grad()`: the gradients of those roots are gone.
+            if optimizer in emptied:  # As after `model.zero_grad()`: the earlier gradients are gone.
                 optimizer._collected.forget_heard()
                 emptied.discard(optimizer)
             hear(optimizer, root, weight, scalers[optimizer], values)
@@ -315,7 +318,7 @@ def _grad(original: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 _NO_SCALAR = "a backward pass went through its parameters whose root is not one number"
-_UNKNOWN = "a function of its own in a backward pass may have made a pass that the listener does not see"
+_UNKNOWN = "a custom function in a backward pass may have made a pass that the listener does not see"
 _BY_GRAD = (
     "torch.autograd.grad took gradients of its parameters, and nothing shows whether they belong to the "
     "step"
@@ -326,7 +329,7 @@ _BY_GRAD = (
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raises an error that says what the listener has seen, before the step raises a shorter error."""
+    """Raises an error that lists the backward passes seen, before the step raises a shorter error."""
     if (
         not isinstance(optimizer, LossOptimizer)
         or torch.compiler.is_compiling()

@@ -85,7 +85,7 @@ def test_what_was_heard_ends_with_the_listener() -> None:
 def test_each_optimizer_hears_what_reaches_its_parameters() -> None:
     (first, one), (second, two) = pair(1.0), pair(5.0)
     with listen(one, two):
-        for _ in range(3):  # From the second time on by the kept ways.
+        for _ in range(3):  # From the second time on by the cached paths.
             first.sum().backward()
             second.sum().backward()
             (2 * second.sum()).backward()

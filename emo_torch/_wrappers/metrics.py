@@ -22,7 +22,7 @@ def get_metrics(optimizer: Any, *, as_floats: Literal[False]) -> dict[str, Tenso
 def get_metrics(optimizer: Any, *, as_floats: bool = True) -> dict[str, float] | dict[str, Tensor]:
     """Returns the emotion or the pulse of an optimizer, and its effects, as a flat dict for a logger.
 
-    Nothing of it is computed unless asked for, and a step costs no more for it.
+    The metrics are computed only in this call, so they do not slow down a step.
 
     Args:
         optimizer: an optimizer with an emotion or a pulse, or a wrapper that has one as its `optimizer`.
@@ -36,12 +36,13 @@ def get_metrics(optimizer: Any, *, as_floats: bool = True) -> dict[str, float] |
         - `scalar`: the emotion scalar, in [-1, 1].
         - `step_scale`: 1 - |scalar|, in [0, 1].
         - `shadow_ratio`: how far the last step pulled the weights to their shadow, in [0, 1].
-        - `learning_rate`: the learning rate times the step scale, or alone where the rule does not
-            scale (EmoNavi); with several groups `learning_rate/0`, `learning_rate/1`, ...
-        - `masked_share`: the share of the gradients' elements that the filter stops, in [0, 1], of the
-            gradients that are there; without any it is left out.
-        - `should_stop`, `is_quiet`: whether training ever went quiet, and is quiet now; 0 or 1.
-        - `felt`, `held`: how many losses were felt, and kept out because they were not finite.
+        - `learning_rate`: the learning rate times the step scale, or the learning rate alone if the rule
+            does not scale (EmoNavi); with several groups `learning_rate/0`, `learning_rate/1`, ...
+        - `masked_share`: the share of the gradients' elements that the filter stops, in [0, 1]; left out if
+            there are no gradients.
+        - `should_stop`, `is_quiet`: whether training was ever quiet, and whether it is quiet now; 0 or 1.
+        - `felt`, `held`: the number of losses in the averages, and the number of losses that were not
+            finite.
         - `medium`, `trust`, `drive`: of v3.6.1 alone (see `Drive`); the learning rate is multiplied by
             the drive there, and not by the step scale, and there is no masked share.
 
@@ -78,7 +79,7 @@ def get_metrics(optimizer: Any, *, as_floats: bool = True) -> dict[str, float] |
         metrics = _of_pilot(owner) if hasattr(type(owner), "pilot") else _of_pulse(owner)
     if not as_floats:
         return metrics
-    # Side by side in one tensor, so that one look fetches all. Not every device has float64.
+    # All numbers in one tensor, so that one transfer fetches all. Not every device has float64.
     device = next(iter(metrics.values())).device
     dtype = torch.float32 if device.type == "mps" else torch.float64
     together = torch.stack([value.to(dtype) for value in metrics.values()])
@@ -103,7 +104,7 @@ def _of_pulse(owner: PulseOptimizer | EmoPulseScheduler) -> dict[str, Tensor]:
 
 
 def _of_emotion(owner: EmoOptimizer) -> dict[str, Tensor]:
-    """Returns the metrics of an emotion, that of v3.6.1 included."""
+    """Returns the metrics of an emotion, also of the emotion of v3.6.1."""
     emotion, own = owner.emotion, {}
     if isinstance(owner, DriveOptimizer):
         own = {f"emotion/{name}": getattr(owner.drive, name) for name in ("medium", "trust", "drive")}

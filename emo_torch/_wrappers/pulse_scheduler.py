@@ -1,4 +1,4 @@
-"""The pulse as a schedule: it is given the loss, and drives the learning rate of any optimizer."""
+"""The pulse as a schedule: it reads the loss, and sets the learning rate of any optimizer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,13 +26,13 @@ from emo_torch._step.later_optimizers import PulseOptimizer
 class EmoPulseScheduler(LRScheduler):
     """Sets the learning rate of an optimizer to the pulse, which is made from the loss of each step.
 
-    `feel_pulse` has the formulas. Call `scheduler.step(loss=loss)` once a step: before
-    `optimizer.step()` each step has the rate of its own loss, as with `emo_optax.pulse_schedule`; behind
-    it, as other schedules are called, the rate of the loss before.
+    `feel_pulse` has the formulas. Call `scheduler.step(loss=loss)` once a step. If you call it before
+    `optimizer.step()`, each step has the rate of its own loss, as with `emo_optax.pulse_schedule`. If you
+    call it after `optimizer.step()`, as other schedules, each step has the rate of the loss before.
 
     Args:
-        optimizer: any optimizer without a pulse of its own; all parameter groups get the same
-            learning rate. That of the first step is 1e-4 of the scope, until there is a loss.
+        optimizer: any optimizer that has no pulse; all parameter groups get the same
+            learning rate. Before the first loss the learning rate is 1e-4 of the scope.
         lr: the scope S, a number >= 0.
         ceiling: the largest learning rate, >= 0; it does not rise with the scope, as published.
         stopcoef: the bound of the stop signal on the medium average, >= 0.
@@ -45,7 +45,7 @@ class EmoPulseScheduler(LRScheduler):
 
     Raises:
         ValueError: for an option out of its range.
-        TypeError: for an optimizer with a pulse of its own, and for no optimizer.
+        TypeError: for an optimizer that has a pulse, and for an object that is no optimizer.
 
     Example:
         >>> import torch
@@ -82,7 +82,7 @@ class EmoPulseScheduler(LRScheduler):
         check_pulse_options(stopcoef, steady, spike_limit, loss_unit)
         if isinstance(optimizer, PulseOptimizer):
             raise TypeError(
-                f"{type(optimizer).__name__} has a pulse of its own: use it without EmoPulseScheduler, or "
+                f"{type(optimizer).__name__} already has a pulse: use it without EmoPulseScheduler, or "
                 "give EmoPulseScheduler another optimizer"
             )
         self.scope, self.ceiling = lr, ceiling
@@ -98,10 +98,10 @@ class EmoPulseScheduler(LRScheduler):
         self._update_lr()
 
     def step(self, loss: Tensor | float | None = None) -> None:
-        """Takes in the loss of a step and sets the learning rate; waits for the device of the loss.
+        """Updates the averages with the loss, and sets the learning rate; waits for the loss's device.
 
         Args:
-            loss: the loss, a tensor of one element or a number; one that is not finite is held.
+            loss: the loss, a tensor of one element or a number; a loss that is not finite is only counted.
 
         Raises:
             LossMissingError: without a loss.
@@ -134,7 +134,7 @@ class EmoPulseScheduler(LRScheduler):
 
     @property
     def should_stop(self) -> bool:
-        """Whether training has gone quiet; not latched."""
+        """Whether training is quiet now."""
         return bool(self._state.should_stop)
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class EmoPulseScheduler(LRScheduler):
         return {**state, "pulse": {name: field.item() for name, field in self._state._asdict().items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads what `state_dict()` returned.
+        """Loads a state that `state_dict()` returned.
 
         Args:
             state_dict: the state; not changed.

@@ -86,5 +86,5 @@ def test_bad_input_is_refused() -> None:
         with pytest.raises(ValueError, match=option):
             emo_torch.EmoPulseScheduler(optimizer_of(), **{option: value})  # type: ignore[arg-type]
     weight = torch.nn.Parameter(torch.ones(2))
-    with pytest.raises(TypeError, match="has a pulse of its own"):
+    with pytest.raises(TypeError, match="already has a pulse"):
         emo_torch.EmoPulseScheduler(emo_torch.EmoSens3([weight]))

@@ -1,4 +1,4 @@
-"""Which optimizers a backward pass reaches: the graph tells it before the pass, the gradients after it."""
+"""The optimizers that a backward pass reaches: found in the graph before it, in the gradients after it."""
 
 import operator
 import weakref
@@ -13,21 +13,22 @@ from emo_torch._sharded import whole
 from emo_torch._step.loss_optimizer import LossOptimizer
 
 MOST_PATHS = 8
-"""The number of paths to an optimizer that are kept for one kind of root."""
+"""The number of paths to an optimizer that are cached for one kind of root."""
 
 _gradient = operator.attrgetter("grad")
 
 Mark = tuple[int, int] | None
 """The identity of a gradient, and how often it was changed in place; `None` where there is no gradient."""
 Path = tuple[int, ...]
-"""A way through a graph: which of the next functions to follow, from the root on."""
+"""A path through a graph: the index of the next function to follow, from the root on."""
 
 
 class Reach:
-    """Finds which optimizers have parameters in a graph; one walk for all, and short ways are kept.
+    """Finds which optimizers have parameters in a graph; one walk finds all, and short paths are cached.
 
-    A kept way is followed anew in each graph, so what is found is true. That an optimizer is not found is
-    kept for the kind of root alone: `Gradients` shows after the pass whether it was reached.
+    A cached path is followed again in each graph, so an optimizer found this way is certain. If no cached
+    path of this kind of root leads to an optimizer, `Gradients` shows after the pass whether it was
+    reached.
     """
 
     def __init__(self) -> None:
@@ -36,9 +37,9 @@ class Reach:
         self._leaves: weakref.WeakKeyDictionary[LossOptimizer, tuple[list[tuple[int, int]], set[int]]]
         self._leaves = weakref.WeakKeyDictionary()
         self._trees: dict[str, tuple[list[Any], int, _Tree]] = {}
-        """For a kind of root: the kept ways as one tree, for which optimizers, and at which version."""
+        """For a kind of root: the cached paths as one tree, for which optimizers, and at which version."""
         self._version = 0
-        """Counts the changes of the kept ways."""
+        """Counts the changes of the cached paths."""
 
     def leaves(self, optimizer: LossOptimizer) -> set[int]:
         """Returns the identities of the parameters of an optimizer."""
@@ -56,7 +57,7 @@ class Reach:
         Args:
             root: the root of a backward pass.
             optimizers: the optimizers to look for.
-            is_sure: whether to walk the graph for every optimizer to which no kept way leads.
+            is_sure: whether to walk the graph for every optimizer to which no cached path leads.
         """
         function = root.grad_fn
         if function is None:
@@ -83,7 +84,7 @@ class Reach:
         return [optimizer for optimizer in optimizers if optimizer in found]
 
     def missed(self, function: Any, optimizer: LossOptimizer) -> None:
-        """Looks for the way to an optimizer that a pass has reached, and that was not found before it."""
+        """Searches the path to an optimizer that a pass has reached, but that was not found before it."""
         if function is not None:
             kind = function.name()
             if len(self._paths.setdefault(optimizer, {}).get(kind, ())) < MOST_PATHS:
@@ -98,7 +99,7 @@ class Reach:
             paths.append(path)
 
     def _tree(self, kind: str, optimizers: Sequence[LossOptimizer]) -> "_Tree":
-        """Returns the kept ways from a kind of root to optimizers, as one tree."""
+        """Returns the cached paths from a kind of root to optimizers, as one tree."""
         refs = list(map(weakref.ref, optimizers))
         entry = self._trees.get(kind)
         if entry is None or entry[1] != self._version or entry[0] != refs:
@@ -111,22 +112,22 @@ class Reach:
 
 
 class _Tree:
-    """Ways through a graph from one root; a part that several ways have in common is there once."""
+    """Paths through a graph from one root; a part that several paths share is stored once."""
 
     def __init__(self) -> None:
         self.following: dict[int, _Tree] = {}
         self.ends: list[int] = []
-        """The optimizers, by index, to which a way ends here."""
+        """The optimizers, by index, to which a path ends here."""
 
     def add(self, path: Path, end: int) -> None:
-        """Adds a way to the optimizer of the index `end`."""
+        """Adds a path to the optimizer of the index `end`."""
         node = self
         for index in path:
             node = node.following.setdefault(index, _Tree())
         node.ends.append(end)
 
     def follow(self, root: Any) -> Iterator[tuple[int, int]]:
-        """Yields optimizers by index, each with the identity of the leaf at the end of its way."""
+        """Yields optimizers by index, each with the identity of the leaf at the end of its path."""
         open_ways = [(root, self)]
         while open_ways:
             function, node = open_ways.pop()
@@ -142,10 +143,10 @@ class _Tree:
 
 
 def _walk(root: Any, wanted: list[set[int]]) -> dict[int, Path]:
-    """Returns the shortest way to a leaf of each of several sets, by index; ends when all are found."""
+    """Returns the shortest path to a leaf of each of several sets, by index; ends when all are found."""
     found: dict[int, Path] = {}
     seen = {root}
-    # With the way back: the link of the function before, and the index there.
+    # With the path back: the link of the function before, and the index there.
     queue: deque[tuple[Any, Any]] = deque([(root, None)])
     while queue and len(found) < len(wanted):
         function, link = queue.popleft()
@@ -173,9 +174,9 @@ class Gradients:
     """The gradients of optimizers before a backward pass, to find the gradients that it changes.
 
     Args:
-        optimizers: those to look at.
-        with_samples: whether to look at a few gradients only before the pass, where those are `None`.
-            Mostly all are `None` before and after it, and then the look after it proves that none changed.
+        optimizers: the optimizers whose gradients are read.
+        with_samples: whether to read only a few gradients before the pass, if these few are `None`. If all
+            gradients are `None` after the pass, this proves that none changed.
     """
 
     def __init__(self, optimizers: Iterable[LossOptimizer], *, with_samples: bool) -> None:
@@ -186,13 +187,13 @@ class Gradients:
         ]
 
     def changed(self, functions: Iterable[Any]) -> tuple[list[LossOptimizer], list[LossOptimizer]]:
-        """Returns the optimizers of whose parameters a gradient is another one, or has changed.
+        """Returns the optimizers with a parameter whose gradient is another tensor, or has changed.
 
         Args:
-            functions: those of the roots of the pass.
+            functions: the functions of the roots of the pass.
 
         Returns:
-            Those optimizers, and those of which it is not known.
+            The optimizers that the pass has reached, and the optimizers for which this is unknown.
         """
         answers = [(before.optimizer, before.has_changed()) for before in self._before]
         changed = [optimizer for optimizer, answer in answers if answer]
@@ -205,12 +206,12 @@ class Gradients:
 
 
 _sparse: weakref.WeakSet[LossOptimizer] = weakref.WeakSet()
-"""Optimizers some of whose parameters had a gradient while a sample of them had none."""
+"""Optimizers in which some parameters had a gradient although the sample of parameters had none."""
 _SAMPLES = 16
 
 
 class _Before:
-    """The gradients of one optimizer, looked at without a Python call for each parameter."""
+    """The gradients of one optimizer, read without a Python call for each parameter."""
 
     def __init__(self, optimizer: LossOptimizer, *, with_samples: bool) -> None:
         self.optimizer = optimizer
@@ -237,7 +238,7 @@ class _Before:
 
 
 def _reaches(root: Any, optimizer: LossOptimizer) -> bool | None:
-    """Returns whether a graph reaches parameters; `None` if a function in it may make passes of its own."""
+    """Returns whether a graph reaches parameters; `None` if a function in it may start another pass."""
     if _walk(root, [set(map(id, _params(optimizer)))]):
         return True
     seen, queue = {root}, [root]
@@ -256,21 +257,21 @@ def _are_none(gradients: list[Tensor | None]) -> bool:
 
 
 def identities(tensors: Any) -> set[int]:
-    """Returns the identities of one tensor, of those in a list, or of the values of a dictionary."""
+    """Returns the identities of one tensor, of the tensors in a list, or of the values of a dictionary."""
     if isinstance(tensors, Tensor):
         return {id(tensors)}
     return set(map(id, tensors.values() if isinstance(tensors, dict) else tensors))
 
 
 def has_no_gradients(optimizer: LossOptimizer) -> bool:
-    """Returns whether the gradients of all parameters were taken away, as `model.zero_grad()` does."""
+    """Returns whether the gradients of all parameters are `None`, as after `model.zero_grad()`."""
     return all(
         param.grad is None and getattr(param, "main_grad", None) is None for param in _params(optimizer)
     )
 
 
 def mark_of(optimizer: LossOptimizer) -> Mark:
-    """Returns which gradient is the first one of an optimizer, and how often it was changed in place."""
+    """Returns the identity of an optimizer's first gradient, and how often it was changed in place."""
     for param in _params(optimizer):
         if param.grad is not None:
             return id(param.grad), _versions([param.grad])[0]
@@ -280,14 +281,14 @@ def mark_of(optimizer: LossOptimizer) -> Mark:
 def were_zeroed(optimizer: LossOptimizer, mark: Mark) -> bool:
     """Returns whether all gradients were made 0 in place since `mark`.
 
-    As `zero_grad(set_to_none=False)` does. Their values are looked at only if the first of them has
+    `zero_grad(set_to_none=False)` makes them 0. The values are read only if the first gradient has
     changed since the last pass.
     """
     now = mark_of(optimizer)
     if mark is None or now is None or mark[0] != now[0] or mark[1] == now[1]:
         return False
     gradients = [param.grad for param in _params(optimizer) if param.grad is not None]
-    # The sum, of which the whole of a sharded gradient is known; it is NaN where one of them is.
+    # The sum, because it is known for a sharded gradient as a whole; it is NaN if one element is NaN.
     return not any(bool(whole(gradient.abs().sum()) != 0) for gradient in gradients)
 
 

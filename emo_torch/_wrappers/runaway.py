@@ -1,4 +1,4 @@
-"""Runaway detection: a number from the gradient's moments that tells a sudden one-sided change."""
+"""Runaway detection: a number from the gradient's moments that detects a sudden one-sided change."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class Runaway(NamedTuple):
 
     Attributes:
         moments: the means of g, g^2, g^3 and g^4 over all elements of the gradient, shape `[4]`, in
-            powers of the gradient's unit; as they come, so not finite where the gradient is not.
+            powers of the gradient's unit; not finite if the gradient is not finite.
         emotion: m3 / (m2 + eps) exp(-m4), shape `[]`; always finite.
         scale: the factor of a step, shape `[]`: 1 - emotion, within the bounds if there are any.
     """
@@ -76,18 +76,18 @@ def runaway_emotion(moments: Tensor, eps: float = 1e-8) -> Tensor:
 
     .. math:: \frac{m_3}{m_2 + \epsilon}\,\exp(-m_4)
 
-    Large where the gradient leans to one side; the exponential damps it where peaks are extreme. All
-    of it is in the gradient's own unit: gradients of a size of about 0.1 to 2 make it speak.
+    The number is large if most of the gradient has one sign; the exponential damps it for extreme peaks.
+    The formula depends on the gradient's unit: it responds to gradients of a size of about 0.1 to 2.
 
     Args:
         moments: the first four moments, shape `[4]`.
         eps: the number added to the second moment, >= 0.
 
     Returns:
-        The number, shape `[]`. Under 0.551 in size where all elements are equally large, but up to
-        0.551 f^(-1/4) where only a share f of them is not 0. It is 0 for a gradient without elements,
-        of zeros, or whose powers are too large for the dtype (the exponential is 0 there), and for one
-        with a NaN, of which nothing is known.
+        The number, shape `[]`. Its absolute value is below 0.551 if all elements are equally large, and up
+        to 0.551 f^(-1/4) if only a share f of the elements is not 0. The number is 0 for a gradient without
+        elements, for zeros, for a gradient whose powers are too large for the dtype (then the exponential
+        is 0), and for a gradient with a NaN.
 
     Example:
         >>> import torch
@@ -137,7 +137,7 @@ class RunawayMonitor:
         self.runaway = Runaway(torch.zeros(4), torch.zeros(()), torch.ones(()))
 
     def observe(self, params: Iterable[Tensor]) -> Runaway:
-        """Looks at the gradients of parameters, as they are now; no sync with the device.
+        """Measures the current gradients of parameters, without a sync with the device.
 
         Args:
             params: the parameters of one optimizer; parameters without a gradient do not count.
@@ -160,7 +160,7 @@ class RunawayMonitor:
         return self.runaway
 
     def remove(self) -> None:
-        """Lets go of the optimizer that it looks at, whose steps are then its own again."""
+        """Removes the hooks from the optimizer, whose steps are then no longer scaled or measured."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -181,8 +181,8 @@ class _Hooks:
     def before(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Looks at the gradients, or sees to it that a closure, which makes them, is followed by that."""
-        self._saved = []  # Whatever a step that failed may have left.
+        """Measures the gradients; with a closure, which makes the gradients, after the closure."""
+        self._saved = []  # The data that a failed step may have left.
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         has_closure = callable(closure)  # The optimizer refuses anything else.
         for group in optimizer.param_groups if self._is_scaling else []:
@@ -227,7 +227,7 @@ class _Hooks:
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Goes a part of the way that the step went."""
+        """Scales the step that the optimizer has taken."""
         del optimizer, args, kwargs
         scale = self._monitor.runaway.scale
         saved, self._saved = self._saved, []
@@ -242,28 +242,28 @@ def scale_by_runaway(
 
     .. math:: p \leftarrow p + \left(1 - \frac{m_3}{m_2 + \epsilon}\,\exp(-m_4)\right) (p' - p)
 
-    The moments are of the whole gradient that a step finds, or that its closure makes, one number for
-    all tensors; p' is where the optimizer goes. So the learning rate is scaled in effect, in weight
-    decay, too, while no group's `lr` is written. A gradient that leans to the negative side makes
-    steps longer. It works by hooks of the optimizer, which copies and pickles of it don't have, and
-    holds a copy of the parameters during a step. With a gradient scaler and a fused optimizer call
-    `scaler.unscale_(optimizer)` first.
+    The moments are computed over the gradients of all parameters of the optimizer, which exist before the
+    step or which its closure computes: one number for all tensors. p' are the parameters after the
+    optimizer's own step. The effect is a scaled learning rate, also in weight decay; no group's `lr` is
+    written. A gradient with a negative third moment makes steps longer. The scaling uses hooks of the
+    optimizer, which its copies and pickles do not have, and a copy of the parameters during a step. With a
+    gradient scaler and a fused optimizer call `scaler.unscale_(optimizer)` first.
 
     Args:
         optimizer: a `torch.optim.Optimizer`, also one of this package.
         eps: the number added to the second moment, >= 0.
-        bounds: the least and the largest factor, the first below the second; `None` for no bounds. That is
-            between 0.449 and 1.551 where all elements are equally large, but where few are not 0 it
-            can turn a step round (one in a million at 20: a factor of -16): `bounds=(0.0, 2.0)`
-            never does.
+        bounds: the least and the largest factor, the first below the second; `None` for no bounds. Without
+            bounds the factor is between 0.449 and 1.551 if all elements are equally large. If most elements
+            are 0, the factor can be negative and reverse the step (one element of 20 in a million: a factor
+            of -16); `bounds=(0.0, 2.0)` prevents this.
 
     Returns:
         A monitor, whose `runaway` shows the last gradient and whose `remove()` ends the scaling.
 
     Raises:
         ValueError: for an option out of its range.
-        TypeError: for an optimizer that calls a closure for itself, as `torch.optim.LBFGS` does, or
-            no optimizer.
+        TypeError: for an optimizer that calls a closure itself, as `torch.optim.LBFGS` does, or for an
+            object that is no optimizer.
 
     Example:
         >>> import torch
@@ -287,7 +287,7 @@ def scale_by_runaway(
 def track_runaway(
     optimizer: Optimizer, *, eps: float = 1e-8, bounds: Bounds | None = None
 ) -> RunawayMonitor:
-    """Looks at the gradient's moments at every step of an optimizer, and changes nothing: a monitor.
+    """Measures the gradient's moments at every step of an optimizer, without changing the step.
 
     See `scale_by_runaway` for the formula.
 
@@ -298,11 +298,11 @@ def track_runaway(
             bounds.
 
     Returns:
-        A monitor, whose `runaway` shows the last gradient and whose `remove()` ends the looking.
+        A monitor, whose `runaway` shows the last gradient and whose `remove()` ends the measuring.
 
     Raises:
         ValueError: for an option out of its range.
-        TypeError: for anything but a optimizer.
+        TypeError: for an object that is no optimizer.
 
     Example:
         >>> import torch

@@ -100,7 +100,7 @@ def numbers_of(twin: Optimizer) -> Iterator[tuple[str, float]]:
 
 
 def tensors_of(twin: Optimizer, params: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yields the tensors that an optimizer keeps, but parameters and views of them, with their names."""
+    """Yields the tensors that an optimizer keeps, except parameters and their views, with their names."""
     seen = set(map(id, params))
     memory = {param.untyped_storage().data_ptr() for param in params}
 

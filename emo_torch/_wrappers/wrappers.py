@@ -30,19 +30,19 @@ HOLDERS = {
 OF_A_SUBCLASS = ("optimizer", "optim")
 """The attributes of a wrapper that has the class of the wrapped optimizer, as Lightning's."""
 DEEPEST, MOST_VISITED = 50, 2000
-"""Where the search ends, for objects that make a new object at every look."""
+"""The depth at which the search ends, for objects that return a new object at every access."""
 
 
 def unwrap(optimizer: Any) -> LossOptimizer:
     """Returns the optimizer of this package inside of its wrappers.
 
-    Trainers wrap optimizers in objects of their own that hand on `step` without a loss, and neither
-    `watch` nor `observe`. The optimizer is looked for, at any depth, in the attributes that libraries
+    Trainers wrap optimizers in objects whose `step` takes no loss, and which have neither
+    `watch` nor `observe`. `unwrap` searches, at any depth, the attributes that libraries
     use (`optimizer`, `optim`, `original_optimizer`, `base`, `base_optimizer`, `wrapped_optimizer` and
-    some more), and in every other attribute that holds a `torch.optim.Optimizer` or a list of them.
+    some more), and every other attribute that holds a `torch.optim.Optimizer` or a list of optimizers.
 
     Args:
-        optimizer: an optimizer of this package, however deeply wrapped.
+        optimizer: an optimizer of this package, at any depth inside of wrappers.
 
     Returns:
         The optimizer itself.
@@ -84,7 +84,7 @@ def loss_optimizers(optimizers: Iterable[Any]) -> list[LossOptimizer]:
 def _find(optimizer: Any) -> list[tuple[str, LossOptimizer]]:
     """Returns the optimizers of this package inside of something, each once, with its place."""
     found: list[tuple[str, LossOptimizer]] = []
-    # With the objects themselves: an id is free again when its object is gone.
+    # With the objects themselves: Python may use an id again when its object is gone.
     visited: dict[int, tuple[Any, bool]] = {}
 
     def visit(place: str, thing: Any, depth: int) -> bool:
@@ -121,7 +121,7 @@ def _held_by(thing: Any) -> Iterator[tuple[str, Any]]:
     for name in names:
         try:
             held = getattr(thing, name, None)
-        except Exception:  # A property that only some of the wrappers of a library can answer.
+        except Exception:  # A property that raises an error in some wrappers of a library.
             continue
         if held is not None:
             yield f".{name}", held

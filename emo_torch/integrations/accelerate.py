@@ -15,19 +15,19 @@ __all__ = ["losses_from_backward"]
 
 @contextmanager
 def losses_from_backward(accelerator: Accelerator | None = None) -> Iterator[None]:
-    """Lets optimizers watch every loss that goes through `accelerator.backward`, while it lasts.
+    """Lets optimizers watch every loss given to `accelerator.backward` inside of a `with` block.
 
-    They see the loss as it is given, before Accelerate divides it by the number of accumulation steps
-    and scales it for float16; the losses of one step are averaged. Only optimizers of this package
-    that the same Accelerator prepared watch, all of them every loss: where each has its own, as in a
-    GAN, call an optimizer's `zero_grad` right before its own backward pass.
+    The optimizers get the loss before Accelerate divides it by the number of accumulation steps
+    and scales it for float16; the losses of one step are averaged. All optimizers of this package that the
+    same Accelerator prepared watch every loss. If each optimizer has its own loss, as in a GAN, call an
+    optimizer's `zero_grad` directly before the backward pass of its loss.
 
     Args:
-        accelerator: the one to listen to. `None` for every one, also those made later: that wraps
-            `Accelerator.backward` itself.
+        accelerator: the Accelerator whose losses are watched. `None` for all Accelerators, also for those
+            made later: then the method `Accelerator.backward` of the class is wrapped.
 
     Yields:
-        Nothing. At the end, after an exception as well, all is as it was before.
+        Nothing. At the end, also after an exception, `backward` is restored.
 
     Example:
         >>> import accelerate
@@ -48,7 +48,7 @@ def losses_from_backward(accelerator: Accelerator | None = None) -> Iterator[Non
 
     @functools.wraps(original)
     def backward(*args: Any, **kwargs: Any) -> Any:
-        # The class is given the instance, the instance is not.
+        # A method of the class gets the instance as an argument; a function on the instance does not.
         listened_to = args[0] if accelerator is None else accelerator
         loss = kwargs["loss"] if "loss" in kwargs else args[-1]
         if isinstance(loss, Tensor) and loss.requires_grad:

@@ -13,12 +13,13 @@ __all__ = ["AveragedWeightsCallback", "LossAwareCallback"]
 
 
 class LossAwareCallback(pl.Callback):
-    """Hands the loss of every backward pass on to the optimizers, undivided and unscaled.
+    """Passes the loss of every backward pass to the optimizers, undivided and unscaled.
 
-    Without it they get what Lightning's closure returns: with `accumulate_grad_batches` the last
-    micro-batch's part alone, with `precision="16-mixed"` nothing. The losses of one step are averaged.
-    In manual optimization an optimizer whose parameters are all off (`toggle_optimizer` of another
-    one) is left out, and what is given to `step(loss=loss)` goes first.
+    Without the callback the optimizers get the result of Lightning's closure: with
+    `accumulate_grad_batches` only the last micro-batch's part of the loss, with `precision="16-mixed"`
+    none. The losses of one step are averaged. In manual optimization an optimizer gets no loss while all
+    its parameters are frozen by `toggle_optimizer` of another optimizer; a loss given to
+    `step(loss=loss)` replaces the losses of the callback.
 
     A batch for which `training_step` returns `None` is skipped. In automatic optimization a step all of
     whose batches were skipped changes nothing.
@@ -33,7 +34,7 @@ class LossAwareCallback(pl.Callback):
         self._has_loss = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forgets what an interrupted training left.
+        """Discards the losses that an interrupted training left.
 
         Args:
             trainer: the trainer.
@@ -43,10 +44,10 @@ class LossAwareCallback(pl.Callback):
         self._has_loss = False
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Hands the loss on.
+        """Passes the loss to the optimizers.
 
         Args:
-            trainer: the trainer, which knows what the loss was divided by and scaled with.
+            trainer: the trainer, which knows by which numbers the loss was divided and scaled.
             pl_module: the module in training.
             loss: the loss as it goes into the backward pass, shape `[]`.
         """
@@ -54,7 +55,7 @@ class LossAwareCallback(pl.Callback):
         value = loss.detach()
         scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
-            # Asked like this, the scale stays on the device.
+            # `scale` of a tensor leaves the scale on the device.
             value = value / scaler.scale(torch.ones_like(value))
         if pl_module.automatic_optimization:
             value = value * trainer.accumulate_grad_batches
@@ -65,10 +66,10 @@ class LossAwareCallback(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Takes the gradients away before a step all of whose batches were skipped: it changes nothing.
+        """Sets the gradients to `None` before a step without batches, so that the step changes nothing.
 
-        Without a backward pass since the last step, the only gradients are those that `zero_grad` has
-        set to 0.
+        Without a backward pass since the last step, all gradients are 0, because `zero_grad` has set
+        them to 0.
 
         Args:
             trainer: the trainer.
@@ -83,10 +84,10 @@ class LossAwareCallback(pl.Callback):
 
 
 class AveragedWeightsCallback(pl.Callback):
-    """Validates and tests with averaged weights, where an optimizer keeps them (`EmoPilot`, `Autopilot`).
+    """Validates and tests with averaged weights, if an optimizer keeps them (`EmoPilot`, `Autopilot`).
 
-    It calls `eval()` of the optimizers before a validation or a test, and `train()` after it. A checkpoint
-    holds the trained weights in the model, and the averaged ones in the state of the optimizer.
+    The callback calls `eval()` of the optimizers before a validation or a test, and `train()` after it. A
+    checkpoint has the trained weights in the model, and the averaged weights in the optimizer's state.
 
     Example:
         >>> import lightning.pytorch as pl
@@ -122,12 +123,12 @@ class AveragedWeightsCallback(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Takes the averaged weights out of the model where a validation fails.
+        """Takes the averaged weights out of the model if a validation fails.
 
         Args:
             trainer: the trainer, which has the optimizers.
             pl_module: the module.
-            exception: what was raised.
+            exception: the exception of the validation.
         """
         del exception
         self.on_validation_end(trainer, pl_module)

@@ -9,12 +9,12 @@ from emo_torch._members.by_name import MEMBERS
 def register_optimizers(registry: Any = None) -> list[str]:
     """Adds every optimizer of the family to a registry of timm.
 
-    timm splits names at underscores, so that the names have none: "emosens" stands for `EmoSens`. An option
-    that timm passes to every optimizer (`eps`, `betas`) reaches those that have it. timm sets
-    `weight_decay` to 0 where nothing else is said.
+    timm splits names at underscores, so the names have none: "emosens" stands for `EmoSens`. An option
+    that timm passes to every optimizer (`eps`, `betas`) reaches the optimizers that have this option.
+    timm's default for `weight_decay` is 0.
 
     Args:
-        registry: an `OptimizerRegistry` of timm; the one of `create_optimizer_v2` by default.
+        registry: an `OptimizerRegistry` of timm; by default the registry of `create_optimizer_v2`.
 
     Returns:
         The names that were added. A name that the registry has already is left as it is.

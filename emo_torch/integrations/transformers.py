@@ -13,11 +13,11 @@ __all__ = ["LossAwareCallback", "LossAwareTrainerMixin"]
 
 
 class LossAwareTrainerMixin:
-    """Hands the loss of every micro-batch on to the optimizer; goes before the `Trainer` it is mixed into.
+    """Passes the loss of every micro-batch to the optimizer; goes before the `Trainer` among the bases.
 
-    What `training_step` returns is the micro-batch's share of the loss of the whole step, so that the
-    optimizer feels their sum: what the Trainer logs with `logging_steps=1`. Optimizers of other kinds
-    are left alone.
+    `training_step` returns the micro-batch's share of the loss of the whole step. The optimizer therefore
+    feels the sum of these shares, which the Trainer logs with `logging_steps=1`. Optimizers of other
+    packages are left alone.
 
     Example:
         >>> import transformers
@@ -49,27 +49,27 @@ class LossAwareTrainerMixin:
 
 
 class _ForgetLeftovers(TrainerCallback):
-    """Forgets losses that a skipped step left: the Trainer resets gradients by the model alone."""
+    """Discards the losses of a skipped step: the Trainer calls `zero_grad` of the model alone."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forgets what an interrupted training left."""
+        """Discards the losses that an interrupted training left."""
         del args, state, control
         _forget(kwargs)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forgets what a skipped step left."""
+        """Discards the losses of a skipped step."""
         del args, state, control
         _forget(kwargs)
 
 
 class LossAwareCallback(TrainerCallback):
-    """Hands the model's own `loss` on to the optimizer, for a `Trainer` that cannot be subclassed.
+    """Passes the model's own `loss` to the optimizer, for a `Trainer` that cannot be subclassed.
 
-    It watches the `.loss` of what the model returns in training. A Trainer that computes its loss
+    The callback watches the `.loss` of the model's output in training. A Trainer that computes its loss
     elsewhere (`compute_loss`, `compute_loss_func`, label smoothing) needs `LossAwareTrainerMixin`.
 
     Example:
@@ -83,12 +83,12 @@ class LossAwareCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begins to watch.
+        """Begins to watch the model's losses.
 
         Args:
             args: the Trainer's arguments.
             state: the Trainer's state.
-            control: what a callback may ask of the Trainer.
+            control: the object by which callbacks control the Trainer.
             **kwargs: the model and the optimizer, among others.
         """
         del state, control
@@ -114,12 +114,12 @@ class LossAwareCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forgets what a skipped step left.
+        """Discards the losses of a skipped step.
 
         Args:
             args: the Trainer's arguments.
             state: the Trainer's state.
-            control: what a callback may ask of the Trainer.
+            control: the object by which callbacks control the Trainer.
             **kwargs: the model and the optimizer, among others.
         """
         del args, state, control
@@ -128,12 +128,12 @@ class LossAwareCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stops watching; after an exception, the beginning of the next training does.
+        """Stops watching; after an exception, the beginning of the next training stops it.
 
         Args:
             args: the Trainer's arguments.
             state: the Trainer's state.
-            control: what a callback may ask of the Trainer.
+            control: the object by which callbacks control the Trainer.
             **kwargs: the model and the optimizer, among others.
         """
         del args, state, control, kwargs

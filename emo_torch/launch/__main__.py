@@ -1,4 +1,4 @@
-"""Runs a script whose optimizers hear the loss of every backward pass."""
+"""Runs a script, and passes the loss of every backward pass to its optimizers."""
 
 import runpy
 import sys
@@ -10,9 +10,9 @@ USAGE = """\
 usage: python -m emo_torch.launch script.py [arguments of the script]
        python -m emo_torch.launch -m module [arguments of the module]
 
-Runs a training script as `python script.py` would, while the loss of every backward pass reaches the
-Emo optimizers whose parameters it reaches (see `emo_torch.listen`). The script needs no edit. Undone when
-it ends. A loss that the script passes on itself goes before what is heard.
+Runs a training script as `python script.py` would, inside `emo_torch.listen`: the loss of every backward
+pass reaches the Emo optimizers whose parameters the pass reaches. The script needs no edit. The listener
+ends with the script. If the script passes a loss itself, the optimizer takes this loss.
 """
 CANNOT_HEAR = (
     "emo_torch.launch hears `loss.backward()` and `torch.autograd.backward(loss)`, the sum of the losses "
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
     """Runs the script or the module that the arguments name, with the rest of them.
 
     Args:
-        arguments: what stands on the command line behind `emo_torch.launch`.
+        arguments: the arguments after `emo_torch.launch` on the command line.
     """
     is_module = arguments[:1] == ["-m"]
     rest = arguments[1:] if is_module else arguments
