@@ -1,8 +1,9 @@
-/* One step of many tensors at once, on the CPU, reading and writing each stream of memory once.
+/* One step of many tensors on the CPU, which reads and writes each stream of memory once.
  *
- * The numbers are those of `single_tensor` in ../_ways.py: the same operations in the same order.
- * ../build.py compiles this file once for each level of instructions. job.py holds the twins of the
- * structures below.
+ * A stream is one kind of tensor, such as the gradients: an array with an address for each parameter.
+ * The numbers are the same as from `single_tensor` in ../_step/ways.py: the same operations in the same order.
+ * ../build.py compiles this file once for each level of instructions. job.py and pilot.py have the same
+ * structures as this file, in Python.
  */
 
 #include <math.h>
@@ -19,75 +20,76 @@ static int omp_get_num_threads(void) { return 1; }
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* In the order of RULES in __init__.py. */
+/* In the order of RULES in describe.py. */
 enum { ADAM, LION, CAUTIOUS, SOFTSIGN, FACTORS, REF, SIGN, FRESH, PILOT };
-/* In the order of MODES in ../_weight_decay.py. */
+/* In the order of MODES in ../_pieces/weight_decay.py. */
 enum { DECOUPLED, ABSOLUTE, L2 };
-/* In the order of FILTERS in __init__.py. */
+/* In the order of FILTERS in describe.py. */
 enum { KEEP_ALL, KEEP_ELEMENTS, KEEP_ROWS_AND_COLUMNS, KEEP_MATRICES, KEEP_SCALED };
-/* How a stream is kept: in the dtype of the computation, or in a narrower one. In the order of KINDS in job.py. */
+/* The kinds of dtype of a stream: WIDE is the dtype of the computation, the others are narrower. In the order of
+ * NARROW in job.py. */
 enum { WIDE, BFLOAT16, FLOAT16 };
 /* In the order of ROUNDINGS in ../_pieces/rounding.py. */
 enum { NEAREST, KAHAN, STOCHASTIC };
-/* In the order of FIRST_STEPS in __init__.py. */
+/* In the order of FIRST_STEPS in describe.py. */
 enum { NO_FIRST, FIRST_SOFTSIGN, FIRST_CAUTIOUS };
 
 typedef struct {
     int64_t kind;
     double b1, b2, eps;
-    void **first, **second; /* moments, or rows and columns; a pointer for each tensor */
+    void **first, **second; /* moments, or averages of rows and of columns; a pointer for each tensor */
     int64_t first_kind, second_kind;
 } Rule;
 
-/* Of EmoPilot: what a pass measures, or by what it moves. */
+/* One pass of EmoPilot: the results of a pass that measures, and the numbers of a pass that moves. */
 typedef struct {
-    int64_t measures;    /* whether the pass measures; it moves where this is 0 */
-    double *products;    /* measured over all tensors: <g, g>, <g, u> and <u, u>, u the last direction */
+    int64_t measures;    /* 1 for the pass that measures, 0 for the pass that moves */
+    double *products;    /* measured over all tensors: <g, g>, <g, u> and <u, u>; u is the last direction */
     double *squares;     /* measured: the sum of the squares of each tensor's weights */
-    const void *lengths; /* of each tensor's step; of the parameters' dtype */
-    double gate, rate;   /* the factor of the gradient, and how far averages follow */
-    float **steps;       /* how many steps each tensor took */
-    void **averages;     /* NULL for none */
+    const void *lengths; /* the length of each tensor's step, in the parameters' dtype */
+    double gate, rate;   /* the factor of the gradient, and how far averaged weights follow */
+    float **steps;       /* the number of steps that each tensor took */
+    void **averages;     /* the averaged weights; NULL without averages */
 } Pilot;
 
 typedef struct {
     int64_t tensors, threads;
-    const int64_t *rows, *columns; /* columns 0: below two dimensions, with `rows` elements */
+    const int64_t *rows, *columns; /* 0 columns: a tensor below two dimensions, with `rows` elements */
     void **params, **grads;
-    void **shadows; /* NULL for none */
+    void **shadows; /* NULL without shadows */
     uint8_t **shadows_exist;
-    const void *tolerance, *scale, *ratio, *lr; /* of the parameters' dtype */
+    const void *tolerance, *scale, *ratio, *lr; /* in the dtype of the computation */
     double weight_decay, shadow_rate;
     int64_t mode, maximize, filter;
     int64_t rules;
-    const int64_t *chosen; /* NULL for the only rule */
+    const int64_t *chosen; /* the index of the selected rule; NULL for rule 0 */
     Rule rule[3];
     int64_t first_steps;
     const int64_t *chosen_first;
     int64_t first_step[3];
-    /* Of RefAdamWMiniScheduleFree. */
-    void **norms;      /* the smoothed norm of each tensor's gradients, below 0 before the first */
-    const void *share; /* how much of the weights goes into the first moment; of the parameters' dtype. Of
-                          the rule FRESH, how much of the gradient does */
-    double norm_factor, least_lr, most_lr, injection_bound; /* the bound is below 0 for none */
-    /* Of parameters and gradients below float32. */
+    /* For RefAdamWMiniScheduleFree. */
+    void **norms;      /* the smoothed norm of each tensor's gradients; below 0 before the first step */
+    const void *share; /* in the dtype of the computation: the share of the weights in the new first moment.
+                          For the rule FRESH, the share of the gradient in the new first moment */
+    double norm_factor, least_lr, most_lr, injection_bound; /* the bound is below 0 for no bound */
+    /* For parameters and gradients in a narrow dtype. */
     int64_t param_kind, grad_kind, rounding;
     void **compensations; /* for KAHAN */
-    const int64_t *keys;  /* for STOCHASTIC: one for each tensor */
-    /* Of the members of v3.6.1 and v3.9.1. */
+    const int64_t *keys;  /* for STOCHASTIC: a key for each tensor */
+    /* For the members of v3.6.1 and v3.9.1. */
     int64_t trusts; /* whether shadows follow at every step, by `shadow_rate`: the rule of blend_by_trust */
     double weights; /* the factor of the weights before the step, for the rules SIGN and FRESH */
-    const Pilot *pilot; /* of the rule PILOT alone, which has no shadow, no filter and no scale */
+    const Pilot *pilot; /* for the rule PILOT only, which has no shadow, no filter and no scale */
 } Job;
 
-/* What job.py compares with its own before it hands over a job. Count the version up with each change of
- * the structures above. */
+/* job.py compares these three numbers with its own numbers before it passes a job. Increase JOB_VERSION with
+ * each change of the structures above. */
 enum { JOB_VERSION = 3 };
 int64_t emo_job_version(void) { return JOB_VERSION; }
 int64_t emo_job_size(void) { return (int64_t)sizeof(Job); }
 int64_t emo_rule_size(void) { return (int64_t)sizeof(Rule); }
 
-/* What one thread does: elements `begin` to `end` of all tensors laid end to end. */
+/* The share of one thread: elements `begin` to `end`, if all tensors were one array in their order. */
 typedef struct {
     int64_t begin, end;
 } Share;
@@ -103,7 +105,7 @@ INLINE Share share_of(int64_t total, int64_t thread, int64_t threads) {
     return share;
 }
 
-/* Where a share cuts a tensor that starts at `start`: at a multiple of `unit`. */
+/* The element at which the end of a share cuts a tensor that starts at `start`: a multiple of `unit`. */
 INLINE int64_t cut(int64_t at, int64_t start, int64_t size, int64_t unit) {
     int64_t inside = at - start;
     if (inside <= 0) return 0;
@@ -111,12 +113,14 @@ INLINE int64_t cut(int64_t at, int64_t start, int64_t size, int64_t unit) {
     return inside / unit * unit;
 }
 
-/* Of matrices with few columns: the most of those, rows at a time, and sums side by side. */
+/* For matrices with few columns: the largest number of columns, the rows of one call, and the number of sums in
+ * parallel. */
 enum { MOST_FEW = 16, ROWS = 64, LANES = 64 };
 
-/* Sums are taken over blocks that depend on a tensor's shape alone, and then over the blocks in their order,
- * so that the bits are the same for any number of threads. A block is of so many elements of a vector, or of
- * as many rows of a matrix as make about so many elements, within bounds. Threads share no block. */
+/* Elements are added up in blocks, and then the sums of the blocks in the order of the blocks. Blocks depend only
+ * on the shape of a tensor, so that the bits are the same for any number of threads. A block of a vector has
+ * VECTOR_BLOCK elements. A block of a matrix has LEAST_ROWS to ROWS rows, with about MATRIX_BLOCK elements. Each
+ * block belongs to one thread. */
 enum { VECTOR_BLOCK = 1024, MATRIX_BLOCK = 65536, LEAST_ROWS = 16 };
 
 INLINE int64_t rows_of_block(int64_t columns) {
@@ -124,16 +128,17 @@ INLINE int64_t rows_of_block(int64_t columns) {
     return rows > ROWS ? ROWS : rows < LEAST_ROWS ? LEAST_ROWS : rows;
 }
 
-/* How many elements of a matrix surely stay in a core's cache, and the bytes of a line of it. */
+/* The number of elements of a matrix that surely stay in the cache of a core, and the bytes of a cache line. */
 enum { CACHED = 16384, LINE = 64 };
 
-/* Where no sums are taken, threads share tensors by so many elements: a line of cache or more. */
+/* Without sums, threads share a tensor in units of this many elements: at least a cache line. */
 enum { UNIT = 64 };
 
-/* Elements that are made wide at a time: those of all streams stay in a core's first cache. */
-enum { TILE = 512, ROOM = 1024 }; /* the latter for whole blocks */
+/* The number of elements that are copied to float32 at a time: the copies of all streams stay in the first cache
+ * of a core. ROOM is the number for tiles of whole rows. */
+enum { TILE = 512, ROOM = 1024 };
 
-/* How many tensors ahead is looked. */
+/* The distance of prefetching, in tensors. */
 enum { AHEAD = 8 };
 
 INLINE int64_t choice(const int64_t *chosen, int64_t most) {
@@ -189,31 +194,32 @@ typedef struct {
     uint64_t offset;
 } Described;
 
-/* DLPack's function that describes one of Python's tensors; not 0 and an error in Python where it fails. */
+/* DLPack's function that describes a tensor of Python. If it fails, it returns another number than 0 and sets an
+ * error in Python. */
 typedef int (*Describe)(void *tensor, Described *described);
 
-/* Those of Python's own functions that are called: this is compiled without its headers. */
+/* The functions of Python that this file calls: it is compiled without the headers of Python. */
 typedef struct {
     void *(*list_item)(void *list, intptr_t index);
-    int (*set_list_item)(void *list, intptr_t index, void *item); /* which takes the item over */
+    int (*set_list_item)(void *list, intptr_t index, void *item); /* the list then owns the item */
     void *(*dict_item)(void *dictionary, void *key);
     int (*dict_next)(void *dictionary, intptr_t *place, void **key, void **value);
     void *(*attribute)(void *object, void *name);
     void *(*type_of)(void *object);
     void (*release)(void *object);
-    void *none, *grad; /* None, and the name of the attribute */
-    void *plain[2];    /* the types of which it is known what they are */
+    void *none, *grad; /* None, and the name of the attribute "grad" */
+    void *plain[2];    /* the types of tensors that are read */
 } Python;
 
-/* Asks ahead for what torch is likely to read of a tensor, which would else be waited for piece by piece:
- * its description lies at `at`. Nothing happens where a place is no longer what it was. */
+/* Prefetches torch's description of a tensor, at the address `at`: without prefetching, the processor waits for
+ * each cache line in turn. An address that is no longer valid does no harm. */
 INLINE void ask_for(const char *at, int lines) {
     for (int line = 0; line < lines; line++) __builtin_prefetch(at + line * LINE);
 }
 
-/* Fills a list, which has room for `filled`, with the gradients of those parameters that had one before.
- * Returns whether the parameters are the known ones, and just the same have a gradient. `prefetch` is as for
- * emo_find: of what had a gradient, of its moments, and of the gradients at the end. */
+/* Fills a list, which has room for `filled` gradients, with the gradients of the parameters. Returns 1 if the
+ * parameters are the known ones and the same parameters have a gradient as before, and otherwise 0. `prefetch` is
+ * as for emo_find: the parameters that had a gradient, their moments, and at the end their gradients. */
 int emo_gradients(const Python *python, void *params, void **known, const uint8_t *had, int64_t count,
                   void *grads, int64_t filled, const char **prefetch, int64_t hinted) {
     const int64_t room = filled;
@@ -239,7 +245,7 @@ int emo_gradients(const Python *python, void *params, void **known, const uint8_
     return 1;
 }
 
-/* Whether a dictionary holds just those keys and values, in this order. */
+/* Returns whether a dictionary has these keys and values, in this order, and no others. */
 int emo_is_dict(const Python *python, void *dictionary, void **keys, void **values, int64_t count) {
     void *key, *value;
     intptr_t place = 0;
@@ -250,8 +256,8 @@ int emo_is_dict(const Python *python, void *dictionary, void **keys, void **valu
     return index == count;
 }
 
-/* Puts side by side: parameters, what stands in their states by each of the names, and gradients. Returns
- * whether it was all there. `names` has a row of `count` for each. */
+/* Collects in `tensors`: parameters, the tensors in their states by each of the names, and gradients. Returns 1,
+ * or 0 if a state lacks a tensor. `names` has a row for each stream, with `count` names. */
 int emo_gather(const Python *python, void *params, void *states, void *grads, int64_t count, void **names,
                int64_t names_each, void **tensors) {
     for (int64_t index = 0; index < count; index++) {
@@ -273,14 +279,14 @@ static int is_plain(const Python *python, void *object) {
     return type == python->plain[0] || type == python->plain[1];
 }
 
-/* Finds tensors of Python's, which are held: where each lies, its size as a matrix as in a Job, and its
- * kind: the bits of a number, DLPack's code for what that is and a hash of the shape, or -1 for what is not
- * contiguous or lies elsewhere than in the CPU's memory. `found` has four rows of `count`. Returns 0 where one was not found,
- * 2 where it is all as in `known`, which may be NULL, and 1 otherwise.
+/* Finds tensors of Python, which the caller keeps alive. `found` has four rows of `count` numbers: the address of
+ * each tensor; its rows and its columns as a matrix, as in a Job; and its kind. The kind is made of the bits of an
+ * element, DLPack's code for the type of an element, and a hash of the shape. It is -1 for a tensor that is not
+ * contiguous or not in the CPU's memory. Returns 0 if a tensor cannot be described, 2 if all numbers are equal to
+ * `known`, and otherwise 1. `known` may be NULL.
  *
- * `prefetch` is two rows of places that torch is likely to read, its tensors' and their storages': asked for
- * ahead, they are on their way together, which would else be waited for one after the other. Nothing
- * happens where a place is no longer what it was. */
+ * `prefetch` has two rows of addresses: torch's descriptions of the tensors, and of their storages. The processor
+ * then loads several of them at the same time. An address that is no longer valid does no harm. */
 int emo_find(const Python *python, Describe describe, void **tensors, int64_t count, int64_t *found,
              const char **prefetch, const int64_t *known) {
     int is_known = known != NULL;
@@ -297,7 +303,7 @@ int emo_find(const Python *python, Describe describe, void **tensors, int64_t co
         int fits = seen.device == 1 && seen.lanes == 1;
         for (int64_t dimension = seen.dimensions - 1; dimension >= 0; dimension--) {
             const int64_t length = seen.shape[dimension];
-            /* No strides say that it is contiguous. */
+            /* A description without strides is of a contiguous tensor. */
             fits &= length == 1 || seen.strides == NULL || seen.strides[dimension] == size;
             size *= length;
             shape = shape * 1000003 + (uint64_t)length;

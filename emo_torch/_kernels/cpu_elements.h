@@ -1,6 +1,6 @@
-/* Included by cpu.c, once for each dtype: what all rules share, and those that look at one element at a time. */
+/* Included by cpu.c, once for each dtype: functions for all rules, and the rules that read one element at a time. */
 
-/* What is the same for every element of a step. */
+/* The numbers that are the same for every element of a step. */
 typedef struct {
     REAL sign, bound, row_bound, scale, lr, weight_decay, ratio, stay, rate;
     int keeps_all, mode;
@@ -15,13 +15,13 @@ INLINE REAL NAME(follow)(REAL from, REAL to, REAL rate) {
     return rate < (REAL)0.5 ? from + rate * (to - from) : to - (to - from) * (1 - rate);
 }
 
-/* The gradient as the rule sees it. */
+/* The gradient that the rule reads: pointing uphill, with "l2" decay. */
 INLINE REAL NAME(uphill)(REAL grad, REAL weight, REAL sign, REAL weight_decay, int mode) {
     grad *= sign;
     return mode == L2 ? grad + weight_decay * weight : grad;
 }
 
-/* Weight decay and learning rate: from a rule's update to the new weight. */
+/* The new weight from a rule's update, with weight decay and learning rate. */
 INLINE REAL NAME(move)(REAL weight, REAL update, REAL weight_decay, REAL lr, int mode) {
     if (mode == DECOUPLED) update += weight_decay * weight;
     update *= lr;
@@ -29,7 +29,7 @@ INLINE REAL NAME(move)(REAL weight, REAL update, REAL weight_decay, REAL lr, int
     return weight - update;
 }
 
-/* Reads and writes streams that are kept in REAL, or in a narrower kind. */
+/* These functions read and write streams in REAL or in a narrower kind. */
 
 INLINE REAL NAME(read)(const void *kept, int64_t index, const int kind) {
     if (kind == WIDE) return ((const REAL *)kept)[index];
@@ -46,7 +46,7 @@ INLINE void NAME(round_to)(void *params, int64_t index, REAL weight, const Kept 
     else round_one((uint16_t *)params, index, (float)weight, kept);
 }
 
-/* The rules that look at one element at a time. */
+/* The rules that read one element at a time. */
 INLINE void NAME(elements)(
     int64_t count, void *restrict params, const void *restrict grads, void *restrict firsts,
     void *restrict seconds, REAL *restrict shadows, const NAME(Signal) *signal, REAL length,
@@ -115,7 +115,7 @@ static void NAME(step_elements)(
 #undef WITH_RULE
 
 #if MAY_BE_NARROW
-/* The commonest steps of narrow numbers, without tiles. Returns whether it knew the step. */
+/* The most common steps of narrow numbers, without tiles. Returns 1, or 0 for a step that is not among them. */
 static int NAME(step_narrow)(
     int64_t count, void *params, const void *grads, void *firsts, void *seconds,
     const NAME(Signal) *signal, int rule, Kept kept) {
@@ -147,7 +147,7 @@ static int NAME(step_narrow)(
 }
 #endif
 
-/* The pull to the shadow alone, for what must see the pulled weights before it steps. */
+/* Only the pull to the shadow, for the rules that read all pulled weights before the step. */
 static void NAME(blend)(int64_t count, REAL *restrict params, REAL *restrict shadows,
                         const NAME(Signal) *signal) {
     for (int64_t index = 0; index < count; index++) {

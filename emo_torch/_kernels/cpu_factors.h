@@ -1,8 +1,9 @@
 /* Included by cpu.c, once for each dtype: the rule that keeps averages over rows and columns. */
 
-/* The squares of a block of rows: their means to the rows' averages, their sums over columns to `narrow`,
- * their sum returned. A row that the filter stops is marked by a negative average, until the step is taken.
- * `ahead` says that the step follows while all is still in the cache. */
+/* Squares the gradients of a block of rows. Updates the averages of the rows by the means of the squares, adds the
+ * sums by column to `narrow`, and returns the sum of all squares. A row that the filter stops gets a negative
+ * average until the step is taken. `ahead` is 1 if the step follows while the block is still in the cache.
+ * `fresh` is 1 to set `narrow` to 0 first. */
 INLINE double NAME(gather_rows)(
     int64_t rows, int64_t columns, const REAL *restrict params, const REAL *restrict grads,
     REAL *restrict averages, REAL *restrict narrow, const NAME(Signal) *signal, int ahead,
@@ -38,13 +39,13 @@ INLINE double NAME(gather_rows)(
     return total;
 }
 
-/* Sums of neighbours, half as many as before. */
+/* Adds neighbours in pairs: `to` has half as many numbers as `from`. */
 INLINE void NAME(add_pairs)(int64_t count, REAL *restrict to, const REAL *restrict from) {
     for (int64_t index = 0; index < count; index++) to[index] = from[2 * index] + from[2 * index + 1];
 }
 
-/* The same for few columns, a known number that divides LANES, and at most ROWS rows: sums lie side by side
- * in vectors. */
+/* The same as `gather_rows` for at most ROWS rows of few columns. The number of columns is known to the compiler
+ * and divides LANES, so that the sums are computed in parallel in vectors. */
 INLINE double NAME(gather_few)(
     int64_t rows, const int64_t columns, const REAL *restrict grad, REAL *restrict averages,
     REAL *restrict narrow, const NAME(Signal) *signal) {
@@ -90,15 +91,15 @@ INLINE double NAME(gather_few)(
     return total;
 }
 
-/* What is known of a block of rows before the step: see `gather_rows`. Sums over columns begin at 0 where
- * they are `fresh`; those of few columns always do, and are of a whole block. */
+/* The sums of a block of rows before the step: see `gather_rows`. Blocks of few columns have one tile, so that
+ * their sums always begin at 0. */
 static double NAME(gather)(
     int64_t rows, int64_t columns, const REAL *params, const REAL *grads, REAL *averages, REAL *narrow,
     const NAME(Signal) *signal, int ahead, int fresh) {
 #define GATHER(mode)                                                                               \
     NAME(gather_rows)(rows, columns, params, grads, averages, narrow, signal, ahead, fresh, mode)
     if (signal->mode == L2) return GATHER(L2);
-    /* Adapters have few columns: there a known number saves most of the time. */
+    /* Adapters have few columns: with a known number of columns most of the time is saved. */
     switch (columns) {
     case 4: return NAME(gather_few)(rows, 4, grads, averages, narrow, signal);
     case 8: return NAME(gather_few)(rows, 8, grads, averages, narrow, signal);
@@ -108,8 +109,8 @@ static double NAME(gather)(
 #undef GATHER
 }
 
-/* The sums over columns to their means, kept in `means`, and to the columns' averages. Says whether the
- * filter keeps every column. */
+/* Writes the means of the columns to `means`, and updates the averages of the columns. Returns 1 if the filter
+ * keeps every column, and otherwise 0. */
 static int NAME(settle_columns)(int64_t rows, int64_t columns, const double *restrict sums,
                                 REAL *restrict means, REAL *restrict averages,
                                 const NAME(Signal) *signal) {
@@ -123,7 +124,7 @@ static int NAME(settle_columns)(int64_t rows, int64_t columns, const double *res
     return keeps | signal->keeps_all;
 }
 
-/* The step of some rows, by their averages and the roots of those of the columns. */
+/* The step of some rows, by the averages of the rows and the square roots of the averages of the columns. */
 INLINE void NAME(factor_rows)(
     int64_t rows, int64_t columns, REAL *restrict params, const REAL *restrict grads,
     REAL *restrict row_averages, const REAL *restrict column_roots, const REAL *restrict means,
@@ -162,7 +163,7 @@ INLINE void NAME(factor_rows)(
     }
 }
 
-/* The same for few columns where the filter keeps all: without the shadow and a first step. */
+/* The same as `factor_rows` for few columns, if the filter keeps all elements: without shadow and first step. */
 INLINE void NAME(factor_few)(
     int64_t rows, const int64_t columns, REAL *restrict params, const REAL *restrict grads,
     const REAL *restrict row_averages, const REAL *restrict column_roots, const NAME(Signal) *signal) {

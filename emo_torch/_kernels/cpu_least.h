@@ -1,11 +1,12 @@
-/* Included by cpu.c, once: looks for small elements of gradients, in one pass over memory that writes nothing.
+/* Included by cpu.c, once: finds gradients with small elements, in one pass over memory that writes nothing.
  *
- * `found[i]` becomes 1 if part i has an element that is not at least `bound` in size. A NaN is such an element.
- * A part is left soon after the first one that is found.
+ * `found[i]` becomes 1 if part i has an element whose size is below `bound`, or a NaN, and otherwise 0. The search
+ * in a part ends soon after the first such element.
  */
 
 #define BLOCK 4096
-/* A processor reads several places ahead faster than one: so many parts of an array are read side by side. */
+/* A processor prefetches several sequences of addresses faster than one: an array is read as this many parts in
+ * parallel. */
 #define STREAMS 4
 
 #define DEFINE(NAME, REAL, ABS)                                                                                \

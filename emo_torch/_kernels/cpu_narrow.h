@@ -1,6 +1,6 @@
-/* Included by cpu.c, once: how numbers below float32 are read, written and rounded.
+/* Included by cpu.c, once: reads, writes and rounds numbers in dtypes narrower than float32.
  *
- * The numbers are those of `store` in ../_rules/moments.py and of ../_pieces/rounding.py, to the last bit. */
+ * The bits are the same as from `store` in ../_rules/moments.py and from ../_pieces/rounding.py. */
 
 INLINE uint32_t bits_of(float value) {
     uint32_t bits;
@@ -14,12 +14,12 @@ INLINE float from_bits(uint32_t bits) {
     return value;
 }
 
-/* Written without branches, so that compilers make vectors of all of it. */
+/* These functions have no branches, so that compilers use vector instructions. */
 
 INLINE float from_half(uint32_t half) {
     const uint32_t exponents = 0x7c00u << 13, shifted = (half & 0x7fffu) << 13, exponent = shifted & exponents;
     const uint32_t normal = shifted + ((127u - 15u) << 23);
-    const float tiny = from_bits(normal + (1u << 23)) - from_bits(113u << 23); /* below the normal numbers */
+    const float tiny = from_bits(normal + (1u << 23)) - from_bits(113u << 23); /* for subnormal numbers */
     uint32_t bits = exponent == exponents ? normal + ((128u - 16u) << 23) : normal;
     bits = exponent == 0 ? bits_of(tiny) : bits;
     return from_bits(bits | (half & 0x8000u) << 16);
@@ -27,7 +27,7 @@ INLINE float from_half(uint32_t half) {
 
 INLINE uint32_t to_half(float value) {
     const uint32_t sign = bits_of(value) & 0x80000000u, bits = bits_of(value) ^ sign;
-    /* Below the normal numbers the sum with 0.5 rounds to steps of 2^-24. */
+    /* For subnormal numbers the sum with 0.5 rounds to multiples of 2^-24. */
     const uint32_t tiny = bits_of(from_bits(bits) + 0.5f) - (126u << 23);
     const uint32_t normal = (bits + 0xfffu + (bits >> 13 & 1u) - ((127u - 15u) << 23)) >> 13;
     uint32_t half = bits < 113u << 23 ? tiny : normal;
@@ -49,7 +49,8 @@ INLINE uint16_t to_narrow(float value, const int kind) {
     return (uint16_t)(kind == BFLOAT16 ? to_bfloat16(value) : to_half(value));
 }
 
-/* `round_bits`: to what a narrower dtype can hold, and still a float32; `added` to the bits that go. */
+/* The function `round_bits` of rounding.py: a float32 rounded to a value of a narrower dtype. `added` is added to
+ * the bits that are then dropped. */
 INLINE float round_bits(float value, uint32_t draws, const int random, const int kind) {
     const int dropped = kind == BFLOAT16 ? 16 : 13;
     const float least = 0x1p-14f;
@@ -63,7 +64,7 @@ INLINE float round_bits(float value, uint32_t draws, const int random, const int
     return (whole ^ sign) < 0x7f800000u ? rounded : value;
 }
 
-/* `scramble`: a hash of 32 bits. */
+/* The function `scramble` of rounding.py: a hash of 32 bits. */
 INLINE uint32_t scramble(uint32_t number) {
     number = (number ^ number >> 16) * 0x21f0aaadu;
     number = (number ^ number >> 15) * 0x735a2d97u;
@@ -79,8 +80,8 @@ static void widen(int64_t count, float *wide, const void *kept, int64_t kind) {
     else widen_as(count, wide, kept, FLOAT16);
 }
 
-/* `store`: a moment as it is kept. float16 has little range: no moment becomes infinite there, and no square
- * becomes 0. */
+/* The function `store` of moments.py: a moment in its stored dtype. float16 has a small range: no moment becomes
+ * infinite, and no moment of squares becomes 0. */
 INLINE uint16_t stored(float value, const int squares, const int kind) {
     if (kind == FLOAT16) {
         value = value > 65504.0f ? 65504.0f : value;
@@ -101,16 +102,16 @@ static void narrow(int64_t count, void *kept, const float *wide, int squares, in
     else narrow_as(count, kept, wide, 0, FLOAT16);
 }
 
-/* How a tensor is kept: its weights and gradients, its moments, and how its weights are rounded. */
+/* The kinds of a tensor's weights (and gradients) and of its moments, and the rounding of its weights. */
 typedef struct {
     int weights, moments, rounding;
     uint16_t *compensations; /* for KAHAN */
-    uint32_t place;          /* for STOCHASTIC: of the first element */
+    uint32_t place;          /* for STOCHASTIC: the tensor's key plus the index of the first element */
 } Kept;
 
 #define NOT_NARROW ((Kept){WIDE, WIDE, NEAREST, NULL, 0})
 
-/* Moves a parameter to where a step has brought it in float32: rounded as an update first, then added. */
+/* Moves a parameter to its new value in float32, `weight`: the update is rounded first, then added. */
 INLINE void round_one(uint16_t *params, int64_t index, float weight, const Kept kept) {
     const int kind = kept.weights;
     const float before = from_narrow(params[index], kind), update = weight - before;

@@ -1,10 +1,10 @@
-/* Included by cpu.c, once for each dtype: EmoPilot, which measures in one pass and moves in another.
+/* Included by cpu.c, once for each dtype: EmoPilot, which measures in one pass and moves in another pass.
  *
- * Both passes cut tensors into blocks that depend on their sizes alone. Sums are taken over the blocks in their
- * order, so that the bits are the same for any number of threads. A thread has the same blocks in both passes,
- * and moves the last one first: what it read last is still in the cache. */
+ * Both passes cut tensors into blocks that depend only on the sizes of the tensors. The sums of the blocks are
+ * added up in the order of the blocks, so that the bits are the same for any number of threads. A thread has the
+ * same blocks in both passes. The second pass begins with the last block, which is still in the cache. */
 
-/* Elements of a block, and of a part of one that is summed in the dtype of the tensors. */
+/* The elements of a block, and of a short part of a block that is added up in the dtype of the tensors. */
 #define PILOT_BLOCK 65536
 #define PILOT_SHORT 1024
 
@@ -14,7 +14,7 @@ typedef struct {
 } NAME(Corrections);
 
 INLINE NAME(Corrections) NAME(corrections_of)(const Rule *rule, double steps) {
-    /* log(0) is minus infinity, and the correction 1. */
+    /* For a decay rate of 0, log(0) is minus infinity and the correction is 1. */
     NAME(Corrections) found = {(REAL)(-1 / expm1(steps * log(rule->b1))),
                                (REAL)(-1 / expm1(steps * log(rule->b2)))};
     return found;
@@ -24,7 +24,7 @@ INLINE REAL NAME(pilot_direction)(REAL first, REAL second, REAL eps, NAME(Correc
     return first * corrections.first / (SQRT(second * corrections.second) + eps);
 }
 
-/* Adds up <g, g>, <g, u>, <u, u> and <p, p> of a short part, u the last direction. */
+/* Adds <g, g>, <g, u>, <u, u> and <p, p> of a short part to `sums`; u is the last direction. */
 INLINE void NAME(measure_part)(
     int64_t count, const REAL *restrict params, const REAL *restrict grads, const REAL *restrict firsts,
     const REAL *restrict seconds, REAL sign, REAL weight_decay, REAL eps, NAME(Corrections) corrections,
@@ -46,7 +46,7 @@ INLINE void NAME(measure_part)(
     sums[3] += weights;
 }
 
-/* What is the same for all elements of a tensor. */
+/* The numbers that are the same for all elements of a tensor. */
 typedef struct {
     REAL sign, weight_decay, eps, gate, b2, c1, c2, length, rate;
     NAME(Corrections) corrections;
@@ -126,7 +126,7 @@ INLINE int64_t NAME(pilot_blocks)(const Job *job, int64_t tensor) {
     return (size_of(job, tensor) + PILOT_BLOCK - 1) / PILOT_BLOCK;
 }
 
-/* Takes one of the two passes; returns 0, or 1 where memory was wanting, before anything changed. */
+/* Takes one of the two passes; returns 0, or 1 if memory is missing, before anything has changed. */
 static int NAME(pilot_pass)(const Job *job) {
     const Pilot *pilot = job->pilot;
     const size_t tensors = (size_t)job->tensors;
@@ -149,7 +149,7 @@ static int NAME(pilot_pass)(const Job *job) {
     }
 #pragma omp parallel num_threads((int)job->threads)
     {
-        /* There may be fewer threads than were asked for. */
+        /* OpenMP may give fewer threads than `job->threads`. */
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
         const Share own = share_of(total, thread, threads);
         for (int64_t turn = 0; turn < job->tensors; turn++) {
@@ -158,7 +158,7 @@ static int NAME(pilot_pass)(const Job *job) {
             if (starts[tensor] >= own.end || starts[tensor] + size <= own.begin) continue;
             for (int64_t step = 0; step < many; step++) {
                 const int64_t block = pilot->measures ? step : many - 1 - step, from = block * PILOT_BLOCK;
-                /* A block belongs to the thread whose share it begins in. */
+                /* A block belongs to the thread in whose share its first element is. */
                 if (starts[tensor] + from < own.begin || starts[tensor] + from >= own.end) continue;
                 const int64_t count = size - from < PILOT_BLOCK ? size - from : PILOT_BLOCK;
                 NAME(pilot_block)(job, tensor, from, count, sums + 4 * (first_blocks[tensor] + block));
@@ -167,7 +167,7 @@ static int NAME(pilot_pass)(const Job *job) {
     }
     for (int64_t tensor = 0; tensor < job->tensors; tensor++) {
         if (!pilot->measures) {
-            /* Written at the end: other threads read the one before. */
+            /* Written after all blocks: other threads read the old number of steps. */
             *pilot->steps[tensor] += 1;
             continue;
         }

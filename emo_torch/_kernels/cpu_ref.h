@@ -1,6 +1,6 @@
 /* Included by cpu.c, once for each dtype: the rule of RefAdamWMiniScheduleFree. */
 
-/* The rule of RefAdamWMiniScheduleFree, with the learning rate of this tensor. */
+/* The rule of RefAdamWMiniScheduleFree; `lr` is the learning rate of the tensor. */
 INLINE void NAME(ref_elements)(
     int64_t count, REAL *restrict params, const REAL *restrict grads, REAL *restrict firsts,
     REAL *restrict seconds, const NAME(Signal) *signal, REAL lr, REAL share, REAL bound,
@@ -14,7 +14,7 @@ INLINE void NAME(ref_elements)(
         REAL first = firsts[index] * b1 + grad * c1;
         REAL second = seconds[index] * b2 + grad * grad * c2;
         REAL root = SQRT(second);
-        /* Where the second moment is 0, eps alone would divide. */
+        /* If the second moment is 0, only eps would be left in the divisor. */
         REAL update = root > 0 ? first / (root + eps) : 0;
         weight = NAME(move)(weight, update, weight_decay, lr, mode);
         if (injects) {

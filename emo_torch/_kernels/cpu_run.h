@@ -1,4 +1,4 @@
-/* Included by cpu.c, once for each dtype: one step of all tensors, shared among threads. */
+/* Included by cpu.c, once for each dtype: one step of all tensors, in several threads. */
 
 /* The norm of the gradient of a shared tensor. */
 static REAL NAME(norm_of)(const NAME(Work) *work, int64_t tensor) {
@@ -9,7 +9,7 @@ static REAL NAME(norm_of)(const NAME(Work) *work, int64_t tensor) {
     return (REAL)sqrt(sum);
 }
 
-/* Goes through a part of a tensor: at once, or in tiles of whole rows where something is narrow. */
+/* A loop over a part of a tensor: in one piece, or in tiles of whole rows if a stream is narrow. */
 #define EACH_TILE(work, part, columns, room)                                                       \
     const int64_t fit = (room) / (columns) > 0 ? (room) / (columns) * (columns) : (columns);       \
     const int64_t each = (work)->is_narrow ? fit : (part).end - (part).begin;                      \
@@ -17,12 +17,12 @@ static REAL NAME(norm_of)(const NAME(Work) *work, int64_t tensor) {
         const int64_t many = (part).end - from < each ? (part).end - from : each;
 #define END_TILE }
 
-/* The step of a part of a tensor by a learning rate from the norm of its gradient. */
+/* The step of a part of a tensor, with a learning rate from the norm of the gradient. */
 static void NAME(finish_ref)(const NAME(Work) *work, int64_t tensor, Share part, REAL norm, int64_t own) {
     const Job *job = work->job;
     const REAL before = *(const REAL *)job->norms[tensor], factor = (REAL)job->norm_factor;
     if (!isfinite(norm)) {
-        /* Nothing is changed. */
+        /* The tensor and its norm stay unchanged. */
         if (part.begin == 0) work->norms[tensor] = before;
         return;
     }
@@ -37,11 +37,11 @@ static void NAME(finish_ref)(const NAME(Work) *work, int64_t tensor, Share part,
                        *(const REAL *)job->share, (REAL)job->injection_bound);
         NAME(close_tile)(work, &tile, tensor, from, many);
     END_TILE
-    /* Written at the end: other threads still read the one before. */
+    /* Written to `work`: other threads still read the old norm. */
     if (part.begin == 0) work->norms[tensor] = smoothed;
 }
 
-/* The step of a part of a tensor, once all is known of the whole. */
+/* The step of a part of a tensor, after the sums over the whole tensor. */
 static void NAME(finish)(const NAME(Work) *work, int64_t tensor, Share part, REAL norm,
                          const REAL *means, int keeps, int64_t own) {
     if (work->rule->kind == REF) {
@@ -88,7 +88,7 @@ static void NAME(finish)(const NAME(Work) *work, int64_t tensor, Share part, REA
     END_TILE
 }
 
-/* The sums of a block of a matrix's rows: see `gather`. */
+/* The sums of a block of rows of a matrix: see `gather`. */
 static double NAME(gather_block)(const NAME(Work) *work, int64_t tensor, Share block, REAL *averages,
                                  REAL *narrow, int ahead, int64_t own) {
     const int64_t columns = work->job->columns[tensor];
@@ -103,8 +103,8 @@ static double NAME(gather_block)(const NAME(Work) *work, int64_t tensor, Share b
     return squares;
 }
 
-/* The sums of a matrix, or of the part of one: by blocks where it is shared, else all of them, and the
- * columns' means with them. Returns the sum of squares of what is whole. */
+/* The sums of a matrix, or of a part of a matrix. Of a shared matrix, the sums of each block are kept. Of a whole
+ * matrix, the means of the columns are computed, too, and the sum of all squares is returned. */
 static double NAME(begin_matrix)(const NAME(Work) *work, int64_t tensor, Share part, int64_t own,
                                  int *keeps) {
     const Job *job = work->job;
@@ -138,13 +138,13 @@ static double NAME(begin_matrix)(const NAME(Work) *work, int64_t tensor, Share p
     return squares;
 }
 
-/* What can be done of a part before the other threads have seen theirs; all of it, for most. */
+/* The work on a part that needs no results of other threads. For most tensors this is the whole step. */
 static void NAME(begin)(const NAME(Work) *work, int64_t tensor, Share part, int64_t own) {
     POINTERS(work, tensor, part.begin);
     const int64_t count = part.end - part.begin;
     const int is_whole = count == size_of(job, tensor);
     if (wakes && !*job->shadows_exist[tensor]) NAME(copy_to_shadows)(work, tensor, part, shadows);
-    else if (wakes && work->blends_before) /* Never with narrow parameters: see job.py. */
+    else if (wakes && work->blends_before) /* Never with narrow parameters: see `describe` in cpu.py. */
         NAME(blend)(count, (REAL *)job->params[tensor] + part.begin, shadows, &work->signal);
     (void)blends;
     double squares = 0;
@@ -170,13 +170,14 @@ static void NAME(begin)(const NAME(Work) *work, int64_t tensor, Share part, int6
         NAME(finish)(work, tensor, part, (REAL)sqrt(squares), NAME(means_of)(work, own, 0), keeps, own);
 }
 
-/* The share that a shared tensor begins in. */
+/* The share with the first element of a shared tensor. */
 INLINE int64_t NAME(owner_of)(const NAME(Work) *work, int64_t tensor, int64_t own) {
     while (NAME(part_of)(work, tensor, own).begin > 0) own--;
     return own;
 }
 
-/* Some columns of a shared tensor: as many for each share that has a part of it. */
+/* The means and averages of some columns of a shared tensor. Each share with a part of the tensor computes an equal
+ * number of columns. */
 static void NAME(join)(const NAME(Work) *work, int64_t tensor, int64_t own) {
     const int64_t columns = work->job->columns[tensor], blocks = NAME(blocks_of)(work, tensor);
     const int64_t owner = NAME(owner_of)(work, tensor, own);
@@ -198,7 +199,7 @@ static void NAME(join)(const NAME(Work) *work, int64_t tensor, int64_t own) {
                              NAME(columns_of)(work, tensor) + first, &work->signal);
 }
 
-/* The step of a part of a shared tensor, once its columns are joined. */
+/* The step of a part of a shared tensor, after `join`. */
 static void NAME(finish_shared)(const NAME(Work) *work, int64_t tensor, Share part, int64_t own) {
     const REAL norm = NAME(norm_of)(work, tensor);
     if (!NAME(has_factors)(work, tensor)) {
@@ -224,7 +225,7 @@ static int64_t NAME(first_tensor)(const NAME(Work) *work, int64_t at) {
     return low;
 }
 
-/* Finds the shared tensors, and how much room their sums need. */
+/* Finds the shared tensors, and the numbers of sums that they need. */
 static void NAME(find_shared)(NAME(Work) *work, size_t *squares, size_t *column_squares) {
     const int64_t total = work->starts[work->job->tensors];
     int64_t last = -1;
@@ -247,7 +248,7 @@ static void NAME(run)(const NAME(Work) *work) {
     const int64_t total = work->starts[work->job->tensors];
 #pragma omp parallel num_threads((int)work->shares)
     {
-        /* There may be fewer threads than were asked for. */
+        /* OpenMP may give fewer threads than `work->shares`. */
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
 #define EACH_PART                                                                                  \
     for (int64_t own = thread; own < work->shares; own += threads) {                               \
@@ -282,7 +283,7 @@ static void NAME(run)(const NAME(Work) *work) {
     }
 }
 
-/* Takes the step; returns 0, or 1 where memory was wanting, before anything changed. */
+/* Takes the step; returns 0, or 1 if memory is missing, before anything has changed. */
 int NAME(emo_step)(const Job *job) {
     NAME(Work) work = {.job = job, .longest = 1};
     const Rule *rule = work.rule = &job->rule[choice(job->chosen, job->rules)];
@@ -309,7 +310,7 @@ int NAME(emo_step)(const Job *job) {
     work.wakes = signal->ratio > 0 || job->trusts;
     work.vector_signal = *signal;
     work.vector_signal.keeps_all = job->filter == KEEP_ALL;
-    /* There the filter is strict: at least the next number. */
+    /* The filter of vectors is strict: a gradient must be larger than the bound, at least the next number. */
     work.vector_signal.bound = NEXT(tolerance * SQRT(tolerance), (REAL)INFINITY);
     work.blends_before = signal->mode == L2 && rule->kind == FACTORS;
     work.blends_before |= signal->mode == L2 && rule->kind == SOFTSIGN;

@@ -24,7 +24,7 @@ INLINE void NAME(sign_elements)(
     }
 }
 
-/* The step of a part of a tensor. `makes`: whether the shadow becomes a copy of the weights. */
+/* The step of a part of a tensor. `makes` is 1 to make the shadow a copy of the weights. */
 static void NAME(step_signs)(
     const Job *job, int64_t count, REAL *params, const REAL *grads, REAL *firsts, REAL *shadows,
     const NAME(Signal) *signal, int rule, int blends, int makes) {

@@ -1,28 +1,30 @@
-/* Included by cpu.c, once for each dtype: what the threads share, and parts of tensors as the rules see them. */
+/* Included by cpu.c, once for each dtype: the memory that threads share, and parts of tensors in REAL for the rules.
+ *
+ * A tensor is shared if several threads have a part of it. The sums of a shared tensor are kept for each block. */
 
-/* What the threads share. A tensor of which several have a part is shared; its sums are kept by blocks. */
+/* The memory that threads share. */
 typedef struct {
     const Job *job;
     const Rule *rule;
-    NAME(Signal) signal, vector_signal; /* the latter filters vectors where the rule has factors */
-    int64_t shares;                     /* into how many the elements are cut: one for each thread */
-    int64_t *starts;                    /* of each tensor, and the end of all */
-    int64_t longest;                    /* the most columns */
-    int64_t *squares_at, *columns_at;   /* where a shared tensor's sums begin, in the next two */
-    double *squares;                    /* of each block */
-    REAL *column_squares;               /* of each block, for each column */
-    double *sums;                       /* over columns, for each share */
-    REAL *means;                        /* of columns: for each share those of a whole tensor, those of the
-                                           shared one that begins there, and room for others */
-    int *keeps;                         /* whether a share's columns of its first and its last tensor, if
-                                           those are shared, are all kept by the filter */
-    REAL *norms;                        /* of gradients, smoothed: the new ones */
+    NAME(Signal) signal, vector_signal; /* `vector_signal` is for vectors, if the rule has factors */
+    int64_t shares;                     /* the number of shares of all elements: one for each thread */
+    int64_t *starts;                    /* the first element of each tensor, and the number of all elements */
+    int64_t longest;                    /* the largest number of columns */
+    int64_t *squares_at, *columns_at;   /* for each shared tensor its first index in the next two arrays */
+    double *squares;                    /* the sum of squares of each block */
+    REAL *column_squares;               /* the sums of squares of each block by column */
+    double *sums;                       /* for each share: sums by column */
+    REAL *means;                        /* for each share: the means of columns of a whole tensor, of the
+                                           shared tensor that begins in the share, and a temporary row */
+    int *keeps;                         /* for each share: whether the filter keeps all columns that the share
+                                           joins, of its first and of its last tensor, if these are shared */
+    REAL *norms;                        /* the new smoothed norms of gradients */
     int blends_before, wakes;           /* `wakes`: whether shadows move, or are made */
-    int is_narrow;                      /* whether anything is kept in less than REAL */
+    int is_narrow;                      /* whether a stream is in a narrower dtype than REAL */
     REAL *room;                         /* for each share: four tiles */
-    int64_t tile_room;                  /* elements of one of those */
-    REAL *averages;                     /* of all rows and columns, where those are narrow, in REAL */
-    int64_t *averages_at;               /* of each tensor: rows, then columns */
+    int64_t tile_room;                  /* the elements of one tile */
+    REAL *averages;                     /* copies in REAL of narrow averages of rows and columns; else NULL */
+    int64_t *averages_at;               /* the first index of each tensor in `averages`: rows, then columns */
 } NAME(Work);
 
 INLINE double *NAME(sums_of)(const NAME(Work) *work, int64_t own) {
@@ -41,7 +43,7 @@ static int NAME(needs_norm)(const NAME(Work) *work) {
     return work->rule->kind == SOFTSIGN || work->rule->kind == REF;
 }
 
-/* The elements of a block of a tensor; where there are no sums, a line of cache or more. */
+/* The elements of a block of a tensor; without sums at least a cache line. */
 INLINE int64_t NAME(unit_of)(const NAME(Work) *work, int64_t tensor) {
     const int64_t columns = work->job->columns[tensor];
     if (NAME(has_factors)(work, tensor)) return rows_of_block(columns) * columns;
@@ -62,14 +64,14 @@ INLINE Share NAME(part_of)(const NAME(Work) *work, int64_t tensor, int64_t own) 
     return part;
 }
 
-/* Some elements of a tensor in REAL: in place where they are kept so, else as copies in the room of a share. */
+/* Some elements of a tensor in REAL: in place if their stream is in REAL, else copies in the room of a share. */
 typedef struct {
     REAL *params;
     const REAL *grads;
     REAL *firsts, *seconds;
 } NAME(Tile);
 
-/* Which streams of a tile are needed. */
+/* The streams of a tile that are needed, as bits: parameters, gradients, first and second moments. */
 enum { NAME(ALL_STREAMS) = 15, NAME(NO_MOMENTS) = 3, NAME(GRADIENTS) = 2 };
 
 #if MAY_BE_NARROW
@@ -86,7 +88,7 @@ INLINE REAL *NAME(open_stream)(void *const *tensors, int64_t tensor, int64_t fro
 }
 #endif
 
-/* How a tensor is kept, from an element on. */
+/* The kinds and the rounding of a tensor, from the element `from`. */
 INLINE Kept NAME(kept_of)(const NAME(Work) *work, int64_t tensor, int64_t from) {
     const Job *job = work->job;
     Kept kept = {(int)job->param_kind, (int)work->rule->first_kind, (int)job->rounding, NULL, 0};
@@ -96,7 +98,7 @@ INLINE Kept NAME(kept_of)(const NAME(Work) *work, int64_t tensor, int64_t from) 
     return kept;
 }
 
-/* The step of a part of a tensor without tiles, where that is known; returns whether it was. */
+/* The step of a part of a tensor without tiles. Returns 1, or 0 if the step needs tiles. */
 static int NAME(step_kept)(const NAME(Work) *work, int64_t tensor, Share part, const NAME(Signal) *signal,
                            int rule, int blends) {
 #if MAY_BE_NARROW
@@ -144,7 +146,7 @@ static NAME(Tile) NAME(open_tile)(const NAME(Work) *work, int64_t tensor, int64_
     return tile;
 }
 
-/* Puts back into narrow streams what a step has made of their copies. */
+/* Copies the elements of a tile back to the narrow streams. */
 static void NAME(close_tile)(const NAME(Work) *work, const NAME(Tile) *tile, int64_t tensor, int64_t from,
                              int64_t count) {
 #if MAY_BE_NARROW
@@ -162,7 +164,7 @@ static void NAME(close_tile)(const NAME(Work) *work, const NAME(Tile) *tile, int
     (void)work, (void)tile, (void)tensor, (void)from, (void)count;
 }
 
-/* The first copy of parameters to their shadows. */
+/* Makes shadows: copies parameters to their shadows. */
 static void NAME(copy_to_shadows)(const NAME(Work) *work, int64_t tensor, Share part, REAL *shadows) {
     const int64_t count = part.end - part.begin;
 #if MAY_BE_NARROW
@@ -174,7 +176,7 @@ static void NAME(copy_to_shadows)(const NAME(Work) *work, int64_t tensor, Share 
     memcpy(shadows, (REAL *)work->job->params[tensor] + part.begin, sizeof(REAL) * (size_t)count);
 }
 
-/* The averages of a matrix's rows, and of its columns, in REAL. */
+/* The averages of the rows and of the columns of a matrix, in REAL. */
 INLINE REAL *NAME(rows_of)(const NAME(Work) *work, int64_t tensor) {
     return work->averages ? work->averages + work->averages_at[tensor] : (REAL *)work->rule->first[tensor];
 }
@@ -184,7 +186,7 @@ INLINE REAL *NAME(columns_of)(const NAME(Work) *work, int64_t tensor) {
                           : (REAL *)work->rule->second[tensor];
 }
 
-/* Makes room for narrow averages of rows and columns, and copies them there; returns whether that was possible. */
+/* Copies averages of rows and columns to REAL, if they are narrow. Returns 1, or 0 if memory is missing. */
 static int NAME(open_averages)(NAME(Work) *work) {
 #if MAY_BE_NARROW
     const Job *job = work->job;

@@ -1,6 +1,6 @@
-/* The steps that the library offers: those of the best instructions that this processor has.
+/* The functions of the library: each calls its version for one level of instructions.
  *
- * build.py compiles cpu.c once for each level, and adds the level to the names of the steps. */
+ * ../build.py compiles cpu.c once for each level, and adds the level to the names of the functions. */
 
 #include <stdint.h>
 
@@ -57,8 +57,8 @@ static int has(int64_t wanted) {
     return wanted == PLAIN;
 }
 
-/* Steps by the level that is wanted, or by the best one for -1. Returns the level, or -1 for one that the
- * library or the processor lacks; then nothing is changed. */
+/* Selects the wanted level, or for -1 the best level of this processor. Returns the level. Returns -1 and changes
+ * nothing if the library or the processor lacks the wanted level. */
 int64_t emo_use_level(int64_t wanted) {
     if (wanted < 0)
         for (wanted = LEVELS - 1; !has(wanted); wanted--) {

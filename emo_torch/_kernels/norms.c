@@ -1,14 +1,14 @@
 /* The sum of the sizes of all elements of many tensors: one pass over memory that writes nothing.
  *
- * Sums are taken in lanes side by side over blocks that depend on a tensor's size alone, and then over the blocks in
- * their order: the bits are the same for any number of threads, and for any instructions.
+ * A block is added up in parallel lanes, and then the sums of the blocks are added up in the order of the blocks.
+ * Blocks depend only on the size of a tensor: the bits are the same for any number of threads and any instructions.
  */
 
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 
-/* Compiled for several levels of instructions, of which the linker of the system chooses one. */
+/* Compiled for several levels of instructions; the linker of the system selects one of them. */
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && __GNUC__ >= 8 && !defined(__clang__)
 #define CLONED __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
@@ -34,7 +34,7 @@ static int64_t blocks_of(int64_t size) { return (size + BLOCK - 1) / BLOCK; }
         return total;                                                                                      \
     }                                                                                                      \
                                                                                                            \
-    /* Puts the sum at `sum`; returns 0, or 1 where memory was wanting. */                                 \
+    /* Writes the sum to `sum`; returns 0, or 1 if memory is missing. */                                   \
     int NAME(const uintptr_t *tensors, const int64_t *sizes, int64_t n, int threads, double *sum) {        \
         int64_t *ends = malloc(sizeof(int64_t) * (size_t)(n + 1)), blocks = 0;                             \
         for (int64_t tensor = 0; ends != NULL && tensor < n; tensor++)                                     \
