@@ -1,4 +1,4 @@
-"""The way without a compiler equals the readable one, on every member, dtype and odd layout."""
+"""The way in blocks gives the numbers of the readable way, for every member, dtype and unusual layout."""
 
 import subprocess
 import sys
@@ -16,11 +16,11 @@ from emo_torch._step import ways as _ways
 from emo_torch._testing import COMPILED_MEMBERS
 
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5}
-# The way without a compiler leaves these rules whole to the other ways.
+# The way in blocks leaves all steps of these rules to the other ways.
 LEFT = ("sign", "fresh_sign", "pilot")
 MEMBERS = tuple(name for name in COMPILED_MEMBERS if REGISTRY[name].make.recipe.rules[0].name not in LEFT)
 ADAMS = ("emo_sens", "emo_navi")
-# Some steps of EmoNeco and EmoZeal, and all of the last one's, are for the other ways.
+# Other ways take some steps of EmoNeco and EmoZeal, and all steps of the third excluded member.
 BLOCKED = {name for name in MEMBERS if name not in ("emo_neco", "emo_zeal", "ref_adamw_mini_schedule_free")}
 SHAPES = ((), (1,), (7,), (0,), (0, 3), (33, 65), (1, 5), (64, 8), (64, 8), (3, 4, 5), (2_003,), (301, 7))
 LOSSES = (2.0, 2.1, 9.0, float("nan"), 2.0, 1.9)
@@ -28,7 +28,7 @@ LOSSES = (2.0, 2.1, 9.0, float("nan"), 2.0, 1.9)
 
 @pytest.fixture(autouse=True)
 def without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Takes the compiler away, makes blocks small, and counts what was left to the other ways."""
+    """Hides compiled code, makes blocks small, and counts the parameters left to the other ways."""
     monkeypatch.setattr(_ways, "library", lambda: None)
     monkeypatch.setattr(blocked, "BLOCK", 500)
     left: list[int] = []
@@ -54,7 +54,7 @@ def _train(
     lay: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Steps some times, and returns parameters, state and memory by name."""
+    """Takes some steps, and returns parameters, state and memory by name."""
     optimizer = emo_torch.create_optimizer(name, params, **{"lr": 1e-2, **options})
     generator = torch.Generator().manual_seed(3)
     for step, loss in enumerate(LOSSES):
@@ -86,7 +86,7 @@ def _options(name: str, mode: str) -> dict[str, Any]:
         return {**options, "ref_max_steps": 10}
     options["use_shadow"] = True
     if name in ("emo_sens", "emo_airy", "emo_cats"):
-        options["theta"] = 0.3  # A filter that bites.
+        options["theta"] = 0.3  # The filter stops some elements.
     return options
 
 
@@ -207,7 +207,7 @@ def test_parameters_that_overlap_keep_their_order_whatever_their_layouts(
 ) -> None:
     def train(**options: Any) -> list[Tensor]:
         memory = torch.linspace(-1.0, 1.0, 1200).view(40, 30)
-        # The one that is not contiguous overlaps with the two beside it; the last one is apart.
+        # The transposed parameter overlaps with its two neighbours; the last parameter overlaps with none.
         parts = (memory[:15], memory[10:30].t(), memory[25:35], memory[35:])
         params: list[Tensor] = [torch.nn.Parameter(part) for part in parts]
         _train("emo_lynx", params, **options)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Another(Tensor):
-    """A tensor of another type."""
+    """A tensor of a subclass."""
 
     def __deepcopy__(self, _: dict[int, Any]) -> "Another":
         return self.as_subclass(Tensor).clone().as_subclass(Another)

@@ -1,7 +1,7 @@
-"""Whatever changes between two steps, the compiled way makes the numbers of the readable one.
+"""After any change between two steps, the compiled way gives the numbers of the readable way.
 
-`python -m emo_torch._kernels.changes_test 2000` tries so many sequences of steps and changes; the suite
-tries fewer. It is a process of its own, so that a crash is a failure like any other.
+`python -m emo_torch._kernels.changes_test 2000` tries 2000 sequences of steps and changes; the suite tries
+fewer. The sequences run in a process of their own, so that a crash fails the test and not the suite.
 """
 
 import contextlib
@@ -37,13 +37,15 @@ CASES_IN_THE_SUITE = 100
 SHAPES = ((), (7,), (4, 6), (33, 9), (3, 4, 5), (64, 8), (70_000,), (0, 3))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BOUNDS = {torch.float32: 2e-5, torch.float64: 1e-11}
-"""By the dtype that a parameter is computed in, or the dtype of a state where that is coarser."""
+"""Bounds by the dtype of a parameter's computation, or by the dtype of a state if it is coarser."""
 NARROW = (torch.bfloat16, torch.float16)
-"""Computed in float32 and rounded: a difference in the last digits of float32 may cross a rounding."""
+"""Dtypes that are computed in float32 and rounded: a difference in float32's last digits may change the
+rounded number."""
 NARROW_BOUND = 1e-6
-"""How far float32 values may be apart before they are rounded, where their terms cancel."""
+"""The largest difference of float32 values before they are rounded, if their terms cancel."""
 WEIGHT_DECAY = 0.2857
-"""g + wd p is never nearly 0 in low precision: with 0.3 the rounding of float32 may decide on its sign."""
+"""With this value, g + wd p is never nearly 0 in low precision; with 0.3 float32's rounding may decide its
+sign."""
 MODES = ("decoupled", "absolute", "l2")
 layouts, indices, seeds = st.sampled_from(sorted(LAYOUTS)), st.integers(0, 5), st.integers(0, 2**31)
 
@@ -65,7 +67,7 @@ class Side:
         return self.params()[index % len(self.params())]
 
     def replace(self, old: Tensor, new: Tensor) -> None:
-        """Puts another parameter in the place of one."""
+        """Replaces a parameter by another one."""
         self.optimizer.state.pop(old, None)
         self.second.state.pop(old, None)
         lists = [*self.groups, *(group["params"] for group in self.optimizer.param_groups)]
@@ -75,7 +77,7 @@ class Side:
     def values(self) -> list[tuple[Tensor, Any]]:
         """Returns parameters and states, each with its bound."""
         found: list[tuple[Tensor, Any]] = []
-        # Sums over all parameters scale each of them, so that the coarsest dtype decides.
+        # Sums over all parameters scale each parameter, so that the coarsest dtype decides.
         memory = self.memory_of_sums()
         every = {wide_dtype(param) for param in self.params()} | {tensor.dtype for tensor in memory}
         for param in self.params():
@@ -84,14 +86,14 @@ class Side:
             dtypes = every if memory else {wide_dtype(param)}
             bounds: list[Any] = [_bound(value, dtypes) for value in values]
             if param.dtype in NARROW and param in self.before:
-                # The update is rounded, too: one unit of the update is many of a sum where terms cancel.
+                # The update is rounded, too: if terms cancel, its unit is many units of the sum.
                 update = (param - self.before[param]).detach().float().abs()
                 bounds[0] = update * torch.finfo(param.dtype).eps + NARROW_BOUND
             found += zip(values, bounds, strict=True)
         return found
 
     def memory_of_sums(self) -> list[Tensor]:
-        """Returns memory that depends on sums over all parameters, whose last digits EmoTion enlarges."""
+        """Returns memory that depends on sums over all parameters; EmoTion enlarges their last digits."""
         has_sums = isinstance(self.optimizer, NormOptimizer | emo_torch.EmoPilot)
         return list(self.optimizer.named_memory().values()) if has_sums else []
 
@@ -113,7 +115,7 @@ def _assert_rounded_alike(ours: Tensor, theirs: Tensor, bound: Any) -> None:
 
 
 class Changes(RuleBasedStateMachine):
-    """Steps of both ways, and what may happen between them."""
+    """Steps of both ways, and the changes between the steps."""
 
     @initialize(
         name=st.sampled_from(COMPILED_MEMBERS),
@@ -139,11 +141,11 @@ class Changes(RuleBasedStateMachine):
         # Whether a moment was removed; a load may refuse such a state.
         self.has_lost = False
         self.frozen: set[int] = set()
-        for seed in range(first_steps):  # Two make a plan.
+        for seed in range(first_steps):  # Two steps make a plan.
             self.take("optimizer", seed, "contiguous", -1, 1.0 + seed)
 
     def both(self, change: Callable[[Side], Any]) -> None:
-        """Changes both sides, and mostly steps at once: only some changes come two at a time."""
+        """Changes both sides, and mostly steps after it: only some changes follow each other directly."""
         for side in self.sides:
             change(side)
         self.changes += 1
@@ -151,7 +153,7 @@ class Changes(RuleBasedStateMachine):
             self.take("optimizer", self.changes + seed, "contiguous", -1, 1.0 + 0.5 * seed)
 
     def take(self, which: str, seed: int, layout: str, absent: int, loss: float) -> None:
-        """Steps once on each side, and compares."""
+        """Takes one step on each side, and compares the sides."""
 
         def step(side: Side) -> None:
             for index, param in enumerate(side.params()):
@@ -171,7 +173,7 @@ class Changes(RuleBasedStateMachine):
                 _assert_rounded_alike(ours, theirs, bound)
             else:
                 torch.testing.assert_close(ours, theirs, rtol=bound, atol=bound, equal_nan=True)
-            one.copy_(other)  # What rounding made different must not grow.
+            one.copy_(other)  # A difference by rounding must not grow.
         for one, other in zip(*(side.memory_of_sums() for side in self.sides), strict=True):
             one.copy_(other)
 
@@ -268,7 +270,7 @@ class Changes(RuleBasedStateMachine):
                 state[name].data = state[name].data.clone()
             elif layout.startswith("torch"):
                 dtypes = {str(dtype): dtype for dtype in DTYPES}
-                # The shadow is computed with, as it is.
+                # A shadow must have the dtype of the computation.
                 if state[name].is_floating_point() and "shadow" not in name and "norm" not in name:
                     state[name] = state[name].to(dtypes[layout])
             elif state[name].is_floating_point():
@@ -366,7 +368,7 @@ def _run(cases: int, *, is_repeatable: bool) -> None:
 
 
 def _run_apart(cases: int, *more: str) -> subprocess.CompletedProcess[str]:
-    """Tries so many sequences in a process of its own, where a crash is a failure like any other."""
+    """Tries a number of sequences in a process of its own, so that a crash fails only the test."""
     command = [sys.executable, "-P", __file__, "batch", str(cases), *more]
     environment = {**os.environ, "PYTHONPATH": str(Path(emo_torch.__file__).parents[1])}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -113,7 +113,7 @@ def step(
     by_dtypes: dict[tuple[torch.dtype, ...], list[int]] = {}
     left = overlapping_parameters(params, grads, states)
     for index, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
-        # `describe` would refuse other dtypes: to ask it is needless.
+        # `describe` refuses other dtypes, so that a call would be useless.
         fits = param.dtype in DTYPES and index not in left
         seen = describe([param], [grad], [state], spec, group) if fits else None
         if seen is not None:

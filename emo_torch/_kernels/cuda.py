@@ -28,7 +28,7 @@ Numbers = NDArray[np.int64]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 DEVICES = ("cuda",)
-"""The types of devices on which it steps. (In tests, Triton's interpreter also takes the CPU's memory.)"""
+"""The types of devices of this way. (In tests, Triton's interpreter also takes the CPU's memory.)"""
 RULES = tuple(rule.name for rule in KERNELS if rule.on_cuda)
 """The rules that have a kernel, in the order of their numbers in the kernels."""
 BLOCK, HEIGHT, WIDTH = 1024, 128, 64

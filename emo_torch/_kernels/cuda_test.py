@@ -1,4 +1,4 @@
-"""What only a GPU can show: no step waits for it, a graph can capture one, and all ways agree."""
+"""Tests that need a GPU: no step waits for the GPU, a graph can capture a step, and all ways agree."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +30,7 @@ def way(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture
 def no_sync() -> Iterator[None]:
-    """Lets nothing wait for the device."""
+    """Raises an error if the process waits for the device."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -49,7 +49,7 @@ def _options(name: str, **more: Any) -> dict[str, Any]:
         return {"lr": 1e-2, "ref_max_steps": 10, **more}
     options: dict[str, Any] = {"lr": 1e-2, "use_shadow": True, "weight_decay": 0.1, **more}
     if name in ("emo_sens", "emo_airy", "emo_cats"):
-        options["theta"] = 0.3  # A filter that bites.
+        options["theta"] = 0.3  # The filter stops some elements.
     return options
 
 
@@ -59,7 +59,7 @@ def _can(name: str, way: dict[str, Any]) -> None:
 
 
 def _give_gradients(params: list[Tensor], generator: torch.Generator) -> None:
-    """Gives gradients, in place where there are some: a graph reads them where they lay."""
+    """Gives gradients, in place if there are gradients: a graph reads the addresses of its capture."""
     for param in params:
         gradient = torch.randn(param.shape, generator=generator, dtype=torch.float64)
         gradient *= torch.rand(param.shape, generator=generator) > 0.2
@@ -106,11 +106,11 @@ def test_no_step_waits_for_the_device(
     optimizer = emo_torch.create_optimizer(name, params, **_options(name, capturable=True, **way, lr=rate))
     generator, loss = torch.Generator().manual_seed(3), torch.tensor(1.0, device="cuda")
     _give_gradients(params, generator)
-    optimizer.step(loss=loss)  # The first one makes the state.
+    optimizer.step(loss=loss)  # The first step makes the state.
     request.getfixturevalue("no_sync")
     for _ in range(3):
         for param in params:
-            # Somewhere else, as after zero_grad().
+            # Gradients at other addresses, as after zero_grad().
             param.grad = None if param.grad is None else param.grad.clone()
         optimizer.step(loss=loss)
 

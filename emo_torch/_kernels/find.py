@@ -115,7 +115,7 @@ class TensorAddresses:
 
 
 def identities(objects: Any) -> Numbers:
-    """Returns the identities of objects. Two objects that live at the same time have other identities."""
+    """Returns the identities of objects. Two objects that exist at the same time never share one."""
     return np.fromiter(map(id, objects), np.int64, len(objects))
 
 

@@ -97,7 +97,7 @@ class Library(NamedTuple):
 
 @functools.cache
 def library() -> Library | None:
-    """Returns the compiled code, loaded at the first call; `None` where there is none."""
+    """Returns the compiled code, loaded at the first call; `None` if there is no compiled code."""
     handle = load_library()
     if handle is None:
         return None

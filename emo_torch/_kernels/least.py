@@ -1,4 +1,4 @@
-"""Finds the gradients that have a small element: one pass over memory, in compiled code if it is there."""
+"""Finds the gradients that have a small element: one pass over memory, in compiled code if possible."""
 
 import ctypes
 import functools

@@ -1,4 +1,4 @@
-"""One small element is found wherever it stands, by every level of instructions."""
+"""One small element is found at every position, by every level of instructions."""
 
 from collections.abc import Iterator
 

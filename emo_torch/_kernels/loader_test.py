@@ -1,4 +1,4 @@
-"""The compiled code is loaded as it was built, or not at all; nothing is compiled when training begins."""
+"""Compiled code is loaded only if the file is as it was built; nothing is compiled when training begins."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refuse(folder: Path, caplog: pytest.LogCaptureFixture, reason: str) -> None:
-    """Asserts that a library is not loaded, and that one warning says why and what to do."""
+    """Asserts that a library is not loaded, and that one warning gives the reason and the remedy."""
     caplog.clear()
     with caplog.at_level(logging.DEBUG, "emo_torch"):
         assert load_library(folder) is None
@@ -134,7 +134,7 @@ def test_compiled_code_can_be_switched_off(
 
 SHAPES = ((33, 7), (64, 8), (129,), (1,), (3, 5, 2), (1025,))
 SUMS = {"emo_airy", "emo_clan", "emo_fact", "emo_neco", "emo_zeal", "ref_adamw_mini_schedule_free"}
-"""The members with sums, whose grouping is that of the level's vectors; the others have no sums."""
+"""The members with sums: each level of instructions groups the terms differently. Others have no sums."""
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 

@@ -1,4 +1,4 @@
-"""What the fast way remembers lives with its optimizer, and a library of another layout is not used."""
+"""The step memory is deleted with its optimizer, and a library with another layout of jobs is not used."""
 
 import copy
 import ctypes
@@ -63,8 +63,9 @@ def test_a_model_cast_between_steps_steps_as_in_the_readable_way(name: str, cast
 
     for step in range(8):
         if step == after:
-            # From here on to the last bit where no way but the readable one can take these: compiled code
-            # takes float16 weights with float32 moments, and sums what EmoPilot and EmoVoid read.
+            # From this step on, both sides agree to the last bit if only the readable way can step the
+            # parameters. Compiled code steps float16 weights with float32 moments, and adds up the sums of
+            # EmoPilot and EmoVoid.
             for ours, theirs in zip(*map(values, models, optimizers), strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
                 ours.copy_(theirs)
@@ -125,7 +126,7 @@ def test_parameters_can_be_swapped_after_a_step(name: str, steps: int) -> None:
         other[0] = 2.0
         torch.utils.swap_tensors(param, torch.nn.Parameter(other))
     _step(optimizer, 1)
-    # A ratio, since EmoVoid scales its parameters.
+    # The ratio is compared, because EmoVoid scales its parameters.
     assert all((param[0] > 1.5 * param[1]).all() for param in params)
 
 
@@ -153,7 +154,7 @@ def test_what_is_remembered_is_neither_copied_nor_pickled() -> None:
 
 @needs_compiler
 def test_a_reshaped_parameter_is_not_stepped_by_what_was_known_of_it() -> None:
-    # The same memory, rows and columns, but not the shape of its moments: no way can step it.
+    # The new shape has the same memory, rows and columns, but does not fit the moments: no way can step it.
     param = torch.nn.Parameter(torch.ones(4, 2, 3))
     optimizer = emo_torch.EmoAiry([param])
     _step(optimizer)
@@ -218,7 +219,7 @@ def test_a_state_from_a_file_is_loaded_as_it_was_saved() -> None:
     assert all(ours.equal(theirs) for ours, theirs in pairs)
 
 
-# A parameter that is there twice.
+# A parameter that is listed twice.
 
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
@@ -246,7 +247,7 @@ def test_a_parameter_twice_is_refused_with_foreach_and_else_stepped_twice() -> N
 
 
 class _Function:
-    """A function of a library that answers always the same."""
+    """A function of a library that always returns the same number."""
 
     def __init__(self, answer: int) -> None:
         self.answer = answer

@@ -1,4 +1,4 @@
-"""Compiled code steps bfloat16 and float16 as the readable way does, and rounds to the same bits."""
+"""Compiled code steps bfloat16 and float16 like the readable way, and rounds to the same bits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +43,7 @@ Lay = Callable[[Tensor], Tensor]
 
 @pytest.fixture
 def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tensors compiled code left to the other ways, for each of its calls."""
+    """The number of tensors that compiled code left to the other ways, for each call."""
     counts: list[int] = []
     compiled = cpu.step
 
@@ -95,14 +95,14 @@ def _everything(optimizer: emo_torch.LossOptimizer) -> dict[str, Tensor]:
     for index, param in enumerate(optimizer.param_groups[0]["params"]):
         state = dict(optimizer.state[param])
         found[f"param {index}"] = param.detach()
-        if "compensation" in state:  # What is kept back counts with what it was kept back from.
+        if "compensation" in state:  # The compensation counts as a part of the parameter.
             state["sum"] = param.detach().float() + state.pop("compensation").float()
         found.update({f"{name} {index}": value for name, value in state.items()})
     return found
 
 
 def _assert_near(one: emo_torch.LossOptimizer, other: emo_torch.LossOptimizer) -> None:
-    """Most numbers are equal; a difference in the seventh digit that crosses a rounding makes one unit."""
+    """Most numbers are equal; a difference in the seventh digit can become one unit when it is rounded."""
     ours, theirs = _everything(one), _everything(other)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
@@ -114,7 +114,7 @@ def _assert_near(one: emo_torch.LossOptimizer, other: emo_torch.LossOptimizer) -
         unit = torch.finfo(value.dtype if not name.startswith("sum") else FLOAT16).eps
         value, expected = value.float(), expected.float()
         unit = max(unit, 1e-5)
-        # Moments that are one of their units apart make steps of lr = 1e-2 differ by so much.
+        # If moments differ by one of their units, steps of lr = 1e-2 differ by this number.
         moved = 0.01 * max(
             torch.finfo(kept.dtype).eps for kept in ours.values() if kept.dtype != torch.bool
         )
@@ -196,7 +196,7 @@ def test_gradients_may_have_another_dtype_than_the_weights(name: str, left: list
 def test_every_number_of_a_narrow_dtype_is_read_and_written_as_pytorch_does(dtype: torch.dtype) -> None:
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
     wide = every.float()
-    # Between two neighbours, exactly at half of the way and beside that; and beyond what float16 can hold.
+    # Values at the middle between two neighbours, just beside the middle, and above the range of float16.
     halves = (wide.view(torch.int32) + (2**15 if dtype == BFLOAT16 else 2**12)).view(FLOAT32)
     values = torch.cat(
         [wide, halves, halves * (1 + 2.0**-22), halves * (1 - 2.0**-22), wide * 3.7, wide * 2.0**-20]

@@ -1,4 +1,4 @@
-"""The sum of norms in compiled code is that of PyTorch, whatever the shapes and the number of threads."""
+"""The sum of norms in compiled code equals PyTorch's sum, for all shapes and numbers of threads."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The plans of compiled steps: used where nothing has changed, and never where anything has."""
+"""The plans of compiled steps: used if nothing has changed, and never after a change."""
 
 import copy
 import weakref
@@ -21,7 +21,7 @@ needs_compiler = pytest.mark.skipif(_fused.library() is None, reason="NO COMPILE
 
 
 class Another(Tensor):
-    """A tensor of another type."""
+    """A tensor of a subclass."""
 
 
 def _params() -> list[Tensor]:
@@ -49,7 +49,7 @@ def _train(
     give: Callable[[emo_torch.LossOptimizer, int], None] = _give_gradients,
     **options: Any,
 ) -> emo_torch.LossOptimizer:
-    """Steps until there is a plan, changes something, and goes on."""
+    """Steps until there is a plan, makes a change, and continues to step."""
     optimizer = emo_torch.EmoSens(_params(), lr=0.1, **options)
     for step in range(BEFORE + AFTER):
         if step == BEFORE:

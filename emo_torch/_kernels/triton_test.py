@@ -1,6 +1,6 @@
-"""The kernels for CUDA, without a GPU: Triton's interpreter runs them, and its compiler takes them.
+"""The kernels for CUDA without a GPU: Triton's interpreter runs them, and Triton's compiler accepts them.
 
-What only a GPU can show is in `_cuda_test.py`.
+`cuda_test.py` has the tests that need a GPU.
 """
 
 import json
@@ -55,7 +55,7 @@ def _train(name: str, dtype: str, spoils: bool, **options: Any) -> dict[str, Ten
 
 
 def _differences(name: str, dtype: str, mode: str, *, is_plain: bool = False) -> list[str]:
-    """Returns what the interpreted kernels make other than the readable way does."""
+    """Returns the names of the results in which interpreted kernels and the readable way differ."""
     options: dict[str, Any] = {
         "weight_decay_mode": mode,
         "maximize": mode == "absolute",
@@ -63,7 +63,7 @@ def _differences(name: str, dtype: str, mode: str, *, is_plain: bool = False) ->
     }
     options["use_shadow"] = not is_plain
     if not is_plain and name in ("emo_sens", "emo_airy", "emo_cats"):
-        options["theta"] = 0.3  # A filter that bites.
+        options["theta"] = 0.3  # The filter stops some elements.
     left: list[int] = []
     step = cuda.step
 
@@ -86,10 +86,10 @@ def _differences(name: str, dtype: str, mode: str, *, is_plain: bool = False) ->
 
 
 def _interpret() -> None:
-    """Runs all cases and prints what differs; in a process of its own, whose Triton interprets."""
+    """Runs all cases and prints the differences; in a process of its own that interprets kernels."""
     cuda.DEVICES = ("cpu",)
-    cuda.BLOCK, cuda.HEIGHT, cuda.WIDTH = 64, 8, 8  # Small, for every tensor to have several.
-    vars(_emotional)["check_fused"] = lambda *_, **__: None  # It would ask for a GPU.
+    cuda.BLOCK, cuda.HEIGHT, cuda.WIDTH = 64, 8, 8  # Small, so that every tensor has several.
+    vars(_emotional)["check_fused"] = lambda *_, **__: None  # The check requires a GPU.
     found = {"-".join(case): _differences(*case) for case in CASES}
     for name in (*MEMBERS, *LATER):
         found[f"{name} with plain options"] = _differences(name, "float32", "decoupled", is_plain=True)
@@ -97,7 +97,7 @@ def _interpret() -> None:
 
 
 def _compile() -> None:
-    """Compiles the kernels for a GPU that need not be there."""
+    """Compiles the kernels for a GPU; this needs no GPU."""
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
@@ -144,7 +144,7 @@ def _run(task: str, environment: dict[str, str]) -> str:
     return run.stdout
 
 
-# Interpreting takes its time: one process does it for all.
+# Interpreting takes long: one process runs all cases.
 pytestmark = pytest.mark.xdist_group("triton")
 
 
@@ -189,7 +189,7 @@ def test_tiles_cover_every_element_once() -> None:
     assert (counts["blocks"], counts["high"], counts["wide"]) == (7, 5, 24 + 1 + 1)
 
 
-# Where it cannot be.
+# Environments in which the kernels are not possible.
 
 CUDA = torch.device("cuda", 0)
 

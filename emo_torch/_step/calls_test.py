@@ -1,4 +1,4 @@
-"""How many functions of the package one step calls: a step of small tensors costs as long as its calls."""
+"""The number of the package's functions that one step calls: with small tensors, calls take most time."""
 
 import sys
 from pathlib import Path
@@ -48,4 +48,4 @@ def test_a_step_of_known_tensors_makes_few_calls(name: str) -> None:
         optimizer.step(loss=1.0)
     known = _calls(optimizer)
     assert len(known) <= MOST, known
-    assert len(known) < len(first)  # What is listened to are the steps.
+    assert len(known) < len(first)  # The profiler counts calls of the steps.

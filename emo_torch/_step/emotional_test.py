@@ -1,4 +1,4 @@
-"""The three optimizers against their definition, written out once more in NumPy's float64."""
+"""The three optimizers compared with their definition, which is written again in NumPy's float64."""
 
 import math
 from collections.abc import Sequence
@@ -107,7 +107,7 @@ def test_the_first_step_of_emosens_is_what_a_pen_says() -> None:
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
     weight.grad = torch.tensor([2.0, -1.0, 0.0], dtype=torch.float64)
     emo_torch.EmoSens([weight], lr=0.1, betas=(0.5, 0.75), eps=0.0, weight_decay=0.25).step(loss=4.0)
-    # m = g / 2, v = g^2 / 4: the update is the sign of g; decay takes a fortieth; s is 0.
+    # m = g / 2, v = g^2 / 4: the update is the sign of g; decay subtracts a fortieth; s is 0.
     np.testing.assert_allclose(weight.detach().numpy(), [1 - 0.025 - 0.1, -2 + 0.05 + 0.1, 3 - 0.075])
 
 
@@ -115,7 +115,7 @@ def test_the_second_step_of_emocats_is_what_a_pen_says() -> None:
     weight = torch.nn.Parameter(torch.tensor([10.0], dtype=torch.float64))
     optimizer = emo_torch.EmoCats([weight], lr=1.0, betas=(0.5, 0.5), weight_decay=0.0, gain=1.0)
     weight.grad = torch.tensor([4.0], dtype=torch.float64)
-    optimizer.step(loss=1.0)  # To 9, with a momentum of 2.
+    optimizer.step(loss=1.0)  # The weight is 9 now, and the momentum is 2.
     weight.grad = torch.tensor([-3.0], dtype=torch.float64)
     optimizer.step(loss=2.0)
     # short = 1.3, long = 1.01; u = sign(-1.5 + 1).

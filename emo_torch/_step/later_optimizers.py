@@ -56,7 +56,7 @@ _logger = logging.getLogger("emo_torch")
 
 
 def _check_group(options: Group) -> None:
-    """Raises an error for an option out of its range, of those that members of both generations have."""
+    """Raises an error for an option out of its range; checks the options that both generations have."""
     check_learning_rate(options["lr"])
     check_not_negative("epsilon", options["eps"])
     check_decay_rates(options["betas"])
@@ -322,7 +322,7 @@ class NormOptimizer(PulseOptimizer):
 
 
 class FreshOptimizer(NormOptimizer):
-    """The base of EmoTion: the momentum moves faster where the sum of the norms changes."""
+    """The base of EmoTion: the momentum moves faster if the sum of the norms changes."""
 
     norm_names = ("kept",)
     _kept: Tensor
@@ -348,7 +348,7 @@ class FreshOptimizer(NormOptimizer):
 
 
 class HeldNormOptimizer(NormOptimizer):
-    """The base of EmoVoid: scales all parameters so that the sum of their norms stays."""
+    """The base of EmoVoid: scales all parameters so that the sum of their norms stays the same."""
 
     norm_names = HeldNorm._fields
     _held_norm: HeldNorm

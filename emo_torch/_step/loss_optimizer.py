@@ -1,4 +1,4 @@
-"""The base of all optimizers of the package: a loss in, one step, and the parameter groups."""
+"""The base of all optimizers of the package: takes the loss, steps, and has the parameter groups."""
 
 import functools
 from collections.abc import Callable

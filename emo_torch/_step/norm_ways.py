@@ -34,7 +34,7 @@ def norm_of_groups(groups: list[Group], layouts: Sequence[Layout | None]) -> Ten
 def _compiled(
     groups: list[Group], counted: list[list[Tensor]], layouts: Sequence[Layout | None]
 ) -> Tensor | None:
-    """Returns the sum by compiled code; `None` where compiled code cannot read all parameters."""
+    """Returns the sum by compiled code; `None` if compiled code cannot read all parameters."""
     params = [param for each in counted for param in each]
     pairs = zip(groups, counted, strict=True)
     if not params or not all(use_fused(each, group) for group, each in pairs if each):

@@ -1,4 +1,4 @@
-"""Recipes, and the lists in compiled code that must be those of the rules."""
+"""Recipes, and the lists in compiled code, which must equal the lists of the rules."""
 
 import re
 from pathlib import Path
@@ -33,7 +33,7 @@ CPU_C = (Path(_fused.__file__).parent / "cpu.c").read_text()
 
 
 def _enum(comment: str) -> list[str]:
-    """Returns the names of the `enum` behind a comment."""
+    """Returns the names of the `enum` after a comment."""
     found = re.search(re.escape(comment) + r".*?\*/\s*enum \{([^}]*)\}", CPU_C, re.DOTALL)
     assert found is not None
     return [name.strip() for name in found[1].split(",")]
@@ -62,7 +62,7 @@ def test_triton_knows_the_rules_by_the_numbers_of_c() -> None:
 
 def test_every_moment_of_the_family_is_known_as_one() -> None:
     for member in MEMBERS.values():
-        # "step" is in the state of many an optimizer, and tells none from another.
+        # "step" is in the state of many optimizers, and does not show which optimizer made the state.
         for ndim in range(4):
             assert set(member.make.recipe.moment_names(ndim)) <= {*MOMENTS, "step"}
 

@@ -35,7 +35,7 @@ def ratio_v1(s: float) -> float:
 
 
 def half_of_what_rises(s: Any) -> Any:
-    """A ratio of one's own, for numbers and for tensors."""
+    """A ratio that a user could write, for numbers and for tensors."""
     return 0.5 * s * (s > 0)
 
 
@@ -43,7 +43,7 @@ RATIOS = {"v2.0": ratio_v2, "v1.0": ratio_v1}
 
 
 class Reference:
-    """A whole optimizer as the definition says it, one element and one branch at a time."""
+    """A whole optimizer by its definition, one element and one branch at a time."""
 
     def __init__(self, rule: str, groups: list[tuple[list[Array], Options]], **shared: Any) -> None:
         self.rule = rule
@@ -164,7 +164,7 @@ class Reference:
 
 
 def spiky_losses(seed: int = 0) -> list[float]:
-    """Losses that fall, rest and spike; one is not a number."""
+    """Losses that fall, stay the same and jump; one loss is NaN."""
     noise = np.random.default_rng(seed).normal(size=STEPS)
     losses = [1.0 + 0.1 * math.exp(-step / 6) + 0.01 * noise[step] for step in range(STEPS)]
     spikes = {9: 0.15, 14: 0.3, 20: 0.5, 28: 1.0, 40: -0.6, 41: -0.6, 50: 60.0, 55: -4.0}
@@ -189,7 +189,7 @@ def make_params(rng: np.random.Generator, shapes: Sequence[tuple[int, ...]]) -> 
 
 
 def make_grads(rng: np.random.Generator, params: Sequence[Tensor], step: int) -> list[Array | None]:
-    """Gradients of spiky size with zeros in them; now and then one is missing."""
+    """Gradients of very different sizes, with zeros; some gradients are missing."""
     grads: list[Array | None] = []
     for index, param in enumerate(params):
         grad = np.asarray(rng.normal(size=param.shape) * 10.0 ** rng.uniform(-2, 1))
@@ -201,7 +201,7 @@ def make_grads(rng: np.random.Generator, params: Sequence[Tensor], step: int) ->
 
 
 def set_grad(param: Tensor, grad: Array | None, step: int) -> None:
-    """Gives a parameter its gradient, every other time in another layout than its own."""
+    """Gives a parameter its gradient; at every second step in another layout than the parameter's."""
     if grad is None:
         param.grad = None
         return
@@ -211,16 +211,16 @@ def set_grad(param: Tensor, grad: Array | None, step: int) -> None:
     param.grad = tensor
 
 
-def assert_close(ours: Tensor, theirs: Any, what: str) -> None:
+def assert_close(ours: Tensor, theirs: Any, name: str) -> None:
     array, expected = ours.detach().numpy(), np.asarray(theirs)
-    assert array.shape == expected.shape, what
-    if array.size:  # The helper of NumPy takes too long to be called some ten thousand times.
+    assert array.shape == expected.shape, name
+    if array.size:  # NumPy's own assertion takes too long for some ten thousand calls.
         excess = np.abs(array * 1.0 - expected * 1.0) - CLOSE * (1.0 + np.abs(expected))
-        assert float(np.max(excess)) <= 0.0, what
+        assert float(np.max(excess)) <= 0.0, name
 
 
 def assert_same(optimizer: emo_torch.EmoOptimizer, reference: Reference) -> None:
-    """Compares all that an optimizer holds."""
+    """Compares all parameters and states of an optimizer with the reference."""
     for i, (group, (params, _)) in enumerate(zip(optimizer.param_groups, reference.groups, strict=True)):
         for j, (ours, theirs) in enumerate(zip(group["params"], params, strict=True)):
             assert_close(ours, theirs, f"parameter {i}, {j}")
@@ -247,7 +247,7 @@ def run(
     own: Sequence[Options] = ({},),
     losses: list[float] | None = None,
 ) -> Reference:
-    """Runs the reference beside both ways to step, and compares all that they hold, often."""
+    """Runs the reference and both ways to step, and compares their parameters and states at many steps."""
     rng = np.random.default_rng(7)
     start = [make_params(rng, SHAPES[index:]) for index in range(len(own))]
     twin = [

@@ -84,7 +84,7 @@ class SteeredOptimizer(LossOptimizer):
         loss: Tensor | float | None,
         **extra_losses: Any,
     ) -> Tensor | float | None:
-        """Takes one step; an error in eval mode."""
+        """Takes one step; raises an error in eval mode."""
         if not all(group["train_mode"] for group in self.param_groups):
             raise RuntimeError(STEP_IN_EVAL_MODE)
         return super().step_with(closure, loss, **extra_losses)

@@ -1,4 +1,4 @@
-"""What a step takes, returns and leaves alone."""
+"""The arguments and the result of a step, and the values that a step does not change."""
 
 from typing import Any
 
@@ -170,7 +170,7 @@ def test_a_gradient_of_zeros_moves_nothing_but_by_decay(cls: Any, foreach: bool)
     for param in net.parameters():
         param.grad = torch.zeros_like(param)
     optimizer.step(loss=1.0)
-    # The momentum would go on; the filter stops an unused element.
+    # The momentum would move the element further; the filter stops an element without a gradient.
     assert torch.equal(net.bias, moved)
     assert not equal(net, start)
 
@@ -221,7 +221,7 @@ def test_with_a_loss_a_group_at_0_feels_and_remembers_but_does_not_move(cls: Any
     assert optimizer.emotion.felt.item() == 6
 
 
-# Up instead of down.
+# Maximizing.
 
 
 @pytest.mark.parametrize("mode", ["decoupled", "absolute", "l2"])

@@ -28,7 +28,7 @@ def foreach(request: pytest.FixtureRequest) -> bool:
 
 
 class NoSync(TorchDispatchMode):
-    """Raises where a number would be read out of a tensor, as if none were near."""
+    """Raises an error if a number is read from a tensor, as if every tensor were on a device."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

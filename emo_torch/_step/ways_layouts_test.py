@@ -106,7 +106,7 @@ def test_parameters_that_overlap_keep_their_order_whatever_their_dtypes(
             for param in params:
                 param.grad = torch.randn(param.shape, generator=generator)
             optimizer.step(loss=loss)
-            # Compiled code leaves float64 among float32 to the readable way, and steps bfloat16 apart.
+            # Compiled code leaves float64 among float32 to the readable way, and steps bfloat16 separately.
             for place in places:
                 state = optimizer.state[params[place]]
                 state["exp_avg"] = state["exp_avg"].to(dtype)

@@ -1,4 +1,4 @@
-"""The ways to step: each equals the readable one, on every optimizer, dtype and odd layout."""
+"""The ways to step: each gives the numbers of the readable way, for every optimizer, dtype and layout."""
 
 import copy
 import gc
@@ -37,13 +37,13 @@ def _gradient(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Gener
 
 
 def _losses(steps: int) -> list[float]:
-    """Returns losses that lead through every band of the scalar, and one that is not finite."""
+    """Returns losses with which the scalar has values in every band, and one loss that is not finite."""
     losses = [2.0, 2.1, 2.3, 1.9, 2.05, float("nan"), 2.0, 9.0, 2.0, 1.2, 1.95, 2.2]
     return [losses[step % len(losses)] for step in range(steps)]
 
 
 def _is_absent(index: int, step: int) -> bool:
-    # One parameter has its first gradient late, and one has none now and then.
+    # One parameter gets its first gradient late, and one parameter has no gradient at some steps.
     return (index == 6 and step < 2) or (index == 2 and step % 3 == 1)
 
 
@@ -54,7 +54,7 @@ def _train(
     lay: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     **options: Any,
 ) -> emo_torch.LossOptimizer:
-    """Steps some times on gradients that are the same for the same shapes."""
+    """Takes some steps with gradients that are equal for equal shapes."""
     optimizer = emo_torch.create_optimizer(name, params, **options)
     generator = torch.Generator().manual_seed(3)
     for step, loss in enumerate(_losses(steps)):
@@ -92,12 +92,13 @@ def _options(name: str, mode: str, *, maximize: bool = False) -> dict[str, Any]:
     options: dict[str, Any] = {"weight_decay_mode": mode, "maximize": maximize, "lr": 1e-2}
     if name in WITHOUT_EMOTION:
         return {**options, **WITHOUT_EMOTION[name]}
-    theta = {"theta": 0.3} if name in ("emo_sens", "emo_airy", "emo_cats") else {}  # A filter that bites.
+    # With this theta the filter stops some elements.
+    theta = {"theta": 0.3} if name in ("emo_sens", "emo_airy", "emo_cats") else {}
     return {**options, "use_shadow": True, **theta}
 
 
 def test_no_sign_in_these_gradients_stands_so_near_its_border_that_a_rounding_decides() -> None:
-    # The members with a sign can be compared in float32, on every processor, only because of this.
+    # Only with such gradients can members with a sign be compared in float32 on every processor.
     generator = torch.Generator().manual_seed(3)
     averages = [torch.zeros(shape, dtype=torch.float64) for shape in SHAPES]
     for step in range(8):
@@ -143,7 +144,7 @@ def test_the_number_of_threads_makes_no_difference(name: str, threads: int) -> N
 @pytest.mark.parametrize("name", MEMBERS)
 def test_compiled_code_makes_the_same_bits_with_any_number_of_threads(name: str, mode: str) -> None:
     shapes = ((70_001,), (70, 700), (20, 5000), (9000, 8), (9, 3, 5), (2000, 16))
-    dtype = torch.float32 if mode == "l2" else torch.float64  # There every rounding of a sum is seen.
+    dtype = torch.float32 if mode == "l2" else torch.float64  # float64 shows each rounding of a sum.
     before = torch.get_num_threads()
     found: list[Tensors] = []
     try:
@@ -293,7 +294,7 @@ def child(queue):
     queue.put(total())
 
 torch.set_num_threads(2)
-expected = total()  # Threads run from here on.
+expected = total()  # From this line on, threads run.
 context = multiprocessing.get_context("fork")
 queue = context.Queue()
 context.Process(target=child, args=(queue,), daemon=True).start()
@@ -304,12 +305,12 @@ assert abs(queue.get(timeout=60) - expected) < 1e-5 * abs(expected)
 @needs_compiler
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="nothing is forked here")
 def test_a_forked_process_steps_too() -> None:
-    # In a process of its own: here others have threads, too.
+    # In a process of its own: other tests have started threads in this process.
     run = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
 
-# Where it cannot be.
+# Environments without compiled code or a GPU.
 
 
 def test_without_compiled_code_everything_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +346,7 @@ def test_fused_is_refused_for_what_it_cannot_take() -> None:
 
 
 class _Graph:
-    """Makes believe that a CUDA graph is being captured."""
+    """Replaces functions of torch, as if a CUDA graph were being captured."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
