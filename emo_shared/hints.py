@@ -37,7 +37,7 @@ SHARED_KEYWORDS: dict[str, tuple[str, str]] = {
     "wd": ("some other libraries", "It is `weight_decay` here."),
     "epsilon": ("some other libraries", "It is `eps` here."),
 }
-"""Keywords of other optimizers about which both packages say the same: their origin, and what to write."""
+"""Keywords of other optimizers about which both packages say the same: their origin, and the remedy."""
 
 
 def unexpected_keyword(
@@ -49,7 +49,7 @@ def unexpected_keyword(
         owner: the name of the optimizer.
         name: the keyword.
         options: the keywords that the optimizer has.
-        foreign: the keywords of other optimizers, each with its origin and what to write instead.
+        foreign: the keywords of other optimizers, each with its origin and its remedy.
     """
     text = f"{owner}() got an unexpected keyword argument {name!r}."
     if name in foreign:

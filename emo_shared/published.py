@@ -93,7 +93,7 @@ def read_published(
 
     Raises:
         TypeError: for anything but a mapping.
-        ValueError: for a state of another optimizer or version, and for what is missing or damaged.
+        ValueError: for a state of another optimizer or version, and for a missing or damaged part.
     """
     if member not in KINDS:
         raise ValueError(

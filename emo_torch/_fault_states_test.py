@@ -62,7 +62,7 @@ ADAPTED = ("emo_sens", "emo_cats", "emo_navi", "emo_lynx", "emo_neco", *REF)
 FORM = Refused(ValueError, "The state is damaged")
 ANOTHER = Refused(ValueError, "The state is another kind of optimizer's, or damaged")
 SHAPES = Refused(ValueError, "The state has other shapes")
-NO_STATE = Refused(TypeError, "loads is what its `state_dict()` returned")
+NO_STATE = Refused(TypeError, "loads the result of its `state_dict()`")
 STATES = [
     *[
         Case(f"a state {title}", {"state": change}, end, members)

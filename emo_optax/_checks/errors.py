@@ -1,4 +1,4 @@
-"""Errors that say what to do next."""
+"""Errors, each with its remedy."""
 
 _DROPPED = (
     "Call `update(grads, state, params, value=loss)`. If you do so already, a wrapper around the optimizer "

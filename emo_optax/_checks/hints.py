@@ -87,7 +87,7 @@ FOREIGN_KEYWORDS: dict[str, tuple[str, str]] = {
     "beta1": ("some other libraries", "It is `b1` here."),
     "beta2": ("some other libraries", "It is `b2` here."),
 }
-"""Keywords of other optimizers: to which they belong, with versions, and what to write here."""
+"""Keywords of other optimizers: their origin, with versions, and the argument to use here."""
 
 _LIKE_ADAMW = (
     "`learning_rate` is a step size like that of AdamW here: 1e-3 by default, usually between 1e-5 and "
@@ -114,7 +114,7 @@ LARGE_RATE_ADVICE: dict[str, str] = {
     "emo_neco": _OF_LION,
     "emo_zeal": _LIKE_ADAMW,
 }
-"""What to say about a large learning rate, by the function that makes the optimizer."""
+"""The advice about a large learning rate, by the function that makes the optimizer."""
 
 _warned: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""Checks of what a user passes in, made before anything is computed.
+"""Checks of the arguments of users, made before anything is computed.
 
 Numbers are checked where they are known: `optax.inject_hyperparams` passes traced arrays, whose values
 nobody knows while a step is traced.

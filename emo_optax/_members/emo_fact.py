@@ -36,7 +36,7 @@ def emo_fact(
     rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Steps by averages over rows and columns, and lets emotion pull the weights back.
+    r"""Steps by averages over rows and columns, and pulls the weights to their shadow by the emotion.
 
     .. math::
         s &= \tanh(5\,(short - long)) \\
@@ -45,7 +45,7 @@ def emo_fact(
         r &\leftarrow b_1 r + (1-b_1)\sqrt{R}, \quad c \leftarrow b_1 c + (1-b_1)\sqrt{C} \\
         p &\leftarrow p - \eta\,\frac{g}{\sqrt{r c} + \epsilon}
 
-    The rule is that of EmoAiry (see `scale_by_factored_moments` for R, C and vectors); steps are
+    The rule is the rule of EmoAiry (see `scale_by_factored_moments` for R, C and vectors); steps are
     neither filtered nor scaled.
 
 
@@ -63,9 +63,8 @@ def emo_fact(
         long_factor: the same for the long average, in (0, 1].
         gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
-        moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
-            least.
-        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters' dtype, float32 at least.
+        rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.

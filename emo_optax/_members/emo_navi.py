@@ -36,7 +36,7 @@ def emo_navi(
     rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Steps by Adam's moments without bias correction, and lets emotion pull the weights back.
+    r"""Steps by Adam's uncorrected moments, and pulls the weights to their shadow by the emotion.
 
     .. math::
         s &= \tanh(5\,(short - long)) \\
@@ -45,7 +45,7 @@ def emo_navi(
         m &\leftarrow b_1 m + (1-b_1)\,g, \quad v \leftarrow b_2 v + (1-b_2)\,g^2 \\
         p &\leftarrow p - \eta\,\frac{m}{\sqrt{v} + \epsilon}
 
-    The rule is that of EmoSens; steps are neither filtered nor scaled.
+    The rule is the rule of EmoSens; steps are neither filtered nor scaled.
 
 
     Args:
@@ -62,9 +62,8 @@ def emo_navi(
         long_factor: the same for the long average, in (0, 1].
         gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
-        moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
-            least.
-        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters' dtype, float32 at least.
+        rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.

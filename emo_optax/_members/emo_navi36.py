@@ -46,9 +46,9 @@ def emo_navi36(
         mask: a tree of booleans, or a function from the parameters to one; `True` decays.
         use_shadow: whether to pull the weights back to their shadow, by the rule of v3.6.1.
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
-        moment_dtype: the floating-point dtype of the moments; `None` for that of the parameters, float32 at
+        moment_dtype: the floating-point dtype of the moments; `None` for the parameters' dtype, float32 at
             least.
-        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+        rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.

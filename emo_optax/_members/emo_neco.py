@@ -1,4 +1,4 @@
-"""EmoNeco: a cautious sign, or a softened momentum where emotion is middling."""
+"""EmoNeco: a cautious sign, or a softened momentum where 0.2 < |s| <= 0.5."""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +45,7 @@ def emo_neco(
     rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Steps by the cautious sign of a momentum, and by its softened self where emotion is middling.
+    r"""Steps by the cautious sign of a momentum, or by the softened momentum where 0.2 < |s| <= 0.5.
 
     .. math::
         s &= \tanh(5\,(short - long)) \\
@@ -57,7 +57,7 @@ def emo_neco(
         \end{cases} \\
         m &\leftarrow b_2 m + (1-b_2)\,g
 
-    The norm is that of each whole parameter, so the softened step grows with the parameter's size.
+    The norm is taken over each whole parameter, so the softened step grows with the parameter's size.
 
 
     Args:
@@ -76,9 +76,8 @@ def emo_neco(
         long_factor: the same for the long average, in (0, 1].
         gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
-        moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
-            least.
-        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters' dtype, float32 at least.
+        rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.

@@ -1,4 +1,4 @@
-"""EmoPilot: Adam's direction with a step that finds its own length."""
+"""EmoPilot: Adam's direction, with a step length that the losses and gradients steer."""
 
 import math
 from collections.abc import Callable
@@ -91,7 +91,8 @@ def emo_pilot(
 
     The learning rate is a start, not a tuned value: a warm-up brings a smaller one to the usual step
     within about 20 steps (see `move_courage`), unless `max_courage` forbids it. A schedule multiplies the
-    step by what it leaves of its largest learning rate so far; without one the results are best.
+    step by its learning rate over its largest learning rate so far; the results are best without a
+    schedule.
 
     Args:
         learning_rate: eta, a number >= 0 or a schedule.
@@ -101,14 +102,14 @@ def emo_pilot(
         weight_decay: wd, a number >= 0 or a schedule.
         mask: a tree of booleans, or a function from the parameters to one; `True` decays.
         min_courage: the least courage, >= 0.
-        max_courage: the largest courage, >= `min_courage`; 1 for fine-tuning never takes a longer step
-            than the learning rate says, and has no warm-up.
+        max_courage: the largest courage, >= `min_courage`; with 1 (for fine-tuning) no step is longer than
+            the learning rate, and there is no warm-up.
         gate_limit: how many times its running average the norm of a gradient may be, >= 0.
         average: whether to keep the averaged weights A; without them the state is a third smaller.
         weight_decay_mode: "decoupled" (p - eta_p wd p), "absolute" (p - wd p) or "l2" (g + wd p).
-        moment_dtype: the floating-point dtype of the moments; `None` for that of the parameters, float32
-            at least.
-        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+        moment_dtype: the floating-point dtype of the moments; `None` for the parameters' dtype, float32 at
+            least.
+        rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.

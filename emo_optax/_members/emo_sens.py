@@ -37,7 +37,7 @@ def emo_sens(
     rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Steps by Adam's moments without bias correction, as far as the emotion allows.
+    r"""Steps by Adam's moments without bias correction, scaled by the emotion.
 
     .. math::
         s &= \tanh(5\,(short - long)) \\
@@ -61,9 +61,8 @@ def emo_sens(
         long_factor: the same for the long average, in (0, 1].
         gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
-        moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
-            least.
-        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters' dtype, float32 at least.
+        rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.

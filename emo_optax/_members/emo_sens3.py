@@ -52,15 +52,15 @@ def emo_sens3(
         mask: a tree of booleans, or a function from the parameters to one; `True` decays.
         stopcoef: the bound of the stop signal on the medium average of the loss, >= 0.
         use_shadow: whether to pull the weights back to their shadow, by the rule of v3.9.1.
-        steady: whether a loss above its trend may lower the pulse only; an addition of this package, as are
+        steady: whether a loss above its trend may only lower the pulse; an addition of this package, as are
             `spike_limit` and `loss_unit` (see `feel_pulse`).
         spike_limit: how many times the old short average a loss counts at most, > 1; `None` for no limit.
         loss_unit: the unit of the loss, a number > 0 or "first" for the size of the first loss; `None` as
             published.
         weight_decay_mode: "decoupled" (p - pulse wd p), "absolute" (p - wd p) or "l2" (g + wd p).
-        moment_dtype: the floating-point dtype of the moments; `None` for that of the parameters, float32 at
+        moment_dtype: the floating-point dtype of the moments; `None` for the parameters' dtype, float32 at
             least.
-        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+        rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.

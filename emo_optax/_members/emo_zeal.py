@@ -1,4 +1,4 @@
-"""EmoZeal: row and column averages, and a first step where emotion is strong."""
+"""EmoZeal: row and column averages, and a first step where |s| > 0.1."""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +45,7 @@ def emo_zeal(
     rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Steps by averages over rows and columns, and before that by sign or softsign as emotion demands.
+    r"""Steps by averages over rows and columns, after a first step by sign or softsign where |s| > 0.1.
 
     For 2 or more dimensions, with :math:`w = (1-b_1)\,g`:
 
@@ -79,9 +79,8 @@ def emo_zeal(
         long_factor: the same for the long average, in (0, 1].
         gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
-        moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
-            least.
-        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters' dtype, float32 at least.
+        rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.

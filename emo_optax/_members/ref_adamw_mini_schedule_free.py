@@ -1,4 +1,4 @@
-"""RefAdamWMiniScheduleFree: AdamW whose momentum is fed the parameters in the middle of a run."""
+"""RefAdamWMiniScheduleFree: AdamW that adds the parameters to its momentum in the middle of a run."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -84,7 +84,7 @@ def ref_adamw_mini_schedule_free(
     rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Steps by Adam's moments at a learning rate of each tensor's own, and feeds them the parameters.
+    r"""Steps by Adam's moments, with a learning rate for each tensor, and adds parameters to the momentum.
 
     .. math::
         m &\leftarrow b_1 m + (1-b_1)\,g, \quad v \leftarrow b_2 v + (1-b_2)\,g^2, \quad
@@ -93,18 +93,18 @@ def ref_adamw_mini_schedule_free(
         p &\leftarrow p - \eta'\,wd\,p - \eta'\,[\,v > 0\,]\,\frac{m}{\sqrt{v} + \epsilon} \\
         m &\leftarrow (1-a)\,m + a\,\operatorname{clip}(p, -c\sqrt{v}, c\sqrt{v})
 
-    The last line, the injection, takes place where a loss is given, at 0.2 to 0.8 of the run, and not
-    while a validation loss says overfitting; a is `ref_alpha`, and more while a loss diverges
-    (see `update_divergence` and `injection_strength`). There is no emotion; `get_divergence` shows the
-    averages of the losses.
+    The last line, the injection, takes place if a loss is given, at 0.2 to 0.8 of the run, and if the
+    validation losses show no overfitting; a is `ref_alpha`, and larger while a loss diverges (see
+    `update_divergence` and `injection_strength`). There is no emotion; `get_divergence` shows the averages
+    of the losses.
 
-    The published code has no bound c on the injection (`injection_bound=None`): where the gradient,
-    and so v, is small, a parameter takes the place of a gradient many times smaller, and real networks
-    become NaN within some steps. With c = 0.1 the injection adds at most as much as one gradient of usual
-    size adds, :math:`(1 - b_1) \sqrt{v}`.
+    The published code has no bound c on the injection (`injection_bound=None`): where the gradient, and so
+    v, is small, the injected parameter is many times larger than a gradient, and real networks become NaN
+    within some steps. With c = 0.1 the injection adds at most as much as one gradient of usual size adds,
+    :math:`(1 - b_1) \sqrt{v}`.
 
-    A tensor whose gradient has no finite norm sits the step out: its parameters, moments and smoothed
-    norm stay. Losses that are not finite count as missing.
+    A tensor whose gradient has no finite norm is skipped: its parameters, moments and smoothed norm stay.
+    Losses that are not finite count as missing.
 
     Args:
         learning_rate: eta, a number >= 0 or a schedule; 0, too, is raised to `min_lr`.
@@ -114,16 +114,17 @@ def ref_adamw_mini_schedule_free(
         weight_decay: wd, a number >= 0 or a schedule.
         mask: a tree of booleans, or a function from the parameters to one; `True` decays.
         min_lr: the least learning rate of a tensor, >= 0.
-        max_lr: the greatest one, >= `min_lr`.
+        max_lr: the largest learning rate of a tensor, >= `min_lr`.
         schedulefree_alpha: A, the weight of a new norm in the smoothed one, in (0, 1].
         ref_alpha: a while no loss diverges, in [0, 1].
-        ref_max_steps: the length of the run in steps, a whole number >= 1; `None` where it is not
-            known: then every step with a loss injects, which pulls the weights towards 0 to the end.
+        ref_max_steps: the length of the run in steps, a whole number >= 1; `None` if it is not known: then
+            every step with a loss injects, and the injection pulls the weights towards 0 until the end of
+            the run.
         injection_bound: c, >= 0; `None` for no bound, as published.
         weight_decay_mode: "decoupled" (p - eta' wd p), "absolute" (p - wd p) or "l2" (g + wd p).
         moment_dtype: the moments' floating-point dtype, such as float16 or bfloat16, in which they are
-            coarse; `None` for the parameters', float32 at least.
-        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            coarse; `None` for the parameters' dtype, float32 at least.
+        rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         axis_name: the mapped axes over which both losses are averaged, a name, a tuple of names or
             `None`; for replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.

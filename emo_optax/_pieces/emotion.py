@@ -25,7 +25,7 @@ class EmotionState(NamedTuple):
 
     Attributes:
         felt: losses felt so far, int32.
-        held: losses kept out because they were not finite, int32.
+        held: losses skipped because they were not finite, int32.
         short: the short average of the loss, in the loss's unit.
         long: the long average of the loss, in the loss's unit.
         scalar: the emotion scalar of the last finite loss, in [-1, 1]; 0 before any.
@@ -54,7 +54,7 @@ class Emotion(NamedTuple):
         should_stop: whether training has ever gone quiet, bool; stays set.
         is_quiet: whether training is quiet now, over the last 32 losses, bool.
         felt: losses felt so far, int32.
-        held: losses kept out because they were not finite, int32.
+        held: losses skipped because they were not finite, int32.
     """
 
     short: jax.Array
@@ -69,7 +69,7 @@ class Emotion(NamedTuple):
 
 
 def wide_dtype(tree: Any) -> Any:
-    """Returns what to compute in: float64 where a leaf is float64 (and x64 is on), else float32."""
+    """Returns the dtype to compute in: float64 if a leaf is float64 (and x64 is on), else float32."""
     is_double = any(jnp.result_type(leaf) == jnp.float64 for leaf in jax.tree.leaves(tree))
     return jnp.float64 if is_double else jnp.float32
 

@@ -1,4 +1,4 @@
-"""A gate on the norm of the gradient: one extreme gradient is cut to the size of the usual ones."""
+"""A gate on the norm of the gradient: an extreme gradient is cut to the usual size."""
 
 from typing import Any, NamedTuple
 

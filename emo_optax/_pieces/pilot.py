@@ -115,7 +115,7 @@ def steer(
 
     Returns:
         The scalars after this step, and whether the step can be taken (bool of shape `[]`): only if the
-        loss and the norm of the gradient are finite. The scalars mean nothing otherwise.
+        loss and the norm of the gradient are finite. Otherwise the scalars must not be used.
     """
     norm, last = root(products[0]), root(products[2])
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)

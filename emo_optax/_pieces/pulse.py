@@ -25,7 +25,7 @@ class PulseState(NamedTuple):
 
     Attributes:
         felt: losses felt so far, int32.
-        held: losses kept out because they were not finite, int32.
+        held: losses skipped because they were not finite, int32.
         short: the short average of the loss, in the unit of the loss.
         medium: the medium average of the loss, in the unit of the loss.
         long: the long average of the loss, in the unit of the loss.

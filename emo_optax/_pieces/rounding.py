@@ -1,4 +1,4 @@
-"""Rounding: how parameters of low precision take on steps that are finer than they are."""
+"""Rounding: how small steps change parameters of low precision."""
 
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -11,7 +11,7 @@ from emo_optax._checks.validation import check_choice, check_params, check_seed
 
 Rounding = Literal["nearest", "kahan", "stochastic"]
 ROUNDINGS: tuple[str, ...] = get_args(Rounding)
-"""The ways in which a parameter takes on an update."""
+"""The ways to round an update into a parameter."""
 
 
 def is_narrow(leaf: Any) -> bool:
@@ -104,7 +104,7 @@ class RoundWithKahanState(NamedTuple):
 
 
 def round_with_kahan() -> optax.GradientTransformationExtraArgs:
-    r"""Rounds updates to the dtype of narrow parameters, and makes up for it in the next step.
+    r"""Rounds updates to the dtype of narrow parameters, and adds the rounding error to the next step.
 
     With y in float32, Kahan's summation:
 
@@ -113,10 +113,10 @@ def round_with_kahan() -> optax.GradientTransformationExtraArgs:
         c \leftarrow \operatorname{round}(y - (\operatorname{round}(p + u') - p))
 
     In bfloat16 a step below half a unit of the last place, :math:`2^{-9}` to :math:`2^{-8}` of p,
-    changes nothing, however often it is repeated. Here such steps add up in `c` until they do. It costs
-    as much memory as the parameters, and keeps about as many digits as 16 bits of mantissa. Elements
+    changes nothing, however often it is repeated. Here such steps add up in `c` until they change p. `c`
+    takes as much memory as the parameters, and keeps about as many digits as 16 bits of mantissa. Elements
     whose update is exactly 0 stay as they are; parameters of float32 and wider, too, with all updates.
-    float16 itself holds no `c` below :math:`3 \cdot 10^{-8}`: smaller steps are lost there as without.
+    float16 itself holds no `c` below :math:`3 \cdot 10^{-8}`: smaller steps are lost, as without `c`.
 
     Use it as the last piece of an `optax.chain`, before `optax.apply_updates`.
 

@@ -1,4 +1,4 @@
-"""Shadow-system: after the fact, pull the weights back to a slow copy of themselves."""
+"""Shadow-system: pulls the weights back to a slow copy of themselves."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -90,8 +90,8 @@ def blend_with_shadow(
         shadow &\leftarrow shadow + 0.05\,(p - shadow)
 
     The first time that :math:`r(s) > 0` the shadow becomes a copy of :math:`p`, and nothing else
-    happens; where :math:`r(s) = 0` it rests. `inner` sees the blended parameters, and the update
-    that comes out carries the parameters all the way: `optax.apply_updates` adds it to the
+    happens; if :math:`r(s) = 0`, the shadow does not change. `inner` sees the blended parameters, and the
+    update that comes out carries the parameters all the way: `optax.apply_updates` adds it to the
     unblended ones. Moments are not blended.
 
     Args:

@@ -17,7 +17,7 @@ def smooth_norm(
     .. math:: e \leftarrow (1-A)\,e + A\,\lVert g \rVert_2
 
     Args:
-        before: e, shape `[]`; below 0 where there was no norm yet, and then e starts at this one.
+        before: e, shape `[]`; below 0 where there was no norm yet, and then e starts at `norm`.
         norm: the norm of this step, shape `[]`, same dtype; where it is not finite, e stays.
         schedulefree_alpha: A, in (0, 1].
 
@@ -62,7 +62,7 @@ def learning_rate_from_norm(
         smoothed: e, shape `[]`.
         norm: the norm of this step's gradient, shape `[]`, same dtype.
         min_lr: the least learning rate, >= 0.
-        max_lr: the greatest one, >= `min_lr`.
+        max_lr: the largest learning rate of a tensor, >= `min_lr`.
 
     Returns:
         The learning rate of this tensor and step, shape `[]`.

@@ -43,7 +43,7 @@ def move_averages(
         long \leftarrow 0.01\,L + 0.99\,long
 
     All averages start at the first finite loss. A loss that is not finite, or that would make an average
-    so, changes only the count of held losses.
+    infinite, changes only the count of held losses.
 
     Args:
         before: the averages before this step, shape `[]`.

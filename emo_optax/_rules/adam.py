@@ -43,7 +43,7 @@ def scale_by_uncorrected_adam(
         b1: decay rate of the first moment, in [0, 1).
         b2: decay rate of the second moment, in [0, 1).
         eps: the number added to the root, >= 0.
-        moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at least.
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters' dtype, float32 at least.
 
     Returns:
         A transformation whose updates have the gradients' dtype, float32 at least.

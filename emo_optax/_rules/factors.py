@@ -111,7 +111,7 @@ def scale_by_factored_moments(
         b1: decay rate of the factors, and of the vectors' first moment, in [0, 1).
         b2: decay rate of the vectors' second moment, in [0, 1).
         eps: the number added to the means and to the root, >= 0.
-        moment_dtype: the factors' and moments' floating-point dtype; `None` for the parameters',
+        moment_dtype: the factors' and moments' floating-point dtype; `None` for the parameters' dtype,
             float32 at least.
 
     Returns:

@@ -37,7 +37,7 @@ def scale_by_lion(
     Args:
         b1: decay rate of the interpolation, in [0, 1).
         b2: decay rate of the momentum, in [0, 1).
-        moment_dtype: the momentum's floating-point dtype; `None` for the parameters', float32 at
+        moment_dtype: the momentum's floating-point dtype; `None` for the parameters' dtype, float32 at
             least.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Rules that step by a sign: those of EmoAiry3 and EmoFact36, of EmoTion, and of EmoVoid.
+"""Rules that step by a sign: the rules of EmoAiry3 and EmoFact36, of EmoTion, and of EmoVoid.
 
 EmoTion and EmoVoid read the sum of the L1 norms of all parameters. The sum is taken in float32 at least,
 over the parameters that the transformation is given: what `optax.masked` or `optax.partition` keeps back
@@ -138,8 +138,8 @@ def scale_by_fresh_sign(
 
     Args:
         b1: decay rate of the momentum, in [0, 1).
-        moment_dtype: the floating-point dtype of the momentum; `None` for that of the parameters, float32
-            at least.
+        moment_dtype: the floating-point dtype of the momentum; `None` for the parameters' dtype, float32 at
+            least.
         axis_name: as in `sum_of_norms`.
 
     Returns:

@@ -73,7 +73,7 @@ def scale_by_cautious_sign(
     *,
     moment_dtype: Any | None = None,
 ) -> optax.GradientTransformation:
-    r"""Takes the sign of an interpolated momentum where the gradient has the same, a rule of EmoNeco.
+    r"""Takes the sign of an interpolated momentum where the gradient has the same sign, a rule of EmoNeco.
 
     .. math::
         w = (1-b_1)\,g + b_1 m, \quad
@@ -83,7 +83,7 @@ def scale_by_cautious_sign(
     Args:
         b1: decay rate of the interpolation, in [0, 1).
         b2: decay rate of the momentum, in [0, 1); `None` keeps no momentum: m stays 0.
-        moment_dtype: the momentum's floating-point dtype; `None` for the parameters', float32 at
+        moment_dtype: the momentum's floating-point dtype; `None` for the parameters' dtype, float32 at
             least.
 
     Returns:
@@ -132,7 +132,7 @@ def scale_by_softsign(
         b1: decay rate of the interpolation, in [0, 1).
         b2: decay rate of the momentum, in [0, 1); `None` keeps no momentum: m stays 0.
         eps: the number added to the norm, >= 0.
-        moment_dtype: the momentum's floating-point dtype; `None` for the parameters', float32 at
+        moment_dtype: the momentum's floating-point dtype; `None` for the parameters' dtype, float32 at
             least.
 
     Returns:

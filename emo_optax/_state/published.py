@@ -45,7 +45,7 @@ def load_published_state(
     Raises:
         TypeError: for anything but a mapping.
         ValueError: for a state of another optimizer or version, for names that differ from the names of the
-            parameters, and for what is missing, has another shape, or is damaged.
+            parameters, and for a part that is missing, has another shape, or is damaged.
 
     Example:
         >>> import jax.numpy as jnp

@@ -49,7 +49,8 @@ def autopilot(
     Args:
         inner: the optimizer, learning rate included; weight decay in it is scaled with the step.
         min_courage: the least courage, >= 0.
-        max_courage: the largest courage, >= `min_courage`; 1 never takes a longer step than `inner` would.
+        max_courage: the largest courage, >= `min_courage`; with 1 no step is longer than the step of
+            `inner`.
         gate_limit: how many times its running average the norm of a gradient may be, >= 0.
         average: whether to keep averaged weights, which `eval_params` finds in the state.
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for

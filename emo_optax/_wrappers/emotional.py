@@ -77,7 +77,7 @@ def emotional(
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
         gain: the factor of the difference of the averages, >= 0.
-        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+        rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.

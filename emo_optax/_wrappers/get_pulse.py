@@ -29,7 +29,7 @@ class Pulse(NamedTuple):
         shadow_ratio: how far the last step pulled the weights to their shadow, in [0, 1]; 0 without one.
         should_stop: whether training has gone quiet, bool; not latched.
         felt: losses felt so far, int32.
-        held: losses kept out because they were not finite, int32.
+        held: losses skipped because they were not finite, int32.
     """
 
     pulse: jax.Array
@@ -109,7 +109,7 @@ class Drive(NamedTuple):
         should_stop: whether training has ever gone quiet, bool; stays set.
         is_quiet: whether training is quiet now, over the last 32 losses, bool.
         felt: losses felt so far, int32.
-        held: losses kept out because they were not finite, int32.
+        held: losses skipped because they were not finite, int32.
     """
 
     drive: jax.Array

@@ -87,7 +87,7 @@ def get_metrics(
         - `masked_share`: the share of the gradients' elements that the filter stops, in [0, 1]; left
             out without `grads`.
         - `should_stop`, `is_quiet`: whether training ever went quiet, and is quiet now; 0 or 1.
-        - `felt`, `held`: how many losses were felt, and kept out because they were not finite.
+        - `felt`, `held`: how many losses were felt, and skipped because they were not finite.
         - `medium`, `trust`, `drive`: of v3.6.1 alone (see `get_drive`); the learning rate is multiplied by
             the drive there, and not by the step scale, and there is no masked share.
 

@@ -1,4 +1,4 @@
-"""Errors that say what to do next."""
+"""Errors, each with its remedy."""
 
 LOSS_MISSING = (
     "emo_torch reads the loss of every step, and none was given. Pass it with `opt.step(loss=loss)` "

@@ -82,7 +82,7 @@ FOREIGN_KEYWORDS: dict[str, tuple[str, str]] = {
     "beta1": ("some other libraries", "It is the first of `betas` here."),
     "beta2": ("some other libraries", "It is the second of `betas` here."),
 }
-"""Keywords of other optimizers: to which they belong, with versions, and what to write here."""
+"""Keywords of other optimizers: their origin, with versions, and the argument to use here."""
 
 _LIKE_ADAMW = "`lr` is a step size like that of AdamW here: 1e-3 by default, usually between 1e-5 and 1e-2."
 _OF_LION = "`lr` is a step size like that of Lion here: usually between 1e-5 and 1e-3."
@@ -106,7 +106,7 @@ LARGE_RATE_ADVICE: dict[str, str] = {
     "EmoNeco": _OF_LION,
     "EmoZeal": _LIKE_ADAMW,
 }
-"""What to say about a large learning rate, by the class that is made."""
+"""The advice about a large learning rate, by the class of the optimizer."""
 
 _warned: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""Checks of what a user passes in, made before anything is changed."""
+"""Checks of the arguments of users, made before anything is changed."""
 
 import inspect
 import math
@@ -309,7 +309,9 @@ def check_moment_dtype(moment_dtype: torch.dtype | None) -> None:
 def check_inner(inner: object) -> None:
     """Raises an error for an optimizer that cannot be made emotional, or scaled, from outside."""
     if not isinstance(inner, Optimizer):
-        raise TypeError(f"What moves the parameters must be a torch.optim.Optimizer, and is {inner!r}")
+        raise TypeError(
+            f"The optimizer that moves the parameters must be a torch.optim.Optimizer, and is {inner!r}"
+        )
     name = type(inner).__name__
     closure = inspect.signature(inner.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
@@ -365,7 +367,7 @@ def check_group_form(group: Any) -> None:
 def check_state_form(owner: str, state: Any) -> None:
     """Raises an error unless an object has the form of a result of `state_dict`."""
     if not isinstance(state, Mapping):
-        raise TypeError(f"What {owner} loads is what its `state_dict()` returned, and this is {state!r}")
+        raise TypeError(f"{owner} loads the result of its `state_dict()`, and this is {state!r}")
     missing = [name for name in ("state", "param_groups") if name not in state]
     if missing:
         raise ValueError(f"This is not the state of an optimizer: {missing[0]!r} is missing")

@@ -35,7 +35,7 @@ class EmoAiry3(PulseOptimizer):
         weight_decay: wd, >= 0.
         stopcoef: the bound of the stop signal on the medium average of the loss, >= 0.
         use_shadow: whether to pull the weights back to their shadow, by the rule of v3.9.1.
-        steady: whether a loss above its trend may lower the pulse only; an addition of this package, as are
+        steady: whether a loss above its trend may only lower the pulse; an addition of this package, as are
             `spike_limit` and `loss_unit` (see `feel_pulse`).
         spike_limit: how many times the old short average a loss counts at most, > 1; `None` for no limit.
         loss_unit: the unit of the loss, a number > 0 or "first" for the size of the first loss; `None` as
@@ -43,19 +43,19 @@ class EmoAiry3(PulseOptimizer):
         notify: whether to log the stop signal once, by the logger "emo_torch"; every step then waits for
             the device.
         weight_decay_mode: "decoupled" (p - pulse wd p), "absolute" (p - wd p) or "l2" (g + wd p).
-        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+        rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
-        maximize: whether to go up instead of down; the loss, too, turns its sign.
+        maximize: whether to maximize the loss; the sign of the given loss is turned, too.
         foreach: whether to step with all tensors at once; `None` for the choice of torch.optim.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
         fused: whether to step in compiled code, which takes dense tensors of float32, float64, bfloat16
-            and float16 on the CPU; `None`: yes, where that is possible and `foreach` says nothing.
-        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            and float16 on the CPU; `None`: yes, if possible and if `foreach` is `None`.
+        process_group: the processes over which the loss is averaged, so that replicas take the same steps:
             `None` for all processes, `False` for this process alone.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
-        RuntimeError: for `fused=True` where it cannot be.
+        RuntimeError: for `fused=True` if compiled code cannot take the step.
 
     Example:
         >>> import torch

@@ -17,7 +17,7 @@ from emo_torch._step.emo_optimizer import EmoOptimizer
 
 
 class EmoFact(EmoOptimizer):
-    r"""Steps by averages over rows and columns, and lets emotion pull the weights back.
+    r"""Steps by averages over rows and columns, and pulls the weights to their shadow by the emotion.
 
     .. math::
         s &= \tanh(5\,(short - long)) \\
@@ -26,7 +26,7 @@ class EmoFact(EmoOptimizer):
         r &\leftarrow b_1 r + (1-b_1)\sqrt{R}, \quad c \leftarrow b_1 c + (1-b_1)\sqrt{C} \\
         p &\leftarrow p - \eta\,\frac{g}{\sqrt{r c} + \epsilon}
 
-    The rule is that of EmoAiry (see `scale_by_factored_moments` for R, C and vectors); steps are
+    The rule is the rule of EmoAiry (see `scale_by_factored_moments` for R, C and vectors); steps are
     neither filtered nor scaled.
 
     Args:
@@ -43,22 +43,21 @@ class EmoFact(EmoOptimizer):
         long_factor: the same for the long average, in (0, 1].
         gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
-        moment_dtype: the moments' floating-point dtype; `None` for the parameters', float32 at
-            least.
-        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters' dtype, float32 at least.
+        rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
-        maximize: whether to go up instead of down; the loss, too, turns its sign.
+        maximize: whether to maximize the loss; the sign of the given loss is turned, too.
         foreach: whether to step with all tensors at once; `None` for the choice of torch.optim.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
         fused: whether to step in compiled code, which takes dense tensors of float32, float64, bfloat16
-            and float16 on the CPU, and of all but float16 on CUDA, by Triton; `None`: yes on the CPU, where
-            that is possible and `foreach` says nothing.
-        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            and float16 on the CPU, and of all but float16 on CUDA, by Triton; `None`: yes on the CPU, if
+            possible and if `foreach` is `None`.
+        process_group: the processes over which the loss is averaged, so that replicas take the same steps:
             `None` for all processes, `False` for this process alone.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
-        RuntimeError: for `fused=True` where it cannot be.
+        RuntimeError: for `fused=True` if compiled code cannot take the step.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""EmoPilot: Adam's direction with a step that finds its own length."""
+"""EmoPilot: Adam's direction, with a step length that the losses and gradients steer."""
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
 
@@ -54,7 +54,8 @@ class EmoPilot(SteeredOptimizer):
 
     The learning rate is a start, not a tuned value: a warm-up brings a smaller one to the usual step
     within about 20 steps (see `move_courage`), unless `max_courage` forbids it. A schedule multiplies the
-    step by what it leaves of its largest learning rate so far; without one the results are best.
+    step by its learning rate over its largest learning rate so far; the results are best without a
+    schedule.
 
     Args:
         params: the parameters, or groups of parameters with their own options.
@@ -63,21 +64,21 @@ class EmoPilot(SteeredOptimizer):
         eps: added to the root, >= 0.
         weight_decay: wd, >= 0.
         min_courage: the least courage, >= 0.
-        max_courage: the largest courage, >= `min_courage`; 1 for fine-tuning never takes a longer step
-            than the learning rate says, and has no warm-up.
+        max_courage: the largest courage, >= `min_courage`; with 1 (for fine-tuning) no step is longer than
+            the learning rate, and there is no warm-up.
         gate_limit: how many times its running average the norm of a gradient may be, >= 0.
         average: whether to keep the averaged weights A; without them the state is a third smaller.
         weight_decay_mode: "decoupled" (p - eta_p wd p), "absolute" (p - wd p) or "l2" (g + wd p).
-        moment_dtype: the floating-point dtype of the moments; `None` for that of the parameters, float32
-            at least.
-        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+        moment_dtype: the floating-point dtype of the moments; `None` for the parameters' dtype, float32 at
+            least.
+        rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
-        maximize: whether to go up instead of down; the loss, too, turns its sign.
+        maximize: whether to maximize the loss; the sign of the given loss is turned, too.
         foreach: whether to step with all tensors at once; `None` for the choice of torch.optim.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
         fused: whether to step in compiled code, which takes dense tensors of float32 and float64
-            on the CPU; `None`: yes, where that is possible and `foreach` says nothing.
-        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            on the CPU; `None`: yes, if possible and if `foreach` is `None`.
+        process_group: the processes over which the loss is averaged, so that replicas take the same steps:
             `None` for all processes, `False` for this process alone.
 
     Raises:
@@ -167,7 +168,7 @@ class EmoPilot(SteeredOptimizer):
         check_rounding(options)
 
     def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Tensor:
-        """Returns the loss, downhill: the scalars move with the gradients, later in the step."""
+        """Returns the loss to minimize; the scalars are updated later in the step, with the gradients."""
         del extra_losses
         assert loss is not None
         return -loss if self.param_groups[0]["maximize"] else loss
@@ -193,7 +194,7 @@ class EmoPilot(SteeredOptimizer):
     # The step.
 
     def _move(self, feeling: Tensor, seen: Any) -> None:
-        """Moves the scalars by the loss and all gradients, then every parameter that has a gradient."""
+        """Updates the scalars with the loss and all gradients, then every parameter that has a gradient."""
         before = self._pilot
         batches = list(self._batches(seen))
         total = torch.zeros(3, dtype=before.norm.dtype, device=before.norm.device)

@@ -1,4 +1,4 @@
-"""RefAdamWMiniScheduleFree: AdamW whose momentum is fed the parameters in the middle of a run."""
+"""RefAdamWMiniScheduleFree: AdamW that adds the parameters to its momentum in the middle of a run."""
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
 
@@ -33,7 +33,7 @@ from emo_torch._step.ref_ways import WAYS
 
 
 class RefAdamWMiniScheduleFree(LossOptimizer):
-    r"""Steps by Adam's moments at a learning rate of each tensor's own, and feeds them the parameters.
+    r"""Steps by Adam's moments, with a learning rate for each tensor, and adds parameters to the momentum.
 
     .. math::
         m &\leftarrow b_1 m + (1-b_1)\,g, \quad v \leftarrow b_2 v + (1-b_2)\,g^2, \quad
@@ -42,18 +42,18 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         p &\leftarrow p - \eta'\,wd\,p - \eta'\,[\,v > 0\,]\,\frac{m}{\sqrt{v} + \epsilon} \\
         m &\leftarrow (1-a)\,m + a\,\operatorname{clip}(p, -c\sqrt{v}, c\sqrt{v})
 
-    The last line, the injection, takes place where a loss is given, at 0.2 to 0.8 of the run, and not
-    while a validation loss says overfitting; a is `ref_alpha`, and more while a loss diverges
-    (see `update_divergence` and `injection_strength`). There is no emotion; `divergence` shows the averages
-    of the losses.
+    The last line, the injection, takes place if a loss is given, at 0.2 to 0.8 of the run, and if the
+    validation losses show no overfitting; a is `ref_alpha`, and larger while a loss diverges (see
+    `update_divergence` and `injection_strength`). There is no emotion; `divergence` shows the averages of
+    the losses.
 
-    The published code has no bound c on the injection (`injection_bound=None`): where the gradient,
-    and so v, is small, a parameter takes the place of a gradient many times smaller, and real networks
-    become NaN within some steps. With c = 0.1 the injection adds at most as much as one gradient of usual
-    size adds, :math:`(1 - b_1) \sqrt{v}`.
+    The published code has no bound c on the injection (`injection_bound=None`): where the gradient, and so
+    v, is small, the injected parameter is many times larger than a gradient, and real networks become NaN
+    within some steps. With c = 0.1 the injection adds at most as much as one gradient of usual size adds,
+    :math:`(1 - b_1) \sqrt{v}`.
 
-    A tensor whose gradient has no finite norm sits the step out: its parameters, moments and smoothed
-    norm stay. Losses that are not finite count as missing.
+    A tensor whose gradient has no finite norm is skipped: its parameters, moments and smoothed norm stay.
+    Losses that are not finite count as missing.
 
     Args:
         params: the parameters, or groups of parameters with their own options.
@@ -62,23 +62,24 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         eps: the number added to the root, >= 0.
         weight_decay: wd, >= 0.
         min_lr: the least learning rate of a tensor, >= 0.
-        max_lr: the greatest one, >= `min_lr`.
+        max_lr: the largest learning rate of a tensor, >= `min_lr`.
         schedulefree_alpha: A, the weight of a new norm in the smoothed one, in (0, 1].
         ref_alpha: a while no loss diverges, in [0, 1].
-        ref_max_steps: the length of the run in steps, a whole number >= 1; `None` where it is not
-            known: then every step with a loss injects, which pulls the weights towards 0 to the end.
+        ref_max_steps: the length of the run in steps, a whole number >= 1; `None` if it is not known: then
+            every step with a loss injects, and the injection pulls the weights towards 0 until the end of
+            the run.
         injection_bound: c, >= 0; `None` for no bound, as published.
         weight_decay_mode: "decoupled" (p - eta' wd p), "absolute" (p - wd p) or "l2" (g + wd p).
         moment_dtype: the moments' floating-point dtype, such as float16 or bfloat16, in which they are
-            coarse; `None` for the parameters', float32 at least.
-        rounding: how parameters below float32 take on a step: "nearest", "kahan" (see
+            coarse; `None` for the parameters' dtype, float32 at least.
+        rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
-        maximize: whether to go up instead of down; the losses, too, turn their sign.
+        maximize: whether to maximize the loss; the signs of the given losses are turned, too.
         foreach: whether to step with all tensors at once; `None` for the choice of torch.optim.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
         fused: whether to step in compiled code, which takes dense tensors of float32, float64, bfloat16
-            and float16 on the CPU; `None`: yes, where that is possible and `foreach` says nothing.
-        process_group: the processes over which the loss is averaged, so that replicas step alike:
+            and float16 on the CPU; `None`: yes, if possible and if `foreach` is `None`.
+        process_group: the processes over which the loss is averaged, so that replicas take the same steps:
             `None` for all processes, `False` for this process alone.
 
     Raises:
@@ -161,7 +162,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         loss: Tensor | float | None = None,
         val_loss: Tensor | float | None = None,
     ) -> Tensor | float | None:
-        """Takes one step; without a loss, one that does not inject.
+        """Takes one step; a step without a loss injects no parameters.
 
         Without a loss and with an lr of 0 in every group, a step makes missing state and changes nothing.
 
@@ -169,9 +170,9 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
             closure: computes the gradients and returns the loss, or nothing; runs with gradients
                 enabled.
             loss: the loss at the parameters at which the gradients were taken, a tensor of one element
-                or a number; with a closure, it goes before the result of the closure.
-            val_loss: the loss on data that is not learnt from, a tensor of one element or a number; every
-                one given is a check for overfitting.
+                or a number; with a closure, this loss counts, and not the result of the closure.
+            val_loss: the loss on validation data, a tensor of one element or a number; each one is checked
+                for overfitting.
 
         Returns:
             The result of the closure, or else the loss.

@@ -1,4 +1,4 @@
-"""The losses of a step that has several, or one that comes at another time than the step."""
+"""The losses of a step with several losses, or with a loss that is known at another time than the step."""
 
 import math
 import weakref
@@ -60,7 +60,7 @@ class CollectedLosses:
         """The backward passes that `listen` has seen since the last step, by kind."""
 
     def heard(self) -> Tensor | None:
-        """Returns the sum of the roots that `listen` heard, which counts where nothing else was collected.
+        """Returns the sum of the roots that `listen` heard, which counts if no other loss was collected.
 
         Raises:
             LossMissingError: if that sum may be a part of the loss only.
@@ -76,7 +76,7 @@ class CollectedLosses:
         self.heard_sum = self.raw_sum = None
 
     def check(self, weight: Any, reduction: Any) -> None:
-        """Raises an error for a loss that cannot be added like this."""
+        """Raises an error for an invalid weight or reduction of a loss."""
         if isinstance(weight, bool | Tensor) or not isinstance(weight, Real):
             raise TypeError(f"Invalid weight: {weight!r}; the weight of a loss must be a number")
         if not 0.0 < float(weight) < math.inf:
@@ -97,7 +97,7 @@ class CollectedLosses:
                 self.loss = loss.clone() if reduction == "mean" else loss * weight
                 self._weight = 0.0
             elif reduction == "mean":
-                # In this form equal losses have themselves as their mean, to the last bit.
+                # In this form the mean of equal losses is the same number, to the last bit.
                 share = weight / (self._weight + weight)
                 self.loss = self.loss + share * (loss - self.loss)
             else:
@@ -139,7 +139,7 @@ class CollectedLosses:
         self.forget_heard()
 
     def discard(self) -> None:
-        """Forgets them."""
+        """Discards the collected losses."""
         self.loss, self._passes, self._taken_back = None, [], []
         self.heard_sum = self.raw_sum = None
         if self.seen or self.doubts:

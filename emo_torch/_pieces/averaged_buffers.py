@@ -20,7 +20,8 @@ class AveragedBuffers:
     .. math:: A \leftarrow A + \min\bigl(1,\, \tfrac{9}{t+8}\bigr)\,(b - A)
 
     Call `update` after each step. `eval` puts the averages into the buffers, and `train` takes them out
-    again; call both beside those of the optimizer. Buffers of whole numbers stay as they are.
+    again; call both when you call `eval` and `train` of the optimizer. Buffers of whole numbers stay as
+    they are.
 
     Args:
         model: the model, with its buffers.
@@ -50,7 +51,7 @@ class AveragedBuffers:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes the buffers of this step into their averages.
+        """Updates the averages with the current buffers.
 
         Raises:
             RuntimeError: in eval mode.
@@ -88,14 +89,13 @@ class AveragedBuffers:
         return {"step": self._step, "is_training": self._is_training, "states": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what `state_dict` returned.
+        """Loads a state that `state_dict` returned.
 
         Args:
             state_dict: the state; it is not changed.
 
         Raises:
-            ValueError: before anything is changed, for averages that the buffers of the model have no
-                place for.
+            ValueError: before anything is changed, for averages of buffers that the model does not have.
         """
         known = dict(self._buffers())
         for name, state in state_dict["states"].items():

@@ -12,7 +12,7 @@ USUAL_STEP = 0.008
 
 
 class CourageState(NamedTuple):
-    """Courage and the size of the agreement that it is measured by; every field has the shape `[]`.
+    """Courage, and the size of the agreements so far; every field has the shape `[]`.
 
     Attributes:
         agreement: the cosine a of the gradient and the last direction, in [-1, 1].
@@ -60,18 +60,17 @@ def move_courage(
         k &\leftarrow k\,\exp\bigl(0.05\,(1 + \tfrac{40}{t+10})\,(z + 0.4\,fall)\bigr) \quad\text{else}
 
     The warm-up is added to the exponent of the second case (see `warm_up`). The courage moves from the 6th
-    step on, and stays between its bounds. Above what agreement and the warm-up give, it grows only
-    while the loss falls, so that noise alone does not drive it up.
+    step on, and stays between its bounds. The emotion adds to its growth only while the loss falls, so that
+    noise alone does not increase it.
 
     Args:
         state: the courage before this step.
         agreement: a, the cosine of this gradient and the last direction, in [-1, 1], shape `[]`.
         scalar: s, the scale-free emotion scalar, in [-1, 1], shape `[]` (see `feel_relative`).
-        step: t, the number of this step, counted from 1, an integer tensor of shape `[]`. The first one
+        step: t, the number of this step, counted from 1, an integer tensor of shape `[]`. The first step
             has no last direction, and changes nothing.
         min_courage: the least courage, > 0.
-        max_courage: the largest courage, >= `min_courage`; 1 never takes a longer step than the learning
-            rate says.
+        max_courage: the largest courage, >= `min_courage`; with 1 no step is longer than the learning rate.
         learning_rate: eta, for the warm-up, >= 0; at 0 there is none.
 
     Returns:
@@ -114,8 +113,8 @@ def warm_up(courage: Tensor, learning_rate: float | Tensor, step: Tensor) -> Ten
 
     .. math:: \frac{6}{t+20}\,\max\bigl(0,\, \log\tfrac{0.008}{k\,\eta}\bigr)
 
-    Each step closes a share of the distance in the logarithm, and the share fades, so that the warm-up
-    drives nothing in a long run.
+    Each step closes a share of the distance in the logarithm, and the share fades, so the warm-up has no
+    effect in a long run.
 
     Args:
         courage: k, the courage before this step, > 0, shape `[]`.
@@ -123,7 +122,7 @@ def warm_up(courage: Tensor, learning_rate: float | Tensor, step: Tensor) -> Ten
         step: t, the number of this step, counted from 1, an integer tensor of shape `[]`.
 
     Returns:
-        What is added to the logarithm of the courage, >= 0, shape `[]`.
+        The number to add to the logarithm of the courage, >= 0, shape `[]`.
 
     Source: ours (EmoPilot).
     """
@@ -131,6 +130,6 @@ def warm_up(courage: Tensor, learning_rate: float | Tensor, step: Tensor) -> Ten
         torch.full_like(courage, learning_rate) if isinstance(learning_rate, float | int) else learning_rate
     )
     length = courage * rate.to(courage)
-    # Without a step the distance is that of a step of 1, which is below 0: no warm-up.
+    # For a step of 0 the distance of a step of 1 is taken, which is below 0: no warm-up.
     distance = torch.log(USUAL_STEP / torch.where(length > 0.0, length, torch.ones_like(length)))
     return 6.0 / (step.to(courage.dtype) + 20.0) * distance.clamp(min=0.0)

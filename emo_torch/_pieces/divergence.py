@@ -1,4 +1,4 @@
-"""Divergence: what a jump of the loss, and a validation loss that rises, say about a run."""
+"""Divergence: jumps of the loss, and a rising validation loss, as signs of a failing run."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from emo_torch._checks.validation import check_max_steps
 
 OVERFITTING_RISES = 3
-"""So many rises of the validation loss in a row are overfitting."""
+"""The number of rises of the validation loss in a row that counts as overfitting."""
 
 
 class DivergenceState(NamedTuple):
@@ -16,17 +16,17 @@ class DivergenceState(NamedTuple):
 
     Attributes:
         steps: steps so far, with a loss or without, int32.
-        felt: losses taken in so far, int32.
-        held: losses and validation losses kept out because they were not finite, int32.
+        felt: finite losses so far, int32.
+        held: losses and validation losses skipped because they were not finite, int32.
         previous: the last finite loss, in the loss's unit.
         level: how far the last finite loss jumped, 0 (not at all) to 3, int32.
         diverging: steps in a row with a jump, int32.
-        val_felt: validation losses taken in so far, int32.
+        val_felt: finite validation losses so far, int32.
         val_previous: the last finite validation loss, in its unit.
         val_rises: rises of the validation loss in a row, int32.
         val_improvements: improvements in a row while suppressed, since the last full run, int32.
         val_runs: full runs of improvements while suppressed, int32.
-        suppressed: whether overfitting holds back the injection, bool.
+        suppressed: whether overfitting suppresses the injection, bool.
         injects: whether the last step injected the parameters, bool.
     """
 
@@ -76,7 +76,7 @@ def update_divergence(
     *,
     ref_max_steps: int | None = None,
 ) -> DivergenceState:
-    r"""Takes in the losses of one step, and settles whether it injects the parameters; no host sync.
+    r"""Updates the statistics with the losses of a step, and decides whether it injects; no host sync.
 
     .. math::
         level = [\tfrac{L}{L' + 10^{-8}} > 1.2] + [\dots > 1.5] + [\dots > 2], \qquad
@@ -85,12 +85,12 @@ def update_divergence(
     with the loss before, :math:`L'`. A validation loss that rose three times in a row suppresses the
     injection, until it has fallen :math:`n = \min(20, \max(10, \lfloor 10^{-4} T \rfloor))` times in a
     row, n times over; three rises in a row start the wait again. A step injects if it has a finite
-    loss, is not suppressed, and lies at 0.2 to 0.8 of the T steps (at 0.5, where T is not known).
+    loss, is not suppressed, and is at 0.2 to 0.8 of the T steps (at 0.5 if T is not known).
 
     Args:
         state: the state before this step.
-        loss: the loss, shape `[]`, in the state's dtype; or `None`. One that is not
-            finite counts as no loss, and as held.
+        loss: the loss, shape `[]`, in the state's dtype; or `None`. A loss that is not finite counts as
+            missing, and as held.
         val_loss: the loss on validation data, of the same shape and dtype as the loss; or `None`.
         ref_max_steps: T, the length of the run in steps, >= 1, or `None`.
 
@@ -175,8 +175,8 @@ def _is_midway(steps: Tensor, ref_max_steps: int | None) -> Tensor:
 def injection_strength(state: DivergenceState, ref_alpha: float, dtype: torch.dtype) -> Tensor:
     """Returns a, the share of the parameters in an injection, or 0 if the step does not inject.
 
-    It is `ref_alpha` while no loss diverges. A divergence of level 1, 2 or 3, or of that many steps in a
-    row, makes it at least 0.6, 0.8 or 1.
+    It is `ref_alpha` while no loss diverges. A divergence of level 1, 2 or 3, or of 1, 2 or 3 steps in a
+    row, makes the share at least 0.6, 0.8 or 1.
 
     Args:
         state: the state that `update_divergence` returned.

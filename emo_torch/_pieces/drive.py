@@ -15,7 +15,7 @@ class DriveState(NamedTuple):
 
     Attributes:
         emotion: counts, short and long average, scalar, the last 32 scalars and the stop signal. The scalar
-            is above 0 where the loss is below its trend: the sign is that of v3, not that of v2.0.
+            is above 0 where the loss is below its trend: v3 has the opposite sign of v2.0.
         medium: the medium average of the loss, shape `[]`, in the unit of the loss.
     """
 
@@ -37,7 +37,7 @@ class Drive(NamedTuple):
         should_stop: whether training has ever gone quiet, bool; stays set.
         is_quiet: whether training is quiet now, over the last 32 losses, bool.
         felt: losses felt so far, int32.
-        held: losses kept out because they were not finite, int32.
+        held: losses skipped because they were not finite, int32.
     """
 
     drive: Tensor

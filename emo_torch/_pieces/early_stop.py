@@ -3,7 +3,7 @@
 from torch import Tensor
 
 WINDOW = 32
-"""How many scalars, one a step, the signal looks back on."""
+"""The number of the last scalars, one a step, that the signal reads."""
 
 
 def went_quiet(
@@ -13,7 +13,7 @@ def went_quiet(
     mean_below: float = 0.05,
     variance_below: float = 0.005,
 ) -> Tensor:
-    r"""Tells whether the emotion has been close to 0, and steady, over the last 32 losses.
+    r"""Returns whether the emotion has been close to 0, and steady, over the last 32 losses.
 
     .. math::
         \frac{1}{32} \sum_i |s_i| < 0.05 \quad\text{and}\quad
@@ -21,7 +21,7 @@ def went_quiet(
 
     Args:
         history: the last 32 scalars, oldest first; shape `[32]`, floating point, each in [-1, 1].
-        felt: how many losses have been felt; shape `[]`, integer. Below 32 the answer is no.
+        felt: how many losses have been felt; shape `[]`, integer. Below 32 the result is false.
         mean_below: the bound on the mean of the absolute scalars, in (0, 1].
         variance_below: the bound on their variance (over 32, not 31), in (0, 1].
 

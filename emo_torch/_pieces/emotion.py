@@ -20,7 +20,7 @@ class EmotionState(NamedTuple):
 
     Attributes:
         felt: losses felt so far, int32.
-        held: losses kept out because they were not finite, int32.
+        held: losses skipped because they were not finite, int32.
         short: the short average of the loss, in the loss's unit.
         long: the long average of the loss, in the loss's unit.
         scalar: the emotion scalar of the last finite loss, in [-1, 1]; 0 before any.
@@ -49,7 +49,7 @@ class Emotion(NamedTuple):
         should_stop: whether training has ever gone quiet, bool; stays set.
         is_quiet: whether training is quiet now, over the last 32 losses, bool.
         felt: losses felt so far, int32.
-        held: losses kept out because they were not finite, int32.
+        held: losses skipped because they were not finite, int32.
     """
 
     short: Tensor
@@ -64,7 +64,7 @@ class Emotion(NamedTuple):
 
 
 def wide_dtype(*tensors: Tensor) -> torch.dtype:
-    """Returns what to compute in: float64 where a tensor is float64, else float32."""
+    """Returns the dtype to compute in: float64 if a tensor is float64, else float32."""
     is_double = any(tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if is_double else torch.float32
 
@@ -176,7 +176,7 @@ def feel_in_place(
     """Like `feel`, to the last bit, with the state's own tensors.
 
     On the CPU a call of PyTorch costs ten times as much as the one number that it computes. There NumPy
-    computes all but the hyperbolic tangent, which is another one in each library.
+    computes all but the hyperbolic tangent, which differs between libraries.
 
     Args:
         state: the emotion before this step, and after it.
@@ -196,7 +196,7 @@ def feel_in_place(
         return
     number = loss.item()
     short, long, scalar = state.short.numpy(), state.long.numpy(), state.scalar.numpy()
-    real = short.dtype.type  # Every operation is rounded to it, as PyTorch's are.
+    real = short.dtype.type  # Every operation is rounded to this dtype, as in PyTorch.
     value = real(number) if math.isfinite(number) else real(0.0)
     with np.errstate(all="ignore"):
         averages = [value, value]
@@ -216,7 +216,7 @@ def feel_in_place(
         history = state.history.numpy()
         history[:-1] = history[1:]
         history[-1] = scalar
-        # Not quiet where the mean is above its bound by more than roundings: PyTorch need not be asked.
+        # A mean above its bound by more than rounding errors is not quiet: no call of PyTorch is needed.
         most = 1.01 * WINDOW * bounds.get("mean_below", 0.05)
         if (
             not state.should_stop.item()

@@ -127,7 +127,7 @@ def steer(
 
     Returns:
         The scalars after this step, and whether the step can be taken (bool of shape `[]`): only if the
-        loss and the norm of the gradient are finite. The scalars mean nothing otherwise.
+        loss and the norm of the gradient are finite. Otherwise the scalars must not be used.
     """
     tiny = torch.finfo(loss.dtype).tiny
     norm, last = products[0].sqrt(), products[2].sqrt()

@@ -18,7 +18,7 @@ class PulseState(NamedTuple):
 
     Attributes:
         felt: losses felt so far, int32.
-        held: losses kept out because they were not finite, int32.
+        held: losses skipped because they were not finite, int32.
         short: the short average of the loss, in the unit of the loss.
         medium: the medium average of the loss, in the unit of the loss.
         long: the long average of the loss, in the unit of the loss.
@@ -62,7 +62,7 @@ class Pulse(NamedTuple):
         shadow_ratio: how far the last step pulled the weights to their shadow, in [0, 1]; 0 without one.
         should_stop: whether training has gone quiet, bool; not latched.
         felt: losses felt so far, int32.
-        held: losses kept out because they were not finite, int32.
+        held: losses skipped because they were not finite, int32.
     """
 
     pulse: Tensor

@@ -1,4 +1,4 @@
-"""One loss for all processes: replicas that feel alike step alike."""
+"""One loss for all processes, so that replicas take the same steps."""
 
 from __future__ import annotations  # Where PyTorch has no distributed part, there is no ProcessGroup.
 
@@ -12,13 +12,13 @@ LossGroup = Any | Literal[False] | None
 
 
 def average_over_replicas(loss: Tensor, process_group: LossGroup = None) -> Tensor:
-    r"""Returns the mean of a loss over processes; the loss itself where there is but one.
+    r"""Returns the mean of a loss over processes; the loss itself if there is only one process.
 
     .. math:: L \leftarrow \frac{1}{n} \sum_{i=1}^{n} L_i
 
-    Every process gets the same mean, to the last bit, so that replicas with losses of their own move
-    alike. One process's loss that is not finite makes it not finite for all. All processes of the
-    group have to call it, or those that do will wait.
+    Every process gets the same mean, to the last bit, so replicas with different losses take the same
+    steps. If the loss of one process is not finite, the mean is not finite. All processes of the group must
+    call this function; otherwise the calling processes wait.
 
     Args:
         loss: this process's loss, shape `[]`, on a device that the group's backend serves.

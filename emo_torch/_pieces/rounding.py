@@ -1,4 +1,4 @@
-"""Rounding: how parameters of low precision take on steps that are finer than they are."""
+"""Rounding: how small steps change parameters of low precision."""
 
 import math
 from typing import Any, Literal, get_args
@@ -11,14 +11,14 @@ from emo_torch._sharded import local_part, places
 
 Rounding = Literal["nearest", "kahan", "stochastic"]
 ROUNDINGS: tuple[str, ...] = get_args(Rounding)
-"""The ways in which a parameter takes on an update."""
+"""The ways to round an update into a parameter."""
 
 _LOW = 2**32 - 1
-"""The lower 32 bits of an int64, which stands for torch's lack of a uint32 that can be computed with."""
+"""The lower 32 bits of an int64: torch has no arithmetic for uint32."""
 
 
 def check_rounding(options: dict[str, Any]) -> None:
-    """Raises a `ValueError` unless a group's rounding, if it has one, is one of those known."""
+    """Raises a `ValueError` unless a group's rounding, if it has one, is a known one."""
     check_choice("rounding", options.get("rounding", "nearest"), ROUNDINGS)
 
 
@@ -65,7 +65,7 @@ def scramble(number: Tensor) -> Tensor:
 
 
 def rounding_keys(step: Tensor, count: int, seed: int = 0) -> Tensor:
-    """Returns a key for each of `count` parameters in one step: other ones in every step.
+    """Returns a key for each of `count` parameters, different in every step.
 
     Args:
         step: the count of steps, a whole number of shape `[]`; nothing waits for its device.
@@ -96,7 +96,7 @@ def _counters(key: Tensor, like: Tensor) -> Tensor:
 
 
 def round_with_kahan(update: Tensor, param: Tensor, compensation: Tensor) -> Tensor:
-    r"""Rounds an update to the dtype of a narrow parameter, and makes up for it in the next step.
+    r"""Rounds an update to the dtype of a narrow parameter, and adds the rounding error to the next step.
 
     With y in float32, Kahan's summation:
 
@@ -105,16 +105,16 @@ def round_with_kahan(update: Tensor, param: Tensor, compensation: Tensor) -> Ten
         c \leftarrow \operatorname{round}(y - (\operatorname{round}(p + u') - p))
 
     In bfloat16 a step below half a unit of the last place, :math:`2^{-9}` to :math:`2^{-8}` of p,
-    changes nothing, however often it is repeated. Here such steps add up in `c` until they do. It costs
-    as much memory as the parameters, and keeps about as many digits as 16 bits of mantissa. Elements
-    whose update is exactly 0 stay as they are. float16 itself holds no `c` below
-    :math:`3 \cdot 10^{-8}`: smaller steps are lost there as without.
+    changes nothing, however often it is repeated. Here such steps add up in `c` until they change p. `c`
+    takes as much memory as the parameters, and keeps about as many digits as 16 bits of mantissa. Elements
+    whose update is exactly 0 stay as they are. float16 itself holds no `c` below :math:`3 \cdot 10^{-8}`:
+    smaller steps are lost, as without `c`.
 
     Args:
         update: u, the numbers to add, float32, any shape.
         param: p, bfloat16 or float16, same shape; read, not moved.
-        compensation: c, what rounding has kept back so far, in the parameter's dtype and shape; zeros at
-            first; moved in place.
+        compensation: c, the sum that rounding has left out so far, in the parameter's dtype and shape;
+            zeros at first; moved in place.
 
     Returns:
         The update u' that the parameter is to be moved by, in its dtype: `param.add_(update)`.
@@ -152,7 +152,7 @@ def multi_tensor_round_with_kahan(
 
 
 def round_stochastically(update: Tensor, param: Tensor, key: Tensor) -> Tensor:
-    r"""Rounds a narrow parameter up or down at random, such that it is right on average.
+    r"""Rounds a narrow parameter up or down at random, so that it is right on average.
 
     .. math::
         u' = \begin{cases} \lceil p + u \rceil - p & \text{with probability }
@@ -162,8 +162,8 @@ def round_stochastically(update: Tensor, param: Tensor, key: Tensor) -> Tensor:
     between the two neighbours in the parameter's dtype. In bfloat16 a step below half a unit of the
     last place, :math:`2^{-9}` to :math:`2^{-8}` of p, changes nothing where it is rounded to the
     nearest; here it changes some elements by a whole unit. It needs no memory, and adds noise of about
-    that unit. Elements whose update is exactly 0 stay as they are. Where a step is longer than half of
-    what becomes of a parameter, it is itself rounded to the nearest first, as without this.
+    that unit. Elements whose update is exactly 0 stay as they are. If a step is longer than half of the new
+    parameter, the step is first rounded to the nearest value, as without stochastic rounding.
 
     The random numbers are a hash of the key and the element's place in the parameter: the same on every
     device, in a resumed run, and in `emo_optax`.
@@ -171,7 +171,7 @@ def round_stochastically(update: Tensor, param: Tensor, key: Tensor) -> Tensor:
     Args:
         update: u, the numbers to add, float32, any shape.
         param: p, bfloat16 or float16, same shape; read, not moved.
-        key: the parameter's own in this step, shape `[]` (see `rounding_keys`).
+        key: the key of the parameter in this step, shape `[]` (see `rounding_keys`).
 
     Returns:
         The update u' that the parameter is to be moved by, in its dtype: `param.add_(update)`.

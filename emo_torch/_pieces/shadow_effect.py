@@ -68,7 +68,7 @@ def keep_rows_and_columns(eps: float = 1e-8) -> Keep:
 class _KeepRowsAndColumns:
     """The test that `keep_rows_and_columns` makes.
 
-    Not a frozen dataclass, and without `__eq__` and `__hash__` of its own: torch.compile of PyTorch 2.11
+    Not a frozen dataclass, and without its own `__eq__` and `__hash__`: torch.compile of PyTorch 2.11
     and 2.12 fails where traced code makes such an object and does not read its fields.
     """
 

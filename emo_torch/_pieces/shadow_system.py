@@ -1,4 +1,4 @@
-"""Shadow-system: after the fact, pull the weights back to a slow copy of themselves."""
+"""Shadow-system: pulls the weights back to a slow copy of themselves."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -69,7 +69,7 @@ def blend_with_shadow(
         shadow &\leftarrow shadow + 0.05\,(p - shadow)
 
     The first time that :math:`r(s) > 0` the shadow becomes a copy of :math:`p`, and nothing else
-    happens; where :math:`r(s) = 0` it rests.
+    happens; if :math:`r(s) = 0`, the shadow does not change.
 
     Args:
         param: the parameter, any shape, float32 or wider.

@@ -23,7 +23,7 @@ def add_weight_decay(update: Tensor, param: Tensor, weight_decay: float) -> None
     rule and the learning rate decoupled; after the learning rate absolute.
 
     Args:
-        update: what is added to, any shape; it points uphill, as a gradient does.
+        update: the update to add to, any shape; like a gradient, it points to larger losses.
         param: the parameter, same shape, dtype and device.
         weight_decay: the share, >= 0.
 
@@ -68,7 +68,7 @@ def decay_mask(params: Mapping[str, Tensor]) -> dict[str, bool]:
 def decay_groups(
     named_params: torch.nn.Module | Iterable[tuple[str, Tensor]], mask: Mask = decay_mask
 ) -> list[dict[str, Any]]:
-    """Splits parameters into those that decay and those that don't: the `mask` of Optax, for PyTorch.
+    """Splits parameters into two groups, with and without weight decay, as the `mask` of Optax does.
 
     Args:
         named_params: a model, or names and parameters, such as `model.named_parameters()`.

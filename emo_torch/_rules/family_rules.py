@@ -95,7 +95,7 @@ def _init_pilot(param: Tensor, dtype: torch.dtype) -> State:
 
 
 def _whole_step(*given: Any, **numbers: Any) -> Any:
-    raise NotImplementedError("The formula of this rule is a whole step, with a learning rate of its own")
+    raise NotImplementedError("The formula of this rule is a whole step, with its own learning rate")
 
 
 ADAM = Rule(
@@ -169,7 +169,7 @@ NONE = Rule("none", lambda _: (), init_zeros(), _none, _multi_none, reads=())
 
 LION_BETAS = (0.9, 0.99)
 """The decay rates of Lion's rule in EmoClan, for all decay rates of the parameter group."""
-# Each rule of EmoClan has moments of its own, named after the member that has the rule alone.
+# Each rule of EmoClan has its own moments, named after the member that has the rule alone.
 NAVI, FACT, LYNX = ADAM.named("navi_"), FACTORS.named("fact_"), LION.named("lynx_", LION_BETAS)
 
 KERNELS = (ADAM, LION, CAUTIOUS_SIGN, SOFTSIGN, FACTORS, REF, SIGN, FRESH_SIGN, PILOT)

@@ -1,4 +1,4 @@
-"""What a member of the family does, as data: rules, and a recipe made of rules.
+"""The members of the family as data: rules, and recipes made of rules.
 
 Nothing here steps. `_step/ways.py` reads a recipe and takes the step, for one tensor, for many, or in
 compiled code.
@@ -64,7 +64,7 @@ class Rule:
     prefix: str = ""
 
     def named(self, prefix: str, betas: Betas | None = None) -> Rule:
-        """Returns the rule with moments of its own, whose names begin with a prefix."""
+        """Returns the rule with its own moments, whose names begin with a prefix."""
         return dataclasses.replace(self, prefix=prefix, betas=betas or self.betas)
 
     def moment_names(self, ndim: int) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class Rule:
         return tuple(self.prefix + name for name in (*self.moments(ndim), *self.scalars))
 
     def own_moments(self, moments: State) -> State:
-        """Returns the moments of this rule among those of a parameter, without the prefix."""
+        """Returns the moments of this rule among the moments of a parameter, without the prefix."""
         if not self.prefix:
             return moments
         start = len(self.prefix)
@@ -107,7 +107,7 @@ class Recipe:
     Attributes:
         rules: one rule, or several among which `choose` chooses.
         choose: from the emotion scalar to the index of a rule; `None` for one rule.
-        filter: which elements of an update move: those that `keep_elements` keeps, or those that
+        filter: which elements of an update move: the elements that `keep_elements` or
             `keep_rows_and_columns(eps)` keeps; `None` where the update is neither filtered nor scaled.
         first: a step before weight decay, if there is one.
         title: the name of the recipe in arrays; empty for the name of its only rule.

@@ -1,4 +1,4 @@
-"""Rules that step by a sign: those of EmoAiry3 and EmoFact36, of EmoTion, and of EmoVoid.
+"""Rules that step by a sign: the rules of EmoAiry3 and EmoFact36, of EmoTion, and of EmoVoid.
 
 EmoTion and EmoVoid read the sum of the L1 norms of all parameters, in all groups, in float32 at least.
 Parameters that need no gradient (frozen parameters) count for nothing and are left alone.

@@ -10,7 +10,7 @@ from emo_torch._rules.moments import interpolate, multi_tensor_interpolate
 def scale_by_cautious_sign(
     grad: Tensor, exp_avg: Tensor | None, *, b1: float = 0.9, b2: float = 0.99
 ) -> Tensor:
-    r"""Takes the sign of an interpolated momentum where the gradient has the same, a rule of EmoNeco.
+    r"""Takes the sign of an interpolated momentum where the gradient has the same sign, a rule of EmoNeco.
 
     .. math::
         w = (1-b_1)\,g + b_1 m, \quad
@@ -62,7 +62,7 @@ def scale_by_softsign(
         u = \frac{w}{1 + |w|}\,(\lVert g \rVert_2 + \epsilon), \quad
         m \leftarrow b_2 m + (1-b_2)\,g
 
-    The norm is that of the whole parameter, so the step grows with the parameter's size.
+    The norm is taken over the whole parameter, so the step grows with the parameter's size.
 
     Args:
         grad: the gradient, any shape, float32 or wider.

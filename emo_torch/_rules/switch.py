@@ -16,7 +16,7 @@ def switch_by_emotion(
     rules: Sequence[Callable[[Tensor, Moments], Tensor]],
     chosen: Tensor,
 ) -> Tensor:
-    r"""Hands a gradient to one of several rules, without a host sync.
+    r"""Passes a gradient to one of several rules, without a host sync.
 
     .. math:: u = rule_{k(s)}(g)
 

@@ -33,7 +33,7 @@ def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor
         `average/...`, `compensation/...` for each parameter that has them.
 
     Raises:
-        ValueError: for an `Emotional`, whose inner optimizer has a state of its own kind; in eval mode;
+        ValueError: for an `Emotional`, whose inner optimizer has another kind of state; in eval mode;
             for a parameter without a name, for a name that two parameters have, and for shadows that were
             not all made.
 

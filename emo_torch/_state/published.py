@@ -20,7 +20,7 @@ def load_published_state(optimizer: LossOptimizer, state_dict: Mapping[str, Any]
     EmoLynx36 take states of v3.6.1, and of the classes EmoNavi, EmoFact and EmoLynx of pytorch_optimizer
     from 3.10 on. EmoSens3, EmoAiry3, EmoCats3, EmoTion and EmoVoid take states of v3.9.1.
 
-    The options `lr`, `betas`, `eps`, `weight_decay` and `stopcoef` become those of the state. In v3.9.1
+    The options `lr`, `betas`, `eps`, `weight_decay` and `stopcoef` take the values of the state. In v3.9.1
     `lr` is the scope ('emoScope'), not the last pulse, which the published files write into `lr`.
 
     Args:
@@ -33,8 +33,8 @@ def load_published_state(optimizer: LossOptimizer, state_dict: Mapping[str, Any]
 
     Raises:
         TypeError: for anything but a mapping.
-        ValueError: for a state of another optimizer or version, and for what is missing, has another shape,
-            or is damaged; all before anything is changed.
+        ValueError: for a state of another optimizer or version, and for a part that is missing, has another
+            shape, or is damaged; all before anything is changed.
 
     Example:
         >>> import torch

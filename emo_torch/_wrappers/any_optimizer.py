@@ -76,7 +76,7 @@ class Emotional(AroundInner):
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
         gain: the factor of the difference of the averages, per unit of the loss, >= 0.
-        process_group: the processes over which the loss is averaged, so that replicas step alike:
+        process_group: the processes over which the loss is averaged, so that replicas take the same steps:
             `None` for all processes, `False` for this process alone.
         through_lr: whether a step is scaled by the learning rate of `inner` (`True`) or by moving the
             parameters a part of the way back (`False`). `None`: the check of `inner` decides, and an error

@@ -123,7 +123,7 @@ def test_what_cannot_be_wrapped_is_refused() -> None:
         emo_torch.Emotional(emo_torch.EmoSens(params))
     with pytest.raises(TypeError, match="Emotional is emotional already"):
         emo_torch.Emotional(emo_torch.Emotional(torch.optim.SGD(params)))
-    with pytest.raises(TypeError, match="What moves the parameters must be"):
+    with pytest.raises(TypeError, match="The optimizer that moves the parameters must be"):
         emo_torch.Emotional(torch.optim.SGD)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="differentiable=True"):
         emo_torch.Emotional(torch.optim.SGD(params, differentiable=True))

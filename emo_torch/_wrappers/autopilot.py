@@ -61,7 +61,7 @@ class Autopilot(SteeredOptimizer):
             `inner`.
         gate_limit: how many times its running average the norm of a gradient may be, >= 0.
         average: whether to keep averaged weights, for `eval()` and `train()` (see `EmoPilot`).
-        process_group: the processes over which the loss is averaged, so that replicas step alike:
+        process_group: the processes over which the loss is averaged, so that replicas take the same steps:
             `None` for all processes, `False` for this process alone.
 
     Attributes:

@@ -40,7 +40,7 @@ class EmoPulseScheduler(LRScheduler):
         spike_limit: how many times the old short average a loss counts at most, > 1, or `None`; an
             addition of this package.
         loss_unit: the unit of the loss, a number > 0, "first" or `None`; an addition of this package.
-        process_group: the processes over which the loss is averaged, so that replicas step alike:
+        process_group: the processes over which the loss is averaged, so that replicas take the same steps:
             `None` for all processes, `False` for this process alone.
 
     Raises:

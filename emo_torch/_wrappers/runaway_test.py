@@ -154,7 +154,7 @@ def test_what_cannot_be_scaled_or_read_is_refused() -> None:
     weight = Parameter(torch.zeros(2))
     with pytest.raises(TypeError, match="LBFGS calls a closure for itself"):
         emo_torch.scale_by_runaway(torch.optim.LBFGS([weight]))
-    with pytest.raises(TypeError, match="What moves the parameters"):
+    with pytest.raises(TypeError, match="The optimizer that moves the parameters"):
         emo_torch.track_runaway(weight)  # type: ignore[arg-type]
     for gradient in (torch.ones(2).to_sparse(), torch.ones(2, dtype=torch.complex64)):
         with pytest.raises(RuntimeError, match="does not support complex or sparse"):
