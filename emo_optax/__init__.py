@@ -139,6 +139,7 @@ from emo_optax._pieces.weight_decay import add_weight_decay as add_weight_decay
 from emo_optax._pieces.weight_decay import decay_mask as decay_mask
 from emo_optax._rules.adam import ScaleByUncorrectedAdamState as ScaleByUncorrectedAdamState
 from emo_optax._rules.adam import scale_by_uncorrected_adam as scale_by_uncorrected_adam
+from emo_optax._rules.eight_bit import CodedMoment as CodedMoment
 from emo_optax._rules.factors import ScaleByFactorsState as ScaleByFactorsState
 from emo_optax._rules.factors import scale_by_factored_moments as scale_by_factored_moments
 from emo_optax._rules.lion import ScaleByLionState as ScaleByLionState

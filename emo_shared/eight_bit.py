@@ -1,8 +1,7 @@
 r"""Moments in 8 bits: the tables of the code, and the code itself in plain Python.
 
-An array of moments becomes `uint8` codes and one float32 scale for each block. No optimizer uses this code
-yet: `moment_dtype` does not accept 8 bits. A block is `BLOCK` consecutive elements of an array in C order;
-the last block may be shorter.
+An array of moments becomes `uint8` codes and one float32 scale for each block, where `moment_dtype` is
+`EIGHT_BIT`. A block is `BLOCK` consecutive elements of an array in C order; the last block may be shorter.
 
 .. math:: scale = \max_{i \in block} |x_i|, \qquad x_i \approx table[code_i] \cdot scale
 
@@ -12,13 +11,14 @@ because every step is defined in float32:
 
 1. A value below `TINY` in size (2^-126, the smallest normal number) counts as 0. Some processors and
    compilers replace such values by 0, others do not.
-2. An infinite value counts as the largest float32 number.
+2. A value above `LARGEST` in size (2^126), or infinite, counts as `LARGEST`.
 3. The scale is the largest size in the block. With a NaN in the block, the scale is NaN.
 4. If the scale is 0 or NaN, every code is that of the value 0. Such a block decodes to 0, or to NaN.
-5. Otherwise the code is the number of midpoints that are below `x / scale`. A midpoint is the mean of
+5. Otherwise the code is the number of midpoints that are below `x * (1 / scale)`. A midpoint is the mean of
    two neighbours in the table, rounded to float32; at the midpoint itself the lower neighbour is chosen.
-6. In `UNSIGNED`, a value above 0 gets at least code 1, also where the quotient rounds to 0.
+6. In `UNSIGNED`, a value above 0 gets at least code 1, also where the product rounds to 0.
 
+Rule 5 multiplies, since compilers (XLA among them) replace a division of a block by a product.
 Rule 6 is needed because the root of a second moment is a divisor. Where 0 replaced a small second moment,
 the step would be m / eps, 10^8 times too large. With rule 6 the divisor of such an element is too large,
 and its step too small.
@@ -28,26 +28,30 @@ and encoding again gives the same codes and scales (for values above 2^-125): a 
 alone does not drift, and decoded float32 values carry a state between the packages without loss. The
 published table of signed values has no -1; here -1 has the place of the negative value next to 0.
 
-Small arrays stay in float32 (`is_coded`): they hold few of the bytes, and biases and norms suffer most.
+Small arrays keep the dtype that `moment_dtype=None` gives them (`is_coded`): they hold few of the bytes,
+and biases and norms suffer most.
 
 Source: the division into blocks, and the tables (dynamic tree quantization) but for -1, are those of
 Dettmers et al., 2022, "8-bit Optimizers via Block-wise Quantization". Rules 1 to 6 are ours.
 """
 
 import bisect
+import functools
 import itertools
 import math
 import struct
 from collections.abc import Sequence
 
+EIGHT_BIT = "8bit"
+"""The value of `moment_dtype` for moments in 8 bits."""
 BLOCK = 256
 """The number of elements that share a scale."""
 SMALLEST = 4096
 """The number of elements from which on an array is kept in codes."""
 TINY = 2.0**-126
 """The smallest normal float32 number."""
-LARGEST = (2.0 - 2.0**-23) * 2.0**127
-"""The largest float32 number."""
+LARGEST = 2.0**126
+"""The largest scale: the reciprocals of larger numbers are below the normal float32 numbers."""
 
 
 def to_float32(value: float) -> float:
@@ -99,6 +103,47 @@ def midpoints(table: Sequence[float]) -> tuple[float, ...]:
     return tuple(to_float32((low + high) / 2.0) for low, high in itertools.pairwise(table))
 
 
+FIRST_BUCKET = (127 - 23) << 8
+"""The number of the bucket of 2^-23; smaller values are in the bucket below it."""
+BUCKETS = 23 * 256 + 2
+"""The number of buckets of one sign, from 0 to 1."""
+BUCKET_SHIFT = 15
+"""The bits of a float32 number, without the sign, shifted right by so many are the number of its bucket."""
+
+
+@functools.cache
+def buckets(table: Sequence[float]) -> tuple[int, ...]:
+    """Returns the least code in each bucket of values, so that a code needs no search among the midpoints.
+
+    A bucket has the values of one exponent and of the same highest 8 bits of the mantissa. At most one
+    midpoint lies in a bucket, so the code of a value x is `code + (x > midpoint[code])`, with the least
+    `code` of its bucket.
+
+    Args:
+        table: `SIGNED` or `UNSIGNED`.
+
+    Returns:
+        The codes of the buckets of values >= 0, then those of values <= 0, each from 0 to 1 in size.
+
+    Example:
+        >>> from emo_shared.eight_bit import BUCKETS, SIGNED, buckets
+        >>> codes = buckets(SIGNED)
+        >>> codes[0], codes[BUCKETS - 1], len(codes) == 2 * BUCKETS
+        (127, 254, True)
+    """
+    middle = midpoints(table)
+    first = FIRST_BUCKET << BUCKET_SHIFT
+    begins = [0.0, *(_from_bits(first + (place << BUCKET_SHIFT)) for place in range(BUCKETS))]
+    above = [bisect.bisect_left(middle, begin) for begin in begins[:-1]]
+    below = [bisect.bisect_right(middle, -end) for end in begins[1:]]
+    return tuple(min(code, len(middle) - 1) for code in above + below)
+
+
+def _from_bits(bits: int) -> float:
+    value: float = struct.unpack("f", struct.pack("I", bits))[0]
+    return value
+
+
 def zero_code(table: Sequence[float]) -> int:
     """Returns the code of the value 0.
 
@@ -132,6 +177,21 @@ def block_count(size: int) -> int:
     return -(-size // BLOCK)
 
 
+def check_may_be_coded(owner: str, *, may_be: bool) -> None:
+    """Raises a `ValueError` for an optimizer or a rule whose moments cannot be kept in codes.
+
+    Example:
+        >>> from emo_shared.eight_bit import check_may_be_coded
+        >>> check_may_be_coded("EmoSens", may_be=True)
+    """
+    if not may_be:
+        raise ValueError(
+            f"Invalid moment_dtype: {EIGHT_BIT!r} is not for {owner}. It needs a rule whose moments all "
+            "have the shape of the parameter and are read once a step, as those of EmoSens and EmoCats. "
+            "Use such an optimizer, or a floating-point dtype such as bfloat16"
+        )
+
+
 def encode(values: Sequence[float], table: Sequence[float]) -> tuple[list[int], list[float]]:
     """Returns the codes and the scales of an array, by the rules of this module.
 
@@ -161,7 +221,7 @@ def encode(values: Sequence[float], table: Sequence[float]) -> tuple[list[int], 
             if math.isnan(scale) or scale == 0.0:
                 codes.append(zero_code(table))
             else:
-                code = bisect.bisect_left(middle, to_float32(value / scale))
+                code = bisect.bisect_left(middle, to_float32(value * to_float32(1.0 / scale)))
                 codes.append(max(code, least) if value > 0.0 else code)
     return codes, scales
 

@@ -60,7 +60,7 @@ def test_numpy_finds_the_same_codes_and_scales(name: str) -> None:
     for scale in scales:
         block = values[place * BLOCK : (place + 1) * BLOCK]
         assert np.float32(scale) == np.abs(block).max()
-        expected = np.searchsorted(middle, block / np.float32(scale), side="left")
+        expected = np.searchsorted(middle, block * (np.float32(1.0) / np.float32(scale)), side="left")
         if name == "unsigned":
             expected = np.where(block > 0.0, np.maximum(expected, 1), expected)
         assert codes[place * BLOCK : (place + 1) * BLOCK] == expected.tolist()
@@ -120,7 +120,7 @@ def test_a_second_moment_above_zero_never_becomes_zero() -> None:
     codes, scales = encode([1.0, 0.0, 1e-8, TINY], UNSIGNED)
     assert codes == [255, 0, 1, 1]
     assert all(value > 0.0 for value in decode(codes[2:], scales, UNSIGNED))
-    # The quotient TINY / LARGEST rounds to 0.
+    # The product TINY * (1 / LARGEST) rounds to 0.
     assert encode([LARGEST, TINY], UNSIGNED)[0] == [255, 1]
 
 

@@ -13,6 +13,7 @@ import torch
 
 import emo_torch
 from emo_optax._members import by_name as optax_names
+from emo_shared.eight_bit import EIGHT_BIT
 from emo_torch._members import by_name as torch_names
 from parity_tests.tolerances import LOCKSTEP
 
@@ -159,7 +160,7 @@ def optax_options(options: dict[str, Any]) -> dict[str, Any]:
         options["learning_rate"] = options.pop("lr")
     if "betas" in options:
         options["b1"], options["b2"] = options.pop("betas")
-    if options.get("moment_dtype") is not None:
+    if options.get("moment_dtype") not in (None, EIGHT_BIT):
         options["moment_dtype"] = jnp.dtype(str(options["moment_dtype"]).removeprefix("torch."))
     return options
 
@@ -167,6 +168,6 @@ def optax_options(options: dict[str, Any]) -> dict[str, Any]:
 def torch_options(options: dict[str, Any]) -> dict[str, Any]:
     """Returns options as PyTorch's side takes them: the readable way to step, unless they name another."""
     options = dict(options) if options.get("fused") else {"foreach": False, **options}
-    if isinstance(options.get("moment_dtype"), str):
+    if isinstance(options.get("moment_dtype"), str) and options["moment_dtype"] != EIGHT_BIT:
         options["moment_dtype"] = getattr(torch, options["moment_dtype"])
     return options

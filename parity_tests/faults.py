@@ -72,6 +72,8 @@ def _cases() -> list[Case]:
             *(Case(name, options, steps=20) for options in FAMILY[name].more_options),
             *(Case(name, options, "bfloat16", steps=20) for options in ROUNDED.get(name, ())),
         ]
+        if name in ("EmoSens", "EmoCats"):
+            cases.append(Case(name, {"moment_dtype": "8bit"}, steps=8))
     return cases
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from parity_tests.fault import PILOT, REF, REF_FILE, Fault
+from parity_tests.faults_of_eight_bit import FAULTS_OF_EIGHT_BIT
 from parity_tests.faults_of_later import FAULTS_OF_LATER
 
 
@@ -26,6 +27,7 @@ def _defaults(package: str, member: str) -> Iterator[Fault]:
 
 FAULTS: tuple[Fault, ...] = (
     *FAULTS_OF_LATER,
+    *FAULTS_OF_EIGHT_BIT,
     *_defaults("emo_optax", "emo_sens"),
     *_defaults("emo_torch", "emo_airy"),
     # Emotion.

@@ -5,11 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 
+from emo_shared.eight_bit import EIGHT_BIT
 from parity_tests import sequences
 from parity_tests.compare import Difference, differences, with_sums
 from parity_tests.drive import SIDES, Arrays
 from parity_tests.family import FAMILY, Member
 from parity_tests.tolerances import LOCKSTEP, bound
+
+LARGE = {"matrix": (70, 61), "vector": (4097,), "small": (3, 5)}
+"""The shapes of parameters whose moments are in 8 bits, and of one whose moments are not."""
 
 
 class Case(NamedTuple):
@@ -57,7 +61,9 @@ class Lockstep(NamedTuple):
 def trajectory(side: str, case: Case, device: str = "cpu", member: Member | None = None) -> Arrays:
     """Runs one side and returns every leaf after every step, each with the steps as first axis."""
     with jax.enable_x64(case.dtype == "float64"):
-        start = sequences.params(case.dtype, case.seed)
+        # Small arrays have no codes.
+        shapes = {"shapes": LARGE} if case.options.get("moment_dtype") == EIGHT_BIT else {}
+        start = sequences.params(case.dtype, case.seed, **shapes)
         drive = SIDES[side](member or FAMILY[case.optimizer], start, case.options, device)
         grads = sequences.all_gradients(case.dtype, case.seed, case.steps)
         losses = sequences.losses(case.losses, case.steps, case.seed)

@@ -18,6 +18,7 @@ from emo_optax._checks.states import how_trees_differ
 from emo_shared.choices import check_choice as check_choice
 from emo_shared.choices import check_function as check_function
 from emo_shared.choices import check_seed as check_seed
+from emo_shared.eight_bit import EIGHT_BIT, check_may_be_coded
 
 
 def is_number(value: object) -> bool:
@@ -342,11 +343,20 @@ def _host_array(value: Any, name: str) -> np.ndarray[Any, Any]:
         raise TypeError(f"`{name}` must be the loss, a real number, and is {value!r}") from error
 
 
-def check_moment_dtype(moment_dtype: Any) -> Any:
-    """Returns the dtype as JAX knows it here, or `None` for the default."""
+def check_moment_dtype(moment_dtype: Any, owner: str, *, may_be_8bit: bool = False) -> Any:
+    """Returns the dtype as JAX knows it here, "8bit", or `None` for the default.
+
+    Args:
+        moment_dtype: the option.
+        owner: the name of the rule or the optimizer that has the option.
+        may_be_8bit: whether the moments of the rule may be kept in 8 bits.
+    """
     if moment_dtype is None:
         return None
-    problem = f"Invalid moment_dtype: {moment_dtype!r}; it must be a floating-point dtype"
+    if isinstance(moment_dtype, str) and moment_dtype == EIGHT_BIT:
+        check_may_be_coded(owner, may_be=may_be_8bit)
+        return EIGHT_BIT
+    problem = f"Invalid moment_dtype: {moment_dtype!r}; it must be a floating-point dtype or {EIGHT_BIT!r}"
     check_not_injected("moment_dtype", moment_dtype)
     try:
         dtype = jax.dtypes.canonicalize_dtype(moment_dtype)

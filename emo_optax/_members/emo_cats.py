@@ -65,7 +65,8 @@ def emo_cats(
         long_factor: the same for the long average, in (0, 1].
         gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
-        moment_dtype: the moments' floating-point dtype; `None` for the parameters' dtype, float32 at least.
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters' dtype, float32 at least;
+            "8bit" for codes of 8 bits (see `docs/low_precision.md`).
         rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for

@@ -149,7 +149,7 @@ def emo_pilot(
     check_flag("average", average)
     check_axis_name(axis_name)
     check_axis_name(shard_axis_name)
-    moment_dtype = check_moment_dtype(moment_dtype)
+    moment_dtype = check_moment_dtype(moment_dtype, "emo_pilot")
     mask_of = None if mask is None else checked_mask(mask)
 
     def zeros(params: optax.Params) -> optax.Updates:

@@ -167,7 +167,7 @@ def ref_adamw_mini_schedule_free(
     if injection_bound is not None:
         check_not_negative("injection_bound", injection_bound)
     check_axis_name(axis_name)
-    dtype_of_moments = check_moment_dtype(moment_dtype)
+    dtype_of_moments = check_moment_dtype(moment_dtype, "ref_adamw_mini_schedule_free")
     decay = place_weight_decay(weight_decay_mode, weight_decay, mask)
 
     def init_fn(params: optax.Params) -> RefAdamWMiniScheduleFreeState:

@@ -8,7 +8,7 @@ import optax
 
 from emo_optax._checks.states import with_arrays
 from emo_optax._checks.validation import check_decay_rate, check_moment_dtype, check_not_negative
-from emo_optax._rules.moments import average, map_leaves, stored, widened, zero_moments
+from emo_optax._rules.moments import average, decoded, map_leaves, stored, widened, zero_moments
 
 
 class ScaleByUncorrectedAdamState(NamedTuple):
@@ -43,7 +43,8 @@ def scale_by_uncorrected_adam(
         b1: decay rate of the first moment, in [0, 1).
         b2: decay rate of the second moment, in [0, 1).
         eps: the number added to the root, >= 0.
-        moment_dtype: the moments' floating-point dtype; `None` for the parameters' dtype, float32 at least.
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters' dtype, float32 at least;
+            "8bit" for codes of 8 bits (see `docs/low_precision.md`).
 
     Returns:
         A transformation whose updates have the gradients' dtype, float32 at least.
@@ -64,7 +65,7 @@ def scale_by_uncorrected_adam(
     check_decay_rate("b1", b1)
     check_decay_rate("b2", b2)
     check_not_negative("eps", eps)
-    moment_dtype = check_moment_dtype(moment_dtype)
+    moment_dtype = check_moment_dtype(moment_dtype, "scale_by_uncorrected_adam", may_be_8bit=True)
 
     def adam(g: jax.Array, m: jax.Array, v: jax.Array, is_chosen: jax.Array | None) -> tuple[Any, ...]:
         m = average(g, m, b1, is_chosen)
@@ -75,7 +76,7 @@ def scale_by_uncorrected_adam(
 
     def init_fn(params: optax.Params) -> ScaleByUncorrectedAdamState:
         return ScaleByUncorrectedAdamState(
-            zero_moments(params, moment_dtype), zero_moments(params, moment_dtype)
+            zero_moments(params, moment_dtype), zero_moments(params, moment_dtype, is_square=True)
         )
 
     def update_fn(
@@ -88,7 +89,8 @@ def scale_by_uncorrected_adam(
     ) -> tuple[optax.Updates, ScaleByUncorrectedAdamState]:
         del params, extra_args
         state = with_arrays(state, init_fn, updates)
-        updates, mu, nu = rescale(widened(updates), state.mu, state.nu, is_chosen=is_chosen)
+        before = decoded(state.mu), decoded(state.nu, is_square=True)
+        updates, mu, nu = rescale(widened(updates), *before, is_chosen=is_chosen)
         return updates, ScaleByUncorrectedAdamState(
             stored(mu, state.mu), stored(nu, state.nu, is_square=True)
         )

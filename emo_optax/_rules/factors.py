@@ -131,8 +131,8 @@ def scale_by_factored_moments(
 
     Source: EmoAiry v2.0 by muooon; Shazeer and Stern, 2018, for the factors.
     """
+    moment_dtype = check_moment_dtype(moment_dtype, "scale_by_factored_moments")
     vectors = scale_by_uncorrected_adam(b1, b2, eps, moment_dtype=moment_dtype)
-    moment_dtype = check_moment_dtype(moment_dtype)
     rescale = _rescale_by_factors(b1, eps)
 
     def init_fn(params: optax.Params) -> ScaleByFactorsState:

@@ -8,7 +8,15 @@ import optax
 
 from emo_optax._checks.states import with_arrays
 from emo_optax._checks.validation import check_decay_rate, check_moment_dtype
-from emo_optax._rules.moments import average, interpolate, map_leaves, stored, widened, zero_moments
+from emo_optax._rules.moments import (
+    average,
+    decoded,
+    interpolate,
+    map_leaves,
+    stored,
+    widened,
+    zero_moments,
+)
 
 
 class ScaleByLionState(NamedTuple):
@@ -38,7 +46,7 @@ def scale_by_lion(
         b1: decay rate of the interpolation, in [0, 1).
         b2: decay rate of the momentum, in [0, 1).
         moment_dtype: the momentum's floating-point dtype; `None` for the parameters' dtype, float32 at
-            least.
+            least; "8bit" for codes of 8 bits (see `docs/low_precision.md`).
 
     Returns:
         A transformation whose updates have the gradients' dtype, float32 at least.
@@ -58,7 +66,7 @@ def scale_by_lion(
     """
     check_decay_rate("b1", b1)
     check_decay_rate("b2", b2)
-    moment_dtype = check_moment_dtype(moment_dtype)
+    moment_dtype = check_moment_dtype(moment_dtype, "scale_by_lion", may_be_8bit=True)
 
     def lion(g: jax.Array, m: jax.Array, is_chosen: jax.Array | None) -> tuple[Any, ...]:
         moved = average(g, m, b2, is_chosen)
@@ -79,7 +87,7 @@ def scale_by_lion(
     ) -> tuple[optax.Updates, ScaleByLionState]:
         del params, extra_args
         state = with_arrays(state, init_fn, updates)
-        updates, mu = take_sign(widened(updates), state.mu, is_chosen=is_chosen)
+        updates, mu = take_sign(widened(updates), decoded(state.mu), is_chosen=is_chosen)
         return updates, ScaleByLionState(stored(mu, state.mu))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

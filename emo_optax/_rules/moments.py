@@ -10,10 +10,31 @@ import optax
 from emo_optax._checks.states import check_kinds
 from emo_optax._checks.validation import hyperparameter, is_number
 from emo_optax._pieces.emotion import wide_dtype
+from emo_optax._rules import eight_bit
+from emo_shared.eight_bit import EIGHT_BIT, SIGNED, UNSIGNED, is_coded
 
 
-def zero_moments(params: optax.Params, moment_dtype: Any) -> optax.Params:
-    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype or wide_dtype(p)), params)
+def zero_moments(params: optax.Params, moment_dtype: Any, *, is_square: bool = False) -> optax.Params:
+    """Returns moments of zeros: arrays like the parameters, or where "8bit" says so, `CodedMoment`s."""
+    if moment_dtype != EIGHT_BIT:
+        return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype or wide_dtype(p)), params)
+
+    def zeros(p: jax.Array) -> Any:
+        if is_coded(p.size):
+            return eight_bit.zeros(p, UNSIGNED if is_square else SIGNED)
+        return jnp.zeros_like(p, dtype=wide_dtype(p))
+
+    return jax.tree.map(zeros, params)
+
+
+def decoded(moments: optax.Updates, *, is_square: bool = False) -> optax.Updates:
+    """Returns moments as arrays: those in 8 bits as float32, the others as they are."""
+    table = UNSIGNED if is_square else SIGNED
+
+    def decode(moment: Any) -> Any:
+        return eight_bit.decode(moment, table) if eight_bit.is_coded_moment(moment) else moment
+
+    return jax.tree.map(decode, moments, is_leaf=eight_bit.is_coded_moment)
 
 
 def average(
@@ -86,23 +107,27 @@ def map_leaves(
 
 
 def stored(moments: optax.Updates, before: optax.Updates, *, is_square: bool = False) -> optax.Updates:
-    """Rounds moments to the dtypes that they are kept in.
+    """Rounds moments to the dtypes that they are kept in, or encodes them.
 
     float16 has a small range: a larger value becomes its largest value, and a square does
     not become 0, by which the first moment would be divided, where it was not.
     """
-    pairs = zip(jax.tree.leaves(moments), jax.tree.leaves(before), strict=True)
+    kept = jax.tree.leaves(before, is_leaf=eight_bit.is_coded_moment)
+    pairs = zip(jax.tree.leaves(moments), kept, strict=True)
     wide = (jnp.float32, jnp.float64)
     # Most moments are kept in the dtype that they are computed in.
     if all(
-        new.dtype in wide and not new.weak_type and new.dtype == getattr(old, "dtype", None)
+        new.dtype in wide and not new.weak_type and hasattr(old, "dtype") and new.dtype == old.dtype
         for new, old in pairs
     ):
         return moments
 
-    check_kinds([("moment", old, jnp.floating, jnp.shape(old)) for old in jax.tree.leaves(before)])
+    arrays = [old for old in kept if not eight_bit.is_coded_moment(old)]
+    check_kinds([("moment", old, jnp.floating, jnp.shape(old)) for old in arrays])
 
-    def store(new: jax.Array, old: jax.Array) -> jax.Array:
+    def store(new: jax.Array, old: Any) -> Any:
+        if eight_bit.is_coded_moment(old):
+            return eight_bit.encode(new, UNSIGNED if is_square else SIGNED)
         if old.dtype == jnp.float16:
             most, least = 65504.0, 2.0**-24
             new = jnp.clip(new, -most, most)

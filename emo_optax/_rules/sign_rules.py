@@ -24,7 +24,7 @@ from emo_optax._checks.validation import (
 from emo_optax._pieces.emotion import wide_dtype
 from emo_optax._pieces.replicas import AxisName, average_over_replicas
 from emo_optax._pieces.smoothed_norm import NO_NORM
-from emo_optax._rules.moments import stored
+from emo_optax._rules.moments import decoded, stored, zero_moments
 
 HELD_STEPS = 55
 """EmoVoid holds the sum of the norms while its counter is not above this."""
@@ -139,7 +139,7 @@ def scale_by_fresh_sign(
     Args:
         b1: decay rate of the momentum, in [0, 1).
         moment_dtype: the floating-point dtype of the momentum; `None` for the parameters' dtype, float32 at
-            least.
+            least; "8bit" for codes of 8 bits (see `docs/low_precision.md`).
         axis_name: as in `sum_of_norms`.
 
     Returns:
@@ -159,10 +159,10 @@ def scale_by_fresh_sign(
     Source: EmoTion v3.9.1 by muooon.
     """
     check_decay_rate("b1", b1)
-    moment_dtype = check_moment_dtype(moment_dtype)
+    moment_dtype = check_moment_dtype(moment_dtype, "scale_by_fresh_sign", may_be_8bit=True)
 
     def init_fn(params: optax.Params) -> ScaleByFreshSignState:
-        mu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype or wide_dtype(p)), params)
+        mu = zero_moments(params, moment_dtype)
         return ScaleByFreshSignState(mu, jnp.full([], NO_NORM, wide_dtype(params)))
 
     def update_fn(
@@ -190,7 +190,7 @@ def scale_by_fresh_sign(
             moved: jax.Array = (1.0 - a) * moment.astype(dtype) + a * gradient.astype(dtype)
             return moved
 
-        moved = jax.tree.map(move, updates, state.mu)
+        moved = jax.tree.map(move, updates, decoded(state.mu))
         norm = jnp.where(is_first, norm, norm * change)
         return jax.tree.map(jnp.sign, moved), ScaleByFreshSignState(stored(moved, state.mu), norm)
 

@@ -9,7 +9,15 @@ import optax
 
 from emo_optax._checks.states import with_arrays
 from emo_optax._checks.validation import check_decay_rate, check_moment_dtype, check_not_negative
-from emo_optax._rules.moments import average, interpolate, map_leaves, stored, widened, zero_moments
+from emo_optax._rules.moments import (
+    average,
+    decoded,
+    interpolate,
+    map_leaves,
+    stored,
+    widened,
+    zero_moments,
+)
 
 
 class ScaleByMomentumState(NamedTuple):
@@ -33,7 +41,7 @@ def _scale_by_momentum(
     check_decay_rate("b1", b1)
     if b2 is not None:
         check_decay_rate("b2", b2)
-    moment_dtype = check_moment_dtype(moment_dtype)
+    moment_dtype = check_moment_dtype(moment_dtype, "this rule", may_be_8bit=True)
 
     def at_rest(g: jax.Array, is_chosen: jax.Array | None) -> tuple[Any, ...]:
         del is_chosen
@@ -61,7 +69,7 @@ def _scale_by_momentum(
         gradients = widened(updates)
         if b2 is None:
             return direct(gradients)[0], state
-        updates, mu = direct(gradients, state.mu, is_chosen=is_chosen)
+        updates, mu = direct(gradients, decoded(state.mu), is_chosen=is_chosen)
         return updates, ScaleByMomentumState(stored(mu, state.mu))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -84,7 +92,7 @@ def scale_by_cautious_sign(
         b1: decay rate of the interpolation, in [0, 1).
         b2: decay rate of the momentum, in [0, 1); `None` keeps no momentum: m stays 0.
         moment_dtype: the momentum's floating-point dtype; `None` for the parameters' dtype, float32 at
-            least.
+            least; "8bit" for codes of 8 bits (see `docs/low_precision.md`).
 
     Returns:
         A transformation whose updates have the gradients' dtype, float32 at least.
@@ -133,7 +141,7 @@ def scale_by_softsign(
         b2: decay rate of the momentum, in [0, 1); `None` keeps no momentum: m stays 0.
         eps: the number added to the norm, >= 0.
         moment_dtype: the momentum's floating-point dtype; `None` for the parameters' dtype, float32 at
-            least.
+            least; "8bit" for codes of 8 bits (see `docs/low_precision.md`).
 
     Returns:
         A transformation whose updates have the gradients' dtype, float32 at least.

@@ -19,6 +19,7 @@ from emo_optax._pieces.rounding import RoundStochasticallyState, RoundWithKahanS
 from emo_optax._pieces.shadow_system import BlendWithShadowState
 from emo_optax._pieces.weight_decay import AddWeightDecayState
 from emo_optax._rules.adam import ScaleByUncorrectedAdamState
+from emo_optax._rules.eight_bit import decode, encode, is_coded_moment, table_of
 from emo_optax._rules.factors import ScaleByFactorsState
 from emo_optax._rules.lion import ScaleByLionState
 from emo_optax._rules.sign_rules import HoldNormState, ScaleByFreshSignState, ScaleBySignState
@@ -233,13 +234,16 @@ def _exchange(
     """Replaces every leaf by the result of `swap` for its name and value."""
 
     def swap_tree(name: str, tree: Any) -> Any:
-        def swap_leaf(path: Any, leaf: jax.Array) -> jax.Array:
+        def swap_leaf(path: Any, leaf: Any) -> Any:
             if name == "compensation" and not is_narrow(leaf):
                 return leaf  # Stands in the place of a compensation that is not needed.
+            if is_coded_moment(leaf):
+                table = table_of(name)
+                return encode(swap_leaf(path, decode(leaf, table)), table)
             own = _OF_VECTORS.get(name, name) if jnp.ndim(leaf) < 2 else name
             return swap(f"{prefix}{own}/{jax.tree_util.keystr(path, simple=True, separator='.')}", leaf)
 
-        return jax.tree_util.tree_map_with_path(swap_leaf, tree)
+        return jax.tree_util.tree_map_with_path(swap_leaf, tree, is_leaf=is_coded_moment)
 
     def visit(node: Any) -> Any:
         if isinstance(node, EmotionState):

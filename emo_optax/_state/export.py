@@ -24,6 +24,7 @@ from emo_optax._pieces.shadow_system import BlendWithShadowState
 from emo_optax._pieces.share_pulse import SharePulseState
 from emo_optax._pieces.weight_decay import AddWeightDecayState
 from emo_optax._rules.adam import ScaleByUncorrectedAdamState
+from emo_optax._rules.eight_bit import CodedMoment
 from emo_optax._rules.factors import ScaleByFactorsState
 from emo_optax._rules.lion import ScaleByLionState
 from emo_optax._rules.sign_rules import HoldNormState, ScaleByFreshSignState, ScaleBySignState
@@ -39,7 +40,7 @@ _OURS: tuple[type, ...] = (
     *(RoundStochasticallyState, RoundWithKahanState, Runaway, ScaleByEmotionState, ScaleByFactorsState),
     *(ScaleByLionState, ScaleByMomentumState, ScaleByRunawayState, ScaleByUncorrectedAdamState),
     *(ShareEmotionState, StepFirstState, SwitchByEmotionState),
-    *(Drive, Pilot, Pulse),
+    *(CodedMoment, Drive, Pilot, Pulse),
     *(AverageWeightsState, CourageState, GateByNormState, PilotMomentsState, PilotState, SteeredState),
     *(RelativeEmotionState, DriveState, ShareDriveState, PulseState, SharePulseState),
     *(HoldNormState, ScaleByFreshSignState, ScaleBySignState),

@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer
 from emo_shared.choices import check_choice as check_choice
 from emo_shared.choices import check_function as check_function
 from emo_shared.choices import check_seed as check_seed
+from emo_shared.eight_bit import EIGHT_BIT
 from emo_torch._checks.errors import LOSS_MISSING, LossMissingError
 from emo_torch._sharded import whole
 
@@ -298,12 +299,14 @@ def check_capture(owner: str, groups: list[dict[str, Any]], loss: Any) -> None:
         )
 
 
-def check_moment_dtype(moment_dtype: torch.dtype | None) -> None:
-    """Raises a `ValueError` unless the dtype is a floating-point one, or `None` for the default."""
-    if moment_dtype is None:
+def check_moment_dtype(moment_dtype: torch.dtype | str | None) -> None:
+    """Raises a `ValueError` unless the dtype is a floating-point one, "8bit", or `None` for the default."""
+    if moment_dtype is None or (isinstance(moment_dtype, str) and moment_dtype == EIGHT_BIT):
         return
     if not isinstance(moment_dtype, torch.dtype) or not moment_dtype.is_floating_point:
-        raise ValueError(f"Invalid moment_dtype: {moment_dtype!r}; it must be a floating-point dtype")
+        raise ValueError(
+            f"Invalid moment_dtype: {moment_dtype!r}; it must be a floating-point dtype or {EIGHT_BIT!r}"
+        )
 
 
 def check_inner(inner: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -35,7 +37,7 @@ class EmoLynx36(DriveOptimizer):
         use_shadow: whether to pull the weights back to their shadow, by the rule of v3.6.1.
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
         moment_dtype: the floating-point dtype of the moments; `None` for the parameters' dtype, float32 at
-            least.
+            least; "8bit" for codes of 8 bits (see `docs/low_precision.md`).
         rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         maximize: whether to maximize the loss; the sign of the given loss is turned, too.
@@ -80,7 +82,7 @@ class EmoLynx36(DriveOptimizer):
         *,
         use_shadow: bool = False,
         weight_decay_mode: WeightDecayMode = "decoupled",
-        moment_dtype: torch.dtype | None = None,
+        moment_dtype: torch.dtype | Literal["8bit"] | None = None,
         rounding: Rounding = "nearest",
         maximize: bool = False,
         foreach: bool | None = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -41,7 +43,8 @@ class EmoNavi(EmoOptimizer):
         long_factor: the same for the long average, in (0, 1].
         gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         weight_decay_mode: "decoupled" (p - eta wd p), "absolute" (p - wd p) or "l2" (g + wd p).
-        moment_dtype: the moments' floating-point dtype; `None` for the parameters' dtype, float32 at least.
+        moment_dtype: the moments' floating-point dtype; `None` for the parameters' dtype, float32 at least;
+            "8bit" for codes of 8 bits (see `docs/low_precision.md`).
         rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         maximize: whether to maximize the loss; the sign of the given loss is turned, too.
@@ -92,7 +95,7 @@ class EmoNavi(EmoOptimizer):
         long_factor: float = 0.01,
         gain: float = 5.0,
         weight_decay_mode: WeightDecayMode = "decoupled",
-        moment_dtype: torch.dtype | None = None,
+        moment_dtype: torch.dtype | Literal["8bit"] | None = None,
         rounding: Rounding = "nearest",
         maximize: bool = False,
         foreach: bool | None = None,

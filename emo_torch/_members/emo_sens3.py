@@ -2,6 +2,8 @@
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -45,7 +47,7 @@ class EmoSens3(PulseOptimizer):
             the device.
         weight_decay_mode: "decoupled" (p - pulse wd p), "absolute" (p - wd p) or "l2" (g + wd p).
         moment_dtype: the floating-point dtype of the moments; `None` for the parameters' dtype, float32 at
-            least.
+            least; "8bit" for codes of 8 bits (see `docs/low_precision.md`).
         rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         maximize: whether to maximize the loss; the sign of the given loss is turned, too.
@@ -95,7 +97,7 @@ class EmoSens3(PulseOptimizer):
         loss_unit: LossUnit = None,
         notify: bool = False,
         weight_decay_mode: WeightDecayMode = "decoupled",
-        moment_dtype: torch.dtype | None = None,
+        moment_dtype: torch.dtype | Literal["8bit"] | None = None,
         rounding: Rounding = "nearest",
         maximize: bool = False,
         foreach: bool | None = None,

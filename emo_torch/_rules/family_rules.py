@@ -105,6 +105,7 @@ ADAM = Rule(
     _adam,
     _multi_adam,
     kernel="ADAM",
+    may_be_8bit=True,
 )
 LION = Rule(
     "lion",
@@ -114,6 +115,7 @@ LION = Rule(
     _multi_lion,
     reads=("b1", "b2"),
     kernel="LION",
+    may_be_8bit=True,
 )
 CAUTIOUS_SIGN = Rule(
     "cautious_sign",
@@ -123,8 +125,11 @@ CAUTIOUS_SIGN = Rule(
     _multi_cautious_sign,
     reads=("b1", "b2"),
     kernel="CAUTIOUS",
+    may_be_8bit=True,
 )
-SOFTSIGN = Rule("softsign", LION.moments, LION.init, _softsign, _multi_softsign, kernel="SOFTSIGN")
+SOFTSIGN = Rule(
+    "softsign", LION.moments, LION.init, _softsign, _multi_softsign, kernel="SOFTSIGN", may_be_8bit=True
+)
 FACTORS = Rule(
     "factored_moments",
     lambda ndim: ("row", "column") if ndim >= 2 else ("exp_avg", "exp_avg_sq"),
@@ -153,6 +158,7 @@ FRESH_SIGN = Rule(
     reads=("b1", "change"),
     kernel="FRESH",
     on_cuda=False,
+    may_be_8bit=True,
 )
 PILOT = Rule(
     "pilot",

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from emo_torch._rules import eight_bit
+
 
 def store(name: str, moment: Tensor, kept: Tensor) -> None:
     """Puts a moment, by its name, into the tensor that it is kept in, rounded to that dtype.
@@ -18,6 +20,30 @@ def store(name: str, moment: Tensor, kept: Tensor) -> None:
         if name.endswith("exp_avg_sq"):
             moment = torch.where(moment > 0.0, moment.clamp(min=least), moment)
     kept.copy_(moment)
+
+
+def loaded(name: str, state: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """Returns a moment of a state in a dtype; the stored tensor itself where the dtype is the same."""
+    return decoded(name, state).to(dtype)
+
+
+def decoded(name: str, state: dict[str, Tensor]) -> Tensor:
+    """Returns a moment of a state: the stored tensor, or float32 values of the moment in 8 bits."""
+    kept = state[name]
+    if kept.dtype != torch.uint8:
+        return kept
+    return eight_bit.decode(kept, state[eight_bit.scale_name(name)], eight_bit.table_of(name))
+
+
+def store_in(name: str, moment: Tensor, state: dict[str, Tensor]) -> None:
+    """Puts a moment into a state, rounded to the dtype of the stored tensor, or as codes and scales."""
+    kept = state[name]
+    if kept.dtype != torch.uint8:
+        store(name, moment, kept)
+        return
+    codes, scale = eight_bit.encode(moment, eight_bit.table_of(name))
+    kept.copy_(codes)
+    state[eight_bit.scale_name(name)].copy_(scale)
 
 
 def average(moment: Tensor, value: Tensor, decay: float) -> None:

@@ -47,6 +47,7 @@ class Rule:
             none: then the other two ways step.
         on_cuda: whether `_kernels/cuda_kernels.py` has the formula, too.
         scalars: the names of further moments that are one number for each parameter.
+        may_be_8bit: whether the moments may be stored in 8 bits: all have the shape of the parameter.
         betas: the decay rates of the rule; `None` for the decay rates of the parameter group.
         prefix: the text before the names of the moments in the optimizer's state.
     """
@@ -60,6 +61,7 @@ class Rule:
     kernel: str | None = None
     on_cuda: bool = True
     scalars: tuple[str, ...] = ()
+    may_be_8bit: bool = False
     betas: Betas | None = None
     prefix: str = ""
 
@@ -138,6 +140,11 @@ class Recipe:
     def on_cuda(self) -> bool:
         """Whether all rules have a kernel for CUDA."""
         return all(rule.kernel is not None and rule.on_cuda for rule in self.rules)
+
+    @property
+    def may_be_8bit(self) -> bool:
+        """Whether the moments of all rules may be stored in 8 bits."""
+        return all(rule.may_be_8bit for rule in self.rules)
 
     def moment_names(self, ndim: int) -> tuple[str, ...]:
         """Returns the names of the moments of a parameter with `ndim` dimensions; shared names once."""

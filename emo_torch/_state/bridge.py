@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from emo_shared.arrays import ARRAYS_VERSION, Arrays, check_arrays
+from emo_torch._rules.moments import decoded, store_in
 from emo_torch._step.loss_optimizer import LossOptimizer
 
 _BESIDE = ("shadow", "compensation", "average")
@@ -71,7 +72,7 @@ def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor
     for name, state in _named_states(optimizer, named).items():
         for key in (*optimizer.moment_names(by_name[name]), *_BESIDE):
             if key in state:
-                arrays[f"{key}/{name}"] = _to_array(state[key])
+                arrays[f"{key}/{name}"] = _to_array(decoded(key, state))
         made = state.get("shadow_exists")
         if made is not None and bool(made) != bool(arrays["emotion/shadow_exists"]):
             raise ValueError(
@@ -127,7 +128,10 @@ def from_arrays(
     for name, state in states.items():
         for key in (*optimizer.moment_names(by_name[name]), *_BESIDE):
             if key in state:
-                _put(state[key], arrays[f"{key}/{name}"])
+                moment = decoded(key, state)
+                _put(moment, arrays[f"{key}/{name}"])
+                if moment is not state[key]:
+                    store_in(key, moment, state)
         if "shadow_exists" in state:
             _put(state["shadow_exists"], arrays["emotion/shadow_exists"])
         optimizer.state[by_name[name]].update(state)

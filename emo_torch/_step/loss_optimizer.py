@@ -203,6 +203,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
                     raise ValueError(f"The parameter group {index} lacks {', '.join(map(repr, missing))}")
                 # A schedule may round the rate to just below 0, so that only finite numbers are asked for.
                 self.check_options({**group, "lr": 0.0})
+                self.check_moments(group)
                 self._check_shared_options(group, self.param_groups[0])
                 check_duplicates(group["params"], foreach=group.get("foreach"))
             seen[index:] = [values]
@@ -305,6 +306,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
             shared = {name: first[name] for name in self.shared_options}
             options = {**self.defaults, **shared, **param_group}
             self.check_options(options)
+            self.check_moments(options)
             self._check_shared_options(options, shared)
             check_duplicates(options["params"], foreach=options.get("foreach"))
             if options.get("fused"):
@@ -342,6 +344,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
         together = [{**group, **saved} for group, saved in zip(groups, saved_groups, strict=False)]
         for options in together:
             self.check_options(options)
+            self.check_moments({**options, "params": []})  # Those of a file are numbers.
             self._check_shared_options(options, together[0])
 
     def __getstate__(self) -> dict[str, Any]:

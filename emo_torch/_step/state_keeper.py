@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from emo_shared.eight_bit import EIGHT_BIT, check_may_be_coded, is_coded
 from emo_torch._checks.validation import check_state_form
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.rounding import is_narrow
+from emo_torch._rules import eight_bit
 from emo_torch._rules.family_rules import MOMENTS
 from emo_torch._rules.recipe import Group, Recipe, State
 
@@ -33,6 +35,15 @@ class StateKeeper(Optimizer):
     def init_moments(self, param: Tensor, dtype: torch.dtype) -> State:
         """Returns the moments of a parameter that has seen no gradient."""
         return self.recipe.init(param, dtype)
+
+    def check_moments(self, options: Group) -> None:
+        """Raises a `ValueError` for moments in 8 bits that this optimizer, or a parameter, cannot have."""
+        if options.get("moment_dtype") == EIGHT_BIT:
+            check_may_be_coded(type(self).__name__, may_be=self.recipe.may_be_8bit)
+            params = options.get("params")
+            # Other kinds of values are not looked at: an iterator can be read once only.
+            for param in params if isinstance(params, list | tuple) else ():
+                eight_bit.check_is_whole(param[1] if isinstance(param, tuple) else param)
 
     # The state of a step.
 
@@ -69,8 +80,14 @@ class StateKeeper(Optimizer):
     def _missing_state(self, param: Tensor, group: Group, state: State) -> State:
         """Returns the missing parts of a parameter's state, newly made."""
         made: State = {}
-        if any(name not in state for name in self.moment_names(param)):
-            made.update(self.init_moments(param, group["moment_dtype"] or wide_dtype(param)))
+        missing = [name for name in self.moment_names(param) if name not in state]
+        moment_dtype = group["moment_dtype"] if missing else None
+        if moment_dtype == EIGHT_BIT and is_coded(param.numel()):
+            for name in missing:
+                made.update(eight_bit.zeros(param, name))
+        elif missing:
+            dtype = None if moment_dtype == EIGHT_BIT else moment_dtype
+            made.update(self.init_moments(param, dtype or wide_dtype(param)))
         if group.get("use_shadow") and not {"shadow", "shadow_exists"}.issubset(state):
             made["shadow"] = torch.zeros_like(param, dtype=wide_dtype(param))
             made["shadow_exists"] = torch.zeros((), dtype=torch.bool, device=param.device)
@@ -144,6 +161,8 @@ class StateKeeper(Optimizer):
                 blank["compensation"] = param
             # PyTorch's optimizers also count steps, so a count does not show the kind of optimizer.
             moments = {name for name in MOMENTS if name in saved and name != "step"}
+            coded = [name for name in blank if self._is_in_codes(saved, name)]
+            blank.update({name: eight_bit.blank_scale(param) for name in map(eight_bit.scale_name, coded)})
             missing = [name for name in blank if not isinstance(saved.get(name), Tensor)]
             if missing or moments - set(blank):
                 raise ValueError(
@@ -157,9 +176,14 @@ class StateKeeper(Optimizer):
                         f"The state has other shapes: {name!r} is {tuple(saved[name].shape)} for a "
                         f"parameter of the shape {tuple(param.shape)}; {owner} needs {tuple(moment.shape)}"
                     )
-                is_right = saved[name].is_floating_point() or name == "shadow_exists"
+                is_right = saved[name].is_floating_point() or name in (*coded, "shadow_exists")
                 if not is_right or (name == "shadow_exists" and saved[name].dtype != torch.bool):
                     raise ValueError(f"The state is damaged: {name!r} is of {saved[name].dtype}")
+
+    def _is_in_codes(self, saved: dict[str, Any], name: str) -> bool:
+        """Returns whether a moment of a saved state is in 8 bits, and may be."""
+        is_code = getattr(saved.get(name), "dtype", None) == torch.uint8
+        return is_code and name in MOMENTS and self.recipe.may_be_8bit
 
     def _restore_dtypes(self, loaded: dict[str, Any]) -> None:
         """Undoes the cast of every state to its parameter's dtype that loading makes."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _default_to_fused_or_foreach
 
+from emo_shared.eight_bit import EIGHT_BIT
 from emo_torch._checks.validation import has_duplicates
 from emo_torch._kernels import Signal, cuda, library
 from emo_torch._kernels.blocked import step as step_blocked
@@ -25,7 +26,7 @@ from emo_torch._pieces.shadow_effect import filter_by_emotion, keeps_all, step_s
 from emo_torch._pieces.shadow_system import blend_with_shadow, multi_tensor_blend_with_shadow
 from emo_torch._pieces.trust import blend_by_trust, multi_tensor_blend_by_trust
 from emo_torch._pieces.weight_decay import add_weight_decay, multi_tensor_add_weight_decay
-from emo_torch._rules.moments import store
+from emo_torch._rules.moments import loaded, store_in
 from emo_torch._rules.recipe import FirstStep, Group, Recipe, State
 from emo_torch._rules.switch import multi_tensor_switch_by_emotion, switch_by_emotion
 from emo_torch._sharded import foreach_takes, mesh_of
@@ -38,14 +39,13 @@ _CPU = torch.device("cpu")
 def use_foreach(params: list[Tensor], group: Group) -> bool:
     """Returns whether to step with all tensors at once: as the group says, or as torch.optim would.
 
-    Never with a parameter that is listed twice: its second step must begin after its first step.
-    Nor with DTensors where PyTorch is older than 2.13.
+    Never with a parameter listed twice (the second step follows the first), nor DTensors before PyTorch 2.13.
     """
     foreach: bool | None = group.get("foreach")
-    if foreach is None:
+    if foreach is None and group.get("moment_dtype") != EIGHT_BIT:  # These are decoded one by one.
         _, foreach = _default_to_fused_or_foreach(params, differentiable=False, use_fused=False)
     is_listed_once = torch.compiler.is_compiling() or not has_duplicates(params)
-    return foreach and is_listed_once and foreach_takes(params)
+    return bool(foreach) and is_listed_once and foreach_takes(params)
 
 
 def use_fused(params: list[Tensor], group: Group) -> bool:
@@ -236,7 +236,7 @@ def single_tensor(
         signal = signals[param.device, dtype]
         weight = param.to(dtype)
         grad = grad.to(dtype)
-        moved = {name: state[name].to(dtype) for name in recipe.moment_names(param.ndim)}
+        moved = {name: loaded(name, state, dtype) for name in recipe.moment_names(param.ndim)}
         if group["maximize"]:
             grad = -grad
 
@@ -275,7 +275,7 @@ def single_tensor(
         weight.sub_(update)
 
         for name, moment in moved.items():
-            store(name, moment, state[name])
+            store_in(name, moment, state)
         if weight is not param:
             # The update is rounded first and then added, as in optax.apply_updates.
             param.add_((weight - param.to(dtype)).to(param.dtype))
@@ -302,7 +302,7 @@ def multi_tensor(
         gradients = [grads[index].to(dtype) for index in indices]
         saved = [states[index] for index in indices]
         moved = [
-            {name: state[name].to(dtype) for name in recipe.moment_names(param.ndim)}
+            {name: loaded(name, state, dtype) for name in recipe.moment_names(param.ndim)}
             for state, param in zip(saved, narrow, strict=True)
         ]
         if group["maximize"]:
@@ -355,7 +355,7 @@ def multi_tensor(
 
         for state, news in zip(saved, moved, strict=True):
             for name, moment in news.items():
-                store(name, moment, state[name])
+                store_in(name, moment, state)
         if weights[0] is not narrow[0]:
             before = [param.to(dtype) for param in narrow]
             changes = [change.to(narrow[0].dtype) for change in torch._foreach_sub(weights, before)]
