@@ -39,7 +39,7 @@ _CPU = torch.device("cpu")
 def use_foreach(params: list[Tensor], group: Group) -> bool:
     """Returns whether to step with all tensors at once: as the group says, or as torch.optim would.
 
-    Never with a parameter listed twice (the second step follows the first), nor DTensors before PyTorch 2.13.
+    Never with a parameter listed twice (the second step follows the first), nor DTensors before 2.13.
     """
     foreach: bool | None = group.get("foreach")
     if foreach is None and group.get("moment_dtype") != EIGHT_BIT:  # These are decoded one by one.
