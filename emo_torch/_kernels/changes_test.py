@@ -37,7 +37,8 @@ CASES_IN_THE_SUITE = 100
 SHAPES = ((), (7,), (4, 6), (33, 9), (3, 4, 5), (64, 8), (70_000,), (0, 3))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BOUNDS = {torch.float32: 2e-5, torch.float64: 1e-11}
-"""Bounds by the dtype of a parameter's computation, or by the dtype of a state if it is coarser."""
+"""Bounds by the dtype of a parameter's computation (also for its float64 moments), or by the dtype of a
+state if it is coarser."""
 NARROW = (torch.bfloat16, torch.float16)
 """Dtypes that are computed in float32 and rounded: a difference in float32's last digits may change the
 rounded number."""
