@@ -173,7 +173,7 @@ ARRAYS = [
         Case(
             f"arrays of {name}",
             {"arrays": lambda _, name=name: emo_optax.to_arrays(_of_another(name)(None))},
-            Refused(ValueError, "those of another optimizer"),
+            Refused(ValueError, "belong to another optimizer"),
             members,
         )
         for name, members in {

@@ -15,7 +15,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 ARRAYS_VERSION = 1
 """The version of the names and shapes; both packages read and write it."""
 MEMORY = ("emotion/", "divergence/", "pulse/", "pilot/", "norm/")
-"""The first parts of the names of what an optimizer remembers of losses and norms."""
+"""The first parts of the names of an optimizer's statistics of losses and norms."""
 ARRAYS_FORMAT = "emo arrays"
 """The metadata `format` of a file of `save_arrays`."""
 
@@ -23,18 +23,18 @@ ARRAYS_FORMAT = "emo arrays"
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Writes named arrays to a file in the safetensors format, which holds no code.
 
-    The file is written under a temporary name and renamed, and contains a digest: whatever happens,
-    there is the old file or the whole new one, and `load_arrays` refuses a damaged one.
-    `emo_torch.save_arrays` and `emo_optax.save_arrays` are this function.
+    The file is written under a temporary name and renamed, and contains a digest. At any moment there is
+    the old file or the complete new file, and `load_arrays` refuses a damaged file. `emo_torch.save_arrays`
+    and `emo_optax.save_arrays` are this function.
 
     Args:
         path: the path of the file.
         arrays: the arrays by their names, of any shapes, and of the dtypes of the format: booleans,
-            integers, floating-point numbers of at most 64 bits, complex64. `to_arrays` returns such ones.
+            integers, floating-point numbers of at most 64 bits, complex64. `to_arrays` returns such arrays.
 
     Raises:
         TypeError: for anything but a mapping of arrays, a name that is not a string, and a masked array.
-        ValueError: for a dtype that the format has no place for, a name without UTF-8, and names and
+        ValueError: for a dtype that the format does not have, a name without UTF-8, and names and
             shapes that fill more than the format's limit of 100 MB.
         OSError: where the file cannot be written.
             All of these are raised before an older file is replaced.
@@ -67,7 +67,7 @@ def load_arrays(path: str | Path) -> Arrays:
     `emo_torch.load_arrays` and `emo_optax.load_arrays` are this function.
 
     Args:
-        path: the path of the file; one that was written without a digest is read, too.
+        path: the path of the file; a file without a digest is read, too.
 
     Returns:
         The arrays by their names.
@@ -115,7 +115,7 @@ def to_numpy(part: Part) -> np.ndarray[Any, Any]:
 def check_arrays(
     arrays: Mapping[str, np.ndarray[Any, Any]], expected: Mapping[str, np.ndarray[Any, Any]]
 ) -> None:
-    """Raises an error that names the first thing wrong with arrays, before any is used."""
+    """Raises an error that names the first invalid array, before any array is used."""
     if not isinstance(arrays, Mapping):
         raise TypeError(f"Named arrays are needed, as `load_arrays` returns them, and this is {arrays!r}")
     if "version" not in arrays or "rule" not in arrays:
@@ -130,7 +130,7 @@ def check_arrays(
         np.asarray(each["rule"]).tobytes().decode(errors="replace") for each in (arrays, expected)
     )
     if rule != ours:
-        raise ValueError(f"The arrays are those of another optimizer: its rule is {rule!r}, not {ours!r}")
+        raise ValueError(f"The arrays belong to another optimizer: its rule is {rule!r}, not {ours!r}")
     for name, array in expected.items():
         if name not in arrays:
             raise ValueError(f"The array {name!r} is missing")
@@ -145,11 +145,11 @@ def check_arrays(
             _check_memory(name, np.asarray(arrays[name]))
     extra = sorted(arrays.keys() - expected.keys())
     if extra:
-        raise ValueError(f"The arrays hold what this optimizer has no place for: {', '.join(extra)}")
+        raise ValueError(f"The arrays hold names that this optimizer does not have: {', '.join(extra)}")
 
 
 def _check_memory(name: str, array: np.ndarray[Any, Any]) -> None:
-    """Raises a `ValueError` for what no losses can have left."""
+    """Raises a `ValueError` for statistics that no losses can give."""
     if not np.all(np.isfinite(array.astype(np.float64))):
         raise ValueError(f"The array {name!r} is damaged: not finite, which a loss never makes it")
     if array.dtype.kind in "iu" and np.any(array < 0):
@@ -168,7 +168,7 @@ def _bytes_of(array: np.ndarray[Any, Any]) -> Any:
 
 
 def _kind(dtype: np.dtype[Any]) -> str:
-    """Returns what a dtype holds, however wide."""
+    """Returns the kind of numbers of a dtype, independent of its width."""
     # NumPy itself does not know bfloat16 for a float.
     kind = "f" if dtype.name == "bfloat16" else dtype.kind
     kinds = {"f": "floating-point numbers", "i": "whole numbers", "u": "whole numbers", "b": "booleans"}

@@ -2,7 +2,7 @@
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raises a `ValueError` unless a word is one of those known."""
+    """Raises a `ValueError` unless a word is a known one."""
     if value not in choices:
         known = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"Invalid {name}: {value!r}; it must be one of {known}")

@@ -2,7 +2,7 @@
 
 
 class CheckpointError(ValueError):
-    """A file is damaged, of another layout, or does not hold what is asked of it.
+    """A file is damaged, of another layout, or lacks the requested contents.
 
     `emo_torch.CheckpointError` and `emo_optax.CheckpointError` are this class.
 

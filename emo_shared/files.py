@@ -44,7 +44,7 @@ def write_file(path: str | Path, metadata: Mapping[str, str], parts: Iterable[Pa
 
     Raises:
         TypeError: for a name or a text that is no string.
-        ValueError: for everything that the format has no place for (see `encode_header`).
+        ValueError: for everything that the format does not support (see `encode_header`).
         OSError: for a path that is a folder or a device, and where the file cannot be written.
 
     All of these are raised before an older file is replaced.
@@ -123,7 +123,7 @@ def write_atomically(
 
 
 def _check_target(target: Path) -> None:
-    """Raises an `OSError` where something stands that is no file, and must not be replaced by one."""
+    """Raises an `OSError` if the path is no regular file, which must not be replaced by a file."""
     try:
         mode = target.lstat().st_mode  # Links are resolved: one that is still there is part of a loop.
     except FileNotFoundError:
@@ -157,7 +157,7 @@ def read_file(path: str | Path) -> tuple[dict[str, str], dict[str, Part]]:
     """Reads a file in the safetensors format: its metadata, and its arrays by their names.
 
     Header and data are read through one file descriptor: a file that replaces this one meanwhile is not
-    seen. Each array has memory of its own.
+    seen. Each array has its own memory.
 
     Args:
         path: the path of the file.
@@ -182,7 +182,7 @@ def read_file(path: str | Path) -> tuple[dict[str, str], dict[str, Part]]:
 
 
 def _read_header(file: BinaryIO) -> tuple[dict[str, str], dict[str, Place], int]:
-    """Returns the metadata, where each array lies, and where the first one begins."""
+    """Returns the metadata, the place of each array, and the beginning of the first array."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")
     if length > min(LONGEST, size - LENGTH_BYTES):
@@ -201,9 +201,9 @@ def _read_part(file: BinaryIO, begin: int, name: str, place: Place) -> Part:
 
 
 def check_digest(path: str | Path, metadata: Mapping[str, str], parts: Iterable[Part]) -> None:
-    """Raises a `CheckpointError` where a file does not hold what was written to it."""
+    """Raises a `CheckpointError` if the contents of a file differ from the written contents."""
     if metadata.get(DIGEST) != _digest(metadata, parts, lambda part: (part.data,)):
-        raise CheckpointError(f"{path} does not hold what was written to it: {_DAMAGED}")
+        raise CheckpointError(f"{path} does not have the contents that were written to it: {_DAMAGED}")
 
 
 def _digest(

@@ -2,9 +2,9 @@
 
 A file is the header's length (8 bytes, little-endian), the header (JSON), and the arrays' bytes without
 gaps. It is written and read here, not with the package safetensors, for three reasons: NumPy alone has no
-bfloat16 and no float8; releases of safetensors before 0.7 cannot read complex64, and those before 0.4.3
+bfloat16 and no float8; releases of safetensors before 0.7 cannot read complex64, and releases before 0.4.3
 cannot read float8; and safetensors opens a file twice, for the header and for the data, which mixes two
-files where another process replaces the file in between.
+files if another process replaces the file in between.
 """
 
 import json
@@ -30,11 +30,11 @@ CODES = {
     "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2",
 }
-"""The format's names of the dtypes that it has a place for."""
+"""The format's names of its dtypes."""
 LONGEST = 100_000_000
 """The most bytes of a header; other readers of the format refuse a longer one."""
 LENGTH_BYTES = 8
-"""The bytes before the header, which say how long it is."""
+"""The number of bytes before the header, which hold its length."""
 
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 _METADATA = "__metadata__"
@@ -59,7 +59,7 @@ class Part(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the bytes of one array lie, counted from the end of the header.
+    """The place of the bytes of one array, counted from the end of the header.
 
     Attributes:
         dtype: the name of its dtype, such as "float32".
@@ -131,7 +131,7 @@ def encode_header(metadata: Mapping[str, str], parts: Sequence[Part]) -> bytes:
 
 
 def decode_header(text: bytes, size: int) -> tuple[dict[str, str], dict[str, Place]]:
-    """Returns the metadata of a header, and where each array lies.
+    """Returns the metadata of a header, and the place of each array.
 
     Args:
         text: the header, without its length.
@@ -164,7 +164,7 @@ def decode_header(text: bytes, size: int) -> tuple[dict[str, str], dict[str, Pla
 
 
 def _place(name: str, told: Any) -> Place:
-    """Returns where an array lies, from its entry in the header."""
+    """Returns the place of an array, from its entry in the header."""
     if not isinstance(told, dict) or told.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the entry of {name!r} is not a dtype, a shape and two offsets")
     dtype, shape, offsets = told["dtype"], told["shape"], told["data_offsets"]

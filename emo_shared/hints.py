@@ -1,4 +1,4 @@
-"""Hints for arguments that belong to another optimizer, as far as both packages say the same."""
+"""Hints for arguments that belong to another optimizer, as far as they are the same in both packages."""
 
 import sys
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""The known name that is nearest to an unknown one."""
+"""The known name that is nearest to an unknown name."""
 
 import difflib
 from collections.abc import Iterable

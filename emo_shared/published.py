@@ -1,7 +1,7 @@
 """States of the published optimizers, read into the named arrays that both packages exchange.
 
-The published files are those of muooon: EmoNavi, EmoFact and EmoLynx v2.0 and v3.6.1, EmoSens, EmoAiry and
-EmoCats v2.0, and the five of v3.9.1. The classes EmoNavi, EmoFact and EmoLynx of pytorch_optimizer are
+The published files are the work of muooon: EmoNavi, EmoFact and EmoLynx v2.0 and v3.6.1, EmoSens, EmoAiry
+and EmoCats v2.0, and the five of v3.9.1. The classes EmoNavi, EmoFact and EmoLynx of pytorch_optimizer are
 read, too.
 """
 
@@ -24,8 +24,8 @@ class Kind(NamedTuple):
     Attributes:
         title: the published name and version.
         version: "v2.0", "v3.6.1" or "v3.9.1".
-        moments: from the published names of what a parameter has to the names here; "" for what the member
-            here does without.
+        moments: from the published names of a parameter's state to the names here; "" for a part that the
+            member here does not keep.
     """
 
     title: str
@@ -36,7 +36,7 @@ class Kind(NamedTuple):
 _ADAM = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 _LION = {"exp_avg": "exp_avg"}
 _FACTORS = {**_ADAM, "exp_avg_r": "row", "exp_avg_c": "column"}
-# The sign of the gradient decides there. Those of pytorch_optimizer have `exp_avg`, too.
+# The sign of the gradient decides there. The states of pytorch_optimizer have `exp_avg`, too.
 _UNUSED = dict.fromkeys(_FACTORS, "")
 
 KINDS: dict[str, Kind] = {
@@ -59,12 +59,12 @@ KINDS: dict[str, Kind] = {
 
 
 class Published(NamedTuple):
-    """What was read of a published state.
+    """The contents of a published state.
 
     Attributes:
         arrays: the named arrays, as `to_arrays` of either package returns them.
         options: for each parameter group, its options in the file, by the names of PyTorch.
-        notes: what could not be carried over, one sentence each.
+        notes: the parts that could not be carried over, one sentence each.
     """
 
     arrays: Arrays
@@ -84,12 +84,12 @@ def read_published(
     """Reads the `state_dict()` of a published optimizer.
 
     Args:
-        state_dict: what the published `state_dict()` returned, with NumPy arrays in the place of tensors.
+        state_dict: the result of the published `state_dict()`, with NumPy arrays in the place of tensors.
         member: the name of the member that takes the state, as in the registries.
         expected: the arrays of a fresh state of this member.
         names: the names of all parameters, in the order of the published optimizer.
         params: the parameters by name: a shadow that the file lacks starts as a copy of its parameter.
-        is_whole: whether the parameters that the member sums the norms of are those of the first group.
+        is_whole: whether the member sums the norms over the parameters of the first group only.
 
     Raises:
         TypeError: for anything but a mapping.
@@ -122,7 +122,7 @@ def read_published(
 def _check_form(
     state_dict: Mapping[Any, Any], kind: Kind, names: Sequence[str]
 ) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
-    """Returns the state and the groups of a state of the right version; raises an error for another one."""
+    """Returns the state and the groups of a state; raises an error for a state of another version."""
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"The state_dict() of a published optimizer is needed, and this is {state_dict!r}")
     state, groups = state_dict.get("state"), state_dict.get("param_groups")
@@ -146,7 +146,7 @@ _SAYS = {
     "rule is not here.",
     "v3.9.1": "The state is one of the third generation: it has 'emo_internal'. Take EmoSens3, EmoAiry3, "
     "EmoCats3, EmoTion or EmoVoid.",
-    "none": "The state is not that of a published Emo optimizer after a step: there is no 'ema' in it.",
+    "none": "The state is no state of a published Emo optimizer after a step: there is no 'ema' in it.",
 }
 
 
@@ -201,7 +201,7 @@ def _emotion_v2(
     if others:
         notes.append(
             "The published file has an emotion for every parameter, and they differ. There is one here: "
-            f"that of most parameters. The emotions of {', '.join(others)} are left out."
+            f"the emotion of most parameters. The emotions of {', '.join(others)} are left out."
         )
     scalar = math.tanh(5.0 * (short - long))
     # The published window has an entry for every parameter and step.
@@ -237,7 +237,7 @@ def _window(history: Any) -> list[float]:
 
 
 def _history(window: Sequence[float], scalar: float) -> dict[str, Any]:
-    """Returns what goes with a window of scalars; the file has no count of losses and no stop signal."""
+    """Returns the counts and the stop signal for a window of scalars; the file has neither."""
     full = np.zeros(WINDOW)
     full[WINDOW - len(window) :] = window
     is_quiet = len(window) == WINDOW and np.abs(full).mean() < 0.05 and full.var() < 0.005
@@ -310,7 +310,7 @@ def _put_moments(
     blank = [name for name, own in per_param.items() if not own]
     if blank and any(value for value in kind.moments.values()):
         notes.append(
-            f"The state has nothing for {', '.join(blank)}: what these parameters keep starts anew."
+            f"The state has nothing for {', '.join(blank)}: the state of these parameters starts anew."
         )
 
 
@@ -379,11 +379,11 @@ def _options(
 
 
 def _note_library(group: Mapping[str, Any], kind: Kind, groups: int, notes: list[str]) -> None:
-    """Notes in what the class of this name in pytorch_optimizer differs from the rule here."""
+    """Notes how the class of this name in pytorch_optimizer differs from the rule here."""
     found = []
     if kind.title.startswith("EmoFact") and kind.version == "v3.6.1":
         found.append(
-            "steps parameters of 0 or 1 dimensions by the sign of a momentum; here by that of the gradient"
+            "steps parameters of 0 or 1 dimensions by the sign of a momentum, and not of the gradient"
         )
     if group.get("use_shadow"):
         found.append("decays before the shadow pulls, and moves the shadow when it pulls (`shadow_weight`)")

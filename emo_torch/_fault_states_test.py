@@ -248,7 +248,7 @@ ARRAYS = [
         Case(
             f"arrays of {name}",
             {"arrays": lambda _, name=name: _to_arrays(_stepped(name)[0])},
-            Refused(ValueError, "those of another optimizer"),
+            Refused(ValueError, "belong to another optimizer"),
             members,
         )
         for name, members in {

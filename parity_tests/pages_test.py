@@ -62,7 +62,7 @@ def test_each_package_reads_the_others_arrays_and_finds_damage_in_them(tmp_path:
         ours.save_arrays(path, arrays)
         assert theirs.load_arrays(path).keys() == arrays.keys()
         path.write_bytes(path.read_bytes()[:-1] + b"\7")
-        with pytest.raises(theirs.CheckpointError, match="does not hold what was written"):
+        with pytest.raises(theirs.CheckpointError, match="does not have the contents"):
             theirs.load_arrays(path)
 
 

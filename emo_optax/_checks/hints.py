@@ -123,7 +123,7 @@ def with_hints(function: Callable[P, R]) -> Callable[P, R]:
     """Returns a function that makes an optimizer, with the same signature, and explains wrong arguments.
 
     Args:
-        function: what makes an optimizer from hyperparameters.
+        function: the function that makes an optimizer from hyperparameters.
     """
     options = list(inspect.signature(function).parameters)
 
@@ -163,7 +163,7 @@ def warn_of_large_rate(name: str, learning_rate: Any) -> None:
 
     Args:
         name: the name of the function that makes the optimizer.
-        learning_rate: what it was given, or `None`.
+        learning_rate: the learning rate given to this function, or `None`.
     """
     if name not in LARGE_RATE_ADVICE or name in _warned:
         return
@@ -178,8 +178,8 @@ def warn_of_large_rate(name: str, learning_rate: Any) -> None:
 
 
 def _constant(schedule: Callable[..., Any]) -> Any:
-    """Returns what a schedule returns for every step, or `None` where that depends on the step."""
+    """Returns the constant value of a schedule, or `None` if the value depends on the step."""
     try:
-        return schedule(object())  # Whoever computes with it fails at once, and without JAX.
+        return schedule(object())  # Code that computes with this object fails at once, and without JAX.
     except Exception:
         return None

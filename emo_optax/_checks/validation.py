@@ -27,7 +27,7 @@ def is_number(value: object) -> bool:
 
 
 def hyperparameter(value: Any, dtype: Any) -> Any:
-    """Returns a hyperparameter such that arithmetic with it stays in `dtype`."""
+    """Returns a hyperparameter so that arithmetic with it stays in `dtype`."""
     # A number stays a Python number: `1 - b2` computed in float32 would be off by 1e-5. A NumPy double
     # would widen arrays, so it becomes a Python number, too.
     if isinstance(value, int | float | np.number) and not isinstance(value, bool):
@@ -40,7 +40,7 @@ def check_precision(name: str, value: object, *, may_be_schedule: bool = False) 
 
     The nearest bfloat16 to 0.999 is 1.0, and the nearest float16 to 1e-8 is 0. The dtype is known under
     `jax.jit`, too, where the value is not. A learning rate and a weight decay, which may be schedules,
-    may have 16 bits: they lose digits and keep their size.
+    may have 16 bits: they lose digits, but keep their order of magnitude.
     """
     dtype = getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
@@ -62,7 +62,7 @@ def check_precisions(**values: object) -> None:
 
 
 def _known(name: str, value: Any, *, may_be_schedule: bool = False) -> Any:
-    """Returns a number where it is known already, else `None`, or raises an error if it is none at all."""
+    """Returns a number if it is known already, else `None`; raises an error if it is no number."""
     kinds = "a number, an array or a schedule" if may_be_schedule else "a number or an array"
     check_precision(name, value, may_be_schedule=may_be_schedule)
     if is_number(value):
@@ -187,7 +187,7 @@ def check_shadow_ratio(value: object) -> None:
 
 
 def checked_mask(mask: Any) -> Callable[[Any], Any]:
-    """Returns a function from the parameters to a mask that was found to fit them."""
+    """Returns a function from the parameters to a mask, which checks that the mask fits them."""
     check_not_injected("mask", mask)
 
     def check(tree: Any) -> Any:
@@ -213,7 +213,7 @@ def checked_mask(mask: Any) -> Callable[[Any], Any]:
 
 
 def takes_extra_args(inner: Any) -> optax.GradientTransformationExtraArgs:
-    """Returns an Optax transformation such that it takes a loss, or says that it is none."""
+    """Returns an Optax transformation that takes a loss; raises an error for another object."""
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         raise TypeError(
             f"A transformation of Optax is needed, such as optax.adam(1e-3), and this is {inner!r}"
@@ -228,7 +228,7 @@ def check_params(params: Any) -> None:
 
 
 def _checked_leaf(title: str, leaf: Any) -> Any:
-    """Returns a leaf of a tree as an array, or raises an error if it is none of real numbers."""
+    """Returns a leaf of a tree as an array; raises an error if it is no array of real numbers."""
     try:
         # `init` needs no more than shapes.
         array = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
@@ -247,7 +247,7 @@ def checked_params(params: Any) -> Any:
 
     Raises:
         TypeError: for a leaf that is no array of floating-point numbers.
-        ValueError: for a complex one.
+        ValueError: for a complex leaf.
     """
     leaves = jax.tree.leaves(params)
     # Arrays of floating-point numbers are seen without a call for each leaf.
@@ -260,7 +260,7 @@ def checked_params(params: Any) -> Any:
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(
                 f"{title} has the dtype {array.dtype}, and a parameter must be of floating-point numbers. "
-                "Keep it out of what is optimized, or make it a float."
+                "Leave it out of the optimized parameters, or make it a float."
             )
         return array
 
@@ -272,13 +272,13 @@ def checked_gradients(updates: Any, params: Any) -> Any:
 
     Raises:
         TypeError: for a leaf that is no array of real numbers.
-        ValueError: for another tree than that of the parameters, another shape, or a complex gradient.
+        ValueError: for a tree or a shape that differs from the parameters, or for a complex gradient.
     """
     structure: Any = jax.tree.structure(params)
     if jax.tree.structure(updates) != structure:
         raise ValueError(
             f"The gradients are another tree than the parameters: {how_trees_differ(updates, params)}. "
-            "Pass what jax.grad returns for these parameters; where only some of them are trained, filter "
+            "Pass the result of jax.grad for these parameters; if only some of them are trained, filter "
             "gradients and parameters alike."
         )
     pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True)
@@ -328,12 +328,12 @@ def check_loss(value: Any, dtype: Any, name: str = "value") -> jax.Array:
         )
     if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
         raise TypeError(f"`{name}` must be the loss, a real number, and has the dtype {value.dtype}")
-    with np.errstate(over="ignore"):  # What is too large for the dtype is infinite there.
+    with np.errstate(over="ignore"):  # A number too large for the dtype becomes infinite.
         return jnp.asarray(value.astype(dtype))
 
 
 def _host_array(value: Any, name: str) -> np.ndarray[Any, Any]:
-    """Returns a number, or what NumPy can make an array of, in its own width."""
+    """Returns a number, or an object that NumPy can make an array of, in its own width."""
     try:
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         return np.asarray(float(value) if is_whole else value)

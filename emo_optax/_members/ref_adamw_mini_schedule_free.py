@@ -255,7 +255,7 @@ def get_divergence(state: optax.OptState) -> DivergenceState:
     """Finds the loss statistics of `ref_adamw_mini_schedule_free` in any nested state.
 
     Args:
-        state: the state of such an optimizer, however deeply wrapped.
+        state: the state of such an optimizer, at any depth inside of wrappers.
 
     Returns:
         Its counts, levels and last losses, as arrays.

@@ -162,7 +162,7 @@ def get_pilot(state: optax.OptState) -> Pilot:
     """Looks up the scalars of EmoPilot in any nested optimizer state, inside or outside of jit.
 
     Args:
-        state: the state of `emo_pilot` or `autopilot`, however deeply wrapped.
+        state: the state of `emo_pilot` or `autopilot`, at any depth inside of wrappers.
 
     Returns:
         Its averages, noise, scalar, agreement, courage, gate, ceiling, step and counts, as arrays.
@@ -224,7 +224,7 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
 
     Args:
         state: the state of an optimizer that averages weights (`emo_pilot`, `autopilot` or
-            `average_weights`), however deeply wrapped.
+            `average_weights`), at any depth inside of wrappers.
         params: the parameters that are trained, for their dtypes and for what is not averaged. With
             `nnx.Optimizer`: `nnx.state(model, nnx.Param)`.
 

@@ -37,7 +37,7 @@ _TREES: dict[type, dict[str, str]] = {
     RoundWithKahanState: {"compensation": "compensation"},
 }
 _RULES: dict[type, str] = {
-    # In this order: switches, first steps and what holds a norm contain the others, and factored moments
+    # In this order: switches, first steps and states with a norm contain the others, and factored moments
     # Adam's.
     SwitchByEmotionState: "adam_factors_or_lion",
     StepFirstState: "factored_moments_after_signs",
@@ -68,11 +68,11 @@ def to_arrays(state: optax.OptState) -> Arrays:
     A parameter's moments are named after its path in the tree, its parts joined by dots, as in
     `exp_avg/layers.0.weight`. Narrow floats come out as float32, which NumPy has everywhere.
 
-    Members of one rule exchange state on purpose, since it is the same: `emo_navi` with `emo_sens`,
+    Members with the same rule have the same state, and can exchange it: `emo_navi` with `emo_sens`,
     `emo_fact` with `emo_airy`, and `emo_lynx` with `emo_cats`.
 
     Args:
-        state: the state, however deeply wrapped; not traced.
+        state: the state, at any depth inside of wrappers; not traced.
 
     Returns:
         The arrays: `version`, `rule`, `emotion/...` (or `pilot/...`, `pulse/...`, `divergence/...`), and
@@ -80,8 +80,8 @@ def to_arrays(state: optax.OptState) -> Arrays:
         `shadow/...`, `average/...`, `compensation/...` for each parameter that has them.
 
     Raises:
-        ValueError: if the state is not one of a member of the family, and if two of its arrays have
-            one name: two parameters whose paths read the same, or the states of two members.
+        ValueError: if the state is no state of a member of the family, and if two of its arrays have one
+            name: two parameters whose paths read the same, or the states of two members.
 
     Example:
         >>> import jax.numpy as jnp
@@ -110,7 +110,7 @@ def named_leaves(state: optax.OptState) -> dict[str, jax.Array]:
         if name in leaves:
             raise ValueError(
                 f"Two arrays have the name {name!r}: two parameters whose paths read the same with dots, "
-                "or the states of two members, each of which needs a call of its own"
+                "or the states of two members: call this function once for each member"
             )
         leaves[name] = leaf
         return leaf
@@ -122,7 +122,7 @@ def named_leaves(state: optax.OptState) -> dict[str, jax.Array]:
 def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptState) -> optax.OptState:
     """Returns a state whose values are replaced by named arrays.
 
-    Members of one rule exchange state on purpose, since it is the same: `emo_navi` with `emo_sens`,
+    Members with the same rule have the same state, and can exchange it: `emo_navi` with `emo_sens`,
     `emo_fact` with `emo_airy`, and `emo_lynx` with `emo_cats`.
 
     Args:
@@ -130,7 +130,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptStat
         state: a state of the same rule and parameters, as `init` makes it.
 
     Returns:
-        The new state; schedules go on at the step that the arrays were taken at, also those in
+        The new state. Schedules continue at the step of the arrays, also schedules in
         `optax.inject_hyperparams`. A stateful schedule of your own stays as `state` has it.
 
     Raises:

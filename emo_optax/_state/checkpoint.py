@@ -26,12 +26,12 @@ _NUMBERS: dict[type, Any] = {bool: np.bool_, int: np.int64, float: np.float64}
 
 
 def save_checkpoint(path: str | Path, tree: Any) -> None:
-    """Writes the state of a run to a file: in full, or not at all.
+    """Writes the state of a run to a file, completely or not at all.
 
-    The file is written under a temporary name and renamed when it is on the disk, with a SHA-256 of all
-    that is in it: a run that is killed at any moment leaves the checkpoint before or the new one, and
-    `load_checkpoint` refuses a file that was cut off or altered. It has the safetensors format: plain
-    arrays under their names in the tree; no code.
+    The file is written under a temporary name and renamed when it is on the disk, with a SHA-256 of its
+    contents. A run that is killed at any moment leaves the old or the new checkpoint, and `load_checkpoint`
+    refuses a file that was cut off or altered. It has the safetensors format: plain arrays under their
+    names in the tree; no code.
 
     Args:
         path: the path of the file; usually the same path for the whole run.
@@ -118,7 +118,7 @@ def load_checkpoint(path: str | Path, like: Any) -> Any:
             )
     extra = sorted(arrays.keys() - leaves.keys())
     if extra:
-        raise CheckpointError(f"{path} holds what `like` lacks: {', '.join(extra)}. {_REMEDY}")
+        raise CheckpointError(f"{path} holds leaves that `like` lacks: {', '.join(extra)}. {_REMEDY}")
     return jax.tree.unflatten(
         jax.tree.structure(like), [_from_array(arrays[name], leaf) for name, leaf in leaves.items()]
     )
@@ -126,7 +126,7 @@ def load_checkpoint(path: str | Path, like: Any) -> Any:
 
 _REMEDY = (
     "Nothing was loaded. Make the run as it was when it was saved (the same model, optimizer and options), "
-    "load it into that, and carry an optimizer's state over with from_arrays(to_arrays(...), ...)"
+    "load the file into that run, and move an optimizer's state with from_arrays(to_arrays(...), ...)"
 )
 
 
@@ -193,7 +193,7 @@ def _dtype_name(name: str, leaf: Any) -> str:
     if not is_array or not (_is_key(leaf) or _is_of_numbers(leaf.dtype)):
         raise TypeError(
             f"A checkpoint holds arrays and numbers; {name!r} is of the type {type(leaf).__name__}. "
-            "Leave it out, or save what makes it up"
+            "Leave it out, or save its contents as arrays and numbers"
         )
     return str(leaf.dtype)
 

@@ -64,7 +64,7 @@ SAVED = {"w": np.ones((2, 3), np.float32), "n": 1, "mu": np.zeros(2, np.float32)
     ("like", "message"),
     [
         ({**SAVED, "nu": np.zeros(2)}, "lacks 'nu', which `like` has"),
-        ({"w": SAVED["w"]}, "holds what `like` lacks: mu, n"),
+        ({"w": SAVED["w"]}, "holds leaves that `like` lacks: mu, n"),
         ({**SAVED, "w": np.ones((3, 2), np.float32)}, r"'w' has the shape \(2, 3\) in .*, and \(3, 2\)"),
         ({**SAVED, "w": np.ones((2, 3))}, "'w' is float32 in .*, and float64 in `like`"),
         ({**SAVED, "w": jnp.ones((2, 3), jnp.bfloat16)}, "'w' is float32 in .*, and bfloat16 in `like`"),
@@ -85,7 +85,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_says_what_to_do(
 def test_the_state_of_another_optimizer_is_refused_by_its_leaf(tmp_path: Path) -> None:
     params = make_params()
     emo_optax.save_checkpoint(tmp_path / "run", emo_optax.emo_sens().init(params))
-    with pytest.raises(emo_optax.CheckpointError, match=r"holds what `like` lacks: .*/nu/w"):
+    with pytest.raises(emo_optax.CheckpointError, match=r"holds leaves that `like` lacks: .*/nu/w"):
         emo_optax.load_checkpoint(tmp_path / "run", emo_optax.emo_cats().init(params))
     with pytest.raises(emo_optax.CheckpointError, match=r"lacks '.*ratio', which `like` has"):
         emo_optax.load_checkpoint(tmp_path / "run", emo_optax.emo_sens(use_shadow=True).init(params))

@@ -49,7 +49,7 @@ _OF_OPTAX: tuple[type, ...] = (
     *(optax.EmptyState, optax.MaskedNode, optax.MaskedState, optax.ScaleByScheduleState),
     *(optax.MultiStepsState, optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState),
 )
-"""The classes of Optax that stand in states of members, `accumulate` and `optax.inject_hyperparams`."""
+"""The classes of Optax in the states of members, `accumulate` and `optax.inject_hyperparams`."""
 
 
 def register_for_export(*states: Any) -> None:

@@ -1,4 +1,4 @@
-"""Runs of the published files, and of pytorch_optimizer, go on in this package."""
+"""Continues runs of the published files, and of pytorch_optimizer, in this package."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,19 +25,19 @@ def load_published_state(
     `emo_navi`, `emo_fact`, `emo_lynx`, `emo_sens`, `emo_airy` and `emo_cats` take states of v2.0.
     `emo_navi36`, `emo_fact36` and `emo_lynx36` take states of v3.6.1, and of the classes EmoNavi, EmoFact
     and EmoLynx of pytorch_optimizer from 3.10 on. `emo_sens3`, `emo_airy3`, `emo_cats3`, `emo_tion` and
-    `emo_void` take states of v3.9.1. Options are not part of a state here: the second result says which
-    options the file has.
+    `emo_void` take states of v3.9.1. Options are not part of a state here: the second result lists the
+    options of the file.
 
     Args:
         state: a fresh state of the member, as `init(params)` makes it.
         state_dict: the published `state_dict()`, with NumPy arrays in the place of tensors; it is not
             changed.
-        params: the parameters, as a tree; the shapes are those of the published run.
+        params: the parameters, as a tree; with the shapes of the published run.
         names: the name of each parameter, in the order of the published optimizer: its path in the tree,
             the parts joined by dots, as in "layers.0.weight".
         member: the name of the member, one of `list_optimizers()`.
-        steps: how many steps the published run took, >= 0; the file does not have it. Schedules
-            go on there.
+        steps: how many steps the published run took, >= 0; the file does not have this number. Schedules
+            continue at this step.
 
     Returns:
         The new state, and one sentence for each part of the published state that could not be carried over.
@@ -67,7 +67,7 @@ def load_published_state(
     }
     if sorted(names) != sorted(by_name):
         raise ValueError(
-            f"The names must be those of the parameters: {sorted(by_name)}; they are {list(names)}"
+            f"The names must be the names of the parameters: {sorted(by_name)}; they are {list(names)}"
         )
     read = read_published(state_dict, member, to_arrays(state), names, by_name)
     loaded = go_on_at(from_arrays(read.arrays, state), steps)

@@ -1,4 +1,4 @@
-"""Autopilot: any Optax optimizer with a step that finds its own length."""
+"""Autopilot: any Optax optimizer, with steps whose length the losses and gradients steer."""
 
 from typing import Any
 
@@ -42,8 +42,8 @@ def autopilot(
         p &\leftarrow p + k\,\min\Bigl(1,\, \frac{0.3\,C}{\mathrm{RMS}(u)}\Bigr)\,u, \qquad
             C = 0.08\,\min(0.1, \max(0.02, \mathrm{RMS}(p)))
 
-    N, k and C are those of `gate`, `move_courage` and `step_ceiling`; the agreement is the cosine of the
-    gradient and the last update of `inner`, which the state keeps. A step whose loss or gradient is not
+    `gate`, `move_courage` and `step_ceiling` define N, k and C. The agreement is the cosine of the gradient
+    and the last update of `inner`; the state keeps the last update. A step whose loss or gradient is not
     finite is skipped, and the state of `inner` stays as it was.
 
     Args:
@@ -122,7 +122,7 @@ def autopilot(
             limit=gate_limit,
             min_courage=min_courage,
             max_courage=max_courage,
-            learning_rate=0.0,  # No warm-up: a rule of its own may need a step of another size.
+            learning_rate=0.0,  # No warm-up: the rule of `inner` may need a step of another size.
         )
         gated = jax.tree.map(
             lambda g, u: jnp.where(is_finite, g * pilot.gate.astype(g.dtype), jnp.zeros_like(g)).astype(
@@ -131,7 +131,7 @@ def autopilot(
             gradients,
             updates,
         )
-        # A loss that is not finite must reach no optimizer inside that reads losses too.
+        # A loss that is not finite must not reach an inner optimizer that reads losses.
         felt = jnp.where(is_finite, loss, old.emotion.previous)
         changes, rule = inner.update(gated, state.rule, params, value=felt, **extra_args)
         changes = jax.tree.map(lambda c, u: c.astype(u.dtype), changes, state.last)

@@ -51,17 +51,17 @@ def early_stop(
     variance_below: jax.typing.ArrayLike = 0.005,
     axis_name: AxisName = None,
 ) -> EarlyStop:
-    r"""Makes a monitor that tells from the losses alone when a training has gone quiet.
+    r"""Makes a monitor that detects from the losses alone when a training has gone quiet.
 
     .. math::
         s = \tanh(5\,(short - long)), \qquad
         \frac{1}{32} \sum_i |s_i| < 0.05 \quad\text{and}\quad
         \frac{1}{32} \sum_i (s_i - \bar{s})^2 < 0.005
 
-    See `feel` for the averages and `went_quiet` for the test. With the usual numbers it is quiet where
-    the loss has stayed within about 0.01 of what it was over the last 100 steps; `gain` fits it to a
-    loss of another unit. A loss that is not finite changes nothing. Inside an optimizer `track_emotion`
-    gives the same signals.
+    See `feel` for the averages and `went_quiet` for the test. With the default options, training is quiet
+    if the loss has changed by no more than about 0.01 over the last 100 steps. Change `gain` for a loss of
+    another unit. A loss that is not finite changes nothing. Inside an optimizer `track_emotion` gives the
+    same signals.
 
     Args:
         short_factor: the weight of a new loss in the short average, in (0, 1].

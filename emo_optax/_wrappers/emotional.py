@@ -1,4 +1,4 @@
-"""Putting it together: an optimizer made emotional, and a look at its emotion."""
+"""Any optimizer made emotional, and access to its emotion."""
 
 from collections.abc import Callable
 from typing import Any
@@ -59,12 +59,12 @@ def emotional(
     .. math:: p \leftarrow p' + (1 - |s|)\,[\,|g|^{1/3} \ge \theta\,(1+|s|)\,]\,u
 
     The pieces that need an emotion (`filter_by_emotion`, `scale_by_emotion`, `blend_with_shadow`,
-    `switch_by_emotion`) take this one where they stand in `inner`. The members of the family are built
-    so, with `shadow_effect=False`, to keep weight decay out of filter and scale.
+    `switch_by_emotion`) take this emotion if they are inside of `inner`. The members of the family are
+    built in this way, with `shadow_effect=False`, so that weight decay is neither filtered nor scaled.
 
-    A wrapper that keeps parameters of its own belongs outside, and not into `inner`: write
-    `optax.contrib.schedule_free(emotional(base), learning_rate)`. Inside, its own parameters would move the
-    whole way, and those of the model a part of it.
+    Put a wrapper that keeps its own parameters outside, and not into `inner`: write
+    `optax.contrib.schedule_free(emotional(base), learning_rate)`. Inside, the wrapper's own parameters
+    would take the whole step, and the model's parameters a part of the step.
 
     Args:
         inner: the optimizer, learning rate included.
@@ -84,8 +84,8 @@ def emotional(
 
     Returns:
         A transformation whose `update` takes the loss as `value`; its updates have the parameters'
-        dtypes. It needs `params` for a shadow, for a rounding other than "nearest", and where `inner`
-        does; without them its updates have the gradients' dtypes.
+        dtypes. It needs `params` for a shadow, for a rounding other than "nearest", and if `inner` needs
+        them; without them its updates have the gradients' dtypes.
 
     Raises:
         ValueError: for a hyperparameter out of its range; from `init`, for complex parameters; from
@@ -142,7 +142,7 @@ def emotional_rule(
 ) -> optax.GradientTransformationExtraArgs:
     """Builds a member of the family from its rule: emotion, shadow, first step, weight decay, update.
 
-    A member hands over its options with `options_of(locals())`.
+    A member passes its options with `options_of(locals())`.
     """
     check_flag("decoupled_weight_decay", decoupled_weight_decay)
     check_learning_rate(learning_rate)
@@ -161,11 +161,12 @@ def get_emotion(state: optax.OptState) -> Emotion:
     """Looks up the emotion in any nested optimizer state, inside or outside of jit.
 
     Args:
-        state: the state of an optimizer with an emotion in it, however deeply wrapped.
+        state: the state of an optimizer with an emotion in it, at any depth inside of wrappers.
 
     Returns:
-        Its averages, scalar, step scale, shadow ratio, stop signal (latched and live) and counts, as
-        arrays. Where several optimizers were put together (`optax.partition`), the first one's.
+        Its averages, scalar, step scale, shadow ratio, stop signal (whether it was ever set, and now) and
+        counts, as arrays. If several optimizers are combined (`optax.partition`), the values of the first
+        one.
 
     Raises:
         ValueError: if there is no emotion in the state.
@@ -186,7 +187,7 @@ def get_emotion(state: optax.OptState) -> Emotion:
     if felt is None:
         raise ValueError(
             "There is no emotion in this state. Pass the state of an optimizer made by emo_optax, or "
-            "of a chain or wrapper around one. get_pulse looks at the third generation."
+            "of a chain or wrapper around one. get_pulse is for the third generation."
         )
     # Some frameworks wrap each array of a state in an object; such an object converts to the array.
     felt = EmotionState(*(jnp.asarray(field) for field in felt))

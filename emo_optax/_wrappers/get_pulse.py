@@ -1,4 +1,4 @@
-"""A look at a pulse, and at the drive of v3.6.1, in any optimizer state."""
+"""Access to the pulse, and to the drive of v3.6.1, in any optimizer state."""
 
 from typing import NamedTuple
 
@@ -50,11 +50,11 @@ def get_pulse(state: optax.OptState) -> Pulse:
 
     Args:
         state: the state of an optimizer with a pulse in it (`emo_sens3`, `scale_by_pulse`,
-            `pulse_schedule`, and so on), however deeply wrapped.
+            `pulse_schedule`, and so on), at any depth inside of wrappers.
 
     Returns:
-        The pulse, its averages, scalar, trust, stop signal and counts, as arrays. Where several optimizers
-        were put together (`optax.partition`), those of the first one.
+        The pulse, its averages, scalar, trust, stop signal and counts, as arrays. If several optimizers are
+        combined (`optax.partition`), the values of the first one.
 
     Raises:
         ValueError: if there is no pulse in the state.
@@ -75,7 +75,7 @@ def get_pulse(state: optax.OptState) -> Pulse:
         raise ValueError(
             "There is no pulse in this state. Pass the state of emo_sens3, emo_airy3, emo_cats3, emo_tion, "
             "emo_void, of scale_by_pulse or of pulse_schedule, or of a chain or wrapper around one. "
-            "get_emotion looks at the other members of the family."
+            "get_emotion is for the other members of the family."
         )
     # Some frameworks wrap each array of a state in an object; such an object converts to the array.
     felt = PulseState(*(jnp.asarray(field) for field in found))
@@ -129,11 +129,12 @@ def get_drive(state: optax.OptState) -> Drive:
     """Looks up the emotion of v3.6.1 in any nested optimizer state, inside or outside of jit.
 
     Args:
-        state: the state of `emo_navi36`, `emo_fact36`, `emo_lynx36` or `scale_by_drive`, however deeply
-            wrapped.
+        state: the state of `emo_navi36`, `emo_fact36`, `emo_lynx36` or `scale_by_drive`, at any depth
+            inside of wrappers.
 
     Returns:
-        The drive, the averages, scalar, trust, stop signal (latched and live) and counts, as arrays.
+        The drive, the averages, scalar, trust, stop signal (whether it was ever set, and now) and counts,
+        as arrays.
 
     Raises:
         ValueError: if the state holds none.

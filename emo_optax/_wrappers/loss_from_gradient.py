@@ -45,12 +45,12 @@ def carry_loss(loss: jax.Array, carrier: jax.Array) -> jax.Array:
 
     .. math:: f(L, c) = L, \qquad \frac{\partial f}{\partial L} = 1, \quad \frac{\partial f}{\partial c} = L
 
-    For a trainer that you do not own and that drops the loss: it hands the gradients to the optimizer, and
-    the loss is one of them. `carrier` is one more leaf of the parameters, `jnp.zeros(())`. The optimizer
-    stands in `loss_from_gradient`, which takes the loss out of the gradients. Whatever is done to all
-    gradients is done to the loss: a mean over examples, micro-batches or replicas gives the mean loss, and
-    unscaling gives the unscaled loss. Call it on the loss that is differentiated, as the last operation;
-    a sum of carried losses carries the sum.
+    Use it for a trainer of another library that drops the loss: the trainer passes the gradients to the
+    optimizer, and the loss is one of the gradients. `carrier` is one more leaf of the parameters,
+    `jnp.zeros(())`. Put the optimizer into `loss_from_gradient`, which takes the loss out of the gradients.
+    An operation on all gradients also acts on the loss: a mean over examples, micro-batches or replicas
+    gives the mean loss, and unscaling gives the unscaled loss. Call it on the loss that is differentiated,
+    as the last operation; a sum of carried losses carries the sum.
 
     Args:
         loss: the loss, shape `[]`, of a floating-point dtype.
@@ -95,7 +95,7 @@ def carry_loss(loss: jax.Array, carrier: jax.Array) -> jax.Array:
             "mode (jax.jvp, jax.jacfwd). Leave carry_loss out there, and pass the loss as `value` to the "
             "optimizer's `update`."
         ) from error
-    # Outside of transformations the result may be the loss itself, which nobody differentiates.
+    # Outside of transformations the result may be the loss itself, which is not differentiated.
     if result is not loss and isinstance(result, jax.core.Tracer):
         key = id(result)
         _carried[key] = weakref.ref(result, lambda _: _carried.pop(key, None))
@@ -105,23 +105,23 @@ def carry_loss(loss: jax.Array, carrier: jax.Array) -> jax.Array:
 def loss_from_gradient(
     inner: optax.GradientTransformation, where: Where = "carrier"
 ) -> optax.GradientTransformationExtraArgs:
-    """Takes the loss out of the gradients, where `carry_loss` has put it, and hands it to the optimizer.
+    """Takes the loss that `carry_loss` has put into the gradients, and passes it to the optimizer.
 
     The carrier is hidden from `inner`, which sees `None` in its place: the carrier never moves, has no
-    moments and no shadow, and takes no part in norms or decay. What treats leaves unequally belongs inside:
-    `loss_from_gradient(optax.chain(optax.clip_by_global_norm(1.0), optimizer))`.
+    moments and no shadow, and takes no part in norms or decay. Put transformations that treat leaves
+    differently inside: `loss_from_gradient(optax.chain(optax.clip_by_global_norm(1.0), optimizer))`.
 
     Args:
         inner: the optimizer, which takes the loss as `value`.
         where: which leaf the carrier is. A function from the tree of the parameters to the leaf, as in
             `equinox.tree_at`, such as `lambda model: model.carrier`; or its key or attribute name, which
-            must be there once in the tree, at any depth.
+            must occur once in the tree, at any depth.
 
     Returns:
-        A transformation whose `update` needs no `value`. If one is given, it goes before the carried loss.
-        Under `jax.jit`, where no error can be raised for a number, a loss is passed on as NaN, which the
-        optimizer holds and counts (`get_emotion(state).held`), where the carrier has moved, or where its
-        gradient is 0 and another gradient is not.
+        A transformation whose `update` needs no `value`. A given `value` is used in place of the carried
+        loss. Under `jax.jit`, where no error can be raised for a number, a loss is passed on as NaN, which
+        the optimizer counts (`get_emotion(state).held`), if the carrier has moved, or if its gradient is 0
+        and another gradient is not.
 
     Raises:
         TypeError: for a `where` that is neither, and a carrier or a gradient of it that is not of float32.
@@ -180,16 +180,17 @@ def loss_from_function(
 ) -> optax.GradientTransformationExtraArgs:
     """Computes the loss of each step again, for full batches and a trainer that drops it.
 
-    Under `jax.jit`, around the gradient and the update, it is free: XLA finds the computation that the
-    trainer made already. Without `jax.jit` it costs a forward pass.
+    Under `jax.jit` around the gradient and the update, this costs nothing: XLA merges both computations of
+    the loss. Without `jax.jit` it costs a forward pass.
 
     Args:
         inner: the optimizer, which takes the loss as `value`.
-        loss_of: a function from the parameters to the loss, shape `[]`: that which the trainer
+        loss_of: a function from the parameters to the loss, shape `[]`: the function that the trainer
             differentiates, with the same data.
 
     Returns:
-        A transformation whose `update` needs `params` and no `value`. If one is given, it goes first.
+        A transformation whose `update` needs `params` and no `value`. A given `value` is used in place of
+        the computed loss.
 
     Raises:
         TypeError: if `loss_of` is no function.
@@ -233,7 +234,8 @@ def loss_from_function(
 _OTHER_DTYPE = (
     "The {what} must be of float32, and is of {dtype}: a loss would be rounded. Make the carrier with "
     "`jnp.zeros((), jnp.float32)`. Where parameters are cast for computing (bfloat16, float16), take the "
-    "carrier from the parameters before the cast; cast gradients after the update, or all but this one."
+    "carrier from the parameters before the cast; cast gradients after the update, or do not cast the "
+    "gradient of the carrier."
 )
 
 

@@ -63,7 +63,7 @@ def get_metrics(
     from the state.
 
     Args:
-        state: the state of an optimizer with an emotion in it, however deeply wrapped.
+        state: the state of an optimizer with an emotion in it, at any depth inside of wrappers.
         grads: the gradients of the last step, a tree of the shapes of the parameters, as the filter saw
             them (an "l2" decay included).
         theta: a threshold to use in the place of the filter's own, >= 0.
@@ -82,12 +82,13 @@ def get_metrics(
         - `scalar`: the emotion scalar, in [-1, 1].
         - `step_scale`: 1 - |scalar|, in [0, 1].
         - `shadow_ratio`: how far the last step pulled the weights to their shadow, in [0, 1].
-        - `learning_rate`: the learning rate times the step scale, or alone where updates are not scaled;
-            left out where the learning rate is not known.
+        - `learning_rate`: the learning rate times the step scale, or the learning rate alone if updates are
+            not scaled; left out if the learning rate is not known.
         - `masked_share`: the share of the gradients' elements that the filter stops, in [0, 1]; left
             out without `grads`.
-        - `should_stop`, `is_quiet`: whether training ever went quiet, and is quiet now; 0 or 1.
-        - `felt`, `held`: how many losses were felt, and skipped because they were not finite.
+        - `should_stop`, `is_quiet`: whether training was ever quiet, and whether it is quiet now; 0 or 1.
+        - `felt`, `held`: the number of losses in the averages, and the number of losses that were not
+            finite.
         - `medium`, `trust`, `drive`: of v3.6.1 alone (see `get_drive`); the learning rate is multiplied by
             the drive there, and not by the step scale, and there is no masked share.
 
@@ -130,7 +131,7 @@ def get_metrics(
         return metrics
     if any(isinstance(value, jax.core.Tracer) for value in metrics.values()):
         raise TypeError("Inside of jit there are no numbers yet: ask for get_metrics(..., as_floats=False)")
-    # Side by side in one array, so that one look fetches all, and bit by bit, so that counts stay whole.
+    # All numbers in one array, so that one transfer fetches all; as bits, so that counts stay exact.
     fetched, values = np.asarray(_bits(tuple(metrics.values()))), {}
     for name, value in metrics.items():
         size = max(value.dtype.itemsize // 4, 1)
@@ -147,7 +148,7 @@ def _of_emotion(
     learning_rate: Any,
     shadow_effect: bool | None,
 ) -> dict[str, jax.Array]:
-    """Returns the metrics of an emotion, that of v3.6.1 included."""
+    """Returns the metrics of an emotion, also of the emotion of v3.6.1."""
     emotion = get_emotion(state)
     shared = first_node_of(state, ShareEmotionState)
     inside = None if shared is None else shared.inner_state

@@ -1,4 +1,4 @@
-"""Runaway detection: a number from the gradient's moments that tells a sudden one-sided change."""
+"""Runaway detection: a number from the gradient's moments that detects a sudden one-sided change."""
 
 from typing import Any, NamedTuple
 
@@ -24,8 +24,8 @@ class Runaway(NamedTuple):
     """The numbers of the last gradient.
 
     Attributes:
-        moments: the means of g, g^2, g^3 and g^4 over all elements of the gradient, shape `[4]`, in
-            powers of the gradient's unit; as they come, so not finite where the gradient is not.
+        moments: the means of g, g^2, g^3 and g^4 over all elements of the gradient, shape `[4]`, in powers
+            of the gradient's unit; not finite if the gradient is not finite.
         emotion: m3 / (m2 + eps) exp(-m4), shape `[]`; always finite.
         scale: the factor of a step, shape `[]`: 1 - emotion, within the bounds if there are any.
     """
@@ -78,18 +78,18 @@ def runaway_emotion(moments: jax.Array, eps: jax.typing.ArrayLike = 1e-8) -> jax
 
     .. math:: \frac{m_3}{m_2 + \epsilon}\,\exp(-m_4)
 
-    Large where the gradient leans to one side; the exponential damps it where peaks are extreme. All
-    of it is in the gradient's own unit: gradients of a size of about 0.1 to 2 make it speak.
+    The number is large if most of the gradient has one sign; the exponential damps it for extreme peaks.
+    The formula depends on the gradient's unit: it responds to gradients of a size of about 0.1 to 2.
 
     Args:
         moments: the first four moments, shape `[4]`.
         eps: the number added to the second moment, >= 0.
 
     Returns:
-        The number, shape `[]`. Under 0.551 in size where all elements are equally large, but up to
-        0.551 f^(-1/4) where only a share f of them is not 0. It is 0 for a gradient without elements,
-        of zeros, or whose powers are too large for the dtype (the exponential is 0 there), and for one
-        with a NaN, of which nothing is known.
+        The number, shape `[]`. Its absolute value is below 0.551 if all elements are equally large, and up
+        to 0.551 f^(-1/4) if only a share f of the elements is not 0. The number is 0 for a gradient without
+        elements, for zeros, for a gradient whose powers are too large for the dtype (then the exponential
+        is 0), and for a gradient with a NaN.
 
     Raises:
         TypeError: for a number in a dtype of less than 32 bits, which is too coarse for it.
@@ -113,7 +113,7 @@ class ScaleByRunawayState(NamedTuple):
     """The numbers of the last gradient, and the state of the inner optimizer.
 
     Attributes:
-        runaway: the numbers that the last gradient gave.
+        runaway: the numbers of the last gradient.
         inner_state: the state of the inner transformation.
     """
 
@@ -131,21 +131,21 @@ def scale_by_runaway(
 
     .. math:: u \leftarrow \left(1 - \frac{m_3}{m_2 + \epsilon}\,\exp(-m_4)\right) u
 
-    The moments are of the gradient that comes in, one number for all tensors; so a clip belongs
-    inside, or in front if the clipped gradient is what counts. The learning rate stands in `inner`:
-    scaling the update is scaling the learning rate, in weight decay, too. A gradient that leans to the
-    negative side makes steps longer.
+    The moments are computed over all leaves of the incoming gradient: one number for all leaves. Put a clip
+    inside, or in front if the moments of the clipped gradient are wanted. The learning rate is part of
+    `inner`: scaling the update scales the learning rate, also in weight decay. A gradient with a negative
+    third moment makes steps longer.
 
     Args:
-        inner: the optimizer whose steps are scaled; none scales the gradient itself.
+        inner: the optimizer whose steps are scaled; without it the gradient itself is scaled.
         eps: the number added to the second moment, >= 0.
-        bounds: the least and the largest factor, the first below the second; `None` for no bounds. That is
-            between 0.449 and 1.551 where all elements are equally large, but where few are not 0 it
-            can turn a step round (one in a million at 20: a factor of -16): `bounds=(0.0, 2.0)`
-            never does.
+        bounds: the least and the largest factor, the first below the second; `None` for no bounds. Without
+            bounds the factor is between 0.449 and 1.551 if all elements are equally large. If most elements
+            are 0, the factor can be negative and reverse the step (one element of 20 in a million: a factor
+            of -16); `bounds=(0.0, 2.0)` prevents this.
 
     Returns:
-        A transformation, whose `Runaway` `get_runaway` finds.
+        A transformation; `get_runaway` returns its `Runaway`.
 
     Raises:
         ValueError: for an option out of its range.
@@ -195,9 +195,9 @@ def scale_by_runaway(
 def track_runaway(
     *, eps: jax.typing.ArrayLike = 1e-8, bounds: Bounds | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Looks at the gradient's moments and lets the updates pass unchanged: a monitor.
+    """Measures the gradient's moments, and does not change the updates.
 
-    Its place is in front of the optimizer, where the updates are still the gradient. See
+    Put it in front of the optimizer, where the updates are still the gradient. See
     `scale_by_runaway` for the formula.
 
     Args:
@@ -206,7 +206,7 @@ def track_runaway(
             bounds.
 
     Returns:
-        A transformation for `optax.chain`, whose `Runaway` `get_runaway` finds.
+        A transformation for `optax.chain`; `get_runaway` returns its `Runaway`.
 
     Raises:
         ValueError: for an option out of its range.
@@ -244,7 +244,7 @@ def get_runaway(state: optax.OptState) -> Runaway:
         state: the state of an optimizer with `scale_by_runaway` or `track_runaway` in it.
 
     Returns:
-        Its moments, emotion and scale; the first one's, where there are several.
+        Its moments, emotion and scale; the values of the first one if there are several.
 
     Raises:
         ValueError: if the state holds none.

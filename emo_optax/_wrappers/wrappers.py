@@ -13,14 +13,15 @@ from emo_optax._checks.validation import takes_extra_args
 def bind_extra_args(
     wrapper: Callable[[optax.GradientTransformation], Any], inner: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer that reads the loss in something that would drop it.
+    """Wraps an optimizer that reads the loss in a wrapper that would drop the loss.
 
     `optax.lookahead`, `optax.contrib.sam`, `optax.contrib.split_real_and_imaginary`,
     `optax.contrib.galore` and a nested `optax.MultiSteps` call the wrapped transformation without the extra
     arguments of `update`, such as `value`. Here `wrapper` is called again in each `update`, around an
-    `inner` to which they are bound. That costs nothing under `jax.jit`, where it is done once.
+    `inner` to which the extra arguments are bound. Under `jax.jit` this costs nothing, because it happens
+    only while tracing.
 
-    Stand as close to the wrapper as you can: a chain around it belongs outside.
+    Use it directly around the wrapper: put a chain around the wrapper outside.
 
     Args:
         wrapper: a function from a transformation to the wrapped one, without effects, such as
@@ -33,7 +34,7 @@ def bind_extra_args(
         the `grad_fn` of `optax.contrib.sam(..., opaque_mode=True)`.
 
     Raises:
-        TypeError: if `wrapper` is no function, or what it returns or `inner` is no transformation.
+        TypeError: if `wrapper` is no function, and if its result or `inner` is no transformation.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,7 +67,7 @@ def bind_extra_args(
             raise TypeError(f"The wrapper must return a transformation of Optax, and returned {made!r}")
         return made
 
-    # Once at the start, so that a wrapper's complaint comes before any training.
+    # Once at the start, so that an error of the wrapper comes before any training.
     init_fn = wrapped().init
 
     def update_fn(

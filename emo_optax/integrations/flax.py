@@ -11,10 +11,10 @@ __all__ = ["TrainState"]
 
 
 class TrainState(train_state.TrainState):
-    """Flax's `TrainState`, in all but this: `apply_gradients` hands the loss to the optimizer.
+    """Flax's `TrainState` with one difference: `apply_gradients` passes the loss to the optimizer.
 
-    Flax's own takes every keyword for a field to replace, and calls the optimizer with the gradients
-    alone. Derive yours from this one, as you would from Flax's.
+    Flax's own `apply_gradients` takes every keyword for a field to replace, and calls the optimizer with
+    the gradients alone. Derive your class from this class, as you would from Flax's.
 
     Example:
         >>> import jax

@@ -21,7 +21,7 @@ def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor
     A parameter's moments are named after it, as in `exp_avg/layers.0.weight`. Narrow floats come out
     as float32, which NumPy has everywhere.
 
-    Members of one rule exchange state on purpose, since it is the same: `EmoNavi` with `EmoSens`,
+    Members with the same rule have the same state, and can exchange it: `EmoNavi` with `EmoSens`,
     `EmoFact` with `EmoAiry`, and `EmoLynx` with `EmoCats`.
 
     Args:
@@ -88,7 +88,7 @@ def from_arrays(
 ) -> None:
     """Loads named arrays into an optimizer.
 
-    Members of one rule exchange state on purpose, since it is the same: `EmoNavi` with `EmoSens`,
+    Members with the same rule have the same state, and can exchange it: `EmoNavi` with `EmoSens`,
     `EmoFact` with `EmoAiry`, and `EmoLynx` with `EmoCats`.
 
     Args:

@@ -27,19 +27,19 @@ _MOST_BITS = 14_000
 
 
 def save_checkpoint(path: str | Path, tree: Any) -> None:
-    """Writes the state of a run to a file: in full, or not at all.
+    """Writes the state of a run to a file, completely or not at all.
 
-    The file is written under a temporary name and renamed when it is on the disk, with a SHA-256 of all
-    that is in it: a run that is killed at any moment leaves the checkpoint before or the new one, and
-    `load_checkpoint` refuses a file that was cut off or altered. It has the safetensors format: the
-    tensors under their names, and the structure as JSON; no code.
+    The file is written under a temporary name and renamed when it is on the disk, with a SHA-256 of its
+    contents. A run that is killed at any moment leaves the old or the new checkpoint, and `load_checkpoint`
+    refuses a file that was cut off or altered. It has the safetensors format: the tensors under their
+    names, and the structure as JSON; no code.
 
     Args:
         path: the path of the file; usually the same path for the whole run.
-        tree: tensors of any shapes, devices and dtypes, numbers, strings and None, in dicts, lists
-            and tuples: what `state_dict()` of models, optimizers, schedulers and gradient scalers
-            returns, the state of a generator of random numbers, a count of steps. Tensors that are
-            one and the same are so again when they are loaded.
+        tree: tensors of any shapes, devices and dtypes, numbers, strings and None, in dicts, lists and
+            tuples: the `state_dict()` of models, optimizers, schedulers and gradient scalers, the state of
+                a generator of random numbers, a count of steps. A tensor that occurs twice is one tensor
+                again after loading.
 
     Raises:
         TypeError: for anything else, by its name.

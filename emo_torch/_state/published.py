@@ -1,4 +1,4 @@
-"""Runs of the published files, and of pytorch_optimizer, go on in this package."""
+"""Continues runs of the published files, and of pytorch_optimizer, in this package."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

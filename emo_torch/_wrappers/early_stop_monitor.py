@@ -11,7 +11,7 @@ from emo_torch._pieces.emotion import EmotionState, feel, init_emotion, wide_dty
 
 
 class EarlyStop:
-    r"""Tells from the losses alone when a training has gone quiet.
+    r"""Detects from the losses alone when a training has gone quiet.
 
     .. math::
         s = \tanh(5\,(short - long)), \qquad
