@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._checks.errors import EmotionMissingError
-from emo_optax._checks.states import check_kind
+from emo_optax._checks.errors import STATE_OF_ANOTHER, EmotionMissingError
+from emo_optax._checks.states import check_kind, how_trees_differ
 from emo_optax._checks.validation import (
     check_decay_rate,
     check_moment_dtype,
@@ -54,7 +54,7 @@ def scale_by_sign(
         A transformation whose updates have the dtype of the gradients, float32 at least.
 
     Raises:
-        ValueError: for a hyperparameter out of its range.
+        ValueError: for a hyperparameter out of its range; in `update`, for a state that has moments.
 
     Example:
         >>> import jax.numpy as jnp
@@ -78,6 +78,9 @@ def scale_by_sign(
         updates: optax.Updates, state: ScaleBySignState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScaleBySignState]:
         del params
+        if jax.tree.leaves(state):
+            problem = how_trees_differ(state, ScaleBySignState())
+            raise ValueError(STATE_OF_ANOTHER.format(problem=problem))
         return jax.tree.map(lambda g: jnp.sign(g.astype(wide_dtype(g))), updates), state
 
     return optax.GradientTransformation(init_fn, update_fn)

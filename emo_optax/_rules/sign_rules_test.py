@@ -119,3 +119,15 @@ def test_what_holds_a_norm_needs_a_pulse_and_parameters() -> None:
         rule.update(params, rule.init(params))
     with pytest.raises(ValueError, match="Invalid b1"):
         emo_optax.scale_by_fresh_sign(1.0)
+
+
+@pytest.mark.parametrize(
+    ("saver", "loader"),
+    [("emo_sens3", "emo_airy3"), ("emo_tion", "emo_airy3"), ("emo_navi36", "emo_fact36")],
+)
+def test_a_state_with_moments_is_refused_by_members_without_moments(saver: str, loader: str) -> None:
+    params = {"weight": jnp.ones((3, 2))}
+    state = getattr(emo_optax, saver)(1e-2).init(params)
+    optimizer = getattr(emo_optax, loader)(1e-2)
+    with pytest.raises(ValueError, match=r"The state is not one of this optimizer.*too much: .*weight"):
+        optimizer.update(params, state, params, value=1.0)
