@@ -11,6 +11,7 @@ from emo_shared.eight_bit import (
     BLOCK,
     BUCKET_SHIFT,
     BUCKETS,
+    EIGHT_BIT,
     FIRST_BUCKET,
     LARGEST,
     SIGNED,
@@ -47,8 +48,20 @@ def table_of(name: str) -> Table:
     return UNSIGNED if name.endswith("exp_avg_sq") else SIGNED
 
 
+def check_sharding(param: jax.Array) -> None:
+    """Raises a `ValueError` for a parameter that is sharded over mesh axes of the type Explicit."""
+    spec = jax.typeof(param).sharding.spec if isinstance(param, jax.Array) else ()
+    if any(axis is not None for axis in spec):
+        raise ValueError(
+            f"moment_dtype={EIGHT_BIT!r} takes no parameter that is sharded over mesh axes of the type "
+            f"Explicit, and one of the shape {param.shape} is, by {spec}: use axes of AxisType.Auto, or "
+            "moment_dtype=jnp.bfloat16"
+        )
+
+
 def zeros(param: jax.Array, table: Table) -> CodedMoment:
     """Returns the codes and the scales of a moment of zeros."""
+    check_sharding(param)
     codes = jnp.full_like(param, zero_code(table), dtype=jnp.uint8)
     return CodedMoment(codes, jnp.zeros(block_count(codes.size), jnp.float32))
 
