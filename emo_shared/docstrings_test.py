@@ -103,7 +103,7 @@ def twice(number: float, power: float = 1.0) -> float:
     """
     if number < 0:
         raise ValueError
-    return 2 * number**power
+    return float(2 * number**power)
 
 
 @pytest.mark.parametrize(

@@ -61,4 +61,5 @@ def _blockwise(tensor: Tensor, order: float, dtype: torch.dtype | None) -> Tenso
     whole_blocks = flat.numel() // BLOCK * BLOCK
     blocks, rest = flat[:whole_blocks].view(-1, BLOCK), flat[whole_blocks:].view(1, -1)
     norms = [torch.linalg.vector_norm(part, order, dim=1, dtype=dtype) for part in (blocks, rest)]
-    return torch.linalg.vector_norm(torch.cat(norms), order, dtype=torch.float64)
+    norm: Tensor = torch.linalg.vector_norm(torch.cat(norms), order, dtype=torch.float64)
+    return norm

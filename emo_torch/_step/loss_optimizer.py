@@ -344,7 +344,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
         together = [{**group, **saved} for group, saved in zip(groups, saved_groups, strict=False)]
         for options in together:
             self.check_options(options)
-            self.check_moments({**options, "params": []})  # Those of a file are numbers.
+            self.check_moments({**options, "params": []})  # A state has numbers as "params".
             self._check_shared_options(options, together[0])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -37,11 +37,11 @@ class StateKeeper(Optimizer):
         return self.recipe.init(param, dtype)
 
     def check_moments(self, options: Group) -> None:
-        """Raises a `ValueError` for moments in 8 bits that this optimizer, or a parameter, cannot have."""
+        """Raises a `ValueError` for moments in 8 bits, if the optimizer or a parameter cannot have them."""
         if options.get("moment_dtype") == EIGHT_BIT:
             check_may_be_coded(type(self).__name__, may_be=self.recipe.may_be_8bit)
             params = options.get("params")
-            # Other kinds of values are not looked at: an iterator can be read once only.
+            # Only lists and tuples are checked: an iterator can be read only once.
             for param in params if isinstance(params, list | tuple) else ():
                 eight_bit.check_is_whole(param[1] if isinstance(param, tuple) else param)
 
@@ -181,7 +181,7 @@ class StateKeeper(Optimizer):
                     raise ValueError(f"The state is damaged: {name!r} is of {saved[name].dtype}")
 
     def _is_in_codes(self, saved: dict[str, Any], name: str) -> bool:
-        """Returns whether a moment of a saved state is in 8 bits, and may be."""
+        """Returns whether a moment of a saved state is in 8 bits, which the optimizer must allow."""
         is_code = getattr(saved.get(name), "dtype", None) == torch.uint8
         return is_code and name in MOMENTS and self.recipe.may_be_8bit
 

@@ -42,7 +42,7 @@ def use_foreach(params: list[Tensor], group: Group) -> bool:
     Never with a parameter listed twice (the second step follows the first), nor DTensors before 2.13.
     """
     foreach: bool | None = group.get("foreach")
-    if foreach is None and group.get("moment_dtype") != EIGHT_BIT:  # These are decoded one by one.
+    if foreach is None and group.get("moment_dtype") != EIGHT_BIT:  # Moments in 8 bits: one by one.
         _, foreach = _default_to_fused_or_foreach(params, differentiable=False, use_fused=False)
     is_listed_once = torch.compiler.is_compiling() or not has_duplicates(params)
     return bool(foreach) and is_listed_once and foreach_takes(params)
