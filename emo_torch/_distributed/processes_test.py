@@ -108,6 +108,8 @@ class Processes:
 def _serve(pipe: Any) -> None:
     """Runs the tests that come through a pipe, until it closes."""
     warnings.simplefilter("error")
+    # A warning of torch.compile under one release of Python, as in pyproject.toml.
+    warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0")
     # A checkpoint that one process reads by itself, as it should.
     warnings.filterwarnings("ignore", "torch.distributed is disabled")
     torch.set_num_threads(1)
