@@ -28,9 +28,10 @@ SOURCES = Path(__file__).parent / "_kernels"
 LIBRARY = "emo_kernels.bin"
 """The file name of the library, beside the C; not a name that Python would import."""
 RECORD = "emo_kernels.json"
-"""The file name of what is known of the library: its size and SHA-256, and the digest of its sources."""
+"""The name of the file with the library's size and SHA-256, and the digest of its sources."""
 
-# No flag that lets a compiler reorder sums or forget NaN: the numbers are those of the other paths.
+# No flag that lets a compiler reorder sums or forget NaN: the numbers are the same as without compiled
+# code.
 FLAGS = (
     "-O3",
     "-std=c11",
@@ -110,7 +111,7 @@ def compile_shared(source: Path, target: Path, flags: Sequence[str] = ()) -> Non
     Args:
         source: the file.
         target: where the library goes.
-        flags: what the compiler is told beside `FLAGS`; it does without where it does not know them.
+        flags: further flags of the compiler besides `FLAGS`; left out if the compiler does not know them.
 
     Raises:
         BuildError: where there is no compiler, or it fails.
@@ -187,7 +188,7 @@ def _compile(compiler: list[str], flags: Sequence[str], level: str, temporary: P
     """Compiles the steps for one level; returns "" or why that failed."""
     names = [f"-D{name}={name}_{level}" for name in _STEPS]
     if level != "plain":
-        # What does not depend on the level is taken from the plain one.
+        # Functions that do not depend on the level are taken from the plain level.
         exported = re.findall(r"^[a-z]\w*[ *]+(emo_\w+)\(", (SOURCES / "cpu.c").read_text(), re.MULTILINE)
         names += [f"-D{name}={name}_{level}" for name in exported]
     told = ""

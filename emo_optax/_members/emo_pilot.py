@@ -223,7 +223,7 @@ def emo_pilot(
             choose_finite(is_finite, stored(nu, moments.nu, is_square=True), moments.nu),
         )
         # From the moments after the step: XLA on a CPU would copy the ones before the step, which the new
-        # ones overwrite. Moments in a dtype of their own are rounded only where they are kept.
+        # ones overwrite. Moments in another dtype are rounded only where they are stored.
         if moment_dtype is None:
             mu, nu = kept = jax.lax.optimization_barrier(kept)
         u = jax.tree.map(lambda m, v, g: direction(m, v, pilot.step, g.dtype), mu, nu, gradients)

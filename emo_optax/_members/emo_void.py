@@ -39,9 +39,9 @@ def emo_void(
             \quad \text{(the first 56 steps, and one more where the stop signal rises)} \\
         p &\leftarrow p - pulse\,\operatorname{sign}(g)
 
-    The sum is over all parameters that the optimizer is given, and holds them alone (see `hold_norm`); the
-    published code scales the first group of parameters alone, those included that are frozen. `feel_pulse`
-    has the formulas of the pulse.
+    The sum is over all parameters of the optimizer, and only these are scaled (see `hold_norm`); the
+    published code scales the first group of parameters alone, frozen parameters included. `feel_pulse` has
+    the formulas of the pulse.
 
     Args:
         learning_rate: the scope S of the pulse, a number >= 0 or a schedule; the learning rate of each

@@ -207,7 +207,8 @@ def ref_adamw_mini_schedule_free(
             return tree
 
         gradients = add_decay("l2", widened(updates))
-        # Squares in words of their own, as in `row_and_column_means`: below there are others.
+        # Squares written as in `row_and_column_means`, so that XLA does not merge them with the squares
+        # below.
         norms = jax.tree.map(lambda g: jnp.sqrt(-jnp.sum(g * -g)), gradients)
         is_finite = jax.tree.map(jnp.isfinite, norms)
 

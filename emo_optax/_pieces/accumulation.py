@@ -14,7 +14,7 @@ from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_ax
 
 
 class AccumulateState(NamedTuple):
-    """What has come in since the last step.
+    """The mean loss and the mean gradient since the last step.
 
     Attributes:
         loss: the mean of the losses since then, shape `[]`; 0 right after a step.
@@ -36,9 +36,9 @@ def accumulate(
 
     .. math:: mean \leftarrow mean + \frac{L - mean}{i + 1}, \qquad i = 0, \dots, k - 1
 
-    As `optax.MultiSteps`, which does the work, but that one shows its optimizer the last loss of each k
-    alone. Between the steps the updates are zeros. One loss that is not finite makes the mean so, and
-    the optimizer holds it.
+    `optax.MultiSteps` does the work, but it passes only the last loss of each k to its optimizer; here the
+    optimizer gets the mean. Between the steps the updates are zeros. If one loss is not finite, the mean is
+    not finite, and the optimizer counts it as held.
 
     If all micro-batches fit one call, `optax.microbatching.microbatch` around `jax.value_and_grad` is
     simpler: it returns the means, and the optimizer needs no wrapper.

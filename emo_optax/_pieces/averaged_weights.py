@@ -57,10 +57,11 @@ def average_weights(inner: optax.GradientTransformation) -> optax.GradientTransf
 
     .. math:: A \leftarrow A + \min\bigl(1,\, \tfrac{9}{t+8}\bigr)\,(p_{t+1} - A)
 
-    The updates are those of `inner`. `eval_params` finds the average in the state.
+    The updates of `inner` do not change. `eval_params` finds the average in the state.
 
     Args:
-        inner: the whole optimizer, learning rate included; what stands after it in a chain is not seen.
+        inner: the whole optimizer, learning rate included; the average does not include later
+            transformations of a chain.
 
     Returns:
         A transformation whose `update` needs `params`.

@@ -150,7 +150,7 @@ class ShareDriveState(NamedTuple):
 def share_drive(
     inner: optax.GradientTransformation, *, axis_name: AxisName = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Feels the loss once a step, by the formulas of v3.6.1, and hands the emotion to `inner`.
+    """Feels the loss once a step, by the formulas of v3.6.1, and passes the emotion to `inner`.
 
     `inner` receives the extra argument `emotion`, an `EmotionState`. See `feel_drive` for the formulas.
 

@@ -190,7 +190,7 @@ def check_emotion(state: EmotionState) -> None:
 
 
 class ShareEmotionState(NamedTuple):
-    """The emotion, and the state of what shares it.
+    """The emotion, and the state of the transformation that shares it.
 
     Attributes:
         emotion: the emotion.
@@ -209,10 +209,10 @@ def share_emotion(
     gain: jax.typing.ArrayLike = 5.0,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Feels the loss once a step and hands the emotion to everything inside.
+    """Feels the loss once a step, and passes the emotion to all transformations inside.
 
-    `inner` receives the extra argument `emotion`, an `EmotionState`; transformations that take no
-    extra arguments may stand in it too. See `feel` for the formula.
+    `inner` receives the extra argument `emotion`, an `EmotionState`; transformations without extra
+    arguments may be part of it, too. See `feel` for the formula.
 
     Args:
         inner: the transformation that shares the emotion.
@@ -287,7 +287,7 @@ def track_emotion(
     gain: jax.typing.ArrayLike = 5.0,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Feels the loss and lets the updates pass unchanged: emotion as a monitor.
+    """Feels the loss, and does not change the updates: the emotion as a monitor.
 
     Args:
         short_factor: the weight of a new loss in the short average, in (0, 1].

@@ -225,15 +225,15 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     Args:
         state: the state of an optimizer that averages weights (`emo_pilot`, `autopilot` or
             `average_weights`), at any depth inside of wrappers.
-        params: the parameters that are trained, for their dtypes and for what is not averaged. With
-            `nnx.Optimizer`: `nnx.state(model, nnx.Param)`.
+        params: the parameters that are trained, for their dtypes, and for the parameters that are not
+            averaged. With `nnx.Optimizer`: `nnx.state(model, nnx.Param)`.
 
     Returns:
         A tree like `params`, in the dtypes of `params`; parameters that the optimizer does not own
         (`optax.masked`, `optax.partition`) as they are.
 
     Raises:
-        ValueError: if no optimizer in the state averages weights, or a shape is that of other parameters.
+        ValueError: if no optimizer in the state averages weights, or a shape does not fit `params`.
 
     Example:
         >>> import jax

@@ -1,4 +1,4 @@
-"""Replicas that train on parts of one batch: they must feel one loss, or they drift apart."""
+"""Replicas that train on parts of one batch: without one common loss they drift apart."""
 
 from typing import Any
 
@@ -19,8 +19,8 @@ def check_axis_name(axis_name: object) -> None:
 def average_over_replicas(loss: jax.Array, axis_name: AxisName) -> jax.Array:
     """Returns the mean of the loss over named axes of `jax.shard_map`, `jax.pmap` or `jax.vmap`.
 
-    The gradients are the caller's to average. Where the loss of one replica is not finite, that of all
-    is not.
+    The caller averages the gradients. If the loss of one replica is not finite, the mean is not finite for
+    all.
 
     Args:
         loss: the loss of this replica, shape `[]`.
@@ -36,7 +36,7 @@ def average_over_replicas(loss: jax.Array, axis_name: AxisName) -> jax.Array:
         return loss
     try:
         mean: Any = jax.lax.pmean(loss, axis_name)
-    except NameError as error:  # What JAX calls an axis that is not bound.
+    except NameError as error:  # The error of JAX for an axis that is not bound.
         raise ValueError(
             f"The loss is to be averaged over axis_name={axis_name!r}, and there is no such axis around "
             "this `update`. Call it inside of jax.shard_map or jax.pmap with that axis name; under jax.jit "

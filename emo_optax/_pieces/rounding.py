@@ -93,8 +93,8 @@ def _stochastically(update: jax.Array, param: jax.Array, key: jax.Array) -> jax.
 class RoundWithKahanState(NamedTuple):
     """The parts of updates that rounding has not applied yet: a tree like the parameters, in their dtypes.
 
-    Parameters of float32 and wider need none: a zero of the shape `[1]` and of the parameter's dtype
-    stands in their place, as in the state of `optax.adafactor`, so that shardings map onto the tree.
+    Parameters of float32 and wider need no compensation: its place has a zero of the shape `[1]` and of the
+    parameter's dtype, as in the state of `optax.adafactor`, so that shardings map onto the tree.
 
     Attributes:
         compensation: the lost parts of each parameter, a tree like the parameters.

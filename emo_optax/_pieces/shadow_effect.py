@@ -49,7 +49,7 @@ def _is_at_least(gradient: jax.Array, bound: jax.Array) -> jax.Array:
     return bound <= jnp.abs(gradient)  # In this order, see `scale_by_emotion`.
 
 
-@jax.jit  # A function of its own: traced once for all leaves of a shape, and not for each.
+@jax.jit  # A separate function: traced once for all leaves of a shape, and not for each leaf.
 def _stop_small(update: jax.Array, gradient: jax.Array, bound: jax.Array) -> jax.Array:
     return jax.lax.select(_is_at_least(gradient, bound), update, jnp.zeros_like(update))
 
@@ -102,7 +102,7 @@ class _KeepRowsAndColumns:
             return jnp.zeros(gradient.shape, jnp.bool_)
         rows, columns = row_and_column_means(gradient, self.eps)
         bound = tolerance * tolerance * tolerance
-        # A row's answer holds for all of the row; a column's is where it belongs already.
+        # The result of a row is for the whole row. The columns already have the right shape.
         return (rows > bound).reshape(-1, *(1,) * (gradient.ndim - 1)) & (columns > bound)
 
     def keeps_all(self, gradient: jax.Array, theta: Any) -> bool:

@@ -62,7 +62,7 @@ def shadow_ratio_function(ratio: ShadowRatio) -> Callable[[jax.Array], jax.Array
 
 
 class BlendWithShadowState(NamedTuple):
-    """The shadow, and the state of what moves the blended weights.
+    """The shadow, and the state of the transformation that moves the blended weights.
 
     Attributes:
         ratio: how far the last step pulled the weights to the shadow, shape `[]`, in [0, 1].
@@ -91,8 +91,8 @@ def blend_with_shadow(
 
     The first time that :math:`r(s) > 0` the shadow becomes a copy of :math:`p`, and nothing else
     happens; if :math:`r(s) = 0`, the shadow does not change. `inner` sees the blended parameters, and the
-    update that comes out carries the parameters all the way: `optax.apply_updates` adds it to the
-    unblended ones. Moments are not blended.
+    resulting update contains the blending, too: `optax.apply_updates` adds it to the unblended parameters.
+    Moments are not blended.
 
     Args:
         inner: the transformation that moves the blended parameters; none leaves the updates as

@@ -48,10 +48,10 @@ def share_pulse(
     loss_unit: LossUnit = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes the pulse once a step and hands it to everything inside.
+    """Makes the pulse once a step, and passes it to all transformations inside.
 
-    `inner` receives the extra argument `pulse`, a `PulseState`; transformations that take no extra
-    arguments may stand in it too. See `feel_pulse` for the formulas.
+    `inner` receives the extra argument `pulse`, a `PulseState`; transformations without extra arguments may
+    be part of it, too. See `feel_pulse` for the formulas.
 
     Args:
         inner: the transformation that shares the pulse.
@@ -270,7 +270,7 @@ def pulsed_rule(
 ) -> optax.GradientTransformationExtraArgs:
     """Puts a member of the third generation together: pulse, shadow, rule, weight decay, step.
 
-    `around` wraps what follows the pulse, the shadow included.
+    `around` wraps the transformations after the pulse, the shadow included.
     """
     check_flag("use_shadow", use_shadow)
     decay = place_weight_decay(weight_decay_mode, weight_decay, mask)

@@ -115,8 +115,8 @@ def blend_by_trust(inner: optax.GradientTransformation) -> optax.GradientTransfo
         inner: the transformation that moves the blended parameters.
 
     Returns:
-        A transformation that takes the extra argument `emotion` or `pulse`, and needs `params`. It hands
-        `params` as they are on as the extra argument `unblended`.
+        A transformation that takes the extra argument `emotion` or `pulse`, and needs `params`. It passes
+        the unchanged `params` on as the extra argument `unblended`.
     """
     inner = takes_extra_args(inner)
 

@@ -68,8 +68,8 @@ def _rescale_by_factors(b1: jax.typing.ArrayLike, eps: jax.typing.ArrayLike) -> 
         if is_chosen is None:
             updates, new_row, new_column = rescale(gradients, row, column)
         else:
-            # One branch around what reads gradients twice and returns little; the states, which XLA
-            # on a CPU copies around a branch, stay outside.
+            # One branch around the operations that read gradients twice and return little. The states stay
+            # outside, because XLA on a CPU copies the states of a branch.
             means = jax.lax.cond(is_chosen, measure, no_roots, gradients, row, column)
             updates, new_row, new_column = rescale_by(gradients, *means, row, column, is_chosen=is_chosen)
         return updates, stored(new_row, row), stored(new_column, column)
@@ -136,7 +136,8 @@ def scale_by_factored_moments(
     rescale = _rescale_by_factors(b1, eps)
 
     def init_fn(params: optax.Params) -> ScaleByFactorsState:
-        # Sums of zeros, and not zeros: over many devices they lie as the means will, like the parameters.
+        # Sums of zeros, and not zeros: over many devices they have the sharding of the later means, like
+        # the parameters.
         def mean_of(zero: jax.Array, axes: tuple[int, ...]) -> jax.Array:
             return zero if zero.ndim < 2 else jnp.sum(zero, axis=axes, keepdims=True)
 

@@ -39,7 +39,7 @@ def scale_by_lion(
 
     .. math:: u = \operatorname{sign}((1-b_1)\,g + b_1 m), \quad m \leftarrow b_2 m + (1-b_2)\,g
 
-    As `optax.scale_by_lion`, but each leaf's momentum has a dtype of its own, float32 at least: a
+    As `optax.scale_by_lion`, but each leaf's momentum has its own dtype, float32 at least: a
     bfloat16 momentum stops decaying.
 
     Args:

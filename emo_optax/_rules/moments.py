@@ -50,14 +50,14 @@ def average(
 def interpolate(
     gradients: optax.Updates, before: optax.Updates, after: optax.Updates, b1: Any, b2: Any
 ) -> optax.Updates:
-    r"""Returns :math:`(1-b_1)\,g + b_1 m`, where it can from the momentum after the step.
+    r"""Returns :math:`(1-b_1)\,g + b_1 m`, if possible from the momentum after the step.
 
     .. math:: (1-b_1)\,g + b_1 m = \frac{(b_2-b_1)\,g + b_1 m'}{b_2}, \qquad m' = b_2 m + (1-b_2)\,g
 
-    XLA on a CPU makes a loop for each array that a step returns. If that of the parameters read
-    the old momentum, which the one of the momentum overwrites, XLA would copy all of it first. With
-    :math:`0 < b_2` and :math:`b_1 \le b_2` no term cancels another that it does not cancel anyway,
-    so that both forms are equally exact. Decay rates that are traced are not known to be so.
+    XLA on a CPU makes a loop for each array that a step returns. If the loop of the parameters read the old
+    momentum, which the loop of the momentum overwrites, XLA would first copy the whole momentum. For
+    :math:`0 < b_2` and :math:`b_1 \le b_2` this form is as exact as the direct form. For traced decay rates
+    this is unknown.
     """
     is_known = is_number(b1) and is_number(b2) and b2 > 0.0 and b1 <= b2
 
@@ -87,8 +87,9 @@ def map_leaves(
 ) -> Callable[..., Any]:
     """Maps a function that returns `count` arrays over trees, to as many trees.
 
-    Within jit JAX traces and lowers it once for all leaves of a shape and a dtype, and not for each
-    of them. Not so where hyperparameters are arrays: the function is another one at every step then.
+    Within jit JAX traces and lowers the function once for all leaves of a shape and a dtype, and not for
+    each leaf. If hyperparameters are arrays, it is a new function at every step, and JAX traces it for each
+    leaf.
     """
     is_known = all(is_number(value) for value in hyperparameters)
     once = jax.jit(function) if is_known else function

@@ -1,8 +1,8 @@
 """Rules that step by a sign: the rules of EmoAiry3 and EmoFact36, of EmoTion, and of EmoVoid.
 
 EmoTion and EmoVoid read the sum of the L1 norms of all parameters. The sum is taken in float32 at least,
-over the parameters that the transformation is given: what `optax.masked` or `optax.partition` keeps back
-counts for nothing and is left alone.
+over the parameters that the transformation is given: parameters that `optax.masked` or `optax.partition`
+leave out do not count and do not move.
 """
 
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ def scale_by_sign(
     Args:
         b1: a decay rate of the published averages, in [0, 1); without effect.
         b2: the other decay rate of the published averages, in [0, 1); without effect.
-        eps: what the published code adds to the root, >= 0; without effect.
+        eps: the number that the published code adds to the root, >= 0; without effect.
 
     Returns:
         A transformation whose updates have the dtype of the gradients, float32 at least.
@@ -93,8 +93,8 @@ def sum_of_norms(params: optax.Params, axis_name: AxisName = None) -> jax.Array:
         params: a tree of floating-point arrays of any shapes; sharded arrays count as a whole under
             `jax.jit`.
         axis_name: the mapped axes of replicas, over which the sums are averaged; under `jax.shard_map`,
-            where each device holds an equal share of all parameters, that is the whole over the number of
-            devices.
+            if each device holds an equal share of all parameters, the mean is the whole sum over the number
+            of devices.
 
     Returns:
         The sum, shape `[]`; 0 without parameters.
@@ -223,9 +223,10 @@ def hold_norm(
 
     .. math:: p \leftarrow \frac{G'}{G + 10^{-8}}\,p, \qquad G = \sum \lVert p \rVert_1
 
-    While a counter is 55 or less, which starts at 0 and grows by 1 a step; where the stop signal rises, it
-    is set to 55 after the step: one more step is scaled, to the sum of the step at which the signal
-    rose. The first step only keeps G; later G' becomes the sum of the scaled parameters.
+    The parameters are scaled while a counter is 55 or less. The counter starts at 0 and grows by 1 a step.
+    If the stop signal rises, the counter is set to 55 after the step: one more step is scaled, to the sum
+    of the step at which the signal rose. The first step only keeps G; later G' becomes the sum of the
+    scaled parameters.
 
     Args:
         inner: the transformation that moves the scaled parameters.

@@ -134,7 +134,7 @@ def scale_by_softsign(
         u = \frac{w}{1 + |w|}\,(\lVert g \rVert_2 + \epsilon), \quad
         m \leftarrow b_2 m + (1-b_2)\,g
 
-    The norm is that of each whole parameter, so the step grows with the parameter's size.
+    The norm is taken over each whole parameter, so the step grows with the parameter's size.
 
     Args:
         b1: decay rate of the interpolation, in [0, 1).

@@ -36,7 +36,7 @@ def switch_by_emotion(
 
     .. math:: u = rule_{k(s)}(g)
 
-    Only the chosen rule is computed, and only its state moves; the others rest, however long.
+    Only the chosen rule is computed, and only its state moves. The states of the other rules do not change.
 
     Args:
         rules: the transformations, whose updates must agree in dtype; they receive the gradients in
@@ -119,8 +119,8 @@ def select_by_emotion(
 ) -> optax.GradientTransformationExtraArgs:
     """As `switch_by_emotion`, without a branch, for rules that know `is_chosen`.
 
-    All rules are computed and one is taken, element by element: XLA on a CPU makes that one pass over
-    what the parameters are made of, while around a branch it copies the states, those that rest too.
+    All rules are computed, and one result is chosen element by element. XLA on a CPU makes one pass over
+    memory for this; around a branch it would copy all states, also the states that do not change.
 
     Args:
         rules: transformations whose `update` takes `is_chosen` (see `emo_optax._rules`), or has no
@@ -183,15 +183,15 @@ def step_first(
 
     .. math:: p' = p + first(g, p), \qquad p \leftarrow p' + inner(g, p')
 
-    Both see the same gradient. The difference from a sum is what reads the parameters in `inner`,
-    such as weight decay.
+    Both see the same gradient. The result differs from a sum of both updates if `inner` reads the
+    parameters, as weight decay does.
 
     Args:
         first: the optimizer of the first step, learning rate included.
         inner: the transformation of the second step.
 
     Returns:
-        A transformation that needs `params` if one of the two does; it hands extra arguments on to both.
+        A transformation that needs `params` if one of the two does; it passes extra arguments to both.
 
     Example:
         >>> import jax.numpy as jnp

@@ -153,9 +153,10 @@ def hold_norm(state: HeldNorm, norm: Tensor, should_stop: Tensor) -> tuple[Tenso
 
     .. math:: p \leftarrow \frac{G'}{G + 10^{-8}}\,p, \qquad G = \sum \lVert p \rVert_1
 
-    While a counter is 55 or less, which starts at 0 and grows by 1 a step; where the stop signal rises, it
-    is set to 55 after the step: one more step is scaled, to the sum of the step at which the signal
-    rose. The first step only keeps G; later G' becomes the sum of the scaled parameters.
+    The parameters are scaled while a counter is 55 or less. The counter starts at 0 and grows by 1 a step.
+    If the stop signal rises, the counter is set to 55 after the step: one more step is scaled, to the sum
+    of the step at which the signal rose. The first step only keeps G; later G' becomes the sum of the
+    scaled parameters.
 
     Args:
         state: the state before this step.
