@@ -148,7 +148,7 @@ def place_weight_decay(
     mask: Any | Callable[[optax.Params], Any] | None,
     divisor: optax.ScalarOrSchedule | None = None,
 ) -> dict[str, optax.GradientTransformation]:
-    """Returns the transformations of a mode for the places `"l2"`, `"decoupled"` and `"absolute"` of a chain."""
+    """Returns the transformations for the places `"l2"`, `"decoupled"` and `"absolute"` of a chain."""
     check_choice("weight_decay_mode", mode, MODES)
     if divisor is not None and mode != "decoupled":
         raise ValueError(
