@@ -27,6 +27,7 @@ from emo_torch._distributed.training_test import (
     train,
     whole,
 )
+from emo_torch._pieces.sums import multi_tensor_norm_of, norm_of
 
 WAYS: dict[str, dict[str, Any]] = {"single": {"foreach": False}, "multi": {"foreach": True}}
 
@@ -157,6 +158,23 @@ def test_the_moments_of_a_sharded_gradient_are_those_of_the_whole(place: Place) 
             optimizer.step()
         torch.testing.assert_close(monitors[0].runaway.moments, monitors[1].runaway.moments)
     assert_close(everything(net, ours), everything(twin, theirs), 1e-5)
+
+
+@in_processes(2)
+def test_the_norms_of_a_large_sharded_tensor_are_those_of_the_whole(place: Place) -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    # One process has more than a block of the second tensor, and the other one less.
+    for shape in ((70, 41), (1025, 1), (1026,), (3,)):
+        plain = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).float()
+        for placement in (Shard(0), Shard(len(shape) - 1), Replicate()):
+            tensor = distribute_tensor(plain, mesh, [placement])
+            for order in (1.0, 2.0):
+                norm = norm_of(tensor, order)
+                assert not isinstance(norm, DTensor)
+                torch.testing.assert_close(norm, norm_of(plain, order), rtol=2e-7, atol=0.0)
+            both = multi_tensor_norm_of([tensor, tensor])
+            assert_same_in_all({"norms": torch.stack(both)}, place)
+            torch.testing.assert_close(both[1], norm_of(plain), rtol=2e-7, atol=0.0)
 
 
 @pytest.mark.parametrize("foreach", [False, True], ids=["single", "multi"])

@@ -2,8 +2,8 @@
 
 PyTorch adds the elements of `vector_norm` and `dot` one after another in the dtype of the tensor, on each
 thread. In float32 a sum of 40 million elements is then up to 10 % off (PyTorch 2.13), and depends
-on the number of threads. Here blocks of 1024 elements are summed, and their sums are added in float64. A
-tensor of at most one block, and a tensor on another device, is summed by PyTorch as it is.
+on the number of threads. Here blocks of 128 elements are summed, and their sums are added in float64. A
+tensor of at most 1024 elements, and a tensor on another device, is summed by PyTorch as it is.
 """
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from emo_torch._sharded import is_sharded, local_part, sum_of_parts, whole
 
-BLOCK = 1024
-"""The number of elements that are summed in the dtype of the tensor."""
+LARGE = 1024
+"""The largest number of elements that PyTorch sums as they are."""
+BLOCK = 128
+"""The number of elements of a block, whose sum in the dtype of the tensor is right to some roundings."""
 
 
 def norm_of(tensor: Tensor, order: float = 2.0, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -49,7 +51,7 @@ def dot(left: Tensor, right: Tensor) -> Tensor:
 
 def _is_large(tensor: Tensor) -> bool:
     # All elements of a DTensor, so that every process takes the same way.
-    return tensor.device.type == "cpu" and tensor.numel() > BLOCK
+    return tensor.device.type == "cpu" and tensor.numel() > LARGE
 
 
 def _blockwise(tensor: Tensor, order: float, dtype: torch.dtype | None) -> Tensor:

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import emo_torch
-from emo_torch._pieces.sums import BLOCK, dot, multi_tensor_norm_of, norm_of
+from emo_torch._pieces.sums import LARGE, dot, multi_tensor_norm_of, norm_of
 from emo_torch._rules.sign_rules import sum_of_norms
 
-LARGE = 3_000_000
+MANY = 3_000_000
 WAYS: tuple[dict[str, Any], ...] = ({"foreach": False, "fused": False}, {"foreach": True}, {})
 EXACT = 2e-7
 """Four roundings of float32: one block, the root, the result, and the reference itself."""
@@ -21,14 +21,14 @@ def _values(count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_sum_of_norms_of_a_large_tensor_has_all_digits_of_float32(dtype: torch.dtype) -> None:
-    values = _values(LARGE, dtype)
+    values = _values(MANY, dtype)
     exact = values.double().abs().sum()
     torch.testing.assert_close(sum_of_norms([values]).double(), exact, rtol=EXACT, atol=0.0)
     assert sum_of_norms([values]).dtype == torch.float32
 
 
 def test_norms_and_products_of_large_tensors_have_all_digits_of_float32() -> None:
-    values = _values(LARGE)
+    values = _values(MANY)
     exact = values.double().square().sum()
     torch.testing.assert_close(norm_of(values).double(), exact.sqrt(), rtol=EXACT, atol=0.0)
     torch.testing.assert_close(dot(values, values).double(), exact, rtol=EXACT, atol=0.0)
@@ -38,7 +38,7 @@ def test_norms_and_products_of_large_tensors_have_all_digits_of_float32() -> Non
     torch.testing.assert_close(norms[2], torch.linalg.vector_norm(small) * 2)
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (7,), (BLOCK,), (BLOCK + 1,), (33, 65), (3, 40, 50)])
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (LARGE,), (LARGE + 1,), (33, 65), (3, 40, 50)])
 @pytest.mark.parametrize("order", [1.0, 2.0])
 def test_a_norm_is_that_of_torch_in_any_shape_and_layout(shape: tuple[int, ...], order: float) -> None:
     values = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -49,7 +49,7 @@ def test_a_norm_is_that_of_torch_in_any_shape_and_layout(shape: tuple[int, ...],
 
 def test_a_norm_of_what_is_not_finite_is_not_finite() -> None:
     for value in (float("inf"), float("nan")):
-        values = torch.ones(2 * BLOCK + 5)
+        values = torch.ones(2 * LARGE + 5)
         values[-1] = value
         assert not norm_of(values).isfinite()
         assert not norm_of(values, 1.0).isfinite()
@@ -57,9 +57,9 @@ def test_a_norm_of_what_is_not_finite_is_not_finite() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_smoothed_norm_of_a_large_gradient_is_exact_in_every_way(way: dict[str, Any]) -> None:
-    weight = torch.nn.Parameter(torch.zeros(LARGE))
+    weight = torch.nn.Parameter(torch.zeros(MANY))
     optimizer = emo_torch.RefAdamWMiniScheduleFree([weight], **way)
-    weight.grad = _values(LARGE)
+    weight.grad = _values(MANY)
     optimizer.step(loss=1.0)
     exact = weight.grad.double().square().sum().sqrt()
     kept = optimizer.state[weight]["exp_avg_norm"].double()
@@ -68,7 +68,7 @@ def test_the_smoothed_norm_of_a_large_gradient_is_exact_in_every_way(way: dict[s
 
 @pytest.mark.parametrize("name", ["emo_tion", "emo_void"])
 def test_the_kept_sum_of_norms_is_exact_in_every_way(name: str) -> None:
-    values = _values(LARGE)
+    values = _values(MANY)
     exact = values.double().abs().sum()
     for way in WAYS:
         weight = torch.nn.Parameter(values.clone())
