@@ -1,1 +1,1 @@
-"""What the optimizers cost, measured."""
+"""Measurements of time, memory and quality."""

@@ -97,7 +97,7 @@ print(time.perf_counter() - start)
 
 
 class Times(NamedTuple):
-    """What one row measured, in seconds."""
+    """The times of one row, in seconds."""
 
     first: float
     """The first step."""

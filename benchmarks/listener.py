@@ -1,4 +1,4 @@
-"""What `emo_torch.listen` costs, relative to a backward pass over 1000 tensors on the CPU.
+"""The cost of `emo_torch.listen`, relative to a backward pass over 1000 tensors on the CPU.
 
     python -m benchmarks.listener --output docs/step_time
 
@@ -56,7 +56,7 @@ class Case(NamedTuple):
     """Optimizers that listen while one backward pass goes through all tensors.
 
     Attributes:
-        title: what the table calls it.
+        title: its name in the table.
         owners: how many optimizers share the tensors of the pass.
         others: how many optimizers listen whose tensors the pass does not reach, with as many tensors each.
         most: how much of a backward pass the listener may take; `None` where nothing is promised.
@@ -78,7 +78,7 @@ CASES = (
 
 
 class Row(NamedTuple):
-    """What a case costs: seconds, a share of the pass, calls, and the seconds of the first pass."""
+    """The cost of a case: seconds, a share of the pass, calls, and the seconds of the first pass."""
 
     case: Case
     without: float
@@ -162,7 +162,7 @@ def measure(case: Case, tensors: int, rounds: int) -> Row:
         return result
 
     def outside(backward: Callable[[], Any]) -> float:
-        """Returns the seconds of a pass that are not those of PyTorch's own function."""
+        """Returns the seconds of a pass without the seconds of PyTorch's own function."""
         start = time.thread_time_ns()
         backward()
         return (time.thread_time_ns() - start) / 1e9 - inner[-1]
@@ -185,7 +185,7 @@ def report(rows: list[Row], tensors: int, rounds: int) -> str:
     machine = "; ".join(f"{name} {value}" for name, value in environment().items() if "jax" not in name)
     return "\n\n".join(
         [
-            "# What the listener costs",
+            "# The cost of the listener",
             "Written by `python -m benchmarks.listener`.",
             f"`emo_torch.listen` during a backward pass over {tensors} tensors (a network of linear "
             f"layers, {WIDTH} by {WIDTH}, and {BATCH} examples) on the CPU, one thread. In each pass the "

@@ -1,4 +1,4 @@
-"""What the listener costs: the page, and a number of calls that does not grow with the tensors."""
+"""The cost of the listener: the page, and a number of calls that does not grow with the tensors."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from benchmarks.listener import CASES, Case
 
 def test_the_page_has_a_row_for_each_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     listener.main(["--tensors", "200", "--rounds", "1", "--output", str(tmp_path)])
-    assert "What the listener costs" in capsys.readouterr().out
+    assert "The cost of the listener" in capsys.readouterr().out
     page = (tmp_path / "listener.md").read_text()
     rows = [
         line

@@ -65,7 +65,7 @@ WARM = 4
 
 
 class Row(NamedTuple):
-    """What a step takes, in seconds: all of it, and each of `PARTS`."""
+    """The time of a step, in seconds: the whole step, and each of `PARTS`."""
 
     make: str
     problem: str
@@ -86,7 +86,7 @@ class Row(NamedTuple):
 
 @contextmanager
 def watched(optimizer: Any, spent: dict[str, float]) -> Iterator[None]:
-    """Adds what the parts of an optimizer's steps take to `spent`, in seconds."""
+    """Adds the times of the parts of an optimizer's steps to `spent`, in seconds."""
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What all commands share: a quick `--help`, the extra that is missing, names in any spelling."""
+"""Shared code of all commands: a quick `--help`, the name of a missing extra, names in any spelling."""
 
 import argparse
 import importlib.util

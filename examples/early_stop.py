@@ -25,7 +25,7 @@ def options() -> argparse.ArgumentParser:
         "--seed", type=seed_number, default=0, help="decides the first weights (default: %(default)s)"
     )
     parser.add_argument(
-        "--go-on", action="store_true", help="train on past the stop, to see what more steps would bring"
+        "--go-on", action="store_true", help="continue after the stop, to see the effect of more steps"
     )
     parser.add_argument(
         "--output",
@@ -85,7 +85,7 @@ class Training(NamedTuple):
 
 
 Train = Callable[[Digits, int, int, bool, Callable[[], None]], Training]
-"""Digits, steps at most, a seed, whether to go on past the stop, and what to call at every step."""
+"""Digits, steps at most, a seed, whether to continue after the stop, and a function to call every step."""
 
 
 def start(seed: int) -> dict[str, NDArray[Any]]:
@@ -225,7 +225,7 @@ def conclude(name: str, training: Training, steps: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the example with the given command-line arguments, or those of the process."""
+    """Runs the example with the given command-line arguments, or with the arguments of the process."""
     parser = options()
     given = parser.parse_args(arguments)
     console = Console()

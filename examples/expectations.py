@@ -1,4 +1,4 @@
-"""What to expect of the second generation, measured on handwritten digits in some two minutes.
+"""Results of the second generation, measured on handwritten digits in some two minutes.
 
 Run with `python -m examples.expectations`. It prints tables for docs/quality_of_training.md: how training
 depends on the learning rate and on its length, on the scale of the loss, and what the emotion filter
@@ -49,7 +49,7 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
 
 
 class Run(NamedTuple):
-    """What a training came to: accuracy and loss on the test digits, and the mean step scale."""
+    """The result of a training: accuracy and loss on the test digits, and the mean step scale."""
 
     accuracy: float
     loss: float
@@ -140,7 +140,7 @@ def scales_table(task: Task, steps: int) -> Table:
 
 
 def filter_table(task: Task, steps: int) -> Table:
-    """Counts what the filter stops on the way of one training with EmoSens."""
+    """Counts the elements that the filter stops in one training with EmoSens."""
     model = task.model()
     optimizer = emo_torch.EmoSens(model.parameters(), lr=1e-3)
     thetas = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 2e-1)

@@ -1,4 +1,4 @@
-"""What the injection of RefAdamWMiniScheduleFree does to a training, and what bounds it.
+"""The effect of RefAdamWMiniScheduleFree's injection on a training, and of its bound.
 
 Run `python -m examples.injection`: it trains the network of `examples.digits`, and a perceptron with
 pixels that are always dark and units that rest, whose gradients are 0, and prints a table.
@@ -42,7 +42,7 @@ class Way(NamedTuple):
     """One way to train.
 
     Attributes:
-        title: what the table calls it.
+        title: its name in the table.
         make: makes the optimizer from the parameters and the number of steps.
         with_loss: whether every step is given the loss.
     """
@@ -75,7 +75,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         losses: the mean loss of each epoch; ends where a loss is not finite.
-        accuracies: the share of test digits told rightly after each of those epochs.
+        accuracies: the share of test digits recognized after each of these epochs.
         broken_at: the first step, from 1, whose loss is not finite, or `None`.
     """
 

@@ -15,7 +15,7 @@ import emo_optax
 
 
 def model(observed: jax.Array) -> None:
-    """Draws a mean, and what was observed around it."""
+    """Draws a mean, and observations around it."""
     mean = numpyro.sample("mean", dist.Normal(0.0, 10.0))
     with numpyro.plate("rows", len(observed)):
         numpyro.sample("observed", dist.Normal(mean, 1.0), obs=observed)

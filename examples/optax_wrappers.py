@@ -1,4 +1,4 @@
-"""Optax's wrappers that drop the loss, and what to write. `python -m examples.optax_wrappers`."""
+"""Optax's wrappers that drop the loss, and the code that passes it. `python -m examples.optax_wrappers`."""
 
 from examples.command import answer_early
 

@@ -35,7 +35,7 @@ def save(folder: Path, params: jax.Array, state: optax.OptState) -> None:
 
 
 def load(folder: Path, params: jax.Array) -> tuple[jax.Array, optax.OptState]:
-    """Reads it; the target tells Orbax what the state is made of."""
+    """Reads it; the target tells Orbax the structure of the state."""
     target: Any = {"params": params, "state": optimizer.init(params)}
     with ocp.StandardCheckpointer() as checkpointer:
         loaded = checkpointer.restore(folder, target)

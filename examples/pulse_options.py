@@ -1,4 +1,4 @@
-"""What `steady`, `spike_limit` and `loss_unit` do to the pulse, the learning rate of the third generation.
+"""The effect of `steady`, `spike_limit` and `loss_unit` on the pulse of the third generation.
 
 Run with `python -m examples.pulse_options`, in some seconds. Losses are made, not trained: a flat loss with
 1 % noise and one spike, a falling loss in several units, and losses that are not finite. `python -m
@@ -133,7 +133,7 @@ def print_tables(console: Console, seeds: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints all tables, with the given command-line arguments or those of the process."""
+    """Prints all tables, with the given command-line arguments or with the arguments of the process."""
     given = options().parse_args(arguments)
     print_tables(Console(width=112), given.seeds)
 

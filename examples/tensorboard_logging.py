@@ -97,7 +97,7 @@ def train_with_flax(folder: Path, steps: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the example with the given command-line arguments, or those of the process."""
+    """Runs the example with the given command-line arguments, or with the arguments of the process."""
     parser = options()
     given = parser.parse_args(arguments)
     if given.steps < 1:

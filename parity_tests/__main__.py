@@ -54,7 +54,7 @@ from parity_tests.processes import find_gpu, trajectories
 
 
 class Result(NamedTuple):
-    """A case, what was compared with what, and what came of it."""
+    """A case, the two sides that were compared, and the result."""
 
     case: Case
     pair: str
@@ -109,7 +109,7 @@ def print_table(console: Console, results: list[Result]) -> None:
 
 
 def train(optimizers: list[str], dtypes: list[str]) -> list[ClosedLoop]:
-    """Trains the network in both frameworks with those optimizers that the demo knows."""
+    """Trains the network in both frameworks with the optimizers that the demo knows."""
     names = [FAMILY[name].optax.__name__ for name in optimizers]
     pairs = [pair for pair in closed_loop.pairs(names) if pair[1] in dtypes]
     return [closed_loop.run(*pair) for pair in track(pairs, "closed loop", transient=True)]
@@ -126,7 +126,7 @@ def print_loops(console: Console, loops: list[ClosedLoop]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compares, prints, reports; returns what the process ends with."""
+    """Compares, prints, reports; returns the exit status of the process."""
     parser = options()
     given = parser.parse_args(arguments)
     dtypes = given.dtype.split(",")

@@ -21,7 +21,7 @@ HIDDEN = {hidden!r}
 
 
 class Finder(PathFinder):
-    """Finds everything on the path but what is hidden."""
+    """Finds everything on the path except the hidden packages."""
 
     @classmethod
     def find_spec(cls, fullname, path=None, target=None):

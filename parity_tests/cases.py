@@ -1,4 +1,4 @@
-"""What both sides are driven with, by the tests and by the command: the same comparisons."""
+"""The cases of the tests and of the command: the same comparisons."""
 
 from collections.abc import Collection
 
@@ -8,7 +8,7 @@ from parity_tests.sequences import LOSSES
 from parity_tests.tolerances import LOCKSTEP as LOCKSTEP
 from parity_tests.tolerances import STEPS as STEPS
 
-# float64 shows the most; in the other dtypes, what rounds most.
+# float64 shows the most; in the other dtypes, the cases with most rounding.
 _LOSSES = {
     "float32": ("spiky", "not_finite", "fading", "huge", "tiny"),
     "bfloat16": ("spiky", "not_finite"),

@@ -32,7 +32,7 @@ decisions stand far from a border.
 
 
 WITH_EMOTION = tuple(name for name, family in OPTIMIZERS.items() if family.memory == "emotion")
-"""The members that are trained here: those with the emotion of v2.0."""
+"""The members that are trained here: the members with the emotion of v2.0."""
 
 
 def epochs(optimizer: str, dtype: str) -> int:
@@ -41,7 +41,7 @@ def epochs(optimizer: str, dtype: str) -> int:
 
 
 def pairs(optimizers: Collection[str] = WITH_EMOTION) -> list[tuple[str, str]]:
-    """Returns what is trained: members by their names in `emo_optax`, each with a dtype."""
+    """Returns the trainings: members by their names in `emo_optax`, each with a dtype."""
     return [
         (name, dtype)
         for name in optimizers

@@ -40,7 +40,7 @@ class Difference(NamedTuple):
 
 
 def with_sums(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Puts what a parameter and its compensation are together in the place of the compensation.
+    """Puts the sum of a parameter and its compensation in the place of the compensation.
 
     That is what Kahan's summation keeps. Where one side has gone a unit further than the other, which
     the bounds allow, the compensations are that unit apart, and the sums equal as before.

@@ -81,7 +81,7 @@ def compiled(factory: Callable[..., Any], options: tuple[tuple[str, Any], ...]) 
 
 
 NOT_LEAVES = frozenset({"version", "rule"})
-"""Arrays of a saved state that say what it is, and hold no number of a step."""
+"""Arrays of a saved state that identify it, and hold no number of a step."""
 
 
 def check_row(rows: Arrays, index: int, shown: Arrays) -> None:
@@ -126,7 +126,8 @@ class OptaxDrive:
     def keep(self) -> None:
         """Keeps the parameters and the state of this step for `history`: JAX changes no array in place.
 
-        After steps 1, 2, 4, 8 and so on, also keeps what `params` and `state` show, which `history` checks.
+        After steps 1, 2, 4, 8 and so on, also keeps the values of `params` and `state`, which `history`
+        checks.
         """
         self._kept.append((self._params, self._state))
         steps = len(self._kept)
@@ -134,7 +135,7 @@ class OptaxDrive:
             self._shown[steps - 1] = self._row()
 
     def _row(self) -> Arrays:
-        """Returns what `params` and `state` show now, under the names of `history`."""
+        """Returns the current values of `params` and `state`, under the names of `history`."""
         return {f"param/{name}": array for name, array in self.params().items()} | self.state()
 
     def history(self) -> Arrays:

@@ -1,4 +1,4 @@
-"""Makes a virtual environment for the tests, and says what it downloads before it does.
+"""Makes a virtual environment for the tests, and lists the downloads before it starts them.
 
 Run by `make test-oldest`, `make test-newest` and `make test-trainers`, as
 `python -m parity_tests.environment FOLDER [PINS] [--extras NAMES]`: the Python that runs it is the one of
@@ -22,7 +22,7 @@ CUDA = ("nvidia-", "cuda-", "triton")
 
 
 def plan(installs: Sequence[dict[str, Any]], kept: Sequence[str] = ()) -> str:
-    """Says in words what pip is going to install.
+    """Returns a sentence about the packages that pip is going to install.
 
     Args:
         installs: the field `install` of pip's report.
@@ -42,7 +42,7 @@ def plan(installs: Sequence[dict[str, Any]], kept: Sequence[str] = ()) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Makes the environment: resolves, says what is downloaded, installs."""
+    """Makes the environment: resolves, lists the downloads, installs."""
     parser = argparse.ArgumentParser(prog="python -m parity_tests.environment", description=__doc__)
     parser.add_argument("folder", type=Path, help="the environment to make or to bring up to date")
     parser.add_argument("pins", type=Path, nargs="?", help="constraints; without, the newest releases")

@@ -1,6 +1,6 @@
 """The members of the family, each with its two sides, from the registries of both packages.
 
-A new member needs no line here. What only one member is tested with stands in `_OWN`, by name.
+A new member needs no line here. The test options of a single member are in `_OWN`, by name.
 """
 
 import inspect
@@ -29,7 +29,7 @@ class Member(NamedTuple):
         lacks: options, by name, which the others have and this member has not.
         cousin: the member that has the same rule and is tested with more options, if there is one.
         memory: what stands before the names of the leaves in which it remembers the losses.
-        recorded: options with which it does what the published code did.
+        recorded: options with which it equals the published code.
         steps: how many steps the twins stay in step under some of `OPTIONS` ("any" for all of them) and
             in some dtype, where that is not 300.
     """
@@ -45,7 +45,7 @@ class Member(NamedTuple):
     steps: Mapping[tuple[str, str], int] = MappingProxyType({})
 
     def known(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns those of some options that this member has."""
+        """Returns the options, among the given ones, that this member has."""
         return {name: value for name, value in options.items() if name not in self.lacks}
 
     def is_tested_with(self, options: str, dtype: str) -> bool:

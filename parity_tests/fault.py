@@ -9,8 +9,8 @@ class Fault(NamedTuple):
     Attributes:
         package: "emo_optax" or "emo_torch".
         file: the name of the module, in whatever folder of the package; or a path inside of the package.
-        old: what stands there, once.
-        new: what is put in its place.
+        old: the source text, which occurs once.
+        new: the text in its place.
         what: the fault in words.
         by: the member that shows it; any may, where it is empty.
     """

@@ -2,7 +2,7 @@
 
 Run with `python -m parity_tests.faults`. A harness that finds nothing wrong proves nothing unless it
 would have. Each fault changes one place in a copy of a package; the faulty side is then driven beside
-the healthy other one, and the first comparison that exceeds a bound is what found it.
+the healthy other one, and the first comparison that exceeds a bound has found the fault.
 """
 
 import argparse
@@ -52,7 +52,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def every_fault() -> tuple[Fault, ...]:
-    """Returns all faults that can be planted here; those in C need a compiler, which built the library."""
+    """Returns all faults that can be planted here; faults in C need a compiler, which built the library."""
     return FAULTS if library() is None else FAULTS + FAULTS_IN_C
 
 
@@ -126,7 +126,7 @@ def _reference(side: str, index: int) -> Arrays:
 
 
 def find(fault: Fault) -> str | None:
-    """Returns what finds a fault first, or `None`."""
+    """Returns the first comparison that finds a fault, or `None`."""
     side, other = ("optax", "torch") if fault.package == "emo_optax" else ("torch", "optax")
     with planted(fault) as family:
         for index, case in enumerate(CASES):
@@ -147,14 +147,15 @@ def find(fault: Fault) -> str | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Plants every fault, prints what found it, and returns 1 where one was not found."""
+    """Plants every fault, prints the comparison that found it, and returns 1 if one was not found."""
     parser = options()
     given = parser.parse_args(arguments)
     console = Console()
-    table = Table(title="Planted faults, and what found them", box=box.SIMPLE)
-    lines = ["# Planted faults, and what found them", ""]
+    table = Table(title="Planted faults, and the comparisons that find them", box=box.SIMPLE)
+    lines = ["# Planted faults, and the comparisons that find them", ""]
     lines += ["Written by `python -m parity_tests.faults --report`. Each fault changes one place in a copy"]
-    lines += ["of a package; the first comparison with the healthy twin that fails is what found it.", ""]
+    lines += ["of a package. The last column names the first comparison with the healthy twin that fails."]
+    lines += [""]
     lines += ["| package | fault | found by |", "|---|---|---|"]
     for column in ("package", "fault", "found by"):
         table.add_column(column)

@@ -64,7 +64,7 @@ PACKAGES = {
     ),
 }
 
-# An installed package holds both; whoever imports the other one needs its framework.
+# An installed package holds both; importing the other one needs its framework.
 SMOKE = """
 import importlib, pathlib, pkgutil, sys
 import {framework}, {package} as package
@@ -110,7 +110,7 @@ def smoke(package: str, wheel: Path, folder: Path) -> None:
     python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile")
     _run(*pip, "--disable-pip-version-check", "-c", CONSTRAINTS, f"{wheel}[{extra}]")
-    # As a user has it: without what the variables of a test run need besides, and without another path.
+    # As a user has it: without the variables of a test run, and without another path.
     dropped = ("JAX_", "PYTHON", "TF_CPP_")
     variables = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     # The wheel brings both packages; only the framework tells them apart.
@@ -128,7 +128,7 @@ def suite(package: str, folder: Path, workers: str) -> None:
     check(absent, environment)
     print(f"testing {package} without {', '.join(absent)}", flush=True)
     options = ("-n", workers, "--dist", "loadgroup", "--durations=20", "-q")
-    # What joins other libraries is tested where those are.
+    # The integrations are tested where the other libraries are installed.
     ignored = ("-p", "no:cacheprovider", "--ignore-glob=*/integrations/*")
     _run(sys.executable, "-m", "pytest", *options, *ignored, package, environment=environment)
 

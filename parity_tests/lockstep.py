@@ -17,7 +17,7 @@ LARGE = {"matrix": (70, 61), "vector": (4097,), "small": (3, 5)}
 
 
 class Case(NamedTuple):
-    """One run: what both sides are given.
+    """One run: the inputs of both sides.
 
     Attributes:
         optimizer: the member's name in PyTorch.
@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 
 class Lockstep(NamedTuple):
-    """What two runs of one case showed beside each other.
+    """The differences of two runs of one case.
 
     Attributes:
         leaves: the largest difference of every leaf over the run, by name.

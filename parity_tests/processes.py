@@ -40,7 +40,7 @@ def trajectories(
 
     Args:
         side: "optax" or "torch".
-        cases: what to run.
+        cases: the cases to run.
         device: "cpu" or "cuda".
         job: a folder for the files.
         advance: called after every case.

@@ -64,7 +64,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Processor(NamedTuple):
-    """What both frameworks are told about the processor.
+    """The settings of both frameworks about the processor.
 
     Attributes:
         torch: environment variables for PyTorch and oneDNN.
@@ -92,10 +92,10 @@ PROCESSORS = {
 """The instruction sets, by name. PyTorch's own compiled step is left out in two of them."""
 
 SHORT = ("as it is", "basic", "AVX2, not compiled")
-"""Those that show most: the widest and the narrowest vectors, and both ways to step."""
+"""The processors that show most: the widest and the narrowest vectors, and both ways to step."""
 
 SENSITIVE = ("EmoSens", "EmoClan", "EmoZeal", "RefAdamWMiniScheduleFree")
-"""Members whose lockstep uses most of its bounds, and those that choose a rule by the scalar."""
+"""Members whose lockstep uses most of its bounds, and members that choose a rule by the scalar."""
 
 
 def environment(processor: Processor, folder: Path) -> dict[str, str]:
@@ -136,7 +136,7 @@ def loops(names: list[str], pairs: list[tuple[str, str]], folder: Path) -> dict[
 
 
 def child(pairs: list[list[str]]) -> None:
-    """Trains in this process, and prints what `loops` reads."""
+    """Trains in this process, and prints the numbers that `loops` reads."""
     import torch
 
     found = []
@@ -239,7 +239,7 @@ def print_lockstep(
 
 
 def print_noise(console: Console, pairs: list[tuple[str, str]], seeds: int) -> int:
-    """Prints what noise of the size of float32 roundings does; returns how many trainings left the band."""
+    """Prints the effect of noise as large as float32 roundings; returns how many trainings leave a band."""
     table = Table(title="Closed loop under float32 noise", box=None, padding=(0, 1, 0, 0))
     for column in ("optimizer", "steps", "of band"):
         table.add_column(column, justify="left" if column == "optimizer" else "right")
@@ -254,7 +254,7 @@ def print_noise(console: Console, pairs: list[tuple[str, str]], seeds: int) -> i
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the matrix and prints it; returns what the process ends with."""
+    """Runs the matrix and prints it; returns the exit status of the process."""
     parser = options()
     given = parser.parse_args(arguments)
     if given.child is not None:

@@ -1,7 +1,7 @@
 """Shows at which step of the closed loop a float32 rounding can decide which rule a member takes.
 
 A processor decides how float32 rounds: how long its vectors are, in which order it adds, whether it
-rounds between a product and a sum. To know what any processor may do, this module trains in float64,
+rounds between a product and a sum. To know the results of any processor, this module trains in float64,
 where all processors agree, and adds random noise of the size of float32 roundings to all scores and
 gradients. Where a training with noise leaves the band, a sign, a filter or a switch stood so close to its
 border that a rounding decided.
@@ -48,7 +48,7 @@ def losses(optimizer: str, epochs: int, noise: float, seed: int = 0) -> NDArray[
         optimizer: a name in `OPTIMIZERS`.
         epochs: how long, at 44 steps an epoch.
         noise: the size of the noise in units of float32's epsilon; 0 for none.
-        seed: decides the noise; weights and batches are those of the closed loop.
+        seed: decides the noise; weights and batches are the same as in the closed loop.
     """
     rate = OPTIMIZERS[optimizer].learning_rate
     settings = Settings(optimizer=optimizer, learning_rate=rate, epochs=epochs, dtype="float64")

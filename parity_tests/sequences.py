@@ -1,4 +1,4 @@
-"""What the optimizers are driven with: losses that reach every branch, parameters, gradients."""
+"""The inputs of the optimizers: losses that reach every branch, parameters, gradients."""
 
 from collections.abc import Callable
 

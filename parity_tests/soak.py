@@ -164,7 +164,7 @@ GROUPS = {
 
 
 def _compare(sides: list[Any], soak: Soak, steps: int) -> tuple[dict[str, Difference], str | None]:
-    """Compares all that both sides hold; returns each group's difference, and what is beyond its bound."""
+    """Compares both sides; returns each group's difference, and the differences beyond their bounds."""
     (params, arrays), (references, expected) = (side.leave() for side in sides)
     ours = {f"param/{name}": array for name, array in params.items()} | arrays
     theirs = {f"param/{name}": array for name, array in references.items()} | expected
@@ -179,7 +179,7 @@ def _compare(sides: list[Any], soak: Soak, steps: int) -> tuple[dict[str, Differ
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs, prints, reports; returns what the process ends with."""
+    """Runs, prints, reports; returns the exit status of the process."""
     parser = options()
     given = parser.parse_args(arguments)
     if given.steps < 100:

@@ -1,4 +1,4 @@
-"""What a soak runs, what it draws, and what it finds out."""
+"""The plan of a soak, its random numbers, and its results."""
 
 import gc
 import os
@@ -19,7 +19,7 @@ LOCKSTEP_STEPS = 300
 POOL = 499
 """So many different gradients there are: a prime, so that they meet every kind of loss."""
 MOST_GROWTH = 16.0
-"""What resident memory may grow by after the warm-up, in MiB: the allocators' own noise."""
+"""The allowed growth of resident memory after the warm-up, in MiB: the allocators' own noise."""
 
 
 class Soak(NamedTuple):
@@ -44,7 +44,7 @@ SOAKS = [
 
 
 class Memory(NamedTuple):
-    """What a process holds.
+    """The objects that a process holds.
 
     Attributes:
         tensors: live tensors of PyTorch.
@@ -69,11 +69,11 @@ class Memory(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a run showed.
+    """The result of a run.
 
     Attributes:
         soak: the run.
-        steps: steps asked for, those that a fault stopped included.
+        steps: the requested steps, also the steps that a fault stopped.
         faults: how often each fault took place.
         gaps: the largest difference of each group of leaves.
         growth: the largest difference of a parameter until so many steps.
@@ -92,7 +92,7 @@ class Result(NamedTuple):
     after: Memory
 
     def failures(self) -> list[str]:
-        """Returns what is wrong with the run, in words."""
+        """Returns the errors of the run, in words."""
         wrong = []
         if self.first_excess is not None:
             step, leaf = self.first_excess

@@ -39,7 +39,7 @@ def rows(results: list[Result]) -> list[tuple[str, ...]]:
 
 
 def memory_rows(results: list[Result]) -> list[tuple[str, ...]]:
-    """Returns a row for each run, with what it held after the warm-up and at the end."""
+    """Returns a row for each run, with the objects that it held after the warm-up and at the end."""
     return [
         (
             *(result.soak.optimizer, result.soak.dtype),
@@ -53,7 +53,7 @@ def memory_rows(results: list[Result]) -> list[tuple[str, ...]]:
 
 
 def print_tables(console: Console, results: list[Result]) -> None:
-    """Prints both tables, and what is wrong."""
+    """Prints both tables, and the errors."""
     for title, columns, cells in (
         ("Largest differences, Optax against PyTorch", COLUMNS, rows(results)),
         ("Memory", MEMORY_COLUMNS, memory_rows(results)),
@@ -86,11 +86,11 @@ def write(path: Path, results: list[Result]) -> None:
         "# Soak of emo_optax and emo_torch",
         "",
         f"{len(results)} runs of {steps} steps; {len(failures)} beyond a bound.",
-        "Written by `python -m parity_tests.soak --report`, which says what is done. Both sides are given",
-        "the same gradients and losses; the bounds stand in `parity_tests/tolerances.py`. In float64 they",
-        f"are those of {LOCKSTEP_STEPS} steps. In float32 so are those of averages; a parameter and its",
-        "shadow add up the roundings of all steps: after n steps their bound is",
-        f"n / {LOCKSTEP_STEPS} times as wide.",
+        "Written by `python -m parity_tests.soak --report`. Both sides get the same gradients and losses.",
+        "The bounds are in `parity_tests/tolerances.py`. In float64 they are the bounds of",
+        f"{LOCKSTEP_STEPS} steps. In float32 the bounds of averages are the bounds of {LOCKSTEP_STEPS}",
+        "steps, too. A parameter and its shadow add up the roundings of all steps: after n steps their",
+        f"bound is n / {LOCKSTEP_STEPS} times as wide.",
         "",
         f"Faults on the way: {counts}.",
         "",
@@ -101,7 +101,7 @@ def write(path: Path, results: list[Result]) -> None:
         "",
         *table(COLUMNS, rows(results)),
         "",
-        "What was alive after the warm-up of a tenth of the steps, and at the end:",
+        "Objects alive after the warm-up of a tenth of the steps, and at the end:",
         "",
         *table(MEMORY_COLUMNS, memory_rows(results)),
         *(["", *(f"- {failure}" for failure in failures)] if failures else []),

@@ -45,7 +45,7 @@ class OptaxSide:
         return params, emo_optax.to_arrays(self._state)
 
     def enter(self, params: Arrays, arrays: Arrays) -> None:
-        """Goes on from what either side left, in a new state."""
+        """Continues from the state that either side left, in a new state."""
         self._params = {name: jnp.array(array) for name, array in params.items()}
         fresh = self._make(1e-3, **self._options).init(self._params)
         self._state = emo_optax.from_arrays(arrays, fresh)
@@ -88,7 +88,7 @@ class TorchSide:
         return params, emo_torch.to_arrays(self.optimizer, self._params.items())
 
     def enter(self, params: Arrays, arrays: Arrays) -> None:
-        """Goes on from what either side left, in a new optimizer."""
+        """Continues from the state that either side left, in a new optimizer."""
         self._begin(params)
         emo_torch.from_arrays(arrays, self.optimizer, self._params.items())
 

@@ -103,7 +103,7 @@ STEERED = {
     "float32": Tolerance(absolute=1e-4, relative=1e-5),
     "bfloat16": SHADOW["bfloat16"],
 }
-"""The bound of what EmoPilot moves by steps whose length it finds itself."""
+"""The bound of the values that EmoPilot moves by steps of its own length."""
 
 RELATIVE_EMOTION = {
     # A difference of averages in the unit of the loss's own noise, at least 1e-7 of the loss: where the

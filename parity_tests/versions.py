@@ -11,7 +11,7 @@ PACKAGES = (
     *("bitsandbytes", "dadaptation", "heavyball", "lion-pytorch", "prodigyopt", "pytorch-optimizer"),
     *("schedulefree", "torchao"),
 )
-"""The packages whose versions decide what the tests show."""
+"""The packages whose versions decide the results of the tests."""
 
 
 def versions() -> dict[str, str]:

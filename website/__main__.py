@@ -14,7 +14,7 @@ div.math { overflow-x: auto; overflow-y: hidden; }
 """
 
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions")
-"""What a page needs of MathJax, which is then read without a network."""
+"""The parts of MathJax that a page needs, so that it can be read without a network."""
 
 
 def copy_mathjax(folder: Path) -> None:

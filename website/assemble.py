@@ -1,4 +1,4 @@
-"""Puts the sources of the site together: the pages of `docs`, and those that are made from the code."""
+"""Puts the sources of the site together: the pages of `docs`, and the pages that are made from the code."""
 
 import re
 import shutil

@@ -34,7 +34,7 @@ ABSENT = {
 }
 """For each extra that a page may name, modules that it lacks unless the page names them, too."""
 BRINGS = {"flax": ("rich",)}
-"""What other packages that a page names install themselves."""
+"""The packages that other packages of a page install themselves."""
 ELSEWHERE = {
     "docs/add_a_member.md": "parity_tests/add_a_member_test.py writes its blocks into a copy",
     "docs/from_published.md": "parity_tests/published_errors_test.py gives it published files to read",
@@ -60,7 +60,7 @@ class Session(NamedTuple):
 
 
 class PageError(ValueError):
-    """A page has code but does not say with what it runs."""
+    """A page has code, but does not name the packages with which it runs."""
 
 
 def pages() -> list[str]:
@@ -127,7 +127,7 @@ def run_session(session: Session) -> tuple[str | None, str]:
     with tempfile.TemporaryDirectory() as folder, _in_folder(folder), contextlib.redirect_stdout(printed):
         for line, code in session.blocks:
             try:
-                # The line numbers of an error are those of the page.
+                # The line numbers of an error are the line numbers of the page.
                 exec(compile("\n" * (line - 1) + code, session.page, "exec"), names)
             except Exception:
                 return f"{session.page}:{line}\n{traceback.format_exc(limit=-3)}", printed.getvalue()
@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m website.blocks", description=__doc__)
     parser.add_argument("pages", nargs="*", help="pages such as docs/start.md; all by default")
     parser.add_argument("--environment", help="run only blocks of this environment, in this process")
-    parser.add_argument("--show", action="store_true", help="print what the blocks print")
+    parser.add_argument("--show", action="store_true", help="print the output of the blocks")
     given = parser.parse_args(arguments)
     wanted = given.pages or pages()
     if given.environment:

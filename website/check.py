@@ -37,7 +37,7 @@ SAMPLE = (
     "notebooks/choose_nothing.html",
     "faq.html",
 )
-"""The pages that are opened in a browser: one of each kind, and those with the widest tables."""
+"""The pages that are opened in a browser: one of each kind, and the pages with the widest tables."""
 WIDTHS = {"laptop": 1280, "phone": 500}
 PROBE = """
 <script>
@@ -70,7 +70,7 @@ document.addEventListener("DOMContentLoaded", () => { document.body.dataset.them
 
 
 class Page(html.parser.HTMLParser):
-    """Collects what a page links to, what it loads, and the names that can be linked to."""
+    """Collects the links of a page, the files that it loads, and its names that can be linked to."""
 
     def __init__(self, text: str) -> None:
         """Reads a page."""
@@ -96,7 +96,7 @@ class Page(html.parser.HTMLParser):
 
 
 def problems_in_files(site: Path) -> list[str]:
-    """Returns what is wrong with links and pictures, without a browser."""
+    """Returns the errors of links and pictures, found without a browser."""
     pages = {
         path: Page(path.read_text()) for path in sorted(site.rglob("*.html")) if "_static" not in path.parts
     }
@@ -153,7 +153,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 
 def open_page(browser: str, address: str, width: int, screenshot: Path) -> dict[str, object]:
-    """Opens a page in a browser, and returns what the probe found in it."""
+    """Opens a page in a browser, and returns the results of the probe."""
     with tempfile.TemporaryDirectory() as folder:
         flags = (
             "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
@@ -175,7 +175,7 @@ def open_page(browser: str, address: str, width: int, screenshot: Path) -> dict[
 
 
 def problems_in_browser(site: Path, browser: str, screenshots: Path, sample: tuple[str, ...]) -> list[str]:
-    """Returns what is wrong with pages as a browser shows them; writes screenshots."""
+    """Returns the errors of pages in a browser; writes screenshots."""
     screenshots.mkdir(parents=True, exist_ok=True)
     handler = functools.partial(_Handler, directory=str(site))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -87,7 +87,7 @@ def said(number: float) -> str:
 
 
 def formula(thing: Any) -> str:
-    """Returns a docstring up to its arguments: one sentence, the formula, and what it says about them."""
+    """Returns a docstring up to its arguments: one sentence, the formula, and the text about both."""
     text = inspect.getdoc(thing) or ""
     return re.split(r"^(?:Args|Example|Attributes|Raises|Returns|Source):?", text, flags=re.MULTILINE)[0]
 

@@ -50,7 +50,7 @@ def room(package: ModuleType, name: str) -> str:
 
 
 def directive(package: str, name: str, thing: Any) -> str:
-    """Returns what makes Sphinx print the docstring of a name."""
+    """Returns the directive that makes Sphinx print the docstring of a name."""
     full = f"{package}.{name}"
     if package != PACKAGES[0] and getattr(thing, "__module__", "").startswith("emo_shared"):
         return f"``{full}``\n   The same object as :py:obj:`{PACKAGES[0]}.{name}`.\n"

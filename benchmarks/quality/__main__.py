@@ -45,7 +45,7 @@ from examples.yardstick.store import Result, Store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs what is not in the store yet, with the given command-line arguments or those of the process."""
+    """Runs the missing cells, with the given command-line arguments or the arguments of the process."""
     given = options().parse_args(arguments)
     store = Store(given.folder / "results.json")
     wanted = [cell for cell in cells(held_back=True) if re.search(given.only, cell.key)]

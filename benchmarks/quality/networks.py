@@ -73,7 +73,7 @@ def normalised(key: jax.Array) -> list[Params]:
 
 
 def run_normalised(layers: list[Params], inputs: jax.Array) -> jax.Array:
-    """Returns the scores; the statistics are those of the batch."""
+    """Returns the scores; the statistics are the statistics of the batch."""
     for layer in layers[:-1]:
         flow = apply(layer, inputs)
         centred = flow - flow.mean(0)
@@ -172,7 +172,7 @@ def adapters(key: jax.Array, params: Any, rank: int = 4) -> Any:
 
 
 def join(frozen: Any, beside: Any) -> Any:
-    """Returns the parameters of a network together with those of its adapters."""
+    """Returns the parameters of a network together with the parameters of its adapters."""
     if isinstance(frozen, dict):
         joined = {
             name: join(value, beside.get(name)) if beside else value for name, value in frozen.items()

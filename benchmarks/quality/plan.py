@@ -1,4 +1,4 @@
-"""What is run: the cells of each study, each one compiled program."""
+"""The plan of runs: the cells of each study, each one compiled program."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class Cell(NamedTuple):
         rates: the learning rates.
         seeds: the seeds of first weights and batches.
         steps: how many steps a run takes.
-        troubles: what goes wrong, by name.
+        troubles: the disturbances, by name.
         batch_size: how many examples make one step; 0 for the usual number of the task.
     """
 
@@ -69,7 +69,7 @@ def cells(*, held_back: bool = False) -> list[Cell]:
     """
     kinds = (*LOSSES_OVER_RATES, "held back") if held_back else LOSSES_OVER_RATES
     names = [name for name, task in tasks().items() if task.kind in kinds]
-    # What takes long to train comes last.
+    # Tasks that take long to train come last.
     names.sort(key=lambda name: name in {"cnn", "transformer", "lora", "recurrent", "patches"})
     rivals = [name for name in CONTENDERS if name not in FEW and not name.startswith("emo_")]
     members = [name for name in CONTENDERS if name not in FEW and name.startswith("emo_")]

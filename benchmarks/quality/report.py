@@ -1,4 +1,4 @@
-"""Tables and a picture of what is in the store: losses over those of AdamW at its best learning rate."""
+"""Tables and a picture of the stored results: losses over AdamW's losses at its best learning rate."""
 
 import statistics
 from pathlib import Path
@@ -35,7 +35,7 @@ def table(head: Rows, rows: list[Rows]) -> Rows:
 
 
 def number(value: float) -> str:
-    """Returns three digits of a number, or what stands for a run that diverged."""
+    """Returns three digits of a number, or the sign for a run that diverged."""
     return "diverged" if not value < 0.999 * DIVERGED else f"{value:.3g}"
 
 
@@ -147,7 +147,7 @@ def _troubles_section(store: Store) -> Rows:
     found = _single(store, "troubles")
     if not found:
         return []
-    head, columns = ["what goes wrong, at step 150 of 300"], []
+    head, columns = ["disturbance, at step 150 of 300"], []
     for cell, result in found:
         for row, losses in result.items():
             for index, rate in enumerate(cell.rates):
@@ -213,11 +213,11 @@ def _left_out_section(store: Store, losses: Losses) -> Rows:
     names = ", ".join(dict.fromkeys(cell.task for cell, _ in found))
     text = f"EmoPilot without one of its pieces, 2 seeds; the tasks are {names}."
     head = ["EmoPilot", *(f"{rate:g}" for rate in found[0][0].rates)]
-    return ["## What each piece is worth", "", text, "", *table(head, rows)]
+    return ["## The value of each piece", "", text, "", *table(head, rows)]
 
 
 def write(store: Store, folder: Path) -> None:
-    """Writes the tables of what is in the store."""
+    """Writes the tables of the stored results."""
     losses = losses_over_rates(store)
     ratios = over_adamw(losses)
     lines = [

@@ -32,13 +32,13 @@ class Task(NamedTuple):
         kind: "yardstick" or "other" for tasks on which EmoPilot may be tuned, "held back" for tasks that
             nobody looked at before the rule was fixed, "long" and "fine-tuning" for runs of their own.
         start: from a key to the first parameters.
-        loss: from parameters, what is frozen, inputs and targets to the loss, an array of shape `[]`.
+        loss: from parameters, frozen parameters, inputs and targets to the loss, an array of shape `[]`.
         train: inputs and targets to learn from; the first axes count the examples.
-        test: likewise, to be tested on.
+        test: the same for testing.
         batch_size: how many examples make one step.
         frozen: from a key to arrays that are not trained.
         measure: the function for the test, if not `loss`.
-        known: what the network could do before the training, as inputs and targets, for forgetting.
+        known: inputs and targets that the network had learnt before the training, to measure forgetting.
     """
 
     name: str
@@ -71,7 +71,7 @@ def _squares(network: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 @functools.cache
 def digits() -> tuple[Data, Data]:
-    """Returns the digits to learn from, images `[1437, 8, 8]` and labels, and those to be tested on."""
+    """Returns the digits to learn from, images `[1437, 8, 8]` and labels, and the digits to test on."""
     known = data.load("float32")
     train = known.train_images, known.train_labels
     return train, (known.test_images, known.test_labels)

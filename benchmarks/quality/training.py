@@ -14,7 +14,7 @@ from benchmarks.quality.tasks import Task
 
 
 class Trouble(NamedTuple):
-    """What goes wrong in a run; every field is a number, so that runs with other troubles share a program.
+    """The disturbances of a run; every field is a number, so that all runs share a program.
 
     Attributes:
         unit: the loss, and so its gradient, is multiplied by this number.
@@ -56,7 +56,7 @@ def train(
         rates: the learning rates, each > 0.
         seeds: each decides the first weights and the batches.
         steps: how many steps to take, > 0.
-        troubles: what goes wrong.
+        troubles: the disturbances.
         batch_size: how many examples make one step; `None` for the usual number of the task.
 
     Returns:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.step_time`: measures what is missing, and writes tables and a plot."""
+"""`python -m benchmarks.step_time`: measures the missing cells, and writes tables and a plot."""
 
 import argparse
 from collections.abc import Callable, Collection
@@ -34,7 +34,7 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.step_time",
         description="Measure what one step of every optimizer costs, as ratios to AdamW's: time, memory, "
-        "compilation. What is finished is kept, and not measured again.",
+        "compilation. Finished results are kept, and not measured again.",
     )
     parser.add_argument(
         "--rounds", type=_at_least_one, default=15, help="quiet rounds to measure (default: %(default)s)"
@@ -84,8 +84,8 @@ def options() -> argparse.ArgumentParser:
         action="store_true",
         help="JAX's rows that have no bound with every number of threads, not just with the most",
     )
-    parser.add_argument("--report", action="store_true", help="measure nothing: write what is there")
-    parser.add_argument("--fresh", action="store_true", help="forget what was finished before")
+    parser.add_argument("--report", action="store_true", help="measure nothing: write the finished results")
+    parser.add_argument("--fresh", action="store_true", help="forget the finished results")
     return parser
 
 
@@ -113,7 +113,7 @@ from examples.progress import Progress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark with the given command-line arguments, or those of the process."""
+    """Runs the benchmark with the given command-line arguments, or with the arguments of the process."""
     given = parse(arguments)
     console = Console()
     path = given.output / "results.json"
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             run_missing(cells(settings), store, console)
         except KeyboardInterrupt:
-            print(f"Stopped. What is finished is kept in {path}: the same command goes on from there.")
+            print(f"Stopped. The finished results are kept in {path}: the same command resumes there.")
             return 130
     done = [cell for cell in cells(settings) if cell in store]
     text = report.write(given.output / "tables.md", done, store)
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Returns what the command line asks for."""
+    """Returns the options of the command line."""
     parser = options()
     given = parser.parse_args(arguments)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -172,7 +172,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
 
 
 def run_missing(plan: list[Cell], store: Store, console: Console) -> int:
-    """Measures every cell that the store lacks, and returns how many those were."""
+    """Measures every cell that the store lacks, and returns the number of these cells."""
     missing = [cell for cell in plan if cell not in store]
     bars = Progress(
         TextColumn("{task.description}"),
@@ -181,7 +181,7 @@ def run_missing(plan: list[Cell], store: Store, console: Console) -> int:
         TimeElapsedColumn(),
         console=console,
         transient=True,
-        # What draws takes time from what is measured.
+        # A progress bar would take time from the measurements.
         refresh_per_second=1,
     )
     with bars:
@@ -198,7 +198,7 @@ def _run_process(job: list[Cell], store: Store, bars: Progress, bar: TaskID) -> 
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "JAX_PLATFORMS": "cuda" if device == "cuda" else "cpu",
-        # Compile times are those of a first run.
+        # Compile times are measured in a first run.
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }

@@ -1,4 +1,4 @@
-"""The floor: a kernel that only touches what a step has to read and write."""
+"""The floor: a kernel that only touches the memory that a step has to read and write."""
 
 import ctypes
 import functools
@@ -36,8 +36,8 @@ class Floor:
     """Streams of a problem's shapes, and a kernel over them.
 
     Args:
-        grads: what is read.
-        streams: what is read and written, 1 to 4 streams.
+        grads: the array that is only read.
+        streams: the arrays that are read and written, 1 to 4 of them.
         threads: the number of threads.
         before: how many streams a pass before that reads; one more than there are for the gradient, too.
 

@@ -55,7 +55,7 @@ class Step:
         self.jitted = jax.jit(step, donate_argnums=(0, 1) if donate else ())
 
     def compile(self, *arguments: Any) -> tuple[float, Any]:
-        """Returns the seconds for tracing, lowering and compiling, and what was compiled."""
+        """Returns the seconds for tracing, lowering and compiling, and the compiled program."""
         start = time.perf_counter()
         compiled = self.jitted.lower(*arguments).compile()
         return time.perf_counter() - start, compiled
@@ -100,7 +100,7 @@ class JaxSide:
 
 
 def _copies(arrays: Arrays) -> list[jax.Array]:
-    # Copies: JAX may share memory with NumPy, and what is donated is overwritten.
+    # Copies: JAX may share memory with NumPy, and donated arrays are overwritten.
     return [jnp.array(array, copy=True) for array in arrays]
 
 
@@ -113,7 +113,7 @@ class JaxRunner:
         params: its parameters.
         state: its state.
         grads: the gradients.
-        costs: what is known of the compiled program.
+        costs: the known costs of the compiled program.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class JaxRunner:
         self._order = random.Random(variant.name)
 
     def prepare(self, size: float | None) -> None:
-        """Chooses the loss that makes the emotion scalar what it shall be."""
+        """Chooses the loss that gives the wanted emotion scalar."""
         if size is not None:
             emotion = emo_optax.get_emotion(self._state)
             self._loss = jnp.float32(loss_for(float(emotion.short), float(emotion.long), size))
@@ -141,7 +141,7 @@ class JaxRunner:
         jax.block_until_ready((self._params, self._state))
 
     def check(self, size: float | None) -> None:
-        """Raises a `RuntimeError` if the scalar or the shadow was not what was asked for."""
+        """Raises a `RuntimeError` if the scalar or the shadow differs from the wanted one."""
         if size is not None:
             emotion = emo_optax.get_emotion(self._state)
             scalar, ratio = float(emotion.scalar), float(emotion.shadow_ratio)
@@ -175,7 +175,7 @@ def time_compilation(
     Returns:
         For each name in `COMPILED` the seconds.
     """
-    # What is compiled once a process belongs to nobody.
+    # The memory of programs compiled once a process belongs to no measurement.
     for name in COMPILED:
         _compile_anew(name, 2)
     seconds: dict[str, list[float]] = {name: [] for name in COMPILED}
@@ -192,7 +192,7 @@ def _compile_anew(name: str, leaves: int) -> float:
     optimizer = make(name)
     params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in lora_shapes(leaves)]
     state = jax.eval_shape(optimizer.init, params)
-    gc.collect()  # Nobody shall clear away what others left.
+    gc.collect()  # No measurement shall pay for freeing the memory of an earlier one.
     seconds, _ = Step(optimizer).compile(params, state, params, jax.ShapeDtypeStruct((), jnp.float32))
     return seconds
 

@@ -1,4 +1,4 @@
-"""How much memory a call takes while it runs, whoever allocates it."""
+"""How much memory a call takes while it runs, in any library."""
 
 import contextlib
 import ctypes
@@ -23,7 +23,7 @@ def peak_growth(call: Callable[[], None]) -> int | None:
     Pages that were freed but kept by the allocator would hide some: they are given back before.
 
     Args:
-        call: what to run.
+        call: the function to run.
 
     Returns:
         The bytes, good to some pages; `None` where that cannot be known (no Linux).

@@ -1,4 +1,4 @@
-"""What is measured: who, against whom, how often, and which bounds hold."""
+"""The plan of measurements: the optimizers, their rivals, the repetitions and the bounds."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -37,10 +37,10 @@ class Variant(NamedTuple):
     """One optimizer as it is measured, or a floor.
 
     Attributes:
-        name: what tables call it.
+        name: its name in tables.
         make: the name of a member, the name of an optimizer in `torch.optim` or `optax`, "floor" or
             `STANDSTILL`.
-        options: what it is made with, beside parameters and learning rate.
+        options: its arguments besides parameters and learning rate.
         sizes: the sizes of the emotion scalar to measure at; `None` for who has no emotion.
         shadow: whether it has a shadow, so that it must blend where |s| > 0.1.
         donate: whether parameters and state are donated (JAX).
@@ -203,17 +203,17 @@ GRAPHS = ("emo_sens", "emo_cats", "emo_airy")
 
 
 class Bound(NamedTuple):
-    """What a full step is held to.
+    """The bound of a full step.
 
     Attributes:
-        title: what is measured.
+        title: the name of the measurement.
         framework: "torch" or "jax".
         device: "cpu" or "cuda".
         problem: the name of a problem.
         row: the row that is held.
         against: the row that it is divided by.
-        at_least: what the ratio must not exceed.
-        aim: what it would best be.
+        at_least: the bound of the ratio.
+        aim: the wanted ratio.
     """
 
     title: str
@@ -262,7 +262,7 @@ def _cuda_bounds() -> Iterator[Bound]:
 
 BOUNDS = (*_torch_bounds(), *_jax_bounds(), *_cuda_bounds())
 MOST_TEMPORARIES = 0.02
-"""What a step may take of memory beyond the state, as a share of the parameters."""
+"""The memory that a step may take beyond the state, as a share of the parameters."""
 MOST_OF_COUSIN = 2.0
 """How many times its cousin's ratio a member's may be."""
 MOST_OF_THIRD = 1.1
@@ -272,7 +272,7 @@ MOST_COMPILATION = 1.25
 
 
 class Settings(NamedTuple):
-    """What the command line asks for.
+    """The options of the command line.
 
     Attributes:
         frameworks: of "torch" and "jax".
@@ -280,7 +280,7 @@ class Settings(NamedTuple):
         problems: names of problems.
         device: "cpu" or "cuda".
         rounds: how many rounds to measure, not counting those in which the machine was busy.
-        slow_rounds: the same for what is shown for contrast.
+        slow_rounds: the same for the rows that are shown for contrast.
         leaves: numbers of leaves to time compilation with (JAX).
         compilations: how often each is compiled for that.
         traced: whose traces to count, of `TRACED` (JAX).
@@ -305,7 +305,7 @@ class Settings(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What is measured and kept at once.
+    """A unit of measuring and storing.
 
     Attributes:
         framework: "torch" or "jax".
@@ -327,17 +327,17 @@ class Cell(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What it is known by."""
+        """The key of the cell in the store."""
         return ", ".join(str(field) for field in self if field != "")
 
     @property
     def process(self) -> tuple[str, str, int]:
-        """What must be the same for cells that are measured in one process."""
+        """The settings that cells of one process share."""
         return self.framework, self.device, self.threads
 
 
 def cells(settings: Settings) -> list[Cell]:
-    """Returns all that is to be measured, those of one process in a row."""
+    """Returns all cells to measure, the cells of one process in a row."""
     result = []
     for framework, threads in itertools.product(settings.frameworks, settings.threads):
         here = (framework, settings.device, threads)

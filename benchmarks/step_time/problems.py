@@ -14,7 +14,7 @@ class Problem(NamedTuple):
     """A network, of which only the shapes of the parameters matter.
 
     Attributes:
-        title: what the report calls it.
+        title: its name in the report.
         shapes: the shapes of its parameters.
         more_rounds: how many times the rounds to measure, where steps are short.
     """

@@ -40,7 +40,7 @@ def write(path: Path, done: Sequence[Cell], store: Store) -> str:
     """Writes all tables into a file, and returns its text."""
     results = Results(done, store)
     parts = [
-        "# What a step costs",
+        "# The cost of a step",
         wrap(
             "Written by `python -m benchmarks.step_time`, which says with `--help` what else it measures."
         ),
@@ -102,7 +102,7 @@ def _introduction(results: Results, environment: dict[str, str]) -> str:
 
 
 def bounds(done: Sequence[Cell], store: Store) -> str:
-    """Returns the table of what a full step is held to, and whether it holds."""
+    """Returns the table of the bounds of full steps, and whether they hold."""
     results = Results(done, store)
     threads = results.threads() or [1]
     head = (

@@ -1,4 +1,4 @@
-"""The measured times, looked up by what was measured, and the ratios of two rows."""
+"""The measured times by row, and the ratios of two rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -40,7 +40,7 @@ class Ratio(NamedTuple):
 
 
 def chosen_rounds(found: Found, wanted: int) -> list[int]:
-    """Returns the rounds that count: the quiet ones, or all where those are too few."""
+    """Returns the rounds that count: the quiet rounds, or all rounds if too few are quiet."""
     external = found["external"]
     quiet = [index for index, cores in enumerate(external) if is_quiet(cores)]
     return quiet if len(quiet) >= wanted else list(range(len(external)))
@@ -50,7 +50,7 @@ def ratio(found: Found, row: str, against: str, wanted: int) -> Ratio:
     """Returns how one row compares with another, round by round.
 
     Args:
-        found: what was found for their cell.
+        found: the result of their cell.
         row: the row.
         against: the row that it is divided by.
         wanted: how many quiet rounds were asked for.
@@ -66,7 +66,7 @@ class Line(NamedTuple):
     """A row of a table, wherever it was measured.
 
     Attributes:
-        variant: what was measured.
+        variant: the measured variant.
         size: the size of the emotion scalar.
         key: the row's name.
         group: the name of the group that counts for it.
@@ -89,11 +89,11 @@ def lines(framework: str) -> list[Line]:
 
 
 class Results:
-    """What was found, looked up by what it is about.
+    """The results, by cell and variant.
 
     Args:
         done: the cells that are finished.
-        store: what was found for them.
+        store: the results of the cells.
     """
 
     def __init__(self, done: Sequence[Cell], store: Store) -> None:
@@ -101,7 +101,7 @@ class Results:
         self._store = store
 
     def found(self, cell: Cell) -> Found:
-        """Returns what was found for a cell."""
+        """Returns the result of a cell."""
         return self._store.get(cell)
 
     def of_kind(self, kind: str) -> list[Cell]:

@@ -1,4 +1,4 @@
-"""What is finished, in one JSON file, so that a run that was stopped goes on where it was."""
+"""The finished results in one JSON file, so that a run that was stopped resumes."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ class OtherOriginError(Exception):
 
 
 class Store:
-    """What was found for each cell, and where that was.
+    """The result of each cell, and the machine of the measurement.
 
     Args:
         path: the file; read if it is there, else made with the first result.
@@ -55,11 +55,11 @@ class Store:
         return cell.key in self._cells
 
     def get(self, cell: Cell) -> Found:
-        """Returns what was found for a cell; a `KeyError` if it is not finished."""
+        """Returns the result of a cell; a `KeyError` if it is not finished."""
         return self._cells[cell.key]
 
     def put(self, cell: Cell, found: Found) -> None:
-        """Keeps what was found for a cell, in the file, too."""
+        """Stores the result of a cell, also in the file."""
         self._cells[cell.key] = found
         self._path.parent.mkdir(parents=True, exist_ok=True)
         cells = [

@@ -144,7 +144,7 @@ def traces(results: Results) -> Iterator[str]:
 
 
 def donation(results: Results) -> Iterator[str]:
-    """Yields what the donation of parameters and state saves."""
+    """Yields the savings by the donation of parameters and state."""
     rows = []
     for cell in results.of_kind("steps"):
         if (cell.framework, cell.group) != ("jax", "donation"):

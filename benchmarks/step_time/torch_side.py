@@ -61,7 +61,7 @@ class TorchRunner:
         self._arguments: dict[str, Any] = {}
 
     def prepare(self, size: float | None) -> None:
-        """Chooses the loss that makes the emotion scalar what it shall be."""
+        """Chooses the loss that gives the wanted emotion scalar."""
         if not self._variant.is_family:
             return
         loss = FIRST_LOSS
@@ -77,7 +77,7 @@ class TorchRunner:
         self._wait()
 
     def check(self, size: float | None) -> None:
-        """Raises a `RuntimeError` if the scalar or the shadow was not what was asked for."""
+        """Raises a `RuntimeError` if the scalar or the shadow differs from the wanted one."""
         if size is not None:
             emotion = self._emotion()
             scalar, ratio = float(emotion.scalar), float(emotion.shadow_ratio)

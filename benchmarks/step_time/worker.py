@@ -53,7 +53,7 @@ class Worker:
         raise RuntimeError(f"{self._framework} sees no GPU")
 
     def measure(self, cell: Cell) -> dict[str, Any]:
-        """Returns what was found for a cell."""
+        """Returns the result of a cell."""
         load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
         found: dict[str, Any] = {"load": load, "device": self.device_name()}
         if cell.kind == "steps":
@@ -75,7 +75,7 @@ class Worker:
         return found
 
     def _open(self, problem: str) -> None:
-        """Holds the arrays of a problem, and those of no other."""
+        """Holds the arrays of one problem at a time."""
         if problem == self._problem:
             return
         if self._side is not None:
@@ -155,7 +155,7 @@ def _advance() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Measures the cells of a job one after the other, and prints what was found for each."""
+    """Measures the cells of a job one after the other, and prints the result of each."""
     cells = [Cell(*fields) for fields in json.loads(arguments[0])]
     framework, device, threads = cells[0].process
     if framework == "jax" and device == "cpu" and hasattr(os, "sched_setaffinity"):

@@ -94,7 +94,7 @@ from examples.digits.rivals import train_rivals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the demo with the given command-line arguments, or those of the process."""
+    """Runs the demo with the given command-line arguments, or with the arguments of the process."""
     settings, output = parse(arguments)
     console = Console()
     report = LiveReport(console, settings)
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
-    """Returns what the command line asks for: how to train, and where the picture goes."""
+    """Returns the options of the command line: how to train, and where the picture goes."""
     parser = options()
     given = parser.parse_args(arguments)
     if given.shadow and given.optimizer == "emo_pilot":

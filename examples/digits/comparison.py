@@ -57,7 +57,7 @@ def compare(
         with_control: whether the control is trained, too.
 
     Returns:
-        What happened in all epochs.
+        The history of all epochs.
     """
     # Both on the CPU, so that rounding is all that can differ.
     cpu = jax.default_device(jax.devices("cpu")[0])

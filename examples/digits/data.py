@@ -18,8 +18,8 @@ class Digits(NamedTuple):
     Attributes:
         train_images: shape `[1437, 8, 8]`, floating point in [0, 1].
         train_labels: shape `[1437]`, integers from 0 to 9.
-        test_images: shape `[360, 8, 8]`, likewise.
-        test_labels: shape `[360]`, likewise.
+        test_images: shape `[360, 8, 8]`, as `train_images`.
+        test_labels: shape `[360]`, as `train_labels`.
     """
 
     train_images: NDArray[Any]

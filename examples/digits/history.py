@@ -1,4 +1,4 @@
-"""What is kept of a training, whichever framework it runs in."""
+"""The record of a training, the same for both frameworks."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol

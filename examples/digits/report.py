@@ -1,4 +1,4 @@
-"""What is shown of a comparison: bars and a table while it trains, a sentence and a picture at the end."""
+"""The output of a comparison: bars and a table while it trains, a sentence and a picture at the end."""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ COLUMNS = (
 
 
 HEADINGS = {"emotion": "Step\nscale", "drive": "emo-\nDrive", "pulse": "Pulse", "pilot": "Cou-\nrage"}
-"""The heading of the column of what a step was multiplied by."""
+"""The heading of the column with the factor of a step."""
 FORMATS = {"emotion": ".4f", "drive": ".4f", "pulse": ".0e", "pilot": ".4g"}
 """How that is printed."""
 

@@ -1,4 +1,4 @@
-"""What can be chosen for a training, and the defaults."""
+"""The options of a training, and their defaults."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -46,14 +46,14 @@ OPTIMIZERS = {
 }
 
 FACTORS = {"emotion": "step_scale", "drive": "drive", "pulse": "pulse", "pilot": "courage"}
-"""What a step was multiplied by, by its name in what an optimizer shows of each memory."""
+"""The name of the factor of a step in the emotion, drive, pulse or pilot of an optimizer."""
 
 ADAMW_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """The learning rates that AdamW is tried with, beside the chosen optimizer; its default is among them."""
 ADAMW_DEFAULT = 1e-3
 
 MAX_NORM = 1.0
-"""What the gradients of a step are clipped to, all of them taken as one vector."""
+"""The norm to which the gradients of a step are clipped, all taken as one vector."""
 
 
 @dataclass(frozen=True)

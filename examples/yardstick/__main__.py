@@ -1,4 +1,4 @@
-"""`python -m examples.yardstick`: runs what is missing, and writes tables and pictures."""
+"""`python -m examples.yardstick`: runs the missing cells, and writes tables and pictures."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m examples.yardstick",
         description="Measure every optimizer of the family and its rivals in the same way: on four "
-        "surfaces and four small real tasks. What is finished is kept, and not run again.",
+        "surfaces and four small real tasks. Finished results are kept, and not run again.",
     )
     parser.add_argument(
         "--full", action="store_true", help="five times the steps, every seed searches: an hour or two"
@@ -43,7 +43,7 @@ def options() -> argparse.ArgumentParser:
         default=os.cpu_count() or 1,
         help="how many processes; 0 for none but this one (default: one a core)",
     )
-    parser.add_argument("--fresh", action="store_true", help="forget what was finished before")
+    parser.add_argument("--fresh", action="store_true", help="forget the finished results")
     return parser
 
 
@@ -71,7 +71,7 @@ from examples.yardstick.store import Result, Store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the yardstick with the given command-line arguments, or those of the process."""
+    """Runs the yardstick with the given command-line arguments, or with the arguments of the process."""
     given = parse(arguments)
     console = Console()
     results = given.output / "results.json"
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run_missing(settings, given.only, store, given.workers, console)
     except KeyboardInterrupt:
-        print(f"Stopped. What is finished is kept in {results}: the same command goes on from there.")
+        print(f"Stopped. The finished results are kept in {results}: the same command resumes there.")
         return 130
     with console.status("Drawing"):
         text = tables.write_all(settings, given.only, store, given.output / "tables.md")
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Returns what the command line asks for; `only` names everyone if it was not given."""
+    """Returns the options of the command line; `only` names everyone if it was not given."""
     parser = options()
     given = parser.parse_args(arguments)
     given.only = [name for name in contenders() if name in {*(given.only or contenders()), REFERENCE}]
@@ -108,7 +108,7 @@ def run_missing(
     console: Console,
     run: Callable[[Cell], Result] = run_cell,
 ) -> int:
-    """Runs every cell that the store lacks, and returns how many those were."""
+    """Runs every cell that the store lacks, and returns the number of these cells."""
     count = 0
     bars = Progress(
         TextColumn("{task.description}"),
@@ -120,7 +120,7 @@ def run_missing(
     )
     try:
         with _pool(workers) as pool, bars:
-            # Results may ask for more: each round plans with what the last one found.
+            # Results may ask for more: each round plans with the results of the last round.
             while cells := missing_cells(settings, names, store):
                 bar = bars.add_task(f"Round of {len(cells)}", total=len(cells))
                 for cell, result in _run_round(cells, pool, run):

@@ -39,7 +39,7 @@ def _count(contender: Contender, network: nn.Module) -> float:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Returns the bytes of all tensors that an optimizer keeps, those in its groups among them."""
+    """Returns the bytes of all tensors that an optimizer keeps, also of the tensors in its groups."""
     if isinstance(optimizer, OptaxOptimizer):
         return sum(leaf.nbytes for leaf in jax.tree.leaves(optimizer.inner_state))
     kept = [value for state in optimizer.state.values() for value in state.values()]

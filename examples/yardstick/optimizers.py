@@ -79,7 +79,7 @@ class Contender(NamedTuple):
     """An optimizer to be measured.
 
     Attributes:
-        name: what the results are kept under.
+        name: the name of the results in the store.
         title: its name in tables and pictures.
         is_family: whether it is one of ours.
         default: its default learning rate, where it has one; else the customary one.

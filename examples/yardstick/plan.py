@@ -1,4 +1,4 @@
-"""What is to be run: the cells, and which of them are still missing.
+"""The plan of runs: the cells, and which cells are still missing.
 
 The plan follows the results. A learning rate is searched with a few seeds on rungs of half a decade; as
 long as the best one is the first or the last, the search goes on, up to two rungs further. Then the best
@@ -18,13 +18,13 @@ from examples.yardstick.tasks import tasks
 from examples.yardstick.training import DISTURBANCES, train
 
 FURTHER = 2
-"""How many rungs a search may go beyond those that it begins with."""
+"""How many learning rates a search may add to the learning rates at its start."""
 DISTURBED_TASK = "mlp"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides what is run.
+    """All options that decide which cells are run.
 
     Attributes:
         surface_steps: steps of each run on a surface.
@@ -32,7 +32,7 @@ class Settings:
         reach: how many half decades the search begins with on either side of the middle.
         search_seeds: the seeds that choose the best learning rate.
         seeds: the seeds that are reported, `search_seeds` among them.
-        disturbed_seeds: those of `seeds` that are run with every disturbance, too.
+        disturbed_seeds: the part of `seeds` that is also run with every disturbance.
         disturbances: which disturbances are run.
     """
 

@@ -1,4 +1,4 @@
-"""Where each optimizer stands on a task, and what disturbances cost it."""
+"""The rank of each optimizer on a task, and the cost of disturbances."""
 
 import math
 import statistics
@@ -16,7 +16,7 @@ from examples.yardstick.plan import (
 from examples.yardstick.store import Result, Store
 
 CLOSE = 0.05
-"""What a ratio may differ from 1 and still count as level."""
+"""The difference from 1 up to which a ratio counts as level."""
 
 
 class Quality(NamedTuple):
@@ -27,7 +27,7 @@ class Quality(NamedTuple):
         loss: the mean test loss, infinite if a run diverged.
         spread: the largest minus the smallest test loss.
         accuracy: the mean test accuracy.
-        forgotten: by how much the loss on what was known before rose, or NaN.
+        forgotten: by how much the loss on the first task rose, or NaN.
     """
 
     rate: float
@@ -100,7 +100,7 @@ def _summarise(rate: float, results: list[Result]) -> Quality:
 
 
 class Robustness(NamedTuple):
-    """What disturbances do to an optimizer with one learning rate.
+    """The effect of disturbances on an optimizer with one learning rate.
 
     Attributes:
         rate: the learning rate.
@@ -116,7 +116,7 @@ class Robustness(NamedTuple):
 
 
 def robustness(settings: Settings, name: str, store: Store) -> tuple[Robustness, Robustness]:
-    """Returns what disturbances do at the default and at the best learning rate."""
+    """Returns the effect of disturbances at the default and at the best learning rate."""
     steps = dict(settings.task_steps)[DISTURBED_TASK]
     contender = contenders()[name]
 
@@ -144,7 +144,7 @@ def ratios(of: dict[str, Standing], name: str) -> tuple[float, float]:
 
 
 def verdict(ratio: float) -> str:
-    """Returns what a ratio of losses says in one word.
+    """Returns the meaning of a ratio of losses in one word.
 
     Example:
         >>> from examples.yardstick.standings import verdict

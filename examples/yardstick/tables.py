@@ -148,7 +148,7 @@ def standings(settings: Settings, names: list[str], store: Store) -> str:
         _standings_table(by_task, family, 1),
         _wrap(
             f"The test loss over AdamW's, the default with its default and the best with its best, and the "
-            f"rank among {len(names)} likewise in parentheses; within {CLOSE:.0%} counts as level."
+            f"rank among {len(names)} in parentheses; within {CLOSE:.0%} counts as level."
         ),
     ]
     sentences = [_sentence(tasks()[task].title, of, family) for task, of in by_task.items()]

@@ -1,7 +1,7 @@
 """Four small real tasks: digits twice, a text, and another text for adapters.
 
 A perceptron and a convolutional network learn the digits, a transformer the text, and adapters on that
-transformer the other text, while it is measured what the transformer forgets of the first. The digits
+transformer the other text, while the loss on the first text is measured. The digits
 come with scikit-learn. The text is this repository's licence, 11 kB of English; the other text is its
 last third in capitals.
 """
@@ -31,14 +31,14 @@ class Task(NamedTuple):
     """Something to learn.
 
     Attributes:
-        name: what the results are kept under.
+        name: the name of the results in the store.
         title: its name in tables and pictures.
         steps: how many steps a run takes in the fast version.
         kinds: how many classes there are to tell apart.
-        network: from a seed to the network; what is learnt requires gradients.
+        network: from a seed to the network; the trained parameters require gradients.
         batches: from a seed to batches without end.
-        test: what the network is tested on.
-        known: what the network could do before; `None` if nothing.
+        test: the data for testing.
+        known: the data that the network had learnt before; `None` if there are none.
     """
 
     name: str
@@ -195,7 +195,7 @@ class Adapted(nn.Module):
         self.up = nn.Parameter(torch.zeros(frozen.out_features, rank))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Returns what the frozen layer does, and the adapter's part."""
+        """Returns the output of the frozen layer plus the output of the adapter."""
         outputs: Tensor = self.frozen(inputs) + inputs @ self.down.T @ self.up.T
         return outputs
 

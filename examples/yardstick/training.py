@@ -11,11 +11,11 @@ from examples.yardstick.optimizers import Contender, TorchRun
 from examples.yardstick.tasks import Task, loss_of, score
 
 SPIKE = 100.0
-"""What the gradient of one step in the middle is multiplied by, as the disturbance `spike`."""
+"""The factor of the gradient of one step in the middle, as the disturbance `spike`."""
 NOISY_BATCHES = 20
 """How many batches from the middle on have random labels, as the disturbance `labels`."""
 SCALES = (1e-3, 1e-2, 1e-1, 10.0, 100.0)
-"""What the loss, and so every gradient, is multiplied by, as the disturbances `loss x 0.001` and so on."""
+"""The factors of the loss, and so of every gradient, as the disturbances `loss x 0.001` and so on."""
 
 DISTURBANCES = ("spike", "labels", *(f"loss x {scale:g}" for scale in SCALES))
 
@@ -23,7 +23,7 @@ Watch = Callable[[int, Tensor, tuple[Tensor, Tensor]], None]
 
 
 def gradient_factor(disturbance: str, step: int, steps: int) -> float:
-    """Returns what a step's gradients are multiplied by, apart from the loss's own scale."""
+    """Returns the factor of a step's gradients, without the scale of the loss."""
     return SPIKE if disturbance == "spike" and step == steps // 2 else 1.0
 
 
@@ -33,7 +33,7 @@ def has_random_labels(disturbance: str, step: int, steps: int) -> bool:
 
 
 def loss_factor(disturbance: str) -> float:
-    """Returns what the loss is multiplied by in every step."""
+    """Returns the factor of the loss in every step."""
     prefix = "loss x "
     return float(disturbance.removeprefix(prefix)) if disturbance.startswith(prefix) else 1.0
 
@@ -50,7 +50,7 @@ def train(
     """Trains once.
 
     Args:
-        task: what to learn.
+        task: the task to learn.
         contender: the optimizer.
         rate: its learning rate, > 0.
         seed: of the first weights and of the batches.
