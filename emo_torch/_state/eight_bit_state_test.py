@@ -279,3 +279,44 @@ def test_a_member_without_codes_refuses_a_state_in_codes() -> None:
     saved["state"] = {0: coded.state[ours["flat"]]}
     with pytest.raises(ValueError, match=r"'exp_avg' is of torch.uint8"):
         factored.load_state_dict(saved)
+
+
+def _linear_encode(values: Tensor, table: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Returns codes of 256 values at equal distances; the size is a multiple of 256."""
+    rows = values.reshape(-1, 256)
+    scale = rows.abs().amax(dim=1).clamp(min=1e-30)
+    shares = rows / scale[:, None]
+    codes = 255.0 * shares if table == UNSIGNED else 127.0 * shares + 127.0
+    return codes.round().to(torch.uint8).view(values.shape), scale
+
+
+def _linear_decode(codes: Tensor, scale: Tensor, table: tuple[float, ...]) -> Tensor:
+    rows = codes.reshape(-1, 256).float()
+    shares = rows / 255.0 if table == UNSIGNED else (rows - 127.0) / 127.0
+    return (shares * scale[:, None]).view(codes.shape)
+
+
+def test_training_is_that_of_float32_moments_and_a_linear_code_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def train(kept: str | None) -> float:
+        draw = torch.Generator().manual_seed(0)
+        sizes = 10.0 ** torch.linspace(-2.0, 1.0, 64)  # Gradients of many sizes in each block.
+        inputs = torch.randn(256, 64, generator=draw) * sizes
+        goal = torch.randn(64, 64, generator=draw) / sizes[:, None]
+        weight = torch.nn.Parameter(torch.zeros(64, 64))
+        make: Any = emo_torch.EmoSens
+        optimizer = make([weight], lr=3e-3, weight_decay=0.0, moment_dtype=kept)
+        for _ in range(150):
+            optimizer.zero_grad()
+            loss = (inputs @ (weight - goal)).square().mean()
+            loss.backward()
+            optimizer.step(loss=loss.detach() / 64)
+        return loss.item()
+
+    wide, coded = train(None), train("8bit")
+    monkeypatch.setattr(emo_torch._rules.eight_bit, "encode", _linear_encode)
+    monkeypatch.setattr(emo_torch._rules.eight_bit, "decode", _linear_decode)
+    naive = train("8bit")
+    assert abs(coded / wide - 1.0) < 0.01, (wide, coded, naive)
+    assert not naive < 1.2 * wide, (wide, coded, naive)
