@@ -120,3 +120,9 @@ def test_one_trace_serves_every_learning_rate_loss_and_step(optimizer: Any) -> N
             state.hyperparams["learning_rate"] = jnp.asarray(1e-2 / (1 + index), jnp.float32)
         params, state = step(params, state, _gradients(params, index), jnp.float32(loss))
     assert len(traces) == 1
+
+
+@on_the_cpu
+def test_moments_in_8_bits_are_decoded_one_leaf_after_the_other() -> None:
+    shapes = ((64, 80),) * 8  # All leaves at once would need 4 times the parameters.
+    assert temporaries(emo_optax.emo_sens(moment_dtype="8bit"), shapes) < 1.0

@@ -16,8 +16,8 @@ FAULTS_OF_EIGHT_BIT = tuple(
         (
             "optax",
             "adam",
-            "nu, is_square=True)\n        updates",
-            "nu)\n        updates",
+            "(False, True))",
+            "(False, False))",
             "table",
             "EmoSens",
         ),

@@ -1,5 +1,6 @@
 """Adam's moments without bias correction."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import optax
 
 from emo_optax._checks.states import with_arrays
 from emo_optax._checks.validation import check_decay_rate, check_moment_dtype, check_not_negative
-from emo_optax._rules.moments import average, decoded, map_leaves, stored, widened, zero_moments
+from emo_optax._rules.moments import average, map_leaves, step_and_store, widened, zero_moments
 
 
 class ScaleByUncorrectedAdamState(NamedTuple):
@@ -89,10 +90,8 @@ def scale_by_uncorrected_adam(
     ) -> tuple[optax.Updates, ScaleByUncorrectedAdamState]:
         del params, extra_args
         state = with_arrays(state, init_fn, updates)
-        before = decoded(state.mu), decoded(state.nu, is_square=True)
-        updates, mu, nu = rescale(widened(updates), *before, is_chosen=is_chosen)
-        return updates, ScaleByUncorrectedAdamState(
-            stored(mu, state.mu), stored(nu, state.nu, is_square=True)
-        )
+        step = functools.partial(rescale, is_chosen=is_chosen)
+        updates, moved = step_and_store(step, widened(updates), (state.mu, state.nu), (False, True))
+        return updates, ScaleByUncorrectedAdamState(*moved)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

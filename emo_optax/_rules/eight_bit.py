@@ -95,6 +95,14 @@ def encode(values: jax.Array, table: Table) -> CodedMoment:
     return CodedMoment(codes.reshape(-1)[:size].reshape(values.shape), scale.reshape(-1))
 
 
+def after(moment: Any, before: jax.Array | None) -> Any:
+    """Returns a moment, unchanged, that XLA cannot decode before the scale of another one is known."""
+    if before is None or not (is_coded_moment(moment) and isinstance(moment.codes, jax.core.Tracer)):
+        return moment
+    # A scale is never below 0, which XLA does not know. It takes an optimization barrier away too early.
+    return moment._replace(codes=moment.codes + (before < 0.0).astype(jnp.uint8))
+
+
 def decode(moment: CodedMoment, table: Table) -> jax.Array:
     """Returns the values of a moment in codes, `table[code] * scale`, float32 of the shape of the codes.
 

@@ -1,5 +1,6 @@
 """The sign of an interpolated momentum."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,15 +9,7 @@ import optax
 
 from emo_optax._checks.states import with_arrays
 from emo_optax._checks.validation import check_decay_rate, check_moment_dtype
-from emo_optax._rules.moments import (
-    average,
-    decoded,
-    interpolate,
-    map_leaves,
-    stored,
-    widened,
-    zero_moments,
-)
+from emo_optax._rules.moments import average, interpolate, map_leaves, step_and_store, widened, zero_moments
 
 
 class ScaleByLionState(NamedTuple):
@@ -87,7 +80,8 @@ def scale_by_lion(
     ) -> tuple[optax.Updates, ScaleByLionState]:
         del params, extra_args
         state = with_arrays(state, init_fn, updates)
-        updates, mu = take_sign(widened(updates), decoded(state.mu), is_chosen=is_chosen)
-        return updates, ScaleByLionState(stored(mu, state.mu))
+        step = functools.partial(take_sign, is_chosen=is_chosen)
+        updates, moved = step_and_store(step, widened(updates), (state.mu,))
+        return updates, ScaleByLionState(*moved)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

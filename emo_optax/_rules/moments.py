@@ -136,3 +136,41 @@ def stored(moments: optax.Updates, before: optax.Updates, *, is_square: bool = F
         return new.astype(old.dtype)
 
     return jax.tree.map(store, moments, before)
+
+
+def step_and_store(
+    step: Callable[..., tuple[optax.Updates, ...]],
+    gradients: optax.Updates,
+    moments: tuple[optax.Updates, ...],
+    are_squares: tuple[bool, ...] = (False,),
+) -> tuple[optax.Updates, tuple[optax.Updates, ...]]:
+    """Takes the step of a rule; returns the updates, and the moments as they are kept.
+
+    With moments in 8 bits, leaves are stepped one after the other. Otherwise XLA on a CPU would hold the
+    decoded moments of all leaves at the same time, more bytes than the codes save.
+
+    Args:
+        step: from gradients and moments, trees of arrays, to updates and moved moments.
+        gradients: the gradients.
+        moments: the moments as they are kept, each a tree like the gradients.
+        are_squares: for each tree of moments, whether it has averages of squares.
+    """
+    kept = jax.tree.leaves(moments, is_leaf=eight_bit.is_coded_moment)
+    if not any(map(eight_bit.is_coded_moment, kept)):
+        updates, *moved = step(gradients, *moments)
+        pairs = zip(moved, moments, are_squares, strict=True)
+        return updates, tuple(stored(new, old, is_square=is_square) for new, old, is_square in pairs)
+    structure: Any = jax.tree.structure(gradients)
+    before: jax.Array | None = None
+    results = []
+    for gradient, *own in zip(*map(structure.flatten_up_to, (gradients, *moments)), strict=True):
+        own = [eight_bit.after(moment, before) for moment in own]
+        wide = [decoded(old, is_square=square) for old, square in zip(own, are_squares, strict=True)]
+        update, *moved = step(gradient, *wide)
+        trios = zip(moved, own, are_squares, strict=True)
+        news = [stored(new, old, is_square=is_square) for new, old, is_square in trios]
+        scales = [new.scales[0] for new in news if eight_bit.is_coded_moment(new)]
+        before = sum(scales[1:], scales[0]) if scales else before
+        results.append((update, *news))
+    updates, *moved = (structure.unflatten(column) for column in zip(*results, strict=True))
+    return updates, tuple(moved)

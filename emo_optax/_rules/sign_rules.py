@@ -24,7 +24,7 @@ from emo_optax._checks.validation import (
 from emo_optax._pieces.emotion import wide_dtype
 from emo_optax._pieces.replicas import AxisName, average_over_replicas
 from emo_optax._pieces.smoothed_norm import NO_NORM
-from emo_optax._rules.moments import decoded, stored, zero_moments
+from emo_optax._rules.moments import step_and_store, zero_moments
 
 HELD_STEPS = 55
 """EmoVoid holds the sum of the norms while its counter is not above this."""
@@ -193,9 +193,13 @@ def scale_by_fresh_sign(
             moved: jax.Array = (1.0 - a) * moment.astype(dtype) + a * gradient.astype(dtype)
             return moved
 
-        moved = jax.tree.map(move, updates, decoded(state.mu))
+        def step(gradients: optax.Updates, mu: optax.Updates) -> tuple[optax.Updates, optax.Updates]:
+            moved = jax.tree.map(move, gradients, mu)
+            return jax.tree.map(jnp.sign, moved), moved
+
+        updates, moved = step_and_store(step, updates, (state.mu,))
         norm = jnp.where(is_first, norm, norm * change)
-        return jax.tree.map(jnp.sign, moved), ScaleByFreshSignState(stored(moved, state.mu), norm)
+        return updates, ScaleByFreshSignState(*moved, norm)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

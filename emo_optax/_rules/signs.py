@@ -1,5 +1,6 @@
 """Softened and cautious signs of a momentum."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,15 +10,7 @@ import optax
 
 from emo_optax._checks.states import with_arrays
 from emo_optax._checks.validation import check_decay_rate, check_moment_dtype, check_not_negative
-from emo_optax._rules.moments import (
-    average,
-    decoded,
-    interpolate,
-    map_leaves,
-    stored,
-    widened,
-    zero_moments,
-)
+from emo_optax._rules.moments import average, interpolate, map_leaves, step_and_store, widened, zero_moments
 
 
 class ScaleByMomentumState(NamedTuple):
@@ -69,8 +62,9 @@ def _scale_by_momentum(
         gradients = widened(updates)
         if b2 is None:
             return direct(gradients)[0], state
-        updates, mu = direct(gradients, decoded(state.mu), is_chosen=is_chosen)
-        return updates, ScaleByMomentumState(stored(mu, state.mu))
+        step = functools.partial(direct, is_chosen=is_chosen)
+        updates, moved = step_and_store(step, gradients, (state.mu,))
+        return updates, ScaleByMomentumState(*moved)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
