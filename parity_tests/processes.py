@@ -77,5 +77,5 @@ def trajectories(
         log.seek(0)
         errors = log.read()
     if process.returncode != 0:
-        raise RuntimeError(f"{side} on {device} failed:\n{errors}")
+        raise RuntimeError(f"{side} on {device} ended with status {process.returncode}:\n{errors}")
     return name, [read(job / f"{side}-{device}-{index}.npz") for index in range(len(cases))]
