@@ -10,6 +10,7 @@ WORKERS ?= 2
 PYTEST = -m pytest -n $(WORKERS) --dist loadgroup --durations=20
 # What joins other libraries, which an environment with one framework lacks.
 INTEGRATIONS = emo_optax/integrations emo_torch/integrations
+RECORDINGS = parity_tests/recordings_test.py parity_tests/later_recordings_test.py
 # What goes to the demo, for example: make demo ARGS="--optimizer emo_cats --learning-rate 3e-4"
 ARGS ?=
 
@@ -103,7 +104,7 @@ processors: $(VENV)/ready $(COMPILED)
 test-oldest test-newest: test-%: .venv-%/ready
 	.venv-$*/bin/python -m parity_tests.versions
 	.venv-$*/bin/python -m parity_tests.isolated --only suites --workers $(WORKERS)
-	.venv-$*/bin/python $(PYTEST) parity_tests/recordings_test.py parity_tests/lockstep_test.py
+	.venv-$*/bin/python $(PYTEST) $(RECORDINGS) parity_tests/lockstep_test.py
 
 test-trainers: .venv-trainers/ready
 	.venv-trainers/bin/python -m parity_tests.versions
