@@ -1,4 +1,4 @@
-"""What a compiled step costs in memory and in traces, and that giving its buffers away changes nothing."""
+"""Memory and traces of a compiled step, and that donating its buffers changes nothing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +28,7 @@ def make_step(optimizer: Any) -> Callable[..., Any]:
 
 
 def temporaries(optimizer: Any, shapes: tuple[tuple[int, ...], ...]) -> float:
-    """What a donated step holds beside parameters, gradients and state, as a share of the parameters."""
+    """The memory of a donated step besides parameters, gradients and state, over the parameters' memory."""
     params, loss = jax.eval_shape(lambda: ([jnp.zeros(shape) for shape in shapes], jnp.zeros([])))
     state = jax.eval_shape(optimizer.init, params)
     step = jax.jit(make_step(optimizer), donate_argnums=(0, 1))

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.xdist_group("eight devices")
 
 @functools.cache
 def outcomes() -> dict[str, str]:
-    """Returns what went wrong in each test of this file on eight devices, "" for nothing."""
+    """Returns the error of each test of this file on eight devices, "" for none."""
     paths = [str(Path(emo_optax.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
@@ -214,7 +214,7 @@ REPLICAS = (FEATURES[:, None] * PARTS, TARGETS[:, None] * PARTS)
 
 def replica_step(optimizer: Any, axis: Any, *, check_vma: bool = False) -> Any:
     def step(params: Any, state: Any, features: Any, targets: Any) -> Any:
-        # Where shard_map knows what varies, parameters that do not would have their gradients summed.
+        # Without it shard_map would sum the gradients of parameters that do not vary.
         own = jax.lax.pcast(params, axis, to="varying") if check_vma else params
         loss, grads = jax.value_and_grad(loss_of)(own, features, targets)
         updates, state = optimizer.update(jax.lax.pmean(grads, axis), state, params, value=loss)
@@ -295,7 +295,7 @@ def test_replicas_with_different_losses_stay_bit_equal_under_shard_map(name: str
 @on_eight_devices
 @pytest.mark.parametrize("name", MEMBERS)
 def test_what_shard_map_checks_it_finds_replicated(name: str) -> None:
-    # It refuses to return what it cannot prove equal on all devices.
+    # It refuses to return arrays that it cannot prove equal on all devices.
     optimizer = make(name, axis_name="x")
     params = start()
     in_shard_map(optimizer, check_vma=True).trace(params, optimizer.init(params), *REPLICAS)

@@ -1,4 +1,4 @@
-"""What can be given wrongly, as data: each case ends in the error, or in the behaviour, that it names.
+"""Wrong input as data: each case ends in the error, or in the behaviour, that it names.
 
 After an error, state, parameters and gradients are as before, to the bit, and the next good step is that
 of a twin which never saw the fault.
@@ -33,7 +33,7 @@ KINDS = {
 }
 
 
-# What executes the data.
+# The code that runs the cases.
 
 FACTORIES: dict[str, Callable[..., Any]] = {
     **{name: functools.partial(emo_optax.create_optimizer, name) for name in EVERY},
@@ -217,7 +217,7 @@ def _begin(case: Case, member: str) -> Ended:
 
 
 def _step(case: Case, member: str) -> Ended:
-    """Takes one step with what the case gives in the place of what is good."""
+    """Takes one step with the wrong input of the case in the place of good input."""
     given = dict(case.given)
     run = _run(member, given.pop("guarded", False))
     params = given.pop("params", lambda tree: tree)(run.params)

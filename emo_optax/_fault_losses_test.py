@@ -11,7 +11,7 @@ import emo_optax
 from emo_optax._fault_options_test import Tree
 from emo_shared.fault_case_test import BASIC, EMOTIONAL, EVERY, INF, NAN, REF, Case, Refused
 
-# What a step is given.
+# The arguments of a step.
 
 
 class Measured:
@@ -119,7 +119,7 @@ LOSSES = [
 
 
 def _with(**leaves: Any) -> Callable[[Tree], Tree]:
-    """Returns what puts leaves into a tree, in the place of those of their names."""
+    """Returns a function that replaces leaves of a tree by their names."""
     return lambda tree: {**tree, **leaves}
 
 

@@ -46,7 +46,7 @@ def _two(members: tuple[str, ...], turn: int) -> tuple[str, ...]:
 def _number(
     name: str, beyond: list[Any], members: tuple[str, ...], *, none: bool = False, title: str = ""
 ) -> list[Case]:
-    """Returns the cases of an option that is a number: what is out of its range, and what is none."""
+    """Returns the cases of an option that is a number: out of its range, or of another type."""
     strange = [value for value in NOT_NUMBERS if not (none and value is None)]
     strange = [value for value in strange if not (title or name == "weight_decay") or value is not object]
     beyond = [*beyond, NAN, np.float32(beyond[0]), jnp.asarray(beyond[0]), jnp.asarray([0.5, 0.5])]

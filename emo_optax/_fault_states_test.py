@@ -15,7 +15,7 @@ from emo_shared.fault_case_test import BASIC, EMOTIONAL, EVERY, INF, NAN, REF, C
 
 
 def _emotion_with(**fields: Any) -> Callable[[Tree], Tree]:
-    """Returns what puts fields into the emotion in a state."""
+    """Returns a function that puts fields into the emotion in a state."""
 
     def change(state: Tree) -> Tree:
         return jax.tree.map(
@@ -28,7 +28,7 @@ def _emotion_with(**fields: Any) -> Callable[[Tree], Tree]:
 
 
 def _leaves_of_shape(shape: tuple[int, ...], new: Any) -> Callable[[Tree], Tree]:
-    """Returns what puts an array in the place of all of a shape in a state."""
+    """Returns a function that replaces all arrays of a shape in a state."""
     return lambda state: jax.tree.map(lambda leaf: new if jnp.shape(leaf) == shape else leaf, state)
 
 

@@ -1,4 +1,4 @@
-"""What a file survives: a writer that dies, a power cut, a cut, a flipped bit."""
+"""Files after a failure: a writer that dies, a power cut, a cut, a flipped bit."""
 
 import hashlib
 import os

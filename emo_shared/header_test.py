@@ -1,4 +1,4 @@
-"""The header of the safetensors format: what is refused, by the package safetensors too."""
+"""The header of the safetensors format: headers that are refused, also by the package safetensors."""
 
 import json
 from typing import Any
@@ -41,7 +41,7 @@ BROKEN = {
     "less data": ({"x": entry(shape=[4], offsets=[0, 16])}, "need 16 bytes, and the file has 8"),
 }
 LENIENT = {"a name twice", "another key", "metadata of a list", "a shape of booleans"}
-"""What the package safetensors may take."""
+"""The headers that the package safetensors may accept."""
 
 
 @pytest.mark.parametrize("what", BROKEN)

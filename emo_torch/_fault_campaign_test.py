@@ -1,4 +1,4 @@
-"""What can be given wrongly, as data: each case ends in the error, or in the behaviour, that it names.
+"""Wrong input as data: each case ends in the error, or in the behaviour, that it names.
 
 After an error, state, parameters and gradients are as before, to the bit, and the next good step is that
 of a twin which never saw the fault.
@@ -162,7 +162,7 @@ BEHAVIOURS: dict[str, Callable[[Ended], bool]] = {
 
 
 def _make(case: Case, member: str, optimizer: Any, params: list[Parameter]) -> None:
-    """Makes an optimizer; what a group may have, a group is added with, too."""
+    """Makes an optimizer; options that a group may have are also set in an added group."""
     if optimizer is not None and not case.name.startswith(ONES_OWN) and member in EVERY:
         with pytest.raises(case.end.error, match=case.end.message.split(":")[0]):
             optimizer.add_param_group({"params": [_fresh()], **case.given})
@@ -188,7 +188,7 @@ def _begin(case: Case, member: str, optimizer: Any, params: list[Parameter]) -> 
 
 
 def _step(case: Case, member: str, optimizer: Any, params: list[Parameter]) -> Ended:
-    """Takes one step with what the case gives in the place of what is good."""
+    """Takes one step with the wrong input of the case in the place of good input."""
     given = dict(case.given)
     before = pickle.loads(pickle.dumps(optimizer))
     twin, twins = _stepped(member)
@@ -252,7 +252,7 @@ def test_every_fault_ends_in_the_error_or_behaviour_that_it_names(kind: str, cas
             execute(case, member, optimizer, params)
         assert type(caught.value) is case.end.error, member
         assert case.end.message in str(caught.value), member
-        # What somebody changed in a group or in the gradients is taken back; the error changed nothing.
+        # A wrong value in a group or in the gradients is taken back; the error changed nothing.
         optimizer.param_groups[:] = [group] if kind == "groups" else optimizer.param_groups
         for param, grad in zip(params, grads, strict=True):
             param.grad = grad

@@ -13,7 +13,7 @@ import emo_torch
 from emo_shared.fault_case_test import BASIC, EMOTIONAL, EVERY, INF, NAN, REF, Case, Refused
 from emo_torch._fault_options_test import META
 
-# What a step is given.
+# The arguments of a step.
 
 
 class Measured:
@@ -198,7 +198,7 @@ COLLECTED = [
 
 
 def _grads(*, weight: Any = 0, bias: Any = 0) -> Callable[[list[Parameter]], None]:
-    """Returns what puts gradients into the place of those that are there."""
+    """Returns a function that replaces gradients."""
 
     def put(params: list[Parameter]) -> None:
         for param, grad in zip(params, (weight, bias), strict=True):

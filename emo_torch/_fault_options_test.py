@@ -45,7 +45,7 @@ def _two(members: tuple[str, ...], turn: int) -> tuple[str, ...]:
 
 
 def _number(name: str, beyond: list[Any], members: tuple[str, ...], *, none: bool = False) -> list[Case]:
-    """Returns the cases of an option that is a number: what is out of its range, and what is none."""
+    """Returns the cases of an option that is a number: out of its range, or of another type."""
     strange = [value for value in NOT_NUMBERS if not (none and value is None)]
     beyond = [*beyond, NAN, np.float32(beyond[0]), torch.tensor(beyond[0])]
     return [
@@ -129,7 +129,7 @@ OPTIONS = [
     ],
 ]
 ONES_OWN = ("process_group", "keep", "decoupled_weight_decay", "bounds", "an option", "decay")
-"""What the names of options begin with that a parameter group does not have."""
+"""The first letters of options that a parameter group does not have."""
 
 NAMES = [
     *[
@@ -255,7 +255,7 @@ PARAMS = [
 ]
 
 
-# What executes the data.
+# The code that runs the cases.
 
 
 def _params() -> list[Parameter]:

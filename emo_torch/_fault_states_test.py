@@ -16,7 +16,7 @@ from emo_torch._fault_options_test import _params
 
 
 def _state_with(**values: Any) -> Callable[[dict[str, Any]], Any]:
-    """Returns what puts values into the state of the second parameter, a vector of 3."""
+    """Returns a function that puts values into the state of the second parameter, a vector of 3."""
 
     def change(state: dict[str, Any]) -> dict[str, Any]:
         return {**state, "state": {**state["state"], 1: {**state["state"][1], **values}}}

@@ -1,4 +1,4 @@
-"""What importing the package does to the rest of the world: nothing."""
+"""Importing the package changes nothing outside of the package."""
 
 import ast
 import itertools

@@ -98,7 +98,7 @@ class Run:
         self.seen: list[Any] = []
 
     def take_step(self, step: int) -> None:
-        """The same gradients and losses whoever takes them; writes down what the step is taken with."""
+        """The same gradients and losses for every optimizer; writes down the arguments of the step."""
         self.seen.append([(float(group["lr"]), group["betas"]) for group in self.optimizer.param_groups])
         loss = [1.0, 0.9, 1.2, 1.3, 1.1, 0.7, 0.8, 0.9, 0.6][step]
         for index, param in enumerate(self.params):

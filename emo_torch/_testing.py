@@ -1,4 +1,4 @@
-"""For the tests of what brings losses: an optimizer that writes down what it was given."""
+"""For the tests of ways to pass losses: an optimizer that writes down its losses."""
 
 import functools
 import re
@@ -72,7 +72,7 @@ def run_page(page: str, /, **names: Any) -> dict[str, Any]:
 
     Args:
         page: the name of the page.
-        **names: what the page leaves to its reader.
+        **names: the names that the page leaves to its reader.
     """
     text = (PAGES / f"{page}.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)

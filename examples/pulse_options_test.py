@@ -1,4 +1,4 @@
-"""The tables of `examples.pulse_options` say what they are for."""
+"""The tables of `examples.pulse_options` show their effects."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The yardstick as a command: what is run, resumed, searched for and written."""
+"""The yardstick as a command: cells that are run, resumed, searched for and written."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def run_quickly(cell: Cell) -> dict[str, Any]:
-    """Runs a cell, but for those that have to be compiled."""
+    """Runs a cell, except cells that have to be compiled."""
     return {"made": "up"} if cell.kind == "surfaces" else run_cell(cell)
 
 

@@ -36,7 +36,7 @@ TINY = Settings(
 )
 NAMES = list(contenders())
 SPREAD = ["emo_sens_shadow", "emo_airy", "emo_fact", "ref_adamw_mini_schedule_free", "adamw", "adafactor"]
-"""Those for the cells that take long: with moments, factored ones, a shadow, and without an emotion."""
+"""Optimizers for the cells that take long: with moments, factors or a shadow, and without an emotion."""
 FEW = ["emo_sens", "adamw"]
 PNG = b"\x89PNG\r\n\x1a\n"
 

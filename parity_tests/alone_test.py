@@ -1,4 +1,4 @@
-"""What is hidden cannot be imported: by no process, no child of it, and no test."""
+"""Hidden packages cannot be imported: by no process, no child process, and no test."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The metrics of the twins: the same numbers, though nobody tells the Optax side what it was made with."""
+"""The metrics of the twins: the same numbers, although the Optax side gets no options of the optimizer."""
 
 import functools
 from collections.abc import Callable

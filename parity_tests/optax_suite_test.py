@@ -28,7 +28,7 @@ RESTLESS = ("EmoSens3", "EmoTion", "EmoVoid", "EmoNavi36")
 these members out; all its other tests are run over them.
 """
 COUSINS = ("EmoAiry3", "EmoCats3", "EmoFact36", "EmoLynx36")
-"""Members that are those of `RESTLESS` with another rule: the suite leaves them out, to save time."""
+"""Members that equal members of `RESTLESS` with another rule: the suite leaves them out, to save time."""
 _CONVERGENCE = "_ALL_OPTIMIZERS_UNDER_TEST,\n      target="
 _TABLE = "_ALL_OPTIMIZERS_UNDER_TEST = tuple("
 _TAKES_VALUE = re.compile(r"(?<!'opt_name': )'momo_adam'")

@@ -1,4 +1,4 @@
-"""What the pages about checkpoints and metrics show works as pasted, and says what they say."""
+"""The code on the pages about checkpoints and metrics works as pasted, with the stated results."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def run(page: str, index: int, folder: Path, steps: int = 100) -> str:
-    """Runs a piece of code of a page, as pasted but for its steps, and returns what it prints."""
+    """Runs a piece of code of a page, as pasted except its number of steps, and returns its output."""
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
     assert len(blocks) == 2
     assert steps == 100 or "< 100:" in blocks[index]

@@ -1,4 +1,4 @@
-"""What must hold whatever the parameters, options and losses are."""
+"""Properties that hold for all parameters, options and losses."""
 
 import copy
 import pickle
@@ -52,7 +52,7 @@ options = st.fixed_dictionaries(
     },
 )
 
-# What a member lacks is left out, so that each is driven with options of its own.
+# Options that a member lacks are left out, so that each is driven with its own options.
 runs = st.builds(
     lambda name, chosen: (name, FAMILY[name].known(chosen)), st.sampled_from(list(FAMILY)), options
 )

@@ -1,4 +1,4 @@
-"""What a published state does to the options, what notes say, and which states are errors."""
+"""The options of a published state, the notes about it, and the states that are refused."""
 
 import collections
 import copy

@@ -47,7 +47,7 @@ def name_of(member: Member) -> str:
 
 
 class Before:
-    """What the published code keeps after some steps, from recorded numbers and the published formulas."""
+    """The published code's state after some steps, from recorded numbers and the published formulas."""
 
     def __init__(self, case: dict[str, Any], steps: int) -> None:
         recorded = np.load(FOLDER / case["file"])
@@ -182,7 +182,7 @@ def as_list(items: Any = (), maxlen: int | None = None) -> list[Any]:
 
 
 def through_a_file(published: dict[str, Any]) -> Any:
-    """Returns what `torch.load` reads of a saved published state, as docs/from_published.md reads it."""
+    """Returns the result of `torch.load` for a published state, read as in docs/from_published.md."""
     file = io.BytesIO()
     torch.save(published, file)
     file.seek(0)

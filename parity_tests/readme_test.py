@@ -1,4 +1,4 @@
-"""What README and the pages name exists."""
+"""The names in README and on the pages exist."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A release: the README's links, the versions, the pinned actions, and what the wheel leaves out."""
+"""A release: the README's links, the versions, the pinned actions, and the files not in the wheel."""
 
 import importlib.util
 import re

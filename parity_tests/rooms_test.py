@@ -1,4 +1,4 @@
-"""The rooms of both packages: what may import what, how long files are, and which files have no twin."""
+"""The rooms of both packages: their imports, the length of files, and the files without a twin."""
 
 import ast
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ ORDER = (
 """The rooms from the lowest to the highest: a room imports only rooms that stand before it in this list."""
 
 UPWARD: dict[str, str] = {}
-"""The imports that run the other way, and why. A new one needs a better place for what is imported."""
+"""The imports that run the other way, and why. A new one needs a better place for the imported name."""
 
 TOP = ("integrations", "launch")
 """The rooms that may import the package itself, as users do. No room below may."""
@@ -37,7 +37,7 @@ TESTS = ("_distributed",)
 
 
 def sources(package: str) -> list[Path]:
-    """Returns the files of a package, relative to it, without tests and what only tests use."""
+    """Returns the files of a package, relative to it, without tests and helpers of tests."""
     files = sorted(path.relative_to(ROOT / package) for path in (ROOT / package).rglob("*.py"))
     return [
         path

@@ -1,4 +1,4 @@
-"""A short soak, and what a long one would find: a leak, and a drift."""
+"""A short soak, and the findings of a long one: a leak, and a drift."""
 
 from pathlib import Path
 from typing import Any

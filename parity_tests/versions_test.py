@@ -17,7 +17,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 
 
 def _requirements() -> dict[str, list[Requirement]]:
-    """Returns the requirements of all extras by name, without those of one extra on another.
+    """Returns the requirements of all extras by name, without requirements of one extra on another.
 
     The extra `docs` is left out: it builds the site, and no test of the packages needs it.
     """

@@ -19,7 +19,7 @@ PRINTS = {
     ("docs/from_adamw.md", "torch"): r"loss 0\.0\d+\n",
     ("docs/from_adamw.md", "jax"): r"loss 0\.0\d+\n",
 }
-"""What some pages print, as a pattern of the whole."""
+"""The output of some pages, as a pattern of the whole output."""
 
 
 @pytest.mark.parametrize("environment", sorted({session.environment for session in ALL}))

@@ -42,7 +42,7 @@ def write(path: Path, done: Sequence[Cell], store: Store) -> str:
     parts = [
         "# The cost of a step",
         wrap(
-            "Written by `python -m benchmarks.step_time`, which says with `--help` what else it measures."
+            "Written by `python -m benchmarks.step_time`. Its option `--help` lists further measurements."
         ),
         _introduction(results, store.environment),
         "## The bounds",
@@ -90,12 +90,12 @@ def _introduction(results: Results, environment: dict[str, str]) -> str:
                 "to a fifth of a step's time. `emotion` is the size of the scalar, for which the loss is "
                 "chosen; at 0.4 and 0.8 shadows blend. `of floor` is the time of a kernel that only "
                 "touches the streams that the rule reads and writes, over the step's: 1 is as good as it "
-                "gets. `temporaries` is what a step takes of memory beyond parameters, gradients and "
+                "gets. `temporaries` is the memory that a step takes beyond parameters, gradients and "
                 "state, as a share of the parameters."
             ),
             wrap(
-                f"{load}{busy}: others used at most {BUSY} cores. Others count only where quiet ones were "
-                f"too few; * marks those.{no_floor}"
+                f"{load}{busy}: other processes used at most {BUSY} cores. If too few rounds were quiet, "
+                f"all rounds count, and * marks the ratio.{no_floor}"
             ),
         ]
     )
@@ -176,12 +176,12 @@ def _family(results: Results) -> Iterator[str]:
         return
     yield "## The rest of the family"
     yield wrap(
-        "How many times the ratio of its cousin each member's is, at the emotion at which it is slowest; "
-        f"{MOST_OF_COUSIN:g} is the most, and {MOST_OF_THIRD:g} for the third generation. The cousin "
-        "is the member of the second generation that has the same rule. "
-        "For those with more than one rule, or one of their own, it is the nearest: EmoClan's "
-        "rule in peace is EmoSens', EmoNeco steps by signs of a momentum like EmoCats, EmoZeal by factors "
-        "like EmoAiry, RefAdamWMiniScheduleFree has Adam's moments like EmoSens."
+        "The ratio of each member over the ratio of its cousin, at the emotion at which the member is "
+        f"slowest. The bound is {MOST_OF_COUSIN:g}, and {MOST_OF_THIRD:g} for the third generation. The "
+        "cousin is the member of the second generation that has the same rule. "
+        "For a member with several rules, or with its own rule, it is the nearest member: EmoClan's "
+        "rule for a small |s| is EmoSens' rule, EmoNeco steps by signs of a momentum like EmoCats, EmoZeal "
+        "by factors like EmoAiry, RefAdamWMiniScheduleFree has Adam's moments like EmoSens."
     )
     yield table(("member", "cousin", "on", "tensors", *map(threads_in_words, threads)), rows, left=4)
 

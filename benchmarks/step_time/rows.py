@@ -3,8 +3,8 @@
 Every row has a baseline that takes the same tensors in the same dtype: `torch.optim.AdamW(fused=True)`
 where the row names no other. All optimizers of a group run interleaved in one process, in another order
 each round, with one thread. A round in which the process had the processor for less than 95 % of a step's
-time is disturbed. A ratio is that of wall times in rounds that were quiet. Where those are fewer than half,
-a ratio is that of the processor's times, and is marked by *.
+time is disturbed. A ratio is the ratio of wall times in quiet rounds. If fewer than half of the rounds are
+quiet, it is the ratio of CPU times, and is marked by *.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How many functions of the package one update calls, which is what tracing a step costs."""
+"""The number of the package's functions that one update calls, which is the cost of tracing a step."""
 
 import sys
 from pathlib import Path
@@ -39,5 +39,5 @@ def test_an_update_makes_few_calls(name: str) -> None:
     finally:
         sys.setprofile(before)
     assert updates.keys() == params.keys()
-    assert "adam.update_fn" in calls  # What is listened to is the update.
+    assert "adam.update_fn" in calls  # The profile is of the update.
     assert len(calls) <= MOST[name], calls

@@ -1,4 +1,4 @@
-"""What the first generation adds: its own rules against NumPy, and the pieces on their own."""
+"""The first generation: its rules against NumPy, and its pieces alone."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Several micro-batches to a step: the optimizer sees what the full batch would have shown it."""
+"""Several micro-batches to a step: the optimizer gets the loss and the gradients of the full batch."""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where plain low precision stands still, and what Kahan summation and stochastic rounding make of it."""
+"""Steps that plain low precision loses, and that Kahan summation and stochastic rounding keep."""
 
 import functools
 import pickle
@@ -37,7 +37,7 @@ def draws(count: int, key: int = 0) -> jax.Array:
 
 
 def values(dtype: Any) -> jax.Array:
-    """Numbers of every size that a dtype has, and what stands at its edges."""
+    """Numbers of every size of a dtype, and its limits."""
     random = np.random.default_rng(0)
     info = finfo(dtype)
     least, most = float(info.smallest_normal), float(info.max)

@@ -1,4 +1,4 @@
-"""What the bridge refuses and what it carries over, on this side alone."""
+"""The states that the bridge refuses and the parts that it carries over, on this side alone."""
 
 from typing import Any
 

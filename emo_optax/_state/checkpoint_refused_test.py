@@ -20,7 +20,7 @@ from emo_shared import header
 from emo_shared.files import read_file, write_file
 from emo_shared.files_test import Bomb
 
-# What is refused.
+# Refused input.
 
 
 @dataclasses.dataclass
@@ -142,7 +142,7 @@ def test_the_order_of_bytes_makes_no_difference(dtype: str, tmp_path: Path) -> N
 
 
 def rewrite(path: Path, **changes: str | None) -> None:
-    """Changes what a file says of itself, with a digest that fits."""
+    """Changes the metadata of a file, with a digest that fits."""
     metadata, parts = read_file(path)
     told = {**metadata, **changes}
     write_file(path, {name: text for name, text in told.items() if text is not None}, parts.values())

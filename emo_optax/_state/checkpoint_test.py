@@ -1,4 +1,4 @@
-"""What survives being saved and loaded, and which files are refused."""
+"""States after saving and loading, and the files that are refused."""
 
 import functools
 from pathlib import Path
@@ -46,7 +46,7 @@ def step(optimizer: Any, params: Any, state: Any, number: Any, loss: Any) -> Any
 
 
 def train(optimizer: Any, run: Any, first: int, last: int) -> Any:
-    """Takes the steps from `first` to `last`, the same ones whoever takes them."""
+    """Takes the steps from `first` to `last`, the same steps for every caller."""
     params, state = run["params"], run["state"]
     for number in range(first, last):
         params, state = step(optimizer, params, state, float(number), LOSSES[number])

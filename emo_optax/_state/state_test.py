@@ -1,4 +1,4 @@
-"""What an optimizer's state must survive, and what it may hold."""
+"""Operations that keep an optimizer's state, and the contents of a state."""
 
 import pickle
 from typing import Any

@@ -86,7 +86,8 @@ def test_a_step_is_the_optimizers_own_filtered_and_scaled(make: Any) -> None:
     structure: Any = jax.tree.structure(state)
     for step, loss in enumerate(LOSSES):
         grads = gradients(step)
-        # What is not finite would go into the estimates of those that read the loss themselves.
+        # Optimizers that read the loss themselves would put a number that is not finite into their
+        # estimates.
         finite = jnp.asarray(1.0 if np.isnan(loss) else loss)
         updates, state, inner_updates, inner_state = both(grads, state, inner_state, where, finite)
         size = abs(float(emo_optax.get_emotion(state).scalar))

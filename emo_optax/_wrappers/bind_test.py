@@ -1,4 +1,4 @@
-"""Wrappers of Optax that drop the loss, with what drops it bound: each against a loop in plain words."""
+"""Wrappers of Optax that drop the loss, under `bind_extra_args`: each against a plain loop."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the metrics say, and what it costs to ask for them: nothing where nobody does."""
+"""The values of the metrics, and their cost: nothing without a call."""
 
 from typing import Any
 

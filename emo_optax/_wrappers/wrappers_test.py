@@ -1,4 +1,4 @@
-"""The members under Optax's own wrappers: those that pass the loss on, and those that drop it."""
+"""The members under Optax's own wrappers: wrappers that pass the loss on, and wrappers that drop it."""
 
 from typing import Any
 
@@ -315,7 +315,7 @@ def test_flax_train_state_without_an_update_of_its_own_fails_loudly() -> None:
         state.apply_gradients(grads=GRADS)
 
 
-# ---- What the loss may be
+# ---- Values of the loss
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is a loss, and what is refused before anything is changed."""
+"""Valid losses, and losses that are refused before anything is changed."""
 
 from decimal import Decimal
 from fractions import Fraction
@@ -146,7 +146,7 @@ def test_a_loss_in_the_closure_s_place_is_told_its_name(loss: Any) -> None:
     assert everything(optimizer) == kept
 
 
-# What is optimized.
+# The parameters.
 
 
 @pytest.mark.parametrize("cls", FAMILY)

@@ -124,7 +124,7 @@ def test_a_step_that_makes_state_alone_changes_nothing_and_waits_for_nobody(plac
     backward(net, 0, place)
     before = {name: whole(param.detach()).clone() for name, param in net.named_parameters()}
     fresh = optimizer.emotion
-    # In one process only: what waited here for the other would wait for ever.
+    # In one process only: a wait for the other process would never end.
     if place.rank == 0:
         assert optimizer.step() is None
         assert len(optimizer.state) == len(before)
@@ -132,7 +132,7 @@ def test_a_step_that_makes_state_alone_changes_nothing_and_waits_for_nobody(plac
     assert optimizer.emotion == fresh
     for name, param in net.named_parameters():
         assert torch.equal(whole(param.detach()), before[name])
-    # As what asks for a state to load into makes it, which a first step does not notice.
+    # As the functions that need a state to load into make it; a first step gives the same.
     twin = sharded(place)
     other = emo_torch.EmoAiry(twin.parameters(), lr=1e-2, use_shadow=True)
     get_optimizer_state_dict(twin, other)

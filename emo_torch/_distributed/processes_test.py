@@ -57,7 +57,7 @@ def in_processes(size: int) -> Callable[[Callable[..., None]], Callable[..., Non
             assert not failures, "\n".join(failures)
 
         run.__name__ = test.__name__
-        # pytest reads a signature for what to pass.
+        # pytest reads the arguments from the signature.
         run.__signature__ = _signature(["processes", "tmp_path", *names])  # type: ignore[attr-defined]
         return run
 
@@ -76,7 +76,7 @@ class Processes:
         self.alive: list[Any] = []
 
     def run(self, case: tuple[str, str], size: int, folder: Path, given: dict[str, Any]) -> list[str]:
-        """Runs a test in so many of them; returns what went wrong, by process."""
+        """Runs a test in so many of them; returns the errors by process."""
         context = multiprocessing.get_context("spawn")
         while len(self.alive) < size:
             mine, theirs = context.Pipe()

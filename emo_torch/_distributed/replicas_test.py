@@ -131,7 +131,7 @@ def test_micro_batches_without_sync_make_one_step_of_their_mean(place: Place) ->
     theirs = emo_torch.EmoSens(twin.parameters(), lr=1e-2, process_group=False)
     for step in range(6):
         inputs, targets = own_share(step, place)
-        net.zero_grad()  # Not the optimizer's: a step itself forgets what it was shown.
+        net.zero_grad()  # Not the optimizer's `zero_grad`: a step itself discards its losses.
         pieces = zip(inputs.split([3, 1]), targets.split([3, 1]), strict=True)
         for index, (some, wanted) in enumerate(pieces):
             with net.no_sync() if index == 0 else contextlib.nullcontext():

@@ -17,9 +17,9 @@ from emo_torch._distributed.processes_test import Place
 
 MEMBERS = tuple(emo_torch.list_optimizers())
 APART = tuple(name for name in MEMBERS if name not in ("emo_pilot", "emo_tion", "emo_void"))
-"""Those that step the same when each parameter has an optimizer of its own: no norm over all of them."""
+"""Members that step the same if each parameter has its own optimizer: no norm over all parameters."""
 KINDS = ("emo_sens", "emo_airy", "emo_cats", "emo_clan", "ref_adamw_mini_schedule_free")
-"""Those that all kinds of state and rules are among: the others keep and do what one of these does."""
+"""Members with all kinds of state and rules: every other member works like one of these."""
 NAN = float("nan")
 LOSSES = (2.0, 2.1, 2.3, 1.9, 2.05, NAN, 2.0, 9.0, 2.0, 1.2, 1.95, 2.2)
 """Losses that lead through every band of the scalar, and one that is not finite."""
@@ -104,7 +104,7 @@ def whole(value: Any) -> Any:
 
 
 def everything(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Returns parameters, state and what groups remember, whole, by names."""
+    """Returns parameters, state and the statistics of groups, as full tensors, by names."""
     found: dict[str, Tensor] = {}
     for name, param in net.named_parameters():
         found[name] = whole(param.detach()).clone()

@@ -1,4 +1,4 @@
-"""ZeroRedundancyOptimizer: each process keeps the state of some parameters, and steps those."""
+"""ZeroRedundancyOptimizer: each process keeps the state of some parameters, and steps these parameters."""
 
 import copy
 import warnings

@@ -1,4 +1,4 @@
-"""EmoPilot: its rule against plain NumPy, averaged weights, and what a training loop does to it."""
+"""EmoPilot: its rule against plain NumPy, averaged weights, and its use in training loops."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""What the first generation adds: its own rules against NumPy, and the pieces on their own."""
+"""The first generation: its rules against NumPy, and its pieces alone."""
 
 import copy
 from collections.abc import Callable

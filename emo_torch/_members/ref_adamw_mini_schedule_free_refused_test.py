@@ -1,4 +1,4 @@
-"""What RefAdamWMiniScheduleFree refuses, before anything is changed."""
+"""Input that RefAdamWMiniScheduleFree refuses before anything is changed."""
 
 import math
 from typing import Any

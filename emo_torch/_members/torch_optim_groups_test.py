@@ -1,4 +1,4 @@
-"""What torch asks of its own optimizers about groups, names, copies and hooks."""
+"""PyTorch's requirements for optimizers: groups, names, copies and hooks."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""What torch asks of its own optimizers, asked of these, and what else of torch works on them."""
+"""PyTorch's requirements for its own optimizers, tested on these, and other features of PyTorch."""
 
 import copy
 import io
@@ -49,7 +49,7 @@ def inputs(device: Any, dtype: Any = None) -> list[Any]:  # noqa: ARG001
 
 
 def error_inputs(device: Any, dtype: Any) -> list[Any]:
-    """What every optimizer of torch refuses, and what these refuse besides."""
+    """Input that every optimizer of torch refuses, and further input that these refuse."""
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"lr": -1.0}, r"Invalid learning rate: -1\.0"),
         ({"betas": (1.0, 0.0)}, r"Invalid beta parameter at index 0: 1\.0"),
@@ -91,7 +91,7 @@ INFOS = [
         *(emo_torch.EmoClan, emo_torch.EmoNeco, emo_torch.EmoZeal),
     )
 ]
-"""One of each rule: EmoNavi, EmoFact and EmoLynx have those of the first three."""
+"""One of each rule: EmoNavi, EmoFact and EmoLynx have the rules of the first three."""
 
 
 def _configurations(info: Any) -> Iterator[tuple[str, Any]]:
@@ -216,7 +216,7 @@ def test_a_state_makes_what_comes_after_it_the_same(info: Any, case: Any) -> Non
     theirs.step(5)
     assert_same(ours.params(), theirs.params())
     assert_same(ours.states(), theirs.states())
-    # Once more from what it has itself, which must be of the same make.
+    # Once more from its own groups, which must have the same form.
     theirs.optimizer.load_state_dict(theirs.optimizer.state_dict())
     assert_same(ours.states(), theirs.states())
 
@@ -368,7 +368,7 @@ def test_the_tests_above_cover_every_optimizer_that_is_public() -> None:
         for thing in vars(emo_torch).values()
         if isinstance(thing, type)
         and issubclass(thing, emo_torch.EmoOptimizer)
-        # Those of v3.6.1 have tests of their own, in later_generations_test.py.
+        # The tests of v3.6.1 are in later_generations_test.py.
         and not issubclass(thing, DriveOptimizer)
     }
     covered = {info.optim_cls for info in INFOS}

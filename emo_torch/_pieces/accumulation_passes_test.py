@@ -1,4 +1,4 @@
-"""Several losses with several backward passes in one step, and what is forgotten when."""
+"""Several losses with several backward passes in one step, and when losses are discarded."""
 
 from typing import Any
 

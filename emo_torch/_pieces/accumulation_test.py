@@ -69,7 +69,7 @@ def in_a_closure(optimizer: Any, loss: Tensor) -> None:
 def watched_in_a_closure(optimizer: Any, loss: Tensor) -> None:
     def closure() -> Tensor:
         optimizer.watch(loss).backward()
-        return loss / 4  # What Lightning returns where it accumulates.
+        return loss / 4  # As Lightning returns it with accumulation.
 
     optimizer.step(closure)
 
@@ -151,7 +151,7 @@ def test_one_loss_that_is_not_finite_makes_the_step_s_loss_so_and_it_is_held() -
     assert felt(optimizer) == 1.0
 
 
-# What goes before what.
+# The order of the sources of a loss.
 
 
 def test_a_loss_given_to_the_step_goes_before_what_was_observed_and_forgets_it() -> None:
@@ -201,7 +201,7 @@ def test_of_two_optimizers_each_has_its_own_losses() -> None:
         second.step()
 
 
-# What is forgotten.
+# Discarded losses.
 
 
 @pytest.mark.parametrize("forget", ["zero_grad", "discard_observed", "step"])
@@ -305,7 +305,7 @@ def test_a_copy_starts_without_the_losses_of_the_original(make: Any, copied: Any
     assert (felt(other), felt(optimizer)) == (3.0, 1.0)
 
 
-# What is refused.
+# Refused input.
 
 
 @pytest.mark.parametrize(

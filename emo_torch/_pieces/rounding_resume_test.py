@@ -109,7 +109,7 @@ def test_a_model_may_change_its_dtype_between_steps(foreach: bool) -> None:
         rest = optimizer.state[weight]["compensation"]
         assert rest.dtype == (torch.float16 if dtype == torch.float32 else dtype)
         assert bool(rest.isfinite().all())
-        # What stands still is not handed on.
+        # The unchanged parameter is not passed on.
         has_rest = "compensation/weight" in emo_torch.to_arrays(optimizer, named(net))
         assert has_rest == (dtype != torch.float32)
 

@@ -1,4 +1,4 @@
-"""Where plain low precision stands still, and what Kahan summation and stochastic rounding make of it."""
+"""Steps that plain low precision loses, and that Kahan summation and stochastic rounding keep."""
 
 import shutil
 from typing import Any
@@ -37,7 +37,7 @@ every_rounding = pytest.mark.parametrize("rounding", ["kahan", "stochastic"])
 
 
 def values(dtype: torch.dtype) -> Tensor:
-    """Numbers of every size that a dtype has, and what stands at its edges."""
+    """Numbers of every size of a dtype, and its limits."""
     random = np.random.default_rng(0)
     info = torch.finfo(dtype)
     sizes = 10.0 ** random.uniform(np.log10(info.smallest_normal) - 3.0, np.log10(info.max), 20_000)
@@ -159,7 +159,7 @@ def test_many_tensors_come_out_as_one_after_the_other() -> None:
         assert torch.equal(ours, round_stochastically(*row))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Of what inductor itself imports.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # From imports of inductor.
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler")
 def test_a_compiler_leaves_no_rounding_out() -> None:
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Norms of large tensors are those of their elements, and every way of a step has them."""
+"""Norms of large tensors equal the norms of their elements, in every way of a step."""
 
 from typing import Any
 

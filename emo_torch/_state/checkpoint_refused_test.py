@@ -106,7 +106,7 @@ def test_all_that_can_be_saved_can_be_loaded_deep_in_a_call_stack(tmp_path: Path
 
 
 def rewrite(path: Path, **changes: str | None) -> None:
-    """Changes what a file says of itself, with a digest that fits."""
+    """Changes the metadata of a file, with a digest that fits."""
     metadata, parts = read_file(path)
     told = {**metadata, **changes}
     write_file(path, {name: text for name, text in told.items() if text is not None}, parts.values())

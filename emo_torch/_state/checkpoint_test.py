@@ -1,4 +1,4 @@
-"""What survives being saved, copied and loaded."""
+"""States after saving, copying and loading."""
 
 import random
 import warnings
@@ -144,7 +144,7 @@ def test_schedulers_go_on_from_a_checkpoint(name: str, tmp_path: Path) -> None:
         for step in range(4):
             optimizer.step(loss=1.0 + step)
             plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-            with warnings.catch_warnings():  # SequentialLR itself calls what it warns of.
+            with warnings.catch_warnings():  # SequentialLR itself makes the call that it warns of.
                 warnings.simplefilter("ignore")
                 scheduler.step(*([1.0] if plateau else []))
             rates.append(optimizer.param_groups[0]["lr"])

@@ -1,4 +1,4 @@
-"""Which states are refused, and what hooks around loading see."""
+"""The states that are refused, and the arguments of hooks around loading."""
 
 import copy
 from collections.abc import Callable

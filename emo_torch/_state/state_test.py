@@ -1,4 +1,4 @@
-"""What `state_dict` and `load_state_dict` keep of an optimizer."""
+"""The parts of an optimizer that `state_dict` and `load_state_dict` keep."""
 
 import copy
 import io
@@ -36,7 +36,7 @@ def groups(net: torch.nn.Module) -> list[dict[str, Any]]:
 
 
 def train(net: torch.nn.Module, optimizer: Any, first: int = 0, last: int = len(LOSSES)) -> None:
-    """Takes the steps from `first` to `last`, the same ones whoever takes them."""
+    """Takes the steps from `first` to `last`, the same steps for every caller."""
     for step in range(first, last):
         generator = torch.Generator().manual_seed(step)
         for param in net.parameters():

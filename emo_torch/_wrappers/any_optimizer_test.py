@@ -1,4 +1,4 @@
-"""Every optimizer of torch.optim, made emotional: what it then does, and how the rest of torch takes it."""
+"""Every optimizer of torch.optim, made emotional: its steps, and its use with the rest of torch."""
 
 import copy
 import inspect

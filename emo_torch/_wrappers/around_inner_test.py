@@ -1,4 +1,4 @@
-"""What `Emotional` hands on to the optimizer inside, and what it leaves as it was when that one fails."""
+"""The calls that `Emotional` passes to the optimizer inside, and its state when that optimizer fails."""
 
 import copy
 import io

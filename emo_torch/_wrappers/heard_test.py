@@ -1,4 +1,4 @@
-"""What was heard of backward passes, and when it is forgotten."""
+"""The losses heard from backward passes, and when they are discarded."""
 
 import copy
 from typing import Any
@@ -19,7 +19,7 @@ def test_what_was_heard_is_forgotten_where_the_gradients_are_made_0_in_place() -
             if weight.grad is not None:
                 weight.grad.zero_()
             (factor * weight.sum()).backward()
-        weight.grad.mul_(0.5)  # type: ignore[union-attr]  # Scaled gradients are still those of the loss.
+        weight.grad.mul_(0.5)  # type: ignore[union-attr]  # Scaled gradients still belong to the loss.
         weight.sum().backward()
         optimizer.step()
     assert felt(optimizer) == 4.0

@@ -1,4 +1,4 @@
-"""What is found out about an optimizer before it is made emotional, and that each finding holds."""
+"""The findings about an optimizer before it is made emotional, and that each finding is right."""
 
 import copy
 import random

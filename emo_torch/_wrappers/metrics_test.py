@@ -1,4 +1,4 @@
-"""What the metrics say, and what it costs to ask for them: nothing where nobody does."""
+"""The values of the metrics, and their cost: nothing without a call."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -121,7 +121,7 @@ def test_tensors_are_handed_out_without_waiting_for_the_device() -> None:
     assert {name: float(value) for name, value in metrics.items()} == numbers
     before = dict(metrics)
     step(optimizer, 9.0)
-    assert before["emotion/long"] != optimizer.emotion.long  # What was handed out is a copy.
+    assert before["emotion/long"] != optimizer.emotion.long  # The metrics are copies.
 
 
 def test_numbers_are_fetched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

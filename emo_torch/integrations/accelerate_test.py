@@ -1,4 +1,4 @@
-"""Accelerate, with the real library: what the optimizer feels, and what is left behind."""
+"""Accelerate, with the real library: the losses that the optimizer feels, and the cleanup."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +55,7 @@ def train(accelerator: Accelerator, model: Any, optimizer: Any, batches: range) 
 
 
 def full_batch_losses(accumulation: int) -> tuple[list[float], torch.nn.Module]:
-    """What plain PyTorch sees in steps over as many batches at once, and the model that results."""
+    """The losses of plain PyTorch in steps over as many batches at once, and the resulting model."""
     model = small_model()
     optimizer = Listening(model.parameters(), lr=1e-2)
     for step in range(STEPS):

@@ -1,4 +1,4 @@
-"""All code of `docs/trainers` is run by some test, and what the pages name exists."""
+"""All code of `docs/trainers` is run by some test, and the names on the pages exist."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ RECIPES_IN_JAX = "emo_optax/integrations/recipes_test.py"
 def test_every_page_with_code_is_run() -> None:
     texts = {path.stem: path.read_text() for path in PAGES.glob("*.md")}
     with_code = {page for page, text in texts.items() if "```python" in text}
-    # `website/blocks_test.py` runs the pages that say with what they run.
+    # `website/blocks_test.py` runs the pages that name their packages.
     complete = {page for page, text in texts.items() if "\nRuns with: `pip install" in text}
     assert len(complete) >= 5
     tests = (*ROOT.glob("emo_torch/integrations/recipes*_test.py"), ROOT / RECIPES_IN_JAX)

@@ -31,7 +31,7 @@ PUBLIC = [
 
 
 def made_as_there(optimizer_type: str, params: Any, lr: float, arguments: list[str]) -> Any:
-    """What `--optimizer_type` and `--optimizer_args` become: a class by its path, literals by name."""
+    """The result of `--optimizer_type` and `--optimizer_args`: a class by its path, literals by name."""
     options = {}
     for argument in arguments:
         name, value = argument.split("=")
@@ -119,7 +119,7 @@ def test_their_loop_needs_no_edit(accumulation: int) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(inside, lambda step: 0.9**step)
     model, optimizer, schedule = accelerator.prepare(model, inside, schedule)
     losses = []
-    with losses_from_backward():  # What the launcher does.
+    with losses_from_backward():  # As in the launcher.
         for step in range(4 * accumulation):
             with accelerator.accumulate(model):
                 loss = mean_squared_error(model, step)

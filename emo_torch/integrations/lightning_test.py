@@ -1,4 +1,4 @@
-"""Lightning, with the real library: the optimizer feels what `training_step` returned."""
+"""Lightning, with the real library: the optimizer feels the losses that `training_step` returned."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -15,7 +15,7 @@ WORDS = ["[PAD]", "[UNK]", "[EOS]", *(f"w{index}" for index in range(29))]
 
 @pytest.fixture(autouse=True)
 def _listening(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The optimizer of the pages writes down what it felt."""
+    """The optimizer of the pages writes down the losses that it felt."""
     monkeypatch.setattr(emo_torch, "EmoSens", Listening)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # The advice of libraries.
 
 @pytest.fixture(autouse=True)
 def _listening(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The optimizer of the pages writes down what it felt."""
+    """The optimizer of the pages writes down the losses that it felt."""
     monkeypatch.setattr(emo_torch, "EmoSens", Listening)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

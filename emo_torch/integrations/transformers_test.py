@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer, with the real library: the optimizer feels what the Trainer logs."""
+"""Hugging Face's Trainer, with the real library: the optimizer feels the loss that the Trainer logs."""
 
 import json
 import subprocess
@@ -50,7 +50,7 @@ def sentences(count: int = 32) -> list[Tensor]:
 
 
 def collate(rows: list[Tensor]) -> dict[str, Tensor]:
-    """Pads sentences; what is padding has no loss, so that micro-batches weigh differently."""
+    """Pads sentences; padding has no loss, so that micro-batches weigh differently."""
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     attended = (ids > 0).long()
     return {"input_ids": ids, "attention_mask": attended, "labels": ids.masked_fill(ids == 0, -100)}
@@ -356,7 +356,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "reduce_lr_on_plateau": {"patience": 1},
     "greedy": {"patience": 1, "factor": 0.5},
 }
-"""What some of Transformers' schedules need."""
+"""The arguments that some of Transformers' schedules need."""
 
 
 @pytest.mark.parametrize("name", [kind.value for kind in transformers.SchedulerType])
