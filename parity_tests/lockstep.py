@@ -62,10 +62,13 @@ def trajectory(side: str, case: Case, device: str = "cpu", member: Member | None
     """Runs one side and returns every leaf after every step, each with the steps as first axis."""
     with jax.enable_x64(case.dtype == "float64"):
         # Small arrays have no codes.
-        shapes = {"shapes": LARGE} if case.options.get("moment_dtype") == EIGHT_BIT else {}
-        start = sequences.params(case.dtype, case.seed, **shapes)
+        shapes = LARGE if case.options.get("moment_dtype") == EIGHT_BIT else None
+        start = sequences.params(case.dtype, case.seed, shapes)
         drive = SIDES[side](member or FAMILY[case.optimizer], start, case.options, device)
-        grads = sequences.all_gradients(case.dtype, case.seed, case.steps)
+        if shapes is None:
+            grads = sequences.all_gradients(case.dtype, case.seed, case.steps)
+        else:
+            grads = [sequences.gradients(start, step, case.seed) for step in range(case.steps)]
         losses = sequences.losses(case.losses, case.steps, case.seed)
         for grad, loss in zip(grads, losses, strict=True):
             drive.step(grad, float(loss))
