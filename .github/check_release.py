@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def problems(kind: str, name: str, root: Path = ROOT) -> list[str]:
-    """Returns what is wrong with a release.
+    """Returns the errors of a release.
 
     Args:
         kind: "tag" or "branch".

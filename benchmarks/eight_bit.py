@@ -1,4 +1,4 @@
-"""What moments in 8 bits cost in quality, and what they save in memory.
+"""The cost of moments in 8 bits in quality, and their savings in memory.
 
     python -m benchmarks.eight_bit --output docs/yardstick
 

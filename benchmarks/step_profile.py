@@ -53,7 +53,7 @@ from emo_torch._kernels.job import FUNCTIONS
 from examples.progress import track
 
 WAYS = {"one by one": False, "the default": None}
-"""The ways to step, by what `foreach` is then: the readable reference, and compiled code."""
+"""The ways to step, by the value of `foreach`: the readable reference, and compiled code."""
 PARTS = ("look", "feel", "move", "in C")
 HEAD = (
     *("optimizer", "tensors", "way", "a step, ms", "look at tensors", "feel the loss", "move the tensors"),

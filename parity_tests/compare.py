@@ -42,7 +42,7 @@ class Difference(NamedTuple):
 def with_sums(leaves: dict[str, Any]) -> dict[str, Any]:
     """Puts the sum of a parameter and its compensation in the place of the compensation.
 
-    That is what Kahan's summation keeps. Where one side has gone a unit further than the other, which
+    Kahan's summation keeps this sum. Where one side has gone a unit further than the other, which
     the bounds allow, the compensations are that unit apart, and the sums equal as before.
     """
     summed = {}

@@ -85,7 +85,7 @@ NOT_LEAVES = frozenset({"version", "rule"})
 
 
 def check_row(rows: Arrays, index: int, shown: Arrays) -> None:
-    """Raises an error where a row of a history is not, to the bit, what the drive showed then."""
+    """Raises an error if a row of a history differs in a bit from the values at that step."""
     if rows.keys() != shown.keys() - NOT_LEAVES:
         raise AssertionError(f"only one of them has {sorted(rows.keys() ^ (shown.keys() - NOT_LEAVES))}")
     for name, array in rows.items():

@@ -116,7 +116,7 @@ def draw_losses(axes: "Axes", runs: dict[str, tuple[Run, str]]) -> None:
 
 
 def member(name: str, rival: Run) -> "Figure":
-    """Draws a run of a member: its loss beside AdamW's, and what it makes of the loss."""
+    """Draws a run of a member: its loss beside AdamW's, and its number made from the loss."""
     import emo_torch
     from emo_torch._members.by_name import MEMBERS
 

@@ -199,7 +199,7 @@ COMPILED = ("adamw", "emo_sens", "emo_cats", "emo_airy")
 TRACED = ("adamw", "lion", "adafactor", *MEMBERS)
 """Whose traces are counted while learning rate, loss and step change (JAX)."""
 GRAPHS = ("emo_sens", "emo_cats", "emo_airy")
-"""Whose graphs are counted likewise under `torch.compile`."""
+"""The members whose graphs under `torch.compile` are counted."""
 
 
 class Bound(NamedTuple):

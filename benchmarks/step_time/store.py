@@ -83,7 +83,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Found]]:
 
 
 def environment() -> dict[str, str]:
-    """Returns machine and versions, without names of hosts or places, and what tells the code measured."""
+    """Returns machine and versions, without names of hosts or places, and a digest of the code."""
     return {
         "processor": _processor(),
         "cores": str(os.cpu_count()),

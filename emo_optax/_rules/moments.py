@@ -28,7 +28,7 @@ def zero_moments(params: optax.Params, moment_dtype: Any, *, is_square: bool = F
 
 
 def decoded(moments: optax.Updates, *, is_square: bool = False) -> optax.Updates:
-    """Returns moments as arrays: those in 8 bits as float32, the others as they are."""
+    """Returns moments as arrays: moments in 8 bits as float32, other moments unchanged."""
     table = UNSIGNED if is_square else SIGNED
 
     def decode(moment: Any) -> Any:
@@ -75,7 +75,7 @@ def interpolate(
 
 
 def widened(updates: optax.Updates) -> optax.Updates:
-    """Returns gradients in the dtype of the computation; those in float32 as they are."""
+    """Returns gradients in the dtype of the computation; gradients in float32 unchanged."""
     leaves = jax.tree.leaves(updates)
     if all(isinstance(g, jax.Array) and g.dtype == jnp.float32 and not g.weak_type for g in leaves):
         return updates

@@ -8,7 +8,7 @@ from examples.yardstick.optimizers import Contender, OptaxOptimizer, TorchRun
 from examples.yardstick.tasks import Transformer, add_adapters, loss_of, texts
 
 WIDTH = 128
-"""Wider than in the task, so that what is kept once for all parameters weighs no more than it does."""
+"""Wider than in the task, so that state kept once for all parameters has only a small share."""
 
 
 def bytes_per_parameter(contender: Contender) -> dict[str, float]:

@@ -175,7 +175,7 @@ def _sentence(title: str, of: dict[str, Standing], family: Sequence[str]) -> str
     for word in ("loses", "level", "wins"):
         suffixes = {(True, True): "", (True, False): " at the default only"}
         if word != "level":
-            # Who is level at the best only is told by what it is at the default only.
+            # Level at the best only: listed by its result at the default only.
             suffixes[False, True] = " at the best only"
         for holds, suffix in suffixes.items():
             for name in family:
@@ -193,7 +193,7 @@ def _robustness_sentences(
     measured = {name: robustness(settings, name, store) for name in names}
 
     def listed(sign: int, place: int) -> str:
-        """Lists where costs differ notably: all at the default, or those at the best only."""
+        """Lists where costs differ notably: all at the default, or only the costs at the best."""
         parts = []
         for each in settings.disturbances:
             titles = []
