@@ -1,7 +1,6 @@
-"""Many devices: tests marked `on_eight_devices` run in one process of their own, where the CPU is eight.
+"""Many devices: tests marked `on_eight_devices` run in a separate process, in which the CPU is 8 devices.
 
-XLA must be told so before JAX starts; the process runs this file under pytest, and each test here looks up
-what became of it there.
+XLA needs this setting before JAX starts. Each test here reads its result from the process.
 """
 
 import functools
@@ -209,7 +208,7 @@ def test_factors_lie_like_the_rows_and_columns_that_they_are_of() -> None:
 # Gradients are averaged, but each replica gives the loss of its own part of the batch.
 PARTS = np.asarray([0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0], np.float32)[:, None, None]
 REPLICAS = (FEATURES[:, None] * PARTS, TARGETS[:, None] * PARTS)
-"""Of each step and replica: what goes in and what should come out, `[4, 8, 16, 8]`."""
+"""Inputs and targets of each step and replica, `[4, 8, 16, 8]`."""
 
 
 def replica_step(optimizer: Any, axis: Any, *, check_vma: bool = False) -> Any:
