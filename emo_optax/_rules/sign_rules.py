@@ -197,9 +197,9 @@ def scale_by_fresh_sign(
             moved = jax.tree.map(move, gradients, mu)
             return jax.tree.map(jnp.sign, moved), moved
 
-        updates, moved = step_and_store(step, updates, (state.mu,))
+        updates, (mu,) = step_and_store(step, updates, (state.mu,))
         norm = jnp.where(is_first, norm, norm * change)
-        return updates, ScaleByFreshSignState(*moved, norm)
+        return updates, ScaleByFreshSignState(mu, norm)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
