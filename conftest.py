@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent
 SLOW = re.compile(
     r"""
-    ^(examples|benchmarks)/ | /integrations/
+    ^(examples|benchmarks)/ | /integrations/ | /_distributed/
     | [/_](compiled_step|cuda|devices|distributed|fault_campaign|import|kill|triton)_test
     | ^emo_torch/_\w+/(any_optimizer|emotional|rounding|sync|torch_optim|ways)(_\w+)?_test
     | ^emo_optax/_\w+/(aliases|any_optimizer|first_generation|injected)_test
