@@ -87,8 +87,10 @@ suites: export XLA_FLAGS ?= $(QUICK)
 suites: $(VENV)/ready $(COMPILED)
 	$(VENV)/bin/python -m parity_tests.isolated --only suites --workers $(WORKERS)
 
+# The bounds of memory and time of a compiled step are tested with XLA's defaults, too: users have these.
 parity: $(VENV)/ready $(COMPILED)
-	$(VENV)/bin/python $(PYTEST) emo_shared parity_tests examples benchmarks website $(INTEGRATIONS)
+	$(VENV)/bin/python $(PYTEST) emo_shared parity_tests examples benchmarks website $(INTEGRATIONS) \
+		emo_optax/_compiled_step_test.py
 
 processors: $(VENV)/ready $(COMPILED)
 	$(VENV)/bin/python -m parity_tests.processors $(ARGS)
