@@ -113,16 +113,16 @@ def stored(moments: optax.Updates, before: optax.Updates, *, is_square: bool = F
     float16 has a small range: a larger value becomes its largest value, and a square does
     not become 0, by which the first moment would be divided, where it was not.
     """
-    kept = jax.tree.leaves(before, is_leaf=eight_bit.is_coded_moment)
-    pairs = zip(jax.tree.leaves(moments), kept, strict=True)
+    news, olds = jax.tree.leaves(moments), jax.tree.leaves(before)
     wide = (jnp.float32, jnp.float64)
-    # Most moments are kept in the dtype that they are computed in.
-    if all(
+    # Most moments are kept in the dtype that they are computed in. A moment in 8 bits has two leaves.
+    if len(news) == len(olds) and all(
         new.dtype in wide and not new.weak_type and hasattr(old, "dtype") and new.dtype == old.dtype
-        for new, old in pairs
+        for new, old in zip(news, olds, strict=True)
     ):
         return moments
 
+    kept = jax.tree.leaves(before, is_leaf=eight_bit.is_coded_moment)
     arrays = [old for old in kept if not eight_bit.is_coded_moment(old)]
     check_kinds([("moment", old, jnp.floating, jnp.shape(old)) for old in arrays])
 
@@ -155,8 +155,8 @@ def step_and_store(
         moments: the moments as they are kept, each a tree like the gradients.
         are_squares: for each tree of moments, whether it has averages of squares.
     """
-    kept = jax.tree.leaves(moments, is_leaf=eight_bit.is_coded_moment)
-    if not any(map(eight_bit.is_coded_moment, kept)):
+    # Only codes are uint8.
+    if not any(getattr(leaf, "dtype", None) == jnp.uint8 for leaf in jax.tree.leaves(moments)):
         updates, *moved = step(gradients, *moments)
         pairs = zip(moved, moments, are_squares, strict=True)
         return updates, tuple(stored(new, old, is_square=is_square) for new, old, is_square in pairs)
