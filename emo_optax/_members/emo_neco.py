@@ -45,7 +45,7 @@ def emo_neco(
     rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Steps by the cautious sign of a momentum, or by the softened momentum where 0.2 < |s| <= 0.5.
+    r"""Steps by the cautious sign of a momentum, or by the softened momentum where `0.2 < |s| <= 0.5`.
 
     .. math::
         s &= \tanh(5\,(short - long)) \\

@@ -45,7 +45,7 @@ def emo_zeal(
     rounding: Rounding = "nearest",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Steps by averages over rows and columns, after a first step by sign or softsign where |s| > 0.1.
+    r"""Steps by averages over rows and columns, after a first step by sign or softsign where `|s| > 0.1`.
 
     For 2 or more dimensions, with :math:`w = (1-b_1)\,g`:
 

@@ -25,7 +25,7 @@ def choose_rule(scalar: Tensor) -> Tensor:
 
 
 class EmoNeco(EmoOptimizer):
-    r"""Steps by the cautious sign of a momentum, or by the softened momentum where 0.2 < |s| <= 0.5.
+    r"""Steps by the cautious sign of a momentum, or by the softened momentum where `0.2 < |s| <= 0.5`.
 
     .. math::
         s &= \tanh(5\,(short - long)) \\

@@ -23,7 +23,7 @@ def choose_first_step(scalar: Tensor) -> Tensor:
 
 
 class EmoZeal(EmoOptimizer):
-    r"""Steps by averages over rows and columns, after a first step by sign or softsign where |s| > 0.1.
+    r"""Steps by averages over rows and columns, after a first step by sign or softsign where `|s| > 0.1`.
 
     For 2 or more dimensions, with :math:`w = (1-b_1)\,g`:
 

@@ -38,7 +38,7 @@ def save_checkpoint(path: str | Path, tree: Any) -> None:
         path: the path of the file; usually the same path for the whole run.
         tree: tensors of any shapes, devices and dtypes, numbers, strings and None, in dicts, lists and
             tuples: the `state_dict()` of models, optimizers, schedulers and gradient scalers, the state of
-                a generator of random numbers, a count of steps. A tensor that occurs twice is one tensor
+            a generator of random numbers, a count of steps. A tensor that occurs twice is one tensor
                 again after loading.
 
     Raises:
