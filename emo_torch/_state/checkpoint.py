@@ -39,7 +39,7 @@ def save_checkpoint(path: str | Path, tree: Any) -> None:
         tree: tensors of any shapes, devices and dtypes, numbers, strings and None, in dicts, lists and
             tuples: the `state_dict()` of models, optimizers, schedulers and gradient scalers, the state of
             a generator of random numbers, a count of steps. A tensor that occurs twice is one tensor
-                again after loading.
+            again after loading.
 
     Raises:
         TypeError: for anything else, by its name.
