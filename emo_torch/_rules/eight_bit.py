@@ -27,6 +27,8 @@ from emo_torch._sharded import is_sharded
 Table = tuple[float, ...]
 
 _SCALE = "_scale"
+# torch.compile does not trace a function with a cache, as `buckets` is.
+_BUCKETS_OF = {table: buckets(table) for table in (SIGNED, UNSIGNED)}
 
 
 def table_of(name: str) -> Table:
@@ -48,7 +50,7 @@ def _numbers(table: Table, device: torch.device) -> tuple[Tensor, Tensor, Tensor
     """Returns the values and the midpoints of a table, float32, and the least codes of buckets, uint8."""
     values = torch.tensor(table, dtype=torch.float32, device=device)
     middle = torch.tensor(midpoints(table), dtype=torch.float32, device=device)
-    return values, middle, torch.tensor(buckets(table), dtype=torch.uint8, device=device)
+    return values, middle, torch.tensor(_BUCKETS_OF[table], dtype=torch.uint8, device=device)
 
 
 def _numbers_on(table: Table, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
