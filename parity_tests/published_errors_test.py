@@ -200,7 +200,7 @@ def test_schedules_of_optax_go_on_at_the_step_that_is_given() -> None:
         assert "emo_sens(b1=0.8, b2=0.9, eps=1e-06, learning_rate=0.0005, weight_decay=0.2)" in notes[-1]
         optimizer.update(params, state, params, value=1.0)
         assert int(rates[-1]) == steps
-    with pytest.raises(ValueError, match="names must be those"):
+    with pytest.raises(ValueError, match="names must be the names of the parameters"):
         emo_optax.load_published_state(state, published, params, ["a", "c"], "emo_sens")
 
 
