@@ -144,6 +144,17 @@ def _from_bits(bits: int) -> float:
     return value
 
 
+def table_of(name: str) -> tuple[float, ...]:
+    """Returns the table of a moment, by the name of the moment.
+
+    Example:
+        >>> from emo_shared.eight_bit import UNSIGNED, table_of
+        >>> table_of("exp_avg_sq") is UNSIGNED
+        True
+    """
+    return UNSIGNED if name.endswith("exp_avg_sq") else SIGNED
+
+
 def zero_code(table: Sequence[float]) -> int:
     """Returns the code of the value 0.
 

@@ -14,9 +14,7 @@ from emo_shared.eight_bit import (
     EIGHT_BIT,
     FIRST_BUCKET,
     LARGEST,
-    SIGNED,
     TINY,
-    UNSIGNED,
     block_count,
     buckets,
     midpoints,
@@ -41,11 +39,6 @@ class CodedMoment(NamedTuple):
 def is_coded_moment(node: Any) -> bool:
     """Returns whether a node of a tree is a moment in 8 bits."""
     return isinstance(node, CodedMoment)
-
-
-def table_of(name: str) -> Table:
-    """Returns the table of a moment, by the name of the moment."""
-    return UNSIGNED if name.endswith("exp_avg_sq") else SIGNED
 
 
 def check_sharding(param: jax.Array) -> None:

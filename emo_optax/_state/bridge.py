@@ -19,13 +19,14 @@ from emo_optax._pieces.rounding import RoundStochasticallyState, RoundWithKahanS
 from emo_optax._pieces.shadow_system import BlendWithShadowState
 from emo_optax._pieces.weight_decay import AddWeightDecayState
 from emo_optax._rules.adam import ScaleByUncorrectedAdamState
-from emo_optax._rules.eight_bit import decode, encode, is_coded_moment, table_of
+from emo_optax._rules.eight_bit import decode, encode, is_coded_moment
 from emo_optax._rules.factors import ScaleByFactorsState
 from emo_optax._rules.lion import ScaleByLionState
 from emo_optax._rules.sign_rules import HoldNormState, ScaleByFreshSignState, ScaleBySignState
 from emo_optax._rules.signs import ScaleByMomentumState
 from emo_optax._rules.switch import StepFirstState, SwitchByEmotionState
 from emo_shared.arrays import ARRAYS_VERSION, Arrays, check_arrays
+from emo_shared.eight_bit import table_of
 
 _TREES: dict[type, dict[str, str]] = {
     ScaleByUncorrectedAdamState: {"mu": "exp_avg", "nu": "exp_avg_sq"},

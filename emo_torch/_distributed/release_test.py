@@ -37,20 +37,32 @@ def release(
     return list(made.values())
 
 
+def step_both(
+    net: torch.nn.Module,
+    optimizers: list[Any],
+    twin: torch.nn.Module,
+    whole_optimizer: Any,
+    step: int,
+    place: Place | None,
+) -> None:
+    """Steps one net within its backward pass, with a watched loss, and its twin after a backward pass."""
+    inputs, targets = own_share(step, place)
+    loss = (net(inputs) - targets).square().mean()
+    for optimizer in optimizers:
+        optimizer.watch(loss)
+    loss.backward()
+    whole_optimizer.zero_grad()
+    backward(twin, step, place)
+    whole_optimizer.step(loss=loss.detach())
+
+
 @pytest.mark.parametrize("name", APART)
 def test_steps_within_the_backward_pass_take_a_watched_loss(name: str) -> None:
     net, twin = Net(), Net()
     optimizers = release(net.parameters(), name, **options_of(name))
     whole_optimizer = emo_torch.create_optimizer(name, twin.parameters(), **options_of(name))
     for step in range(6):
-        inputs, targets = batch(step)
-        loss = (net(inputs) - targets).square().mean()
-        for optimizer in optimizers:
-            optimizer.watch(loss)
-        loss.backward()
-        whole_optimizer.zero_grad()
-        backward(twin, step, None)
-        whole_optimizer.step(loss=loss.detach())
+        step_both(net, optimizers, twin, whole_optimizer, step, None)
         assert all(param.grad is None for param in net.parameters())
     assert_equal_params(net, twin)
     for optimizer in optimizers:
@@ -83,14 +95,7 @@ def test_the_hooks_of_pytorch_step_within_the_backward_pass() -> None:
     optimizers: list[Any] = _get_in_backward_optimizers(net)
     whole_optimizer = emo_torch.EmoSens(twin.parameters(), lr=1e-2)
     for step in range(6):
-        inputs, targets = batch(step)
-        loss = (net(inputs) - targets).square().mean()
-        for optimizer in optimizers:
-            optimizer.watch(loss)
-        loss.backward()
-        whole_optimizer.zero_grad()
-        backward(twin, step, None)
-        whole_optimizer.step(loss=loss.detach())
+        step_both(net, optimizers, twin, whole_optimizer, step, None)
     assert_equal_params(net, twin)
 
 
@@ -100,13 +105,6 @@ def test_shards_step_within_the_backward_pass(place: Place) -> None:
     optimizers = release(net.parameters(), "emo_airy", **options_of("emo_airy"))
     whole_optimizer = emo_torch.EmoAiry(twin.parameters(), **options_of("emo_airy"))
     for step in range(4):
-        inputs, targets = own_share(step, place)
-        loss = (net(inputs) - targets).square().mean()
-        for optimizer in optimizers:
-            optimizer.watch(loss)
-        loss.backward()
-        whole_optimizer.zero_grad()
-        backward(twin, step, place)
-        whole_optimizer.step(loss=loss.detach())
+        step_both(net, optimizers, twin, whole_optimizer, step, place)
     for param, other in zip(net.parameters(), twin.parameters(), strict=True):
         assert torch.equal(whole(param.detach()), whole(other.detach()))

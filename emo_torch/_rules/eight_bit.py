@@ -20,6 +20,7 @@ from emo_shared.eight_bit import (
     block_count,
     buckets,
     midpoints,
+    table_of,
     zero_code,
 )
 from emo_torch._sharded import is_sharded
@@ -29,11 +30,6 @@ Table = tuple[float, ...]
 _SCALE = "_scale"
 # torch.compile does not trace a function with a cache, as `buckets` is.
 _BUCKETS_OF = {table: buckets(table) for table in (SIGNED, UNSIGNED)}
-
-
-def table_of(name: str) -> Table:
-    """Returns the table of a moment, by the name of the moment."""
-    return UNSIGNED if name.endswith("exp_avg_sq") else SIGNED
 
 
 def scale_name(name: str) -> str:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from emo_shared.eight_bit import table_of
 from emo_torch._rules import eight_bit
 
 
@@ -32,7 +33,7 @@ def decoded(name: str, state: dict[str, Tensor]) -> Tensor:
     kept = state[name]
     if kept.dtype != torch.uint8:
         return kept
-    return eight_bit.decode(kept, state[eight_bit.scale_name(name)], eight_bit.table_of(name))
+    return eight_bit.decode(kept, state[eight_bit.scale_name(name)], table_of(name))
 
 
 def store_in(name: str, moment: Tensor, state: dict[str, Tensor]) -> None:
@@ -41,7 +42,7 @@ def store_in(name: str, moment: Tensor, state: dict[str, Tensor]) -> None:
     if kept.dtype != torch.uint8:
         store(name, moment, kept)
         return
-    codes, scale = eight_bit.encode(moment, eight_bit.table_of(name))
+    codes, scale = eight_bit.encode(moment, table_of(name))
     kept.copy_(codes)
     state[eight_bit.scale_name(name)].copy_(scale)
 
