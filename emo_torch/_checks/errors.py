@@ -25,6 +25,12 @@ NOT_A_CLOSURE = (
     "Pass a loss by its name: `opt.step(loss=loss)`."
 )
 
+WITHOUT_VALUES = (
+    "{owner} reads a norm of all {kind} at every step, and one is on the device 'meta', where tensors have "
+    "no values. Give the parameters values first: `model.to_empty(device='cpu')`, then initialize them or "
+    "load a checkpoint, and make the optimizer anew. Nothing was changed."
+)
+
 
 class LossMissingError(ValueError):
     """A step was asked for without the loss that steers it.

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -14,7 +14,7 @@ from emo_shared.choices import check_choice as check_choice
 from emo_shared.choices import check_function as check_function
 from emo_shared.choices import check_seed as check_seed
 from emo_shared.eight_bit import EIGHT_BIT
-from emo_torch._checks.errors import LOSS_MISSING, LossMissingError
+from emo_torch._checks.errors import LOSS_MISSING, WITHOUT_VALUES, LossMissingError
 from emo_torch._sharded import whole
 
 
@@ -139,6 +139,12 @@ def check_gradients(owner: str, params: list[Tensor]) -> None:
             f"{owner} steps floating-point parameters alone, and one has a gradient of {strange[0].dtype}: "
             "take its gradient away, or make it a float"
         )
+
+
+def check_values(owner: str, tensors: Iterable[Tensor], kind: str) -> None:
+    """Raises a `RuntimeError` if a tensor whose norm a step reads is on the device "meta"."""
+    if any(tensor.device.type == "meta" for tensor in tensors):
+        raise RuntimeError(WITHOUT_VALUES.format(owner=owner, kind=kind))
 
 
 def check_loss(loss: Any, dtype: torch.dtype, device: torch.device, name: str = "loss") -> Tensor:

@@ -18,6 +18,7 @@ from emo_torch._checks.validation import (
     check_learning_rate,
     check_moment_dtype,
     check_not_negative,
+    check_values,
     check_ways,
 )
 from emo_torch._pieces.drive import Drive, DriveState, drive_factor, feel_drive, init_drive
@@ -47,7 +48,7 @@ from emo_torch._rules.sign_rules import (
 )
 from emo_torch._step.emo_optimizer import EmoOptimizer
 from emo_torch._step.loss_optimizer import LossOptimizer
-from emo_torch._step.norm_ways import norm_of_groups
+from emo_torch._step.norm_ways import counted, norm_of_groups
 from emo_torch._step.ways import WAYS, Feeling
 
 PULSE_OPTIONS = ("stopcoef", "steady", "spike_limit", "loss_unit")
@@ -277,6 +278,11 @@ class NormOptimizer(PulseOptimizer):
         layouts = [] if torch.compiler.is_compiling() else self._step_memory.layouts()
         norm = norm_of_groups(self.param_groups, layouts)
         return norm.to(self._pulse.scalar.device, self._pulse.scalar.dtype)
+
+    def check_tensors(self, params: list[Tensor]) -> None:
+        """Raises a `RuntimeError` also for a parameter without values, which has no norm."""
+        super().check_tensors(params)
+        check_values(type(self).__name__, counted(params), "parameters")
 
     def add_param_group(self, param_group: Group) -> None:
         """Adds a group of parameters, as every member does; the sum of the norms starts anew."""

@@ -231,8 +231,12 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
         if None in seen:
             pairs = zip(groups, seen, strict=True)
             unknown = [param for group, known in pairs if known is None for param in group["params"]]
-            check_gradients(type(self).__name__, unknown)
+            self.check_tensors(unknown)
         return seen
+
+    def check_tensors(self, params: list[Tensor]) -> None:
+        """Raises a `RuntimeError` for parameters or gradients with which no step is possible."""
+        check_gradients(type(self).__name__, params)
 
     def _move(self, feeling: Any, seen: list[GroupTensors | None]) -> None:
         """Moves every parameter that has a gradient."""

@@ -15,6 +15,11 @@ from emo_torch._rules.sign_rules import sum_of_norms
 from emo_torch._step.ways import use_fused
 
 
+def counted(params: list[Tensor]) -> list[Tensor]:
+    """Returns the parameters whose norms count: the ones that need a gradient or have one."""
+    return [param for param in params if param.requires_grad or param.grad is not None]
+
+
 def norm_of_groups(groups: list[Group], layouts: Sequence[Layout | None]) -> Tensor:
     """Returns the sum of the norms of all parameters that need a gradient or have one, shape `[]`.
 
@@ -23,27 +28,24 @@ def norm_of_groups(groups: list[Group], layouts: Sequence[Layout | None]) -> Ten
         layouts: for each group the layout of the parameters that have a gradient; `None` if it is not
             known.
     """
-    counted = [
-        [param for param in group["params"] if param.requires_grad or param.grad is not None]
-        for group in groups
-    ]
-    compiled = None if torch.compiler.is_compiling() else _compiled(groups, counted, layouts)
-    return sum_of_norms([param for each in counted for param in each]) if compiled is None else compiled
+    params = [counted(group["params"]) for group in groups]
+    compiled = None if torch.compiler.is_compiling() else _compiled(groups, params, layouts)
+    return sum_of_norms([param for each in params for param in each]) if compiled is None else compiled
 
 
 def _compiled(
-    groups: list[Group], counted: list[list[Tensor]], layouts: Sequence[Layout | None]
+    groups: list[Group], lists: list[list[Tensor]], layouts: Sequence[Layout | None]
 ) -> Tensor | None:
     """Returns the sum by compiled code; `None` if compiled code cannot read all parameters."""
-    params = [param for each in counted for param in each]
-    pairs = zip(groups, counted, strict=True)
+    params = [param for each in lists for param in each]
+    pairs = zip(groups, lists, strict=True)
     if not params or not all(use_fused(each, group) for group, each in pairs if each):
         return None
     dtype = params[0].dtype
     # The current step has already checked these layouts.
     known = [
         addresses_in(layout, dtype)
-        for layout, each in zip(layouts, counted, strict=False)
+        for layout, each in zip(layouts, lists, strict=False)
         if layout is not None and len(layout.rows) == len(each)
     ]
     found = [each for each in known if each is not None]

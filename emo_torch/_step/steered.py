@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emo_torch._checks.validation import check_values
 from emo_torch._pieces.averaged_weights import STEP_IN_EVAL_MODE, set_mode
 from emo_torch._pieces.pilot import Pilot, PilotState, describe, init_pilot
 from emo_torch._rules.recipe import Group, State
@@ -77,6 +78,12 @@ class SteeredOptimizer(LossOptimizer):
         return {f"pilot/{name}": tensor for name, tensor in self._pilot._asdict().items()}
 
     # The step.
+
+    def check_tensors(self, params: list[Tensor]) -> None:
+        """Raises a `RuntimeError` also for a gradient without values, which has no norm."""
+        super().check_tensors(params)
+        with_gradient = (param for param in params if param.grad is not None)
+        check_values(type(self).__name__, with_gradient, "gradients")
 
     def step_with(
         self,
