@@ -197,6 +197,7 @@ ONE_SIDED = {
         "_step": "how one step is taken: one tensor, many, compiled code; Optax has one way",
         "_fault_groups_test.py": "parameter groups, which only PyTorch has",
         "_state/state_refused_test.py": "states are dictionaries here",
+        "_state/saver_test.py": "a state names the member that saved it; Optax has the classes of states",
         "_state/state_copies_test.py": "copies, and the states of torch.distributed",
         "_checks/losses_test.py": "a loss may be a number, a tensor or a closure here",
         "_members/ref_adamw_mini_schedule_free_refused_test.py": "parameter groups of PyTorch",

@@ -68,6 +68,13 @@ def check_state(state: Any, init: Callable[[Any], Any], params: Any) -> None:
         raise ValueError(STATE_OF_ANOTHER.format(problem=problem))
 
 
+def check_class(state: Any, kind: type) -> None:
+    """Raises a `ValueError` for the state of another rule, whose fields may have the same names."""
+    if not isinstance(state, kind):
+        problem = f"it has {type(state).__name__} where {kind.__name__} belongs"
+        raise ValueError(STATE_OF_ANOTHER.format(problem=problem))
+
+
 def check_kind(name: str, leaf: Any, kind: Any, shape: tuple[int, ...]) -> None:
     """Raises a `ValueError` unless a part of a state has its kind of dtype and its shape."""
     check_kinds([(name, leaf, kind, shape)])

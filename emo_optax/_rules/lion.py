@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._checks.states import with_arrays
+from emo_optax._checks.states import check_class, with_arrays
 from emo_optax._checks.validation import check_decay_rate, check_moment_dtype
 from emo_optax._rules.moments import average, interpolate, map_leaves, step_and_store, widened, zero_moments
 
@@ -79,6 +79,7 @@ def scale_by_lion(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByLionState]:
         del params, extra_args
+        check_class(state, ScaleByLionState)
         state = with_arrays(state, init_fn, updates)
         step = functools.partial(take_sign, is_chosen=is_chosen)
         updates, moved = step_and_store(step, widened(updates), (state.mu,))

@@ -17,6 +17,15 @@ RULES = [
 ]
 
 
+def test_a_momentum_of_another_rule_is_refused() -> None:
+    """The states of both rules have a field `mu` with leaves of the same shapes."""
+    gradient = jnp.ones(2)
+    lion, signs = emo_optax.scale_by_lion(), emo_optax.scale_by_cautious_sign()
+    for ours, theirs in ((lion, signs), (signs, lion)):
+        with pytest.raises(ValueError, match=r"not one of this optimizer.*State where ScaleBy"):
+            ours.update(gradient, theirs.init(gradient))
+
+
 def test_uncorrected_adam_gives_two_steps_made_by_hand() -> None:
     with jax.enable_x64(True):
         rule = emo_optax.scale_by_uncorrected_adam(0.5, 0.75, 1.0)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._checks.states import with_arrays
+from emo_optax._checks.states import check_class, with_arrays
 from emo_optax._checks.validation import check_decay_rate, check_moment_dtype, check_not_negative
 from emo_optax._rules.moments import average, interpolate, map_leaves, step_and_store, widened, zero_moments
 
@@ -58,6 +58,7 @@ def _scale_by_momentum(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByMomentumState]:
         del params, extra_args
+        check_class(state, ScaleByMomentumState)
         state = with_arrays(state, init_fn, updates)
         gradients = widened(updates)
         if b2 is None:

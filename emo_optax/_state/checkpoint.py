@@ -1,5 +1,6 @@
 """Checkpoints: a whole run in one file, written so that nothing can be lost, read without running code."""
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -68,6 +69,7 @@ def save_checkpoint(path: str | Path, tree: Any) -> None:
         "version": str(CHECKPOINT_VERSION),
         "release": __version__,
         "dtypes": json.dumps(dtypes),
+        "states": json.dumps(_states_in(tree)),
     }
     write_file(path, metadata, _parts(arrays))
 
@@ -119,6 +121,7 @@ def load_checkpoint(path: str | Path, like: Any) -> Any:
     extra = sorted(arrays.keys() - leaves.keys())
     if extra:
         raise CheckpointError(f"{path} holds leaves that `like` lacks: {', '.join(extra)}. {_REMEDY}")
+    _check_states(path, metadata, like)
     return jax.tree.unflatten(
         jax.tree.structure(like), [_from_array(arrays[name], leaf) for name, leaf in leaves.items()]
     )
@@ -161,6 +164,32 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
             raise ValueError(f"A checkpoint cannot tell {name!r} from another name: rename that leaf")
         leaves[name] = leaf
     return leaves
+
+
+def _states_in(tree: Any) -> list[str]:
+    """Returns the names of the classes of this package's states in a tree, in the tree's order."""
+    found: list[str] = []
+
+    def look(node: Any) -> bool:
+        kind = type(node)
+        if hasattr(kind, "_fields") and kind.__module__.startswith("emo_optax."):
+            found.append(kind.__name__)
+        return False
+
+    jax.tree.leaves(tree, is_leaf=look)
+    return found
+
+
+def _check_states(path: str | Path, metadata: Mapping[str, str], like: Any) -> None:
+    """Raises a `CheckpointError` for states of other classes, whose leaves may have the same names."""
+    if "states" not in metadata:  # The file is of an earlier release.
+        return
+    saved, wanted = json.loads(metadata["states"]), _states_in(like)
+    for has, needs in itertools.zip_longest(saved, wanted, fillvalue="none"):
+        if has != needs:
+            raise CheckpointError(
+                f"{path} has the state {has} of an optimizer where `like` has {needs}. {_REMEDY}"
+            )
 
 
 def _is_key(leaf: Any) -> bool:

@@ -91,6 +91,21 @@ def test_the_state_of_another_optimizer_is_refused_by_its_leaf(tmp_path: Path) -
         emo_optax.load_checkpoint(tmp_path / "run", emo_optax.emo_sens(use_shadow=True).init(params))
 
 
+def test_a_state_of_another_class_is_refused(tmp_path: Path) -> None:
+    """The states of EmoLynx and EmoNeco without a shadow have leaves of the same names and shapes."""
+    params, path = make_params(), tmp_path / "run"
+    lynx, neco = (make(use_shadow=False).init(params) for make in (emo_optax.emo_lynx, emo_optax.emo_neco))
+    emo_optax.save_checkpoint(path, {"state": lynx})
+    message = "has the state ScaleByLionState of an optimizer where `like` has ScaleByMomentumState"
+    with pytest.raises(emo_optax.CheckpointError, match=message):
+        emo_optax.load_checkpoint(path, {"state": neco})
+    assert_same(emo_optax.load_checkpoint(path, {"state": lynx}), {"state": lynx})
+    # A file of an earlier release, which does not have the names of the classes.
+    metadata, parts = read_file(path)
+    write_file(path, {name: metadata[name] for name in metadata if name != "states"}, parts.values())
+    assert_same(emo_optax.load_checkpoint(path, {"state": lynx}), {"state": lynx})
+
+
 def refused(path: Path, good: Any, bad: Any, error: type[Exception], message: str) -> None:
     """Asserts that a tree is refused over a good checkpoint, which stays alone in its folder."""
     emo_optax.save_checkpoint(path, good)

@@ -4,7 +4,7 @@ The groups hold the tensors because every way to save and load an optimizer keep
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ Bind = Callable[[tuple[Tensor, ...]], State]
 """A function from the tensors of a memory to the scalars among them, by their names in the groups."""
 
 
+MEMBER = "emo_member"
+"""The part of a state that names the member of the family that saved it, and the rule of the member."""
 MEMORY_KINDS = ("emotion", "pulse", "divergence", "pilot")
 """The kinds of memory; a group has the tensors of one under names that begin with its kind and `_`."""
 
@@ -73,6 +75,26 @@ class LossMemory:
         return memory
 
 
+def check_member(owner: str, rule: str | None, saver: Any) -> None:
+    """Raises a `ValueError` for a state that another member of the family saved.
+
+    Members with the same rule and the same memory can load each other's states, as `EmoSens` and `EmoNavi`.
+    A state of an earlier release, or of `torch.optim`, names no member and is not refused here.
+
+    Args:
+        owner: the name of the optimizer that loads the state.
+        rule: the name of the optimizer's rule; `None` for an optimizer that is no member.
+        saver: the part `MEMBER` of the state.
+    """
+    if not isinstance(saver, Mapping) or not {"name", "rule"} <= set(saver):
+        raise ValueError(f"The state is damaged: {MEMBER!r} must hold a name and a rule, and is {saver!r}")
+    if saver["rule"] != rule:
+        raise ValueError(
+            f"The state is another kind of optimizer's: {saver['name']} saved it, and {owner} has another "
+            f"rule. Load it into {saver['name']}, or begin {owner} with a new state"
+        )
+
+
 def check_kind_of_memory(owner: str, saved_groups: list[dict[str, Any]], title: str) -> None:
     """Raises a `ValueError` for a saved state whose groups have a memory of another kind.
 
@@ -93,11 +115,12 @@ def check_kind_of_memory(owner: str, saved_groups: list[dict[str, Any]], title: 
 
 
 def check_saved_memory(
-    saved_groups: list[dict[str, Any]], held: Group, names: tuple[str, ...], title: str
+    owner: str, saved_groups: list[dict[str, Any]], held: Group, names: tuple[str, ...], title: str
 ) -> None:
     """Raises a `ValueError` for groups of a saved state that have a damaged memory, or a part of one.
 
     Args:
+        owner: the name of the optimizer that loads the state.
         saved_groups: the groups of the state.
         held: a group of the optimizer that loads the state.
         names: the names of the tensors of the memory.
@@ -106,6 +129,12 @@ def check_saved_memory(
     has_memory = any(name in saved for saved in saved_groups for name in names)
     for saved in saved_groups:
         missing = [name for name in names if name not in saved]
+        extra = [name for name in saved if str(name).startswith(f"{title}_") and name not in names]
+        if extra:
+            raise ValueError(
+                f"The state is another kind of optimizer's: its {title} has {', '.join(extra)}, and "
+                f"{owner} has no such part"
+            )
         if has_memory and missing:
             raise ValueError(f"The state lacks a part of the {title}: {', '.join(missing)}")
         for name in names if has_memory else ():

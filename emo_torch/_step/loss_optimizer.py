@@ -31,7 +31,13 @@ from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.replicas import LossGroup, Replicas
 from emo_torch._rules.recipe import Group
 from emo_torch._step.loss_collector import LossCollector
-from emo_torch._step.loss_memory import LossMemory, check_kind_of_memory, check_saved_memory
+from emo_torch._step.loss_memory import (
+    MEMBER,
+    LossMemory,
+    check_kind_of_memory,
+    check_member,
+    check_saved_memory,
+)
 from emo_torch._step.member_methods import MemberMethods
 from emo_torch._step.rounded import keys_of, step_copies
 from emo_torch._step.state_keeper import StateKeeper
@@ -340,11 +346,21 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
                     f"cannot have {options.get(name)!r} where the optimizer has {shared.get(name)!r}"
                 )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as `torch.optim` does, with the names of the member and of its rule.
+
+        A state of another member is refused when it is loaded, unless both have the same rule.
+        """
+        return {**super().state_dict(), MEMBER: {"name": type(self).__name__, "rule": self.rule}}
+
     def _check_state_dict(self, loaded: dict[str, Any]) -> None:
+        owner = type(self).__name__
+        if MEMBER in loaded:
+            check_member(owner, self.rule, loaded[MEMBER])
         super()._check_state_dict(loaded)
         groups, saved_groups = self.param_groups, loaded["param_groups"]
-        check_kind_of_memory(type(self).__name__, saved_groups, self.memory_title)
-        check_saved_memory(saved_groups, groups[0], self.memory_names(), self.memory_title)
+        check_kind_of_memory(owner, saved_groups, self.memory_title)
+        check_saved_memory(owner, saved_groups, groups[0], self.memory_names(), self.memory_title)
         together = [{**group, **saved} for group, saved in zip(groups, saved_groups, strict=False)]
         for options in together:
             self.check_options(options)

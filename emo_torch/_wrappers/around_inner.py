@@ -16,6 +16,7 @@ from emo_torch._wrappers.inner_state import (
     EMOTION_PART,
     SHADOW,
     as_standard,
+    check_saver,
     has_groups,
     join,
     split,
@@ -150,6 +151,7 @@ class AroundInner(EmoOptimizer):
         else:
             check_state_form(type(self).__name__, as_standard(loaded))
             theirs, ours = split(loaded, names)
+        check_saver(self.inner, theirs)
         self._check_state_dict(ours)
         here = [{name: group[name] for name in names} for group in self.param_groups]
         with self._shadows_apart() as shadows:

@@ -29,7 +29,7 @@ from emo_torch._sharded import local_part, sum_of_parts
 from emo_torch._step.loss_optimizer import LossOptimizer
 from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._wrappers.inner_check import manner_of
-from emo_torch._wrappers.inner_state import unshare
+from emo_torch._wrappers.inner_state import check_saver, unshare
 
 USUAL_SIZE = 0.3
 """The usual root mean square of Adam's direction, for which `step_ceiling` was measured."""
@@ -318,6 +318,7 @@ class Autopilot(SteeredOptimizer):
             changed = before(self, state_dict)
             state_dict = state_dict if changed is None else changed
         check_state_form(type(self).__name__, state_dict)
+        check_saver(self.inner, state_dict)
         names = (*self._options, *self.memory_names())
         for saved in state_dict["param_groups"]:
             missing = [name for name in names if name not in saved]

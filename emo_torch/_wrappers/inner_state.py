@@ -4,14 +4,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
-from emo_torch._step.state_keeper import tensors_in, without_shared
+from emo_torch._step.loss_memory import MEMBER, check_member
+from emo_torch._step.state_keeper import StateKeeper, tensors_in, without_shared
 
 SHADOW = ("shadow", "shadow_exists")
 EMOTION_PART, SHADOW_PART = "emotion", "shadows"
 """The place of emotion and shadows if the inner optimizer saves no `"param_groups"` and `"state"`."""
 
 Saved = dict[str, Any]
+
+
+def check_saver(inner: Optimizer, loaded: Any) -> None:
+    """Raises a `ValueError` for the state of a member of the family if `inner` is no member."""
+    if MEMBER in loaded and not isinstance(inner, StateKeeper):
+        check_member(type(inner).__name__, None, loaded[MEMBER])
 
 
 def has_groups(saved: Any) -> bool:
