@@ -1,10 +1,19 @@
-"""Layouts of tensors in memory, for `changes_test.py`."""
+"""Layouts of tensors in memory, and comparisons of rounded numbers, for `changes_test.py`."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+BOUNDS = {torch.float32: 2e-5, torch.float64: 1e-11}
+"""Bounds by the dtype of a parameter's computation (also for its float64 moments), or by the dtype of a
+state if it is coarser."""
+NARROW = (torch.bfloat16, torch.float16)
+"""Dtypes that are computed in float32 and rounded: a difference in float32's last digits may change the
+rounded number."""
+NARROW_BOUND = 1e-6
+"""The largest difference of float32 values before they are rounded, if their terms cancel."""
 
 
 class Another(Tensor):
@@ -52,3 +61,26 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "negative": _negative,
 }
 GRADIENT_LAYOUTS = {**LAYOUTS, "expanded": _expanded, "of another type": _of_another_type}
+
+
+def _bound(value: Tensor, computed_in: set[torch.dtype]) -> float:
+    if value.dtype in NARROW:
+        return NARROW_BOUND
+    dtypes = {value.dtype, *computed_in} if value.dtype in BOUNDS else set()
+    return max((BOUNDS.get(dtype, 0.0) for dtype in dtypes), default=0.0)
+
+
+def _assert_rounded_alike(ours: Tensor, theirs: Tensor, bound: Any) -> None:
+    """Asserts that few numbers differ, each by one unit and `bound` at most."""
+    different = ~((ours == theirs) | (ours.isnan() & theirs.isnan()))
+    allowed = torch.finfo(ours.dtype).eps * theirs.float().abs() + bound
+    wrong = different & ~((ours.float() - theirs.float()).abs() <= allowed)
+    assert not wrong.any(), (ours[wrong], theirs[wrong])
+    assert int(different.sum()) <= 1 + ours.numel() // 1000
+
+
+def _assert_coded_alike(ours: Tensor, theirs: Tensor) -> None:
+    """Asserts that few codes differ, each by 1: `_kernels/coded_test.py` has the reason."""
+    apart = (ours.int() - theirs.int()).abs()
+    assert not (apart > 1).any()
+    assert int(apart.sum()) <= 1 + ours.numel() // 1000

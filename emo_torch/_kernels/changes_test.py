@@ -27,8 +27,19 @@ from hypothesis.stateful import (
 from torch import Tensor
 
 import emo_torch
+from emo_shared.eight_bit import EIGHT_BIT
 from emo_torch import _kernels as _fused
-from emo_torch._kernels.changes_layouts_test import GRADIENT_LAYOUTS, LAYOUTS, _random
+from emo_torch._kernels.changes_layouts_test import (
+    GRADIENT_LAYOUTS,
+    LAYOUTS,
+    NARROW,
+    NARROW_BOUND,
+    _assert_coded_alike,
+    _assert_rounded_alike,
+    _bound,
+    _random,
+)
+from emo_torch._members.by_name import MEMBERS
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._step.later_optimizers import NormOptimizer
 from emo_torch._testing import COMPILED_MEMBERS
@@ -36,14 +47,6 @@ from emo_torch._testing import COMPILED_MEMBERS
 CASES_IN_THE_SUITE = 100
 SHAPES = ((), (7,), (4, 6), (33, 9), (3, 4, 5), (64, 8), (70_000,), (0, 3))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-BOUNDS = {torch.float32: 2e-5, torch.float64: 1e-11}
-"""Bounds by the dtype of a parameter's computation (also for its float64 moments), or by the dtype of a
-state if it is coarser."""
-NARROW = (torch.bfloat16, torch.float16)
-"""Dtypes that are computed in float32 and rounded: a difference in float32's last digits may change the
-rounded number."""
-NARROW_BOUND = 1e-6
-"""The largest difference of float32 values before they are rounded, if their terms cancel."""
 WEIGHT_DECAY = 0.2857
 """With this value, g + wd p is never nearly 0 in low precision; with 0.3 float32's rounding may decide its
 sign."""
@@ -99,22 +102,6 @@ class Side:
         return list(self.optimizer.named_memory().values()) if has_sums else []
 
 
-def _bound(value: Tensor, computed_in: set[torch.dtype]) -> float:
-    if value.dtype in NARROW:
-        return NARROW_BOUND
-    dtypes = {value.dtype, *computed_in} if value.dtype in BOUNDS else set()
-    return max((BOUNDS.get(dtype, 0.0) for dtype in dtypes), default=0.0)
-
-
-def _assert_rounded_alike(ours: Tensor, theirs: Tensor, bound: Any) -> None:
-    """Asserts that few numbers differ, each by one unit and `bound` at most."""
-    different = ~((ours == theirs) | (ours.isnan() & theirs.isnan()))
-    allowed = torch.finfo(ours.dtype).eps * theirs.float().abs() + bound
-    wrong = different & ~((ours.float() - theirs.float()).abs() <= allowed)
-    assert not wrong.any(), (ours[wrong], theirs[wrong])
-    assert int(different.sum()) <= 1 + ours.numel() // 1000
-
-
 class Changes(RuleBasedStateMachine):
     """Steps of both ways, and the changes between the steps."""
 
@@ -123,18 +110,29 @@ class Changes(RuleBasedStateMachine):
         shapes=st.lists(st.sampled_from(SHAPES), min_size=1, max_size=5),
         dtype=st.sampled_from(DTYPES[:2]),
         use_shadow=st.booleans(),
+        is_coded=st.booleans(),
         mode=st.sampled_from(MODES),
         cut=st.integers(0, 4),
         first_steps=st.integers(0, 3),
     )
     def start(
-        self, name: str, shapes: Any, dtype: Any, use_shadow: bool, mode: str, cut: int, first_steps: int
+        self,
+        name: str,
+        shapes: Any,
+        dtype: Any,
+        use_shadow: bool,
+        is_coded: bool,
+        mode: str,
+        cut: int,
+        first_steps: int,
     ) -> None:
         params = [_random(shape, dtype, seed) for seed, shape in enumerate(shapes)]
         groups = [group for group in (params[:cut], params[cut:]) if group]
         options: dict[str, Any] = {"lr": 1e-2, "weight_decay_mode": mode}
         if name not in ("ref_adamw_mini_schedule_free", "emo_pilot"):
             options["use_shadow"] = use_shadow
+        if is_coded and MEMBERS[name].make.recipe.may_be_8bit:
+            options["moment_dtype"] = EIGHT_BIT
         self.fast = Side(name, groups, **options)
         self.plain = Side(name, groups, **options, foreach=False, fused=False)
         self.sides = (self.fast, self.plain)
@@ -172,6 +170,8 @@ class Changes(RuleBasedStateMachine):
             ours, theirs = one.as_subclass(Tensor), other.as_subclass(Tensor)
             if one.dtype in NARROW:
                 _assert_rounded_alike(ours, theirs, bound)
+            elif one.dtype == torch.uint8:
+                _assert_coded_alike(ours, theirs)
             else:
                 torch.testing.assert_close(ours, theirs, rtol=bound, atol=bound, equal_nan=True)
             one.copy_(other)  # A difference by rounding must not grow.

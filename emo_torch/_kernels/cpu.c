@@ -27,8 +27,8 @@ enum { DECOUPLED, ABSOLUTE, L2 };
 /* In the order of FILTERS in describe.py. */
 enum { KEEP_ALL, KEEP_ELEMENTS, KEEP_ROWS_AND_COLUMNS, KEEP_MATRICES, KEEP_SCALED };
 /* The kinds of dtype of a stream: WIDE is the dtype of the computation, the others are narrower. In the order of
- * NARROW in job.py. */
-enum { WIDE, BFLOAT16, FLOAT16 };
+ * NARROW in job.py; CODED is for moments in 8 bits only. */
+enum { WIDE, BFLOAT16, FLOAT16, CODED };
 /* In the order of ROUNDINGS in ../_pieces/rounding.py. */
 enum { NEAREST, KAHAN, STOCHASTIC };
 /* In the order of FIRST_STEPS in describe.py. */
@@ -39,6 +39,7 @@ typedef struct {
     double b1, b2, eps;
     void **first, **second; /* moments, or averages of rows and of columns; a pointer for each tensor */
     int64_t first_kind, second_kind;
+    float **first_scales, **second_scales; /* for CODED moments: the scales of the blocks of each tensor */
 } Rule;
 
 /* One pass of EmoPilot: the results of a pass that measures, and the numbers of a pass that moves. */
@@ -80,11 +81,12 @@ typedef struct {
     int64_t trusts; /* whether shadows follow at every step, by `shadow_rate`: the rule of blend_by_trust */
     double weights; /* the factor of the weights before the step, for the rules SIGN and FRESH */
     const Pilot *pilot; /* for the rule PILOT only, which has no shadow, no filter and no scale */
+    const void *tables; /* for CODED moments: two structures `Code`, of first and of second moments */
 } Job;
 
 /* job.py compares these three numbers with its own numbers before it passes a job. Increase JOB_VERSION with
  * each change of the structures above. */
-enum { JOB_VERSION = 3 };
+enum { JOB_VERSION = 4 };
 int64_t emo_job_version(void) { return JOB_VERSION; }
 int64_t emo_job_size(void) { return (int64_t)sizeof(Job); }
 int64_t emo_rule_size(void) { return (int64_t)sizeof(Rule); }
@@ -147,6 +149,7 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 }
 
 #include "cpu_narrow.h"
+#include "cpu_codes.h"
 
 #define REAL float
 #define MAY_BE_NARROW 1

@@ -9,7 +9,6 @@ rows and columns) to PyTorch, whose last bits depend on `torch.get_num_threads()
 """
 
 import ctypes
-import functools
 import os
 from collections.abc import Callable
 from operator import attrgetter
@@ -19,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emo_torch._kernels import FILTERS, FIRST_STEPS, RULES, FusedRule, FusedStep, Signal
-from emo_torch._kernels.find import PLAIN, Numbers
+from emo_shared.eight_bit import BLOCK
+from emo_torch._kernels import FILTERS, FIRST_STEPS, FusedStep, Signal
+from emo_torch._kernels.codes import codes
 from emo_torch._kernels.job import DTYPES, FUNCTIONS, NARROW, Job, Library, Rule, kind_of, library
 from emo_torch._kernels.overlaps import overlapping_parameters
 from emo_torch._kernels.plan import (
@@ -34,13 +34,26 @@ from emo_torch._kernels.plan import (
     STEP,
     Key,
     Layout,
-    Names,
     Params,
     State,
-    Streams,
     are_apart,
     ends_of,
     sort_written,
+)
+from emo_torch._kernels.streams import (
+    KEYS,
+    Scales,
+    are_plain,
+    is_compensated,
+    moments_of,
+    names_of,
+    names_with,
+    numbers,
+    rows_and_columns,
+    scale_key,
+    scales_of,
+    shape_of,
+    streams_of,
 )
 from emo_torch._pieces.rounding import ROUNDINGS
 from emo_torch._pieces.weight_decay import MODES
@@ -54,18 +67,11 @@ LEAST_SHARE = 2**15
 # to the shadow. Weights in low precision cannot store the pulled values until the second reading.
 _SEE_PULLED = ("softsign", "factored_moments")
 
-Kinds = tuple[tuple[str, str], ...]
-"""The kind of each rule, and the prefix of its moments: both together give the names of the moments."""
-
-KEYS = "rounding_keys"
-"""The name of the option with the keys for rounding at random, one key for each parameter. With this
-option, parameters of low precision are rounded as the group says; without the option, to the nearest."""
-
 _WIDE = {dtype: torch.float32 if dtype in NARROW else dtype for dtype in DTYPES}
 """The dtype of the computation, for each dtype of parameters."""
 _REALS = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
-_dtype, _is_cpu, _shape = attrgetter("dtype"), attrgetter("is_cpu"), attrgetter("shape")
+_dtype, _shape = attrgetter("dtype"), attrgetter("shape")
 
 
 def step(
@@ -99,9 +105,9 @@ def step(
         kinds = tuple([(rule.kind, rule.prefix) for rule in spec.rules])
         dimensions = tuple(next(iter(layout.names.values()), ()))
         # The same as `names_of`, without a call.
-        is_compensated = params[0].dtype in NARROW and _is_compensated(params[0], group)
-        flags = (bool(group.get("use_shadow")), bool(group.get("average")), is_compensated)
-        if layout.names != _names(kinds, *flags, dimensions):
+        compensated = params[0].dtype in NARROW and is_compensated(params[0], group)
+        flags = (bool(group.get("use_shadow")), bool(group.get("average")), compensated)
+        if layout.names != names_with(kinds, *flags, dimensions):
             layout = None
     if layout is None:
         layout = describe(params, grads, states, spec, group)
@@ -148,14 +154,14 @@ def describe(
     wide = _WIDE.get(dtype, dtype)
     # Narrow dtypes are computed in float32, so that float64 cannot be combined with another dtype.
     known = {torch.float64} if wide == torch.float64 else {torch.float32, *NARROW}
-    if dtype not in known or not _are_plain(params, dtype):
+    if dtype not in known or not are_plain(params, dtype):
         return None
-    if grads[0].dtype not in known or not _are_plain(grads, grads[0].dtype):
+    if grads[0].dtype not in known or not are_plain(grads, grads[0].dtype):
         return None
     shapes = list(map(_shape, params))
     if list(map(_shape, grads)) != shapes:
         return None
-    size = _numbers(Tensor.numel, params)
+    size = numbers(Tensor.numel, params)
     if not size.all():
         return None
     kinds = tuple([(rule.kind, rule.prefix) for rule in spec.rules])
@@ -165,10 +171,11 @@ def describe(
     if use_shadow and is_l2 and dtype in NARROW and any(rule.kind in _SEE_PULLED for rule in spec.rules):
         return None
     names = names_of(kinds, params[0], group, dimensions)
-    streams = _streams(params, states, names)
+    streams = streams_of(params, states, names)
+    scales: dict[Key, Scales] = {}
     for key, tensors in streams.items():
         is_whole = key in (SHADOW, COMPENSATION, AVERAGE) or "whole" in key
-        if list(map(_shape, tensors)) != (shapes if is_whole else [_shape_of(key, s) for s in shapes]):
+        if list(map(_shape, tensors)) != (shapes if is_whole else [shape_of(key, s) for s in shapes]):
             return None
         known_dtypes: dict[Key, torch.dtype] = {
             EXISTS: torch.bool,
@@ -177,113 +184,42 @@ def describe(
             **dict.fromkeys((SHADOW, NORM, AVERAGE), wide),
         }
         fixed = known_dtypes.get(key)
-        if not _are_plain(tensors, fixed or tensors[0].dtype):
+        if fixed is None and torch.uint8 in set(map(_dtype, tensors)):
+            found = scales_of(tensors, names[key], params, states)
+            if found is None or not is_whole or wide != torch.float32:
+                return None
+            scales[key] = found
+            continue
+        if not are_plain(tensors, fixed or tensors[0].dtype):
             return None
         if fixed is None and tensors[0].dtype not in known:
             return None
     rows, columns = size, np.zeros_like(size)
     if any(rule.kind == "factored_moments" for rule in spec.rules):
-        rows, columns = np.array(list(map(_rows_and_columns, shapes)), np.int64).T.copy()
+        rows, columns = np.array(list(map(rows_and_columns, shapes)), np.int64).T.copy()
         if columns.max() > MOST_COLUMNS:
             return None
+    for key, found in scales.items():
+        streams[scale_key(key)] = found.tensors
     streams = {PARAM: params, **streams, GRAD: grads}
     try:
-        begins = {key: _numbers(Tensor.data_ptr, tensors) for key, tensors in streams.items()}
+        begins = {key: numbers(Tensor.data_ptr, tensors) for key, tensors in streams.items()}
     except RuntimeError:
         return None  # Tensors of this layout have no address.
     by_factor = {"0": np.where(columns > 0, rows, size), "1": np.where(columns > 0, columns, size)}
     sizes = {key: by_factor[key[2]] if "factors" in key else size for key in streams}
     sizes.update({key: np.ones_like(size) for key in (NORM, EXISTS, STEP) if key in streams})
     dtypes = {key: tensors[0].dtype for key, tensors in streams.items()}
+    for key, found in scales.items():
+        # Sizes in bytes: a small parameter has float32 moments among moments of uint8, and no scales.
+        dtypes[key] = torch.uint8
+        sizes[key] = np.where(found.is_coded, size, torch.float32.itemsize * size)
+        sizes[scale_key(key)] = np.where(found.is_coded, -(-size // BLOCK), 0)
     for rule in spec.rules:  # Compiled code copies averages of rows and of columns to float32 together.
         if rule.shape == "factors" and len({dtypes[rule.prefix, "factors", place] for place in "01"}) > 1:
             return None
-    return Layout(begins, sizes, rows, columns, names, dtypes)
-
-
-def _is_compensated(param: Tensor, group: dict[str, Any]) -> bool:
-    """Returns whether a step of a group's parameters writes to their compensations."""
-    return param.dtype in NARROW and KEYS in group and group["rounding"] == "kahan"
-
-
-def _are_plain(tensors: list[Tensor], dtype: torch.dtype) -> bool:
-    try:
-        return (
-            set(map(type, tensors)) <= PLAIN
-            and set(map(_dtype, tensors)) == {dtype}
-            and all(map(_is_cpu, tensors))
-            and all(map(Tensor.is_contiguous, tensors))
-            and not any(map(Tensor.is_neg, tensors))
-        )
-    except RuntimeError:
-        return False  # A tensor of another layout, such as a sparse tensor, has no such property.
-
-
-def names_of(kinds: Kinds, param: Tensor, group: dict[str, Any], dimensions: tuple[int, ...]) -> Names:
-    """Returns the names of the state tensors that a step needs, for each number of dimensions.
-
-    Args:
-        kinds: the rules.
-        param: one of the parameters.
-        group: the options, which decide whether there are shadows, averages and compensations.
-        dimensions: the numbers of dimensions of the parameters.
-    """
-    flags = (bool(group.get("use_shadow")), bool(group.get("average")), _is_compensated(param, group))
-    return _names(kinds, *flags, dimensions)
-
-
-@functools.lru_cache(maxsize=256)
-def _names(
-    kinds: Kinds, use_shadow: bool, average: bool, is_compensated: bool, dimensions: tuple[int, ...]
-) -> Names:
-    names: Names = {}
-    for kind, prefix in kinds:
-        rule = FusedRule(kind, (0.0, 0.0), prefix=prefix)
-        for place in range(rule.moments_each):
-            # Rules that share their moments have the same key.
-            names[prefix, rule.shape, str(place)] = {n: rule.moments(n)[place] for n in dimensions}
-    if "ref" in dict(kinds):
-        names[NORM] = dict.fromkeys(dimensions, "exp_avg_norm")
-    if "pilot" in dict(kinds):
-        names[STEP] = dict.fromkeys(dimensions, "step")
-    # `Autopilot` also has an option with the name "average", and stores its averages in other places.
-    if average and "pilot" in dict(kinds):
-        names[AVERAGE] = dict.fromkeys(dimensions, "average")
-    if use_shadow:
-        names[SHADOW] = dict.fromkeys(dimensions, "shadow")
-        names[EXISTS] = dict.fromkeys(dimensions, "shadow_exists")
-    if is_compensated:
-        names[COMPENSATION] = dict.fromkeys(dimensions, "compensation")
-    return names
-
-
-@functools.lru_cache(maxsize=256)
-def _moments(kinds: Kinds) -> list[tuple[int, Key, Key]]:
-    """Returns for each rule its number in compiled code, and the two keys of its moments in a layout."""
-    rules = [FusedRule(kind, (0.0, 0.0), prefix=prefix) for kind, prefix in kinds]
-    keys = [tuple((rule.prefix, rule.shape, place) for place in "01") for rule in rules]
-    return [
-        (RULES.index(rule.kind), first, second) for rule, (first, second) in zip(rules, keys, strict=True)
-    ]
-
-
-def _streams(params: list[Tensor], states: list[State], names: Names) -> Streams:
-    dimensions = [param.ndim for param in params]
-    return {
-        key: [state[own[ndim]] for state, ndim in zip(states, dimensions, strict=True)]
-        for key, own in names.items()
-    }
-
-
-@functools.lru_cache(maxsize=4096)
-def _shape_of(key: Key, shape: torch.Size) -> torch.Size:
-    """Returns the shape of a number or a factor in a state, for a parameter's shape."""
-    if key in (NORM, EXISTS, STEP):
-        return torch.Size()
-    if len(shape) < 2:
-        return shape
-    first, *others = shape
-    return torch.Size((first, *(1 for _ in others))) if key[2] == "0" else torch.Size((1, *others))
+    kept = {scale_key(key): found.names for key, found in scales.items()}
+    return Layout(begins, sizes, rows, columns, names, dtypes, kept)
 
 
 def _run(
@@ -304,8 +240,8 @@ def _run(
     job = _job(layout, spec, group, len(params), wide)
     share = None if spec.share is None else spec.share(wide)
     keys: Tensor | None = group.get(KEYS)
-    numbers = (_REALS[wide] * 4)(*map(float, signal))
-    at = ctypes.addressof(numbers)
+    values = (_REALS[wide] * 4)(*map(float, signal))
+    at = ctypes.addressof(values)
     step = ctypes.sizeof(_REALS[wide])
     job.tolerance, job.scale, job.ratio, job.lr = at, at + step, at + 2 * step, at + 3 * step
     # A forked process does not have the threads of its parent, and would wait for these threads forever.
@@ -361,8 +297,10 @@ def _job(layout: Layout, spec: FusedStep, group: dict[str, Any], count: int, wid
             at.get(second, nothing),
             kind_of(dtypes[first]) if first in dtypes else 0,
             kind_of(dtypes[second]) if second in dtypes else 0,
+            at.get(scale_key(first)),
+            at.get(scale_key(second)),
         )
-        for rule, (kind, first, second) in zip(spec.rules, _moments(kinds), strict=True)
+        for rule, (kind, first, second) in zip(spec.rules, moments_of(kinds), strict=True)
     ]
     job = Job(
         tensors=count,
@@ -381,17 +319,8 @@ def _job(layout: Layout, spec: FusedStep, group: dict[str, Any], count: int, wid
         param_kind=kind_of(dtypes[PARAM]),
         grad_kind=kind_of(dtypes[GRAD]),
         compensations=at.get(COMPENSATION),
+        tables=ctypes.addressof(codes()) if layout.scales else None,
         **options,
     )
     layout.prepared.update(known=known, job=job)
     return job
-
-
-def _numbers(of: Callable[[Tensor], int], tensors: list[Tensor]) -> Numbers:
-    return np.fromiter(map(of, tensors), np.int64, len(tensors))
-
-
-@functools.lru_cache(maxsize=4096)
-def _rows_and_columns(shape: torch.Size) -> tuple[int, int]:
-    """Returns a tensor's rows and columns as a matrix; 0 columns below two dimensions."""
-    return (shape.numel(), 0) if len(shape) < 2 else (shape[0], shape[1:].numel())

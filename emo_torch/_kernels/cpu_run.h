@@ -321,6 +321,7 @@ int NAME(emo_step)(const Job *job) {
     work.shares = job->threads;
     work.is_narrow = job->param_kind != WIDE || job->grad_kind != WIDE || rule->first_kind != WIDE ||
                      rule->second_kind != WIDE;
+    work.is_coded = rule->first_kind == CODED || rule->second_kind == CODED;
     work.tile_room = work.is_narrow ? (work.longest > ROOM ? work.longest : ROOM) : 0;
     const size_t shares = (size_t)job->threads, tensors = (size_t)job->tensors;
     size_t squares = 0, column_squares = 0;

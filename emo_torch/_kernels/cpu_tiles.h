@@ -20,7 +20,7 @@ typedef struct {
                                            joins, of its first and of its last tensor, if these are shared */
     REAL *norms;                        /* the new smoothed norms of gradients */
     int blends_before, wakes;           /* `wakes`: whether shadows move, or are made */
-    int is_narrow;                      /* whether a stream is in a narrower dtype than REAL */
+    int is_narrow, is_coded;            /* whether a stream is in a narrower dtype than REAL, and moments in codes */
     REAL *room;                         /* for each share: four tiles */
     int64_t tile_room;                  /* the elements of one tile */
     REAL *averages;                     /* copies in REAL of narrow averages of rows and columns; else NULL */
@@ -47,7 +47,8 @@ static int NAME(needs_norm)(const NAME(Work) *work) {
 INLINE int64_t NAME(unit_of)(const NAME(Work) *work, int64_t tensor) {
     const int64_t columns = work->job->columns[tensor];
     if (NAME(has_factors)(work, tensor)) return rows_of_block(columns) * columns;
-    return NAME(needs_norm)(work) ? VECTOR_BLOCK : UNIT;
+    if (NAME(needs_norm)(work)) return VECTOR_BLOCK;
+    return work->is_coded ? CODED_BLOCK : UNIT;
 }
 
 INLINE int64_t NAME(blocks_of)(const NAME(Work) *work, int64_t tensor) {
@@ -86,6 +87,31 @@ INLINE REAL *NAME(open_stream)(void *const *tensors, int64_t tensor, int64_t fro
     widen(count, room, kept, kind);
     return room;
 }
+
+/* Moments in codes begin at the beginning of a block. `squares` is 1 for second moments. A small tensor keeps its
+ * moments in REAL among moments in codes: the address of its scales is that of its moments. */
+INLINE int64_t NAME(kind_of)(void *const *tensors, float *const *scales, int64_t tensor, int64_t kind) {
+    return kind == CODED && (void *)scales[tensor] == tensors[tensor] ? WIDE : kind;
+}
+
+INLINE REAL *NAME(open_moments)(const Job *job, void *const *tensors, float *const *scales, int64_t tensor,
+                                int64_t from, int64_t count, int64_t kind, int squares, REAL *room) {
+    kind = NAME(kind_of)(tensors, scales, tensor, kind);
+    if (kind != CODED) return NAME(open_stream)(tensors, tensor, from, count, kind, room);
+    decode(count, room, (const uint8_t *)tensors[tensor] + from, scales[tensor] + from / CODED_BLOCK,
+           (const Code *)job->tables + squares);
+    return room;
+}
+
+INLINE void NAME(close_moments)(const Job *job, void *const *tensors, float *const *scales, int64_t tensor,
+                                int64_t from, int64_t count, int64_t kind, int squares, const REAL *wide) {
+    kind = NAME(kind_of)(tensors, scales, tensor, kind);
+    if (kind == CODED)
+        encode(count, (uint8_t *)tensors[tensor] + from, scales[tensor] + from / CODED_BLOCK, wide,
+               (const Code *)job->tables + squares, squares);
+    else if (kind != WIDE)
+        narrow(count, (uint16_t *)tensors[tensor] + from, wide, squares, kind);
+}
 #endif
 
 /* The kinds and the rounding of a tensor, from the element `from`. */
@@ -105,7 +131,7 @@ static int NAME(step_kept)(const NAME(Work) *work, int64_t tensor, Share part, c
     const Job *job = work->job;
     const Rule *kept = work->rule;
     const int64_t from = part.begin, second = kept->second[tensor] ? kept->second_kind : kept->first_kind;
-    if (!work->is_narrow || blends || job->grad_kind != job->param_kind || second != kept->first_kind) return 0;
+    if (!work->is_narrow || work->is_coded || blends || job->grad_kind != job->param_kind || second != kept->first_kind) return 0;
     return NAME(step_narrow)(part.end - from, NAME(place_of)(job->params, tensor, from, job->param_kind),
                              NAME(place_of)(job->grads, tensor, from, job->grad_kind),
                              NAME(place_of)(kept->first, tensor, from, kept->first_kind),
@@ -130,11 +156,11 @@ static NAME(Tile) NAME(open_tile)(const NAME(Work) *work, int64_t tensor, int64_
         if (needed & 2)
             tile.grads = NAME(open_stream)(job->grads, tensor, from, count, job->grad_kind, room + each);
         if (needed & 4 && rule->first[tensor])
-            tile.firsts =
-                NAME(open_stream)(rule->first, tensor, from, count, rule->first_kind, room + 2 * each);
+            tile.firsts = NAME(open_moments)(job, rule->first, rule->first_scales, tensor, from, count,
+                                             rule->first_kind, 0, room + 2 * each);
         if (needed & 8 && rule->second[tensor])
-            tile.seconds =
-                NAME(open_stream)(rule->second, tensor, from, count, rule->second_kind, room + 3 * each);
+            tile.seconds = NAME(open_moments)(job, rule->second, rule->second_scales, tensor, from, count,
+                                              rule->second_kind, 1, room + 3 * each);
         return tile;
     }
 #endif
@@ -156,10 +182,12 @@ static void NAME(close_tile)(const NAME(Work) *work, const NAME(Tile) *tile, int
     if (job->param_kind != WIDE)
         round_into(count, (uint16_t *)job->params[tensor] + from, tile->params,
                    NAME(kept_of)(work, tensor, from));
-    if (tile->firsts && rule->first_kind != WIDE)
-        narrow(count, (uint16_t *)rule->first[tensor] + from, tile->firsts, 0, rule->first_kind);
-    if (tile->seconds && rule->second_kind != WIDE)
-        narrow(count, (uint16_t *)rule->second[tensor] + from, tile->seconds, 1, rule->second_kind);
+    if (tile->firsts)
+        NAME(close_moments)(job, rule->first, rule->first_scales, tensor, from, count, rule->first_kind, 0,
+                            tile->firsts);
+    if (tile->seconds)
+        NAME(close_moments)(job, rule->second, rule->second_scales, tensor, from, count, rule->second_kind, 1,
+                            tile->seconds);
 #endif
     (void)work, (void)tile, (void)tensor, (void)from, (void)count;
 }

@@ -13,7 +13,7 @@ from emo_torch._kernels.loader import load_library
 
 logger = logging.getLogger("emo_torch")
 
-JOB_VERSION = 3
+JOB_VERSION = 4
 """Goes up with each change of `Job`. A library with another `JOB_VERSION` is not used."""
 FUNCTIONS = {torch.float32: "emo_step_float", torch.float64: "emo_step_double"}
 """The function that carries out a job, by the dtype of the computation."""
@@ -25,6 +25,8 @@ DTYPES = (*FUNCTIONS, *NARROW)
 
 def kind_of(dtype: torch.dtype) -> int:
     """Returns the number of a dtype in compiled code; 0 is the dtype of the computation."""
+    if dtype == torch.uint8:
+        return len(NARROW) + 1  # Moments in 8 bits.
     return NARROW.index(dtype) + 1 if dtype in NARROW else 0
 
 
@@ -40,6 +42,8 @@ class Rule(ctypes.Structure):
         ("second", ctypes.c_void_p),
         ("first_kind", ctypes.c_int64),
         ("second_kind", ctypes.c_int64),
+        ("first_scales", ctypes.c_void_p),
+        ("second_scales", ctypes.c_void_p),
     )
 
 
@@ -84,6 +88,7 @@ class Job(ctypes.Structure):
         ("trusts", ctypes.c_int64),
         ("weights", ctypes.c_double),
         ("pilot", ctypes.c_void_p),
+        ("tables", ctypes.c_void_p),
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 import emo_torch
 from emo_torch import _kernels as _fused
 from emo_torch._kernels import cpu
-from emo_torch._kernels.cpu import KEYS
+from emo_torch._kernels.streams import KEYS
 from emo_torch._rules.moments import store
 from emo_torch._step import ref_ways, ways
 

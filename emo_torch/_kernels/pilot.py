@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from emo_torch._kernels import RULES, FusedRule, FusedStep
-from emo_torch._kernels.cpu import LEAST_SHARE, describe, names_of
+from emo_torch._kernels.cpu import LEAST_SHARE, describe
 from emo_torch._kernels.job import FUNCTIONS, Job, Rule, library
 from emo_torch._kernels.overlaps import overlapping_parameters
 from emo_torch._kernels.plan import (
@@ -28,6 +28,7 @@ from emo_torch._kernels.plan import (
     ends_of,
     sort_written,
 )
+from emo_torch._kernels.streams import names_of
 from emo_torch._pieces.weight_decay import MODES
 
 _KIND = "pilot"

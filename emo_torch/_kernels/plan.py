@@ -92,7 +92,8 @@ class Layout:
         rows: the rows of each parameter as a matrix; the number of elements below two dimensions.
         columns: the columns of each parameter as a matrix; 0 below two dimensions.
         names: the names of the streams' tensors in the states.
-        dtypes: the dtype of each stream.
+        dtypes: the dtype of each stream; uint8, with sizes in bytes, if some of its moments are in 8 bits.
+        scales: for each stream of scales, the name of each parameter's scales; see `streams.Scales`.
         is_apart: whether a check has shown that no written tensor overlaps with another tensor.
         prepared: the last job of compiled code, which the next step can use again.
     """
@@ -103,6 +104,7 @@ class Layout:
     columns: Numbers
     names: Names
     dtypes: dict[Key, torch.dtype]
+    scales: dict[Key, list[str]] = dataclasses.field(default_factory=dict)
     is_apart: bool = False
     prepared: dict[str, Any] = dataclasses.field(default_factory=dict, init=False)
 
@@ -171,10 +173,11 @@ def make_plan(
     """
     params, grads, states = tensors
     names = [[own[param.ndim] for param in params] for own in layout.names.values()]
+    names += layout.scales.values()
     pairs = [zip(states, own, strict=True) for own in names]
     every = [*params, *(state[name] for each in pairs for state, name in each), *grads]
     found = finder.find(every)
-    order = (PARAM, *layout.names, GRAD)
+    order = (PARAM, *layout.names, *layout.scales, GRAD)
     if found is None or not np.array_equal(found[0], np.concatenate([layout.begins[key] for key in order])):
         return None
     # Views of `found`: `revalidate` writes new addresses into `found`.
@@ -225,6 +228,7 @@ def are_alike(one: Layout, other: Layout) -> bool:
     """Returns whether two layouts are equal, apart from the addresses of gradients."""
     return (
         one.names == other.names
+        and one.scales == other.scales
         and one.dtypes == other.dtypes
         and one.begins.keys() == other.begins.keys()
         and all(np.array_equal(one.begins[key], other.begins[key]) for key in one.begins if key != GRAD)
@@ -243,6 +247,8 @@ def sort_written(layout: Layout) -> Written | None:
     keys = [key for key in layout.begins if key not in (GRAD, EXISTS)]
     begins = np.concatenate([layout.begins[key] for key in keys])
     ends = np.concatenate([ends_of(layout, key, layout.begins[key]) for key in keys])
+    if layout.scales:  # A moment without codes has no scales.
+        begins, ends = begins[ends > begins], ends[ends > begins]
     return _sorted(begins, ends)
 
 

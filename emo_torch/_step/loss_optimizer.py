@@ -23,9 +23,9 @@ from emo_torch._checks.validation import (
     check_scheduled_rate,
 )
 from emo_torch._kernels import cuda, library
-from emo_torch._kernels.cpu import KEYS
 from emo_torch._kernels.memory import StepMemory
 from emo_torch._kernels.plan import GroupTensors, Params
+from emo_torch._kernels.streams import KEYS
 from emo_torch._pieces.accumulation import CollectedLosses
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.replicas import LossGroup, Replicas

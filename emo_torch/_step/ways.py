@@ -17,9 +17,9 @@ from emo_shared.eight_bit import EIGHT_BIT
 from emo_torch._checks.validation import has_duplicates
 from emo_torch._kernels import Signal, cuda, library
 from emo_torch._kernels.blocked import step as step_blocked
-from emo_torch._kernels.cpu import KEYS
 from emo_torch._kernels.cpu import step as step_fused
 from emo_torch._kernels.describe import describe
+from emo_torch._kernels.streams import KEYS
 from emo_torch._pieces import emotion
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.shadow_effect import filter_by_emotion, keeps_all, step_scale
