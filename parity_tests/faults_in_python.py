@@ -32,12 +32,13 @@ FAULTS: tuple[Fault, ...] = (
     *_defaults("emo_torch", "emo_airy"),
     # Emotion.
     Fault("emo_optax", "emotion", "* (short - long))", "* (long - short))", "sign of the scalar"),
-    Fault("emo_torch", "emotion", "if state.felt.item() != 0:", "if True:", "averages start at 0"),
+    Fault("emo_torch", "emotion", "if arrays.felt.item() != 0:", "if True:", "averages start at 0"),
     Fault(
-        "emo_torch", "emotion", "history[:-1] = history[1:]", "history[1:] = history[:-1]", "wrong window"
+        *("emo_torch", "emotion", "arrays.older[...] = arrays.newer", "arrays.newer[...] = arrays.older"),
+        "wrong window",
     ),
     Fault("emo_optax", "emotion", "is_finite & jnp", "jnp", "a non-finite loss enters as 0"),
-    Fault("emo_torch", "emotion", "    count += 1", "    count += is_felt", "held not counted"),
+    Fault("emo_torch", "emotion", "count.item() + 1", "count.item() + is_felt", "held not counted"),
     Fault("emo_optax", "early_stop", "jnp.abs(history)", "history", "stop without absolute value"),
     Fault("emo_torch", "early_stop", "mean_below: float = 0.05", "mean_below: float = 0.02", "stop bound"),
     Fault("emo_torch", "early_stop", "(felt >= WINDOW)", "(felt > WINDOW)", "stop one step late"),

@@ -1,11 +1,13 @@
 """Checks of the arguments of users, made before anything is changed."""
 
+import ctypes
 import inspect
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
@@ -155,6 +157,10 @@ def check_loss(loss: Any, dtype: torch.dtype, device: torch.device, name: str = 
         TypeError: if the loss is not a real number.
         ValueError: if the loss is not a scalar.
     """
+    is_plain = type(loss) is float and device.type == "cpu" and dtype == torch.float32
+    if is_plain and not torch.compiler.is_compiling():
+        # In half of the time of `torch.tensor`; too large a number becomes infinite without a warning.
+        return torch.from_numpy(np.array(ctypes.c_float(loss).value, np.float32))
     if loss is None:
         raise LossMissingError(LOSS_MISSING)
     if isinstance(loss, Tensor):

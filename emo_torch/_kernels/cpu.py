@@ -261,6 +261,7 @@ def _run(
         torch.autograd.graph.increment_version(params)
     except RuntimeError:
         return False  # Tensors made in inference mode have no versions.
+    layout.prepared["taken"] = job
     return bool(getattr(found.handle, FUNCTIONS[wide])(ctypes.byref(job)) == 0)
 
 

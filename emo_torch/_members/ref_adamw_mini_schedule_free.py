@@ -28,6 +28,7 @@ from emo_torch._pieces.rounding import Rounding, check_rounding
 from emo_torch._pieces.weight_decay import MODES, WeightDecayMode
 from emo_torch._rules.family_rules import REF
 from emo_torch._rules.recipe import Group, Recipe, State
+from emo_torch._step.hooks import with_hooks
 from emo_torch._step.loss_optimizer import LossOptimizer
 from emo_torch._step.ref_ways import WAYS
 
@@ -154,7 +155,7 @@ class RefAdamWMiniScheduleFree(LossOptimizer):
         check_moment_dtype(options["moment_dtype"])
         check_rounding(options)
 
-    @torch.no_grad()
+    @with_hooks
     def step(  # type: ignore[override]
         self,
         closure: Callable[[], Tensor | float | None] | None = None,

@@ -1,8 +1,9 @@
 """Emotion: from the loss to one scalar, once a step for a whole optimizer."""
 
+import ctypes
 import math
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -164,6 +165,33 @@ def feel(
     return EmotionState(felt, held, short, long, scalar, history, should_stop)
 
 
+class EmotionArrays:
+    """The memory of an emotion's tensors on the CPU, as NumPy arrays.
+
+    To read or write a number in such an array takes much less time than a call of PyTorch.
+
+    Args:
+        state: the emotion, whose tensors are on the CPU.
+
+    Attributes:
+        places: the addresses of the tensors when the arrays were made.
+        dtype: the dtype of the averages at that time.
+        real: the type of C that rounds a number to this dtype.
+        older: all of `history` but the newest scalar.
+        newer: all of `history` but the oldest scalar.
+    """
+
+    def __init__(self, state: EmotionState) -> None:
+        # These arrays keep the memory alive, so that no new tensor can have one of these addresses.
+        self.places, self.dtype = list(map(Tensor.data_ptr, state)), state.short.dtype
+        self.felt, self.held = state.felt.numpy(), state.held.numpy()
+        self.short, self.long, self.scalar = state.short.numpy(), state.long.numpy(), state.scalar.numpy()
+        self.history, self.should_stop = state.history.numpy(), state.should_stop.numpy()
+        self.older, self.newer = self.history[:-1], self.history[1:]
+        is_double = state.short.dtype == torch.float64
+        self.real: Any = ctypes.c_double if is_double else ctypes.c_float
+
+
 def feel_in_place(
     state: EmotionState,
     loss: Tensor,
@@ -171,12 +199,14 @@ def feel_in_place(
     short_factor: float,
     long_factor: float,
     gain: float,
+    arrays: EmotionArrays | None = None,
     **bounds: float,
-) -> None:
+) -> EmotionArrays | None:
     """Like `feel`, to the last bit, with the state's own tensors.
 
-    On the CPU a call of PyTorch costs ten times as much as the one number that it computes. There NumPy
-    computes all but the hyperbolic tangent, which differs between libraries.
+    On the CPU a call of PyTorch costs ten times as much as the one number that it computes. There Python
+    computes all but the hyperbolic tangent, which differs between libraries. A sum or a product of two
+    float32 numbers has the same bits if it is computed in float64 and then rounded to float32.
 
     Args:
         state: the emotion before this step, and after it.
@@ -184,7 +214,11 @@ def feel_in_place(
         short_factor: as for `feel`.
         long_factor: as for `feel`.
         gain: as for `feel`.
+        arrays: the result of the step before.
         **bounds: `mean_below` and `variance_below`, as for `feel`.
+
+    Returns:
+        The arrays of the state on the CPU, for the next step; `None` on other devices.
     """
     # As `is_on_cpu` says, without a call.
     is_plain = type(loss) is type(state.short) is Tensor
@@ -193,37 +227,40 @@ def feel_in_place(
         felt = feel(state, loss, short_factor=short_factor, long_factor=long_factor, gain=gain, **bounds)
         for tensor, new in zip(state, felt, strict=True):
             tensor.copy_(new)
-        return
-    number = loss.item()
-    short, long, scalar = state.short.numpy(), state.long.numpy(), state.scalar.numpy()
-    real = short.dtype.type  # Every operation is rounded to this dtype, as in PyTorch.
-    value = real(number) if math.isfinite(number) else real(0.0)
-    with np.errstate(all="ignore"):
-        averages = [value, value]
-        if state.felt.item() != 0:
-            averages = [
-                short + real(short_factor) * (value - short),
-                long + real(long_factor) * (value - long),
-            ]
-        is_felt = math.isfinite(number) and all(map(math.isfinite, averages))
-        if is_felt:
-            short[...], long[...] = averages
-        scalar[...] = real(gain) * (short - long)
-    state.scalar.tanh_()
-    count = (state.felt if is_felt else state.held).numpy()
-    count += 1
+        return None
+    places = list(map(Tensor.data_ptr, state))
+    if arrays is None or arrays.places != places or arrays.dtype != state.short.dtype:
+        arrays = EmotionArrays(state)
+    number, real = loss.item(), arrays.real  # Every operation is rounded to this type, as in PyTorch.
+    short, long = arrays.short.item(), arrays.long.item()
+    is_felt = math.isfinite(number)
     if is_felt:
-        history = state.history.numpy()
-        history[:-1] = history[1:]
-        history[-1] = scalar
+        new_short = new_long = number
+        if arrays.felt.item() != 0:
+            change = real(real(short_factor).value * real(number - short).value).value
+            new_short = real(short + change).value
+            change = real(real(long_factor).value * real(number - long).value).value
+            new_long = real(long + change).value
+        is_felt = math.isfinite(new_short) and math.isfinite(new_long)
+        if is_felt:
+            arrays.short[()], arrays.long[()] = short, long = new_short, new_long
+    arrays.scalar[()] = real(real(gain).value * real(short - long).value).value
+    state.scalar.tanh_()
+    count = arrays.felt if is_felt else arrays.held
+    count[()] = count.item() + 1
+    if is_felt:
+        history = arrays.history
+        arrays.older[...] = arrays.newer
+        history[-1] = arrays.scalar.item()
         # A mean above its bound by more than rounding errors is not quiet: no call of PyTorch is needed.
         most = 1.01 * WINDOW * bounds.get("mean_below", 0.05)
         if (
-            not state.should_stop.item()
-            and state.felt.item() >= WINDOW
+            not arrays.should_stop.item()
+            and arrays.felt.item() >= WINDOW
             and np.add.reduce(np.abs(history)) < most
         ):
             state.should_stop.copy_(went_quiet(state.history, state.felt, **bounds))
+    return arrays
 
 
 def is_on_cpu(*tensors: Tensor) -> bool:

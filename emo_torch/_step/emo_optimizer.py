@@ -14,16 +14,28 @@ from emo_torch._checks.validation import (
     check_learning_rate,
     check_shadow_ratio,
 )
+from emo_torch._kernels import library
+from emo_torch._kernels.plan import Params
+from emo_torch._kernels.ready import ReadyStep
+from emo_torch._pieces import emotion
 from emo_torch._pieces.early_stop import WINDOW, went_quiet
-from emo_torch._pieces.emotion import Emotion, EmotionState, feel_in_place, init_emotion
+from emo_torch._pieces.emotion import (
+    Emotion,
+    EmotionArrays,
+    EmotionState,
+    feel_in_place,
+    init_emotion,
+    wide_dtype,
+)
 from emo_torch._pieces.replicas import LossGroup
 from emo_torch._pieces.rounding import check_rounding
 from emo_torch._pieces.shadow_effect import Keep, step_scale
 from emo_torch._pieces.shadow_system import ShadowRatio, shadow_ratio_function
 from emo_torch._pieces.weight_decay import MODES
 from emo_torch._rules.recipe import Group, State
+from emo_torch._step.feeling import Feeling, numbers_of
 from emo_torch._step.loss_optimizer import LossOptimizer
-from emo_torch._step.ways import WAYS, Feeling
+from emo_torch._step.ways import WAYS
 
 HISTORY = tuple(f"emotion_history_{index:02d}" for index in range(WINDOW))
 SHARED_OPTIONS = ("short_factor", "long_factor", "gain", "shadow_ratio", "maximize")
@@ -55,6 +67,7 @@ class EmoOptimizer(LossOptimizer):
     """Whether the update of the member is filtered and scaled; derived from the recipe."""
 
     _emotion: EmotionState
+    _arrays: EmotionArrays | None = None
     _shadow_exists: Tensor
     _shadow_ratio: Tensor
 
@@ -84,12 +97,13 @@ class EmoOptimizer(LossOptimizer):
         assert loss is not None
         group = self.param_groups[0]
         # In place: the groups, and captured graphs, hold these tensors.
-        feel_in_place(
+        self._arrays = feel_in_place(
             self._emotion,
             -loss if group.get("maximize") else loss,
             short_factor=group["short_factor"],
             long_factor=group["long_factor"],
             gain=group["gain"],
+            arrays=self._arrays,
         )
         scalar = self._emotion.scalar
         if not any(group["use_shadow"] for group in self.param_groups):
@@ -145,7 +159,26 @@ class EmoOptimizer(LossOptimizer):
         group: Group,
     ) -> list[int]:
         """Moves the parameters of a group that have a gradient."""
-        return WAYS.step(params, grads, states, recipe=self.recipe, feeling=feeling, group=group)
+        layout = params.layout if isinstance(params, Params) else None
+        if layout is None:
+            return WAYS.step(params, grads, states, recipe=self.recipe, feeling=feeling, group=group)
+        # The plan of the group is valid: the job of the last step may be, too.
+        prepared, found = layout.prepared, library()
+        is_plain = feeling.follow is feeling.scale is feeling.weights is None and not feeling.numbers
+        ready: ReadyStep | None = prepared.get("ready") if is_plain and emotion.IS_CPU_READ else None
+        if ready is not None and ready.fits(group, found):
+            numbers = numbers_of(feeling, group, params[0].dtype)
+            if ready.run(params, numbers):
+                return []
+        job = prepared.get("job")
+        prepared.pop("taken", None)
+        rest = WAYS.step(params, grads, states, recipe=self.recipe, feeling=feeling, group=group)
+        is_same = is_plain and not rest and job is not None and prepared.get("taken") is job
+        is_single = self.recipe.choose is self.recipe.first is None
+        if is_same and is_single and found is not None and (ready is None or ready.is_possible):
+            read = ("params", "lr", *self._memory.by_name)
+            prepared["ready"] = ReadyStep(layout, job, wide_dtype(params[0]), group, read, found)
+        return rest
 
     def emotion_tensors(self) -> State:
         """Returns the tensors of the emotion by their names; not copies."""
@@ -166,7 +199,7 @@ class EmoOptimizer(LossOptimizer):
     def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
         """Uses these tensors as the memory from now on, and returns them by their names in the groups."""
         *emotion, self._shadow_exists, self._shadow_ratio = memory
-        self._emotion = EmotionState(*emotion)
+        self._emotion, self._arrays = EmotionState(*emotion), None
         flat = {f"emotion_{name}": tensor for name, tensor in self._emotion._asdict().items()}
         del flat["emotion_history"]
         flat["emotion_shadow_exists"] = self._shadow_exists

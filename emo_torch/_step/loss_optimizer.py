@@ -30,6 +30,7 @@ from emo_torch._pieces.accumulation import CollectedLosses
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.replicas import LossGroup, Replicas
 from emo_torch._rules.recipe import Group
+from emo_torch._step.hooks import with_hooks
 from emo_torch._step.loss_collector import LossCollector
 from emo_torch._step.loss_memory import (
     MEMBER,
@@ -94,7 +95,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
 
     # The step.
 
-    @torch.no_grad()
+    @with_hooks
     def step(  # type: ignore[override]
         self,
         closure: Callable[[], Tensor | float | None] | None = None,
