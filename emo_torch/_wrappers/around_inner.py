@@ -16,6 +16,7 @@ from emo_torch._wrappers.inner_state import (
     EMOTION_PART,
     SHADOW,
     as_standard,
+    check_moments_of,
     check_saver,
     has_groups,
     join,
@@ -177,6 +178,10 @@ class AroundInner(EmoOptimizer):
             param: {name: saved[name].detach().to(device=param.device, copy=True) for name in SHADOW}
             for param, saved in self._saved_params(loaded)
         }
+
+    def check_moments(self, options: Group) -> None:
+        """Raises a `ValueError` for moments that the inner optimizer cannot have."""
+        check_moments_of(self.inner, options)
 
     def moment_names(self, param: Tensor) -> tuple[str, ...]:  # noqa: ARG002
         """Returns no names: the moments are the inner optimizer's."""

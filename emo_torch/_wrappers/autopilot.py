@@ -29,7 +29,7 @@ from emo_torch._sharded import local_part, sum_of_parts
 from emo_torch._step.loss_optimizer import LossOptimizer
 from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._wrappers.inner_check import manner_of
-from emo_torch._wrappers.inner_state import check_saver, unshare
+from emo_torch._wrappers.inner_state import check_moments_of, check_saver, unshare
 
 USUAL_SIZE = 0.3
 """The usual root mean square of Adam's direction, for which `step_ceiling` was measured."""
@@ -157,6 +157,10 @@ class Autopilot(SteeredOptimizer):
         check_order("min_courage", options["min_courage"], "max_courage", options["max_courage"])
         for name in ("average", "train_mode"):
             check_flag(name, options[name])
+
+    def check_moments(self, options: Group) -> None:
+        """Raises a `ValueError` for moments that the inner optimizer cannot have."""
+        check_moments_of(self.inner, options)
 
     def update_memory(self, loss: Tensor | None, **extra_losses: Any) -> Tensor:
         """Keeps the loss for `inner`, which may read it; the scalars are updated later in the step."""

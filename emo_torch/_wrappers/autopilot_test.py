@@ -234,3 +234,27 @@ def test_averaged_buffers() -> None:
     assert same_state(other.state_dict(), buffers.state_dict())
     with pytest.raises(ValueError, match=r"no buffer '1\.running"):
         emo_torch.AveragedBuffers(small_model()).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("moment_dtype", ["8bit", torch.bfloat16])
+def test_a_member_with_moments_of_another_dtype_can_be_steered_and_resumed(moment_dtype: Any) -> None:
+    def make() -> tuple[Any, Any]:
+        weight = torch.nn.Parameter(torch.linspace(-1.0, 1.0, 4200))
+        return weight, emo_torch.Autopilot(emo_torch.EmoSens([weight], moment_dtype=moment_dtype))
+
+    def step(weight: Any, optimizer: Any) -> None:
+        weight.grad = weight.detach().sin()
+        optimizer.step(loss=1.0)
+
+    weight, optimizer = make()
+    step(weight, optimizer)
+    kept = torch.uint8 if moment_dtype == "8bit" else moment_dtype
+    assert optimizer.state[weight]["exp_avg"].dtype == kept
+    twin, resumed = make()
+    twin.data.copy_(weight)
+    resumed.load_state_dict(optimizer.state_dict())
+    for _ in range(3):
+        step(weight, optimizer)
+        step(twin, resumed)
+    assert torch.equal(weight, twin)
+    assert resumed.state[twin]["exp_avg"].dtype == kept

@@ -22,6 +22,12 @@ def check_saver(inner: Optimizer, loaded: Any) -> None:
         check_member(type(inner).__name__, None, loaded[MEMBER])
 
 
+def check_moments_of(inner: Optimizer, options: dict[str, Any]) -> None:
+    """Raises a `ValueError` for moments that `inner` cannot have, if `inner` is a member of the family."""
+    if isinstance(inner, StateKeeper):
+        inner.check_moments(options)
+
+
 def has_groups(saved: Any) -> bool:
     """Returns whether a saved state has the form of the states of PyTorch's optimizers."""
     return isinstance(saved, Mapping) and "state" in saved and "param_groups" in saved
