@@ -81,7 +81,8 @@ def encode(values: jax.Array, table: Table) -> CodedMoment:
     places = jnp.clip(((bits & 0x7FFFFFFF) >> BUCKET_SHIFT) - FIRST_BUCKET + 1, 0, BUCKETS - 1)
     least = np.asarray(buckets(table), np.uint8)
     codes = jnp.asarray(least)[jnp.where(bits < 0, places + BUCKETS, places)].astype(jnp.int32)
-    codes = codes + (shares > jnp.asarray(midpoints(table), jnp.float32)[codes])
+    is_above = shares > jnp.asarray(midpoints(table), jnp.float32)[codes]
+    codes = codes + is_above.astype(jnp.int32)
     if table[0] == 0.0:
         codes = jnp.where(rows > 0.0, jnp.maximum(codes, 1), codes)
     codes = jnp.where(is_known, codes, zero_code(table)).astype(jnp.uint8)

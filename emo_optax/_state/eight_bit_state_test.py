@@ -134,6 +134,40 @@ def test_a_step_is_that_of_decoded_float32_moments(name: str, dtype: Any, option
         twins = params
 
 
+@pytest.mark.parametrize("is_wide", [False, True], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", CODED)
+def test_a_step_promotes_no_dtype_without_a_word(name: str, is_wide: bool) -> None:
+    with jax.enable_x64(is_wide), jax.numpy_dtype_promotion("strict"):
+        optimizer = _make(name)
+        params = _params(jnp.float64 if is_wide else jnp.bfloat16)
+        state = jax.eval_shape(optimizer.init, params)
+        _, after = jax.eval_shape(lambda p, s: optimizer.update(p, s, p, value=1.0), params, state)
+        jax.tree.map(lambda old, new: np.testing.assert_equal(new.dtype, old.dtype), state, after)
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_specs_of_parameters_map_onto_moments_as_leaves(name: str) -> None:
+    optimizer, params = _make(name, use_shadow=False), _params()
+    state = optimizer.init(params)
+
+    def spec_of(moment: Any, spec: str) -> Any:
+        is_coded = isinstance(moment, emo_optax.CodedMoment)
+        return emo_optax.CodedMoment(spec, "spec of scales") if is_coded else spec
+
+    specs = optax.tree.map_params(
+        optimizer,
+        spec_of,
+        state,
+        {leaf: f"spec of {leaf}" for leaf in params},
+        transform_non_params=lambda _: "none",
+        is_leaf=lambda node: isinstance(node, emo_optax.CodedMoment),
+    )
+    assert are_alike(state, specs)
+    leaves = jax.tree.leaves(specs)
+    assert leaves.count("spec of large") == leaves.count("spec of small") > 0
+    assert leaves.count("spec of scales") == 2 * leaves.count("spec of large")
+
+
 def test_a_step_is_traced_once() -> None:
     optimizer, count = _make("emo_sens"), 0
 
