@@ -334,12 +334,17 @@ def check_loss(value: Any, dtype: Any, name: str = "value") -> jax.Array:
 
 def _host_array(value: Any, name: str) -> np.ndarray[Any, Any]:
     """Returns a number, or an object that NumPy can make an array of, in its own width."""
+    is_time = (
+        getattr(getattr(value, "dtype", None), "kind", "") == "m"
+    )  # NumPy counts a time as an integer.
+    if is_time or np.ma.is_masked(value):
+        raise TypeError(f"`{name}` must be the loss, a real number, and is {value!r}")
     try:
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         return np.asarray(float(value) if is_whole else value)
     except OverflowError:
         return np.asarray(np.inf)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # PyTorch's tensors with a graph raise the last.
         raise TypeError(f"`{name}` must be the loss, a real number, and is {value!r}") from error
 
 

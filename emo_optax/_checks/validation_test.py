@@ -64,6 +64,23 @@ def test_a_loss_that_is_not_a_scalar_is_refused_with_its_shape(
     assert "jnp.mean" in str(caught.value)
 
 
+class WithGraph:
+    """A number of another framework that gives no array, as a tensor of PyTorch with a graph."""
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        raise RuntimeError("use detach()")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [np.timedelta64(1, "s"), np.ma.masked, np.ma.array(1.0, mask=True), WithGraph()],
+    ids=["a time", "masked", "a masked array", "with a graph"],
+)
+def test_an_object_without_a_number_is_refused(loss: Any) -> None:
+    with pytest.raises(TypeError, match="`value` must be the loss, a real number, and is"):
+        emotion_after(loss)
+
+
 @pytest.mark.parametrize(
     "loss", [1j, jnp.asarray(1j), True, np.True_, jnp.asarray(True), "high", object(), {"loss": 1.0}]
 )

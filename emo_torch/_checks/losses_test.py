@@ -93,6 +93,8 @@ BAD_LOSSES: dict[str, tuple[Any, type[Exception], str]] = {
     "complex": (1j, TypeError, "must be a tensor or a real number, and is 1j"),
     "complex of NumPy's": (np.complex128(1j), TypeError, "must be a tensor or a real number"),
     "complex as a tensor": (torch.tensor(1j), TypeError, "must be a real number.*complex"),
+    "masked": (np.ma.masked, TypeError, "must be a tensor or a real number, and is masked"),
+    "a masked array": (np.ma.array(1.0, mask=True), TypeError, "must be a tensor or a real number"),
     "a list": ([1.0], TypeError, "must be a tensor or a real number"),
     "a dict": ({"loss": 1.0}, TypeError, "must be a tensor or a real number"),
 }

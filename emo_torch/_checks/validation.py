@@ -3,7 +3,7 @@
 import ctypes
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -16,7 +16,7 @@ from emo_shared.choices import check_choice as check_choice
 from emo_shared.choices import check_function as check_function
 from emo_shared.choices import check_seed as check_seed
 from emo_shared.eight_bit import EIGHT_BIT
-from emo_torch._checks.errors import LOSS_MISSING, WITHOUT_VALUES, LossMissingError
+from emo_torch._checks.errors import LOSS_MISSING, LossMissingError
 from emo_torch._sharded import whole
 
 
@@ -143,12 +143,6 @@ def check_gradients(owner: str, params: list[Tensor]) -> None:
         )
 
 
-def check_values(owner: str, tensors: Iterable[Tensor], kind: str) -> None:
-    """Raises a `RuntimeError` if a tensor whose norm a step reads is on the device "meta"."""
-    if any(tensor.device.type == "meta" for tensor in tensors):
-        raise RuntimeError(WITHOUT_VALUES.format(owner=owner, kind=kind))
-
-
 def check_loss(loss: Any, dtype: torch.dtype, device: torch.device, name: str = "loss") -> Tensor:
     """Returns the loss as a tensor of shape `()` in the emotion's dtype, detached, without a sync.
 
@@ -180,7 +174,7 @@ def check_loss(loss: Any, dtype: torch.dtype, device: torch.device, name: str = 
     # NumPy's truths ("b") and complex numbers ("c"), too, can be made a float; times and words look so.
     kind = getattr(getattr(loss, "dtype", None), "kind", "f")
     can_be_float = isinstance(loss, Real) or hasattr(type(loss), "__float__")
-    if isinstance(loss, bool) or not can_be_float or kind in "bcmMOSU":
+    if isinstance(loss, bool) or not can_be_float or kind in "bcmMOSU" or np.ma.is_masked(loss):
         raise TypeError(f"The {name} must be a tensor or a real number, and is {loss!r}")
     try:
         number = float(loss)

@@ -18,7 +18,6 @@ from emo_torch._checks.validation import (
     check_learning_rate,
     check_moment_dtype,
     check_not_negative,
-    check_values,
     check_ways,
 )
 from emo_torch._pieces.drive import Drive, DriveState, drive_factor, feel_drive, init_drive
@@ -48,7 +47,7 @@ from emo_torch._rules.sign_rules import (
 )
 from emo_torch._step.emo_optimizer import EmoOptimizer
 from emo_torch._step.loss_optimizer import LossOptimizer
-from emo_torch._step.norm_ways import counted, norm_of_groups
+from emo_torch._step.norm_ways import check_values, counted, norm_of_groups
 from emo_torch._step.ways import WAYS, Feeling
 
 PULSE_OPTIONS = ("stopcoef", "steady", "spike_limit", "loss_unit")

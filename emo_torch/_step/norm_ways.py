@@ -2,12 +2,13 @@
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from emo_torch._checks.errors import WITHOUT_VALUES
 from emo_torch._kernels.norms import addresses_in, addresses_of, are_readable, sum_of_sizes
 from emo_torch._kernels.plan import Layout
 from emo_torch._rules.recipe import Group
@@ -18,6 +19,12 @@ from emo_torch._step.ways import use_fused
 def counted(params: list[Tensor]) -> list[Tensor]:
     """Returns the parameters whose norms count: the ones that need a gradient or have one."""
     return [param for param in params if param.requires_grad or param.grad is not None]
+
+
+def check_values(owner: str, tensors: Iterable[Tensor], kind: str) -> None:
+    """Raises a `RuntimeError` if a tensor whose norm a step reads is on the device "meta"."""
+    if any(tensor.device.type == "meta" for tensor in tensors):
+        raise RuntimeError(WITHOUT_VALUES.format(owner=owner, kind=kind))
 
 
 def norm_of_groups(groups: list[Group], layouts: Sequence[Layout | None]) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emo_torch._checks.validation import check_values
 from emo_torch._pieces.averaged_weights import STEP_IN_EVAL_MODE, set_mode
 from emo_torch._pieces.pilot import Pilot, PilotState, describe, init_pilot
 from emo_torch._rules.recipe import Group, State
 from emo_torch._step.loss_optimizer import LossOptimizer
+from emo_torch._step.norm_ways import check_values
 
 
 class SteeredOptimizer(LossOptimizer):
