@@ -166,6 +166,7 @@ ONE_SIDED = {
         "integrations/resume_test.py": "Orbax and other file libraries for JAX",
     },
     "emo_torch": {
+        "_checks/gradients.py": "gradients are attributes of parameters here",
         "_distributed/checkpoint_test.py": "distributed checkpoints of PyTorch",
         "_distributed/compiled_test.py": "torch.compile; each step of Optax is compiled",
         "_distributed/conftest.py": "processes that are kept for all tests",

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+from array import array
 from typing import Any
 
 import torch
@@ -44,11 +45,11 @@ def which_are_below(tensors: list[Tensor], bound: float) -> list[bool]:
     if compiled is None or not are_plain:
         return [_is_below(tensor, bound) for tensor in tensors]
     count = len(tensors)
-    parts = (ctypes.c_size_t * count)(*map(Tensor.data_ptr, tensors))
-    counts = (ctypes.c_int64 * count)(*map(Tensor.numel, tensors))
-    found = (ctypes.c_uint8 * count)()
+    parts, counts = (array("q", map(of, tensors)) for of in (Tensor.data_ptr, Tensor.numel))
+    found = bytearray(count)
     run = _function_of(compiled.handle, dtype)
-    run(parts, counts, count, bound, torch.get_num_threads(), found)
+    at_found = ctypes.addressof(ctypes.c_char.from_buffer(found))
+    run(parts.buffer_info()[0], counts.buffer_info()[0], count, bound, torch.get_num_threads(), at_found)
     return [value != 0 for value in found]
 
 

@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from emo_torch._checks.errors import NOT_A_CLOSURE
+from emo_torch._checks.gradients import check_closure_under_scaler, check_gradients
 from emo_torch._checks.hints import warn_of_large_rate, with_hints
 from emo_torch._checks.validation import (
     check_capture,
-    check_closure_under_scaler,
     check_duplicates,
     check_fused,
-    check_gradients,
     check_group_form,
     check_loss,
     check_scheduled_rate,

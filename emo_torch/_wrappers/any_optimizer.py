@@ -1,7 +1,9 @@
 """Any optimizer of PyTorch made emotional: `Emotional`, which wraps an optimizer and calls its step."""
 
 import copy
+import functools
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from emo_torch._checks.validation import (
 )
 from emo_torch._kernels.plan import GroupTensors
 from emo_torch._pieces.accumulation import CollectedLosses
+from emo_torch._pieces.emotion import is_on_cpu
 from emo_torch._pieces.replicas import LossGroup, Replicas
 from emo_torch._pieces.shadow_effect import Keep, keep_elements, keeps_all, step_scale
 from emo_torch._pieces.shadow_system import ShadowRatio
@@ -238,16 +241,31 @@ class Emotional(AroundInner):
         """Updates the averages with the loss, and keeps the loss for `inner`, which may read it."""
         self._loss = loss
         memory, collected = self._memory.tensors, vars(self._collected).copy()
-        if [*map(_place, self._spare)] != [*map(_place, memory)]:
-            self._spare = tuple(tensor.clone() for tensor in memory)
-        torch._foreach_copy_(self._spare, memory)
+        put_back = self._copy_memory(memory)
 
         def undo() -> None:
-            torch._foreach_copy_(memory, self._spare)
+            put_back()
             vars(self._collected).update(collected)
 
         self._undo = [undo]
         return super().update_memory(loss, **extra_losses)
+
+    def _copy_memory(self, memory: tuple[Tensor, ...]) -> Callable[[], None]:
+        """Copies the memory of the losses; returns a function that restores it."""
+        if is_on_cpu(*memory):
+            # On the CPU a copy by NumPy takes a part of the time of a call of PyTorch.
+            arrays = [tensor.numpy() for tensor in memory]
+            copies = [array.copy() for array in arrays]
+
+            def restore() -> None:
+                for array, copied in zip(arrays, copies, strict=True):
+                    array[...] = copied
+
+            return restore
+        if [*map(_place, self._spare)] != [*map(_place, memory)]:
+            self._spare = tuple(tensor.clone() for tensor in memory)
+        torch._foreach_copy_(self._spare, memory)
+        return functools.partial(torch._foreach_copy_, memory, self._spare)
 
     def keep_of(self, group: Group) -> Keep:  # noqa: ARG002
         """Returns which elements the filter keeps in a group."""
@@ -300,10 +318,8 @@ class Emotional(AroundInner):
         )
         return rates_are_here and all(
             (group["theta"] == 0.0 and self._keep is keep_elements)
-            or all(
-                param.device.type == "cpu" or keeps_all(self._keep, param, group["theta"])
-                for param in params
-            )
+            or all(map(_is_cpu, params))
+            or all(param.is_cpu or keeps_all(self._keep, param, group["theta"]) for param in params)
             for group, params in moved
         )
 
@@ -312,7 +328,7 @@ class Emotional(AroundInner):
         resting: list[Resting] = []
         for group, params in moved:
             resting += find_resting(params, self._keep, group["theta"], feeling.scalar)
-        names = {name.split(".", 1)[1] for name in self._manner.follows}
+        names = {name.split(".", 1)[1] for name in self._manner.follows} if resting else set()
         beside = RestingBeside(resting, names, self.state)
         with self._shadows_apart(), scaled_rate([group for group, _ in moved], step_scale(feeling.scalar)):
             self._step_inner()
@@ -368,6 +384,9 @@ class Emotional(AroundInner):
     def __getstate__(self) -> dict[str, Any]:
         names = ("defaults", "inner", "_options", "_keep", "_shadow_ratio_of", "_replicas", "_manner")
         return {name: self.__dict__[name] for name in (*names, "_through_lr")}
+
+
+_is_cpu = attrgetter("is_cpu")
 
 
 def _place(tensor: Tensor) -> tuple[torch.device, torch.dtype]:

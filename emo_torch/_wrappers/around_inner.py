@@ -75,7 +75,9 @@ class AroundInner(EmoOptimizer):
     def _shadows_apart(self) -> Iterator[dict[Tensor, State]]:
         """Takes the shadows out of the state: some optimizers make their state only if it is empty."""
         shadows: dict[Tensor, State] = {}
-        for param in self._params():
+        # Most optimizers have no shadows: to look up the state of each parameter takes longer.
+        may_have = any(type(state) is not dict or "shadow" in state for state in self.state.values())
+        for param in self._params() if may_have else ():
             state = self.state.get(param, {})
             if "shadow" in state:
                 shadows[param] = {name: state.pop(name) for name in SHADOW}

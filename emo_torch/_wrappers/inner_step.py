@@ -1,12 +1,15 @@
 """Two ways to scale the step of an inner optimizer: by its learning rate, or by moving back afterwards."""
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from emo_torch._kernels.find import PLAIN
 from emo_torch._kernels.least import which_are_below
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.shadow_effect import Keep, keep_elements, keeps_all
@@ -14,6 +17,8 @@ from emo_torch._pieces.shadow_system import blend_with_shadow, multi_tensor_blen
 from emo_torch._rules.recipe import Group, State
 from emo_torch._sharded import copy_all, local_part
 from emo_torch._step.ways import by_device_and_dtype
+
+_is_cpu, _dtype = attrgetter("is_cpu"), attrgetter("dtype")
 
 
 def scale_change(
@@ -107,15 +112,19 @@ def find_resting(params: list[Tensor], keep: Keep, theta: float, scalar: Tensor)
     if keep is keep_elements and theta == 0.0:
         return []
     found: list[Resting] = []
-    for indices in by_device_and_dtype(params).values():
+    is_search = keep is keep_elements and are_plain_on_cpu(params)
+    buckets = [list(range(len(params)))] if is_search else by_device_and_dtype(params).values()
+    for indices in buckets:
         some = [params[index] for index in indices]
         dtype = wide_dtype(some[0])
-        tolerance = (theta * (1.0 + scalar.abs())).to(device=some[0].device, dtype=dtype)
-        if keep is keep_elements and some[0].device.type == "cpu":
-            bound = float(tolerance * tolerance * tolerance)
-            grads = [local_part(param.grad) for param in some if param.grad is not None]
-            below = which_are_below(grads, bound)
+        if is_search or (keep is keep_elements and some[0].device.type == "cpu"):
+            grads = [param.grad for param in some if param.grad is not None]
+            bound = _bound(theta, scalar, dtype)
+            below = which_are_below(grads if is_search else list(map(local_part, grads)), bound)
+            if not any(below):
+                continue
             some = [param for param, is_below in zip(some, below, strict=True) if is_below]
+        tolerance = (theta * (1.0 + scalar.abs())).to(device=some[0].device, dtype=dtype)
         for param in some:
             grad = param.grad.to(dtype)  # type: ignore[union-attr]
             if not keeps_all(keep, grad, theta):
@@ -123,6 +132,27 @@ def find_resting(params: list[Tensor], keep: Keep, theta: float, scalar: Tensor)
                 if index[0].numel():
                     found.append(rest(param, index))
     return found
+
+
+def _bound(theta: float, scalar: Tensor, dtype: torch.dtype) -> float:
+    """Returns the cube of theta (1 + |s|), rounded as PyTorch rounds it."""
+    if scalar.dtype == dtype:
+        real: Any = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
+        number = real(real(theta).value * real(1.0 + abs(scalar.item())).value).value
+        return float(real(real(number * number).value * number).value)
+    tolerance = (theta * (1.0 + scalar.abs())).to(dtype)
+    return float(tolerance * tolerance * tolerance)
+
+
+def are_plain_on_cpu(params: list[Tensor]) -> bool:
+    """Returns whether parameters and gradients are plain tensors of one dtype on the CPU."""
+    grads = [param.grad for param in params]
+    return (
+        set(map(type, params)) <= PLAIN
+        and set(map(type, grads)) == {Tensor}
+        and all(map(_is_cpu, params))
+        and len(set(map(_dtype, params)) | set(map(_dtype, grads))) == 1
+    )
 
 
 def rest(owner: Tensor, places: tuple[Tensor, ...]) -> Resting:

@@ -1,0 +1,54 @@
+"""Checks of the gradients that a step reads."""
+
+import inspect
+from operator import attrgetter
+
+import torch
+from torch import Tensor
+
+_layout = attrgetter("layout")
+
+
+def check_gradients(owner: str, params: list[Tensor]) -> None:
+    """Raises a `RuntimeError` for a gradient that the optimizer `owner` cannot use."""
+    grads = [param.grad for param in params if param.grad is not None]
+    if set(map(_layout, grads)) <= {torch.strided} and all(map(Tensor.is_floating_point, grads)):
+        return
+    strange = [grad for grad in grads if grad.layout != torch.strided or not grad.is_floating_point()]
+    if any(grad.layout != torch.strided for grad in strange):
+        raise RuntimeError(f"{owner} does not support sparse gradients")
+    if any(grad.is_complex() for grad in strange):
+        raise RuntimeError(f"{owner} does not support complex parameters")
+    if strange:
+        raise RuntimeError(
+            f"{owner} steps floating-point parameters alone, and one has a gradient of {strange[0].dtype}: "
+            "take its gradient away, or make it a float"
+        )
+
+
+def check_closure_under_scaler(before: list[tuple[Tensor, int]], params: list[Tensor]) -> None:
+    """Raises a `RuntimeError` if a closure computed gradients while a gradient scaler is stepping.
+
+    Args:
+        before: the gradients that there were, with their versions.
+        params: the parameters.
+    """
+    after = [(param.grad, param.grad._version) for param in params if param.grad is not None]
+    is_same = len(before) == len(after) and all(
+        old is new and version == now for (old, version), (new, now) in zip(before, after, strict=True)
+    )
+    if is_same:
+        return
+    # The scaler unscaled the gradients that there were, and gives no sign of itself but being the caller.
+    frame = inspect.currentframe()
+    while frame is not None:
+        # Looking into a frame costs more than reading its name.
+        caller = frame.f_locals.get("self") if frame.f_code.co_name == "_maybe_opt_step" else None
+        if isinstance(caller, torch.amp.GradScaler) and caller.is_enabled():
+            raise RuntimeError(
+                "The closure computed gradients while a gradient scaler is stepping: they are scaled, and "
+                "nobody would unscale them. Call `scaler.step(opt, loss=loss)` after the backward pass, or "
+                "give a closure of the loss alone: `scaler.step(opt, lambda: loss.detach())`. Parameters "
+                "and state are as they were; the gradients are the closure's."
+            )
+        frame = frame.f_back
