@@ -9,6 +9,8 @@ from emo_shared.eight_bit import BUCKETS, SIGNED, UNSIGNED, buckets, midpoints, 
 _EXPONENTS = 32
 """The exponents of shares from 2^-24 to 1, by their last five bits."""
 _MOST_DECADES = 16
+_UNITS, _DOUBT = 65536, 8
+"""The same numbers as in cpu_codes_avx512.h."""
 _DECADES = 7
 """The decades of a table, from 10^-7 to 1."""
 
@@ -20,6 +22,7 @@ class Code(ctypes.Structure):
         ("values", ctypes.c_float * 256),
         ("middles", ctypes.c_float * 256),
         ("least", ctypes.c_uint8 * (2 * BUCKETS)),
+        ("bytes", ctypes.c_uint8 * 256 * 4),
         ("borders", ctypes.c_float * _EXPONENTS),
         ("slopes", ctypes.c_float * _MOST_DECADES),
         ("offsets", ctypes.c_float * _MOST_DECADES),
@@ -40,15 +43,17 @@ def _code(table: tuple[float, ...]) -> Code:
     code = Code()
     middle = midpoints(table)
     code.values[:], code.middles[:255], code.least[:] = table, middle, buckets(table)
+    for place, own in enumerate(code.bytes):
+        own[:] = bytes(code.values)[place::4]
     above = middle[zero_code(table) :]
     smallest = (len(above) + 1) // 2**_DECADES  # The number of values in the lowest decade: 1 or 2.
     parts = [0, *(smallest * 2**decade for decade in range(_DECADES)), 0]
     firsts = [sum((1, *parts[1:decade])) if decade else 0 for decade in range(len(parts))]
     for decade, (first, many) in enumerate(zip(firsts, parts, strict=True)):
-        code.slopes[decade] = many / 0.9 * 10.0 ** (_DECADES - decade)
+        code.slopes[decade] = _UNITS * many / 0.9 * 10.0 ** (_DECADES - decade)
         # Half a code away from whole numbers where the function is constant.
-        code.offsets[decade] = first - many / 9.0 if many else first + 0.5
-        code.caps[decade] = first + max(many, 1) - 0.25
+        code.offsets[decade] = _UNITS * (first - many / 9.0 if many else first + 0.5) + _DOUBT
+        code.caps[decade] = _UNITS * (first + max(many, 1) - 0.25)
     code.borders[:] = [math.inf] * _EXPONENTS
     for first in firsts[1:]:
         border = above[first - 1]

@@ -14,7 +14,8 @@ enum { SIGNED_ZERO = 127 };
 typedef struct {
     float values[256], middles[256];
     uint8_t least[2 * BUCKETS]; /* the least code of each bucket */
-    /* For a value x >= 0, and for its exponent and its decade in the table: see `encode_most`. */
+    uint8_t bytes[4][256];      /* the first, second, ... byte of each value */
+    /* The linear functions for AVX-512. */
     float borders[32], slopes[16], offsets[16], caps[16];
     int32_t decades[32];
 } Code;
@@ -72,6 +73,9 @@ static void encode_most(int64_t count, uint8_t *restrict codes, const float *res
                         const Code *table, int squares) {
     encode_each(count, codes, wide, inverse, table, squares);
 }
+
+INLINE int has_bytes(void) { return 0; }
+#define decode_bytes decode_block
 #endif
 
 static void encode_block(int64_t count, uint8_t *codes, float *scale, const float *wide, const Code *table,
@@ -87,7 +91,8 @@ static void encode_block(int64_t count, uint8_t *codes, float *scale, const floa
 static void decode(int64_t count, float *wide, const uint8_t *codes, const float *scales, const Code *table) {
     for (int64_t start = 0; start < count; start += CODED_BLOCK, scales++) {
         const int64_t many = count - start < CODED_BLOCK ? count - start : CODED_BLOCK;
-        decode_block(many, wide + start, codes + start, *scales, table);
+        if (has_bytes()) decode_bytes(many, wide + start, codes + start, *scales, table);
+        else decode_block(many, wide + start, codes + start, *scales, table);
     }
 }
 

@@ -1,8 +1,16 @@
-/* Included by cpu_codes.h for AVX-512: 16 codes at a time. */
+/* Included by cpu_codes.h for AVX-512: 64 codes at a time. */
 
 #include <immintrin.h>
 
-INLINE __mmask16 lanes(int64_t left) { return (__mmask16)(left < 16 ? (1u << left) - 1u : 0xffffu); }
+INLINE __mmask16 lanes(int64_t left) {
+    return (__mmask16)(left >= 16 ? 0xffffu : left > 0 ? (1u << left) - 1u : 0u);
+}
+
+/* The order of groups of four bytes that undoes the order of packing, and is undone by unpacking. */
+INLINE __m512i transposed(__m512i bytes) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(order, bytes);
+}
 
 /* Eight pairs of registers hold the table; three bits of a code select one of the pairs. */
 static void decode_block(int64_t count, float *restrict wide, const uint8_t *restrict codes, float scale,
@@ -31,65 +39,137 @@ static void decode_block(int64_t count, float *restrict wide, const uint8_t *res
     }
 }
 
+/* The same for processors that look up 64 bytes at once: each of the four bytes of a value has a table. */
+__attribute__((target("avx512vbmi"))) static void decode_bytes(
+    int64_t count, float *restrict wide, const uint8_t *restrict codes, float scale, const Code *table) {
+    __m512i parts[4][4];
+    for (int byte = 0; byte < 4; byte++)
+        for (int part = 0; part < 4; part++)
+            parts[byte][part] = _mm512_loadu_si512(table->bytes[byte] + 64 * part);
+    const __m512 scales = _mm512_set1_ps(scale);
+    int64_t index = 0;
+    for (; index + 64 <= count; index += 64) {
+        const __m512i code = transposed(_mm512_loadu_si512(codes + index));
+        const __mmask64 upper = _mm512_movepi8_mask(code);
+        __m512i found[4];
+#pragma GCC unroll 4
+        for (int byte = 0; byte < 4; byte++)
+            found[byte] = _mm512_mask_blend_epi8(
+                upper, _mm512_permutex2var_epi8(parts[byte][0], code, parts[byte][1]),
+                _mm512_permutex2var_epi8(parts[byte][2], code, parts[byte][3]));
+        const __m512i low01 = _mm512_unpacklo_epi8(found[0], found[1]);
+        const __m512i high01 = _mm512_unpackhi_epi8(found[0], found[1]);
+        const __m512i low23 = _mm512_unpacklo_epi8(found[2], found[3]);
+        const __m512i high23 = _mm512_unpackhi_epi8(found[2], found[3]);
+        found[0] = _mm512_unpacklo_epi16(low01, low23);
+        found[1] = _mm512_unpackhi_epi16(low01, low23);
+        found[2] = _mm512_unpacklo_epi16(high01, high23);
+        found[3] = _mm512_unpackhi_epi16(high01, high23);
+#pragma GCC unroll 4
+        for (int part = 0; part < 4; part++)
+            _mm512_storeu_ps(wide + index + 16 * part, _mm512_mul_ps(_mm512_castsi512_ps(found[part]), scales));
+    }
+    if (index < count) decode_block(count - index, wide + index, codes + index, scale, table);
+}
+
+INLINE int has_bytes(void) { return __builtin_cpu_supports("avx512vbmi") != 0; }
+
 /* Encodes a block without NaN, whose scale is neither tiny nor the largest one.
  *
- * In a decade of the table the midpoints have equal distances, so a linear function of the share is the code:
- * its whole part, where the function grows by 1 from midpoint to midpoint. The border between two decades is a
- * midpoint itself; at most one border lies between two powers of 2. The linear function has an error below
- * DOUBT, so shares that come closer to a midpoint are compared with the midpoint itself. */
-#define DOUBT 0x1p-12f
+ * Codes are counted from the value 0 on. In a decade of the table the midpoints have equal distances: a linear
+ * function of a share is a whole number at each of them, and the whole part of the function is the code. The border
+ * between two decades is a midpoint, too. At most one border lies between two powers of 2. The function is computed
+ * in units of 1 / UNITS, so that its error is below DOUBT units. Shares that come as close to a midpoint are compared
+ * with the midpoint itself. codes.py has the numbers of the functions, to which DOUBT units are added. */
+enum { UNITS = 65536, DOUBT = 8 };
+
+typedef struct {
+    __m512 borders, more_borders, slopes, offsets, caps;
+    __m512i decades, more_decades;
+} Lines;
+
+/* The size of shares. A negative share at a midpoint takes the code of the larger size: its next number is above the
+ * midpoint. */
+INLINE __m512 size_of_share(__m512 share, __mmask16 below) {
+    const __m512i bits = _mm512_castps_si512(_mm512_abs_ps(share));
+    return _mm512_castsi512_ps(_mm512_mask_add_epi32(bits, below, bits, _mm512_set1_epi32(1)));
+}
+
+/* The linear function of 16 sizes, in units. Sizes below 2^-31 have the same place in the tables. */
+INLINE __m512i units_of(__m512 size, const Lines *lines) {
+    const __m512i bits = _mm512_srli_epi32(_mm512_castps_si512(size), 23);
+    const __m512i exponent = _mm512_subs_epu16(bits, _mm512_set1_epi32(96));
+    const __m512 border = _mm512_permutex2var_ps(lines->borders, exponent, lines->more_borders);
+    __m512i decade = _mm512_permutex2var_epi32(lines->decades, exponent, lines->more_decades);
+    const __mmask16 above = _mm512_cmp_ps_mask(size, border, _CMP_GT_OQ);
+    decade = _mm512_mask_add_epi32(decade, above, decade, _mm512_set1_epi32(1));
+    const __m512 place = _mm512_fmadd_ps(size, _mm512_permutexvar_ps(decade, lines->slopes),
+                                         _mm512_permutexvar_ps(decade, lines->offsets));
+    return _mm512_cvttps_epi32(_mm512_min_ps(place, _mm512_permutexvar_ps(decade, lines->caps)));
+}
+
+INLINE __mmask64 all_of(const __mmask16 parts[4]) {
+    const __mmask32 first = _mm512_kunpackw(parts[1], parts[0]), last = _mm512_kunpackw(parts[3], parts[2]);
+    return _mm512_kunpackd(last, first);
+}
+
+/* The code of one element: for shares in doubt. */
+static uint8_t encode_one(float value, float inverse, const Code *table, int squares) {
+    const uint32_t code = code_of(counted(value) * inverse, table);
+    return (uint8_t)(squares && value >= LEAST_COUNTED && code == 0 ? 1 : code);
+}
+
+/* Encodes 64 elements. */
+INLINE void encode_64(uint8_t *restrict codes, const float *restrict wide, float inverse, const Lines *lines,
+                      const Code *table, const int squares) {
+    __m512i units[4];
+    __mmask16 negative[4], close[4];
+#pragma GCC unroll 4
+    for (int part = 0; part < 4; part++) {
+        __m512 size = _mm512_mul_ps(_mm512_loadu_ps(wide + 16 * part), _mm512_set1_ps(inverse));
+        if (!squares) {
+            negative[part] = _mm512_movepi32_mask(_mm512_castps_si512(size));
+            size = size_of_share(size, negative[part]);
+        }
+        units[part] = units_of(size, lines);
+        close[part] = _mm512_testn_epi32_mask(units[part], _mm512_set1_epi32(UNITS - 2 * DOUBT));
+        units[part] = _mm512_srli_epi32(units[part], 16);
+    }
+    __m512i code = transposed(_mm512_packus_epi16(_mm512_packus_epi32(units[0], units[1]),
+                                                  _mm512_packus_epi32(units[2], units[3])));
+    __mmask64 doubtful = all_of(close);
+    if (squares) {
+        /* A value above 0 has at least the code 1. */
+        doubtful |= _mm512_testn_epi8_mask(code, code);
+    } else {
+        /* -1 has the place of the smallest negative value: the code is 2 or more, or the value counts as 0. */
+        const __mmask64 below = all_of(negative);
+        doubtful |= _mm512_mask_cmple_epu8_mask(below, code, _mm512_set1_epi8(1));
+        code = _mm512_mask_sub_epi8(_mm512_add_epi8(code, _mm512_set1_epi8(SIGNED_ZERO)), below,
+                                    _mm512_set1_epi8((char)(SIGNED_ZERO + 1)), code);
+    }
+    _mm512_storeu_si512(codes, code);
+    for (uint64_t left = doubtful; left != 0; left &= left - 1) {
+        const int lane = __builtin_ctzll(left);
+        codes[lane] = encode_one(wide[lane], inverse, table, squares);
+    }
+}
 
 INLINE void encode_as(int64_t count, uint8_t *restrict codes, const float *restrict wide, float inverse,
                       const Code *table, const int squares) {
-    const __m512 borders = _mm512_loadu_ps(table->borders), more_borders = _mm512_loadu_ps(table->borders + 16);
-    const __m512i decades = _mm512_loadu_si512(table->decades), more = _mm512_loadu_si512(table->decades + 16);
-    const __m512 slopes = _mm512_loadu_ps(table->slopes), offsets = _mm512_loadu_ps(table->offsets);
-    const __m512 caps = _mm512_loadu_ps(table->caps);
-    const __m512i one = _mm512_set1_epi32(1);
-    for (int64_t index = 0; index < count; index += 16) {
-        const __mmask16 own = lanes(count - index);
-        const __m512 value = _mm512_maskz_loadu_ps(own, wide + index);
-        const __m512 share = _mm512_mul_ps(value, _mm512_set1_ps(inverse));
-        __m512 size = share;
-        __mmask16 below = 0;
-        if (!squares) {
-            below = _mm512_movepi32_mask(_mm512_castps_si512(share));
-            size = _mm512_abs_ps(share);
-            /* A negative share at a midpoint takes the code of the larger size: the next number is above the
-             * midpoint. */
-            const __m512i bits = _mm512_castps_si512(size);
-            size = _mm512_castsi512_ps(_mm512_mask_add_epi32(bits, below, bits, one));
-        }
-        size = _mm512_max_ps(size, _mm512_set1_ps(0x1p-24f));
-        const __m512i exponent = _mm512_srli_epi32(_mm512_castps_si512(size), 23);
-        const __m512 border = _mm512_permutex2var_ps(borders, exponent, more_borders);
-        __m512i decade = _mm512_permutex2var_epi32(decades, exponent, more);
-        decade = _mm512_mask_add_epi32(decade, _mm512_cmp_ps_mask(size, border, _CMP_GT_OQ), decade, one);
-        __m512 place = _mm512_fmadd_ps(size, _mm512_permutexvar_ps(decade, slopes),
-                                       _mm512_permutexvar_ps(decade, offsets));
-        place = _mm512_min_ps(place, _mm512_permutexvar_ps(decade, caps));
-        __m512i code = _mm512_cvttps_epi32(place);
-        const __m512 rest = _mm512_abs_ps(_mm512_reduce_ps(place, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-        const __mmask16 doubtful = _mm512_mask_cmp_ps_mask(own, rest, _mm512_set1_ps(DOUBT), _CMP_LT_OQ);
-        if (squares) {
-            const __mmask16 above = _mm512_cmp_ps_mask(value, _mm512_set1_ps(LEAST_COUNTED), _CMP_GE_OQ);
-            code = _mm512_mask_max_epi32(code, above, code, one);
-        } else {
-            /* -1 has the place of the smallest negative value, so the negative values begin at the second. */
-            const __m512 first = _mm512_set1_ps(-table->middles[SIGNED_ZERO - 1]);
-            const __mmask16 second = _mm512_mask_cmp_ps_mask(below, size, first, _CMP_GT_OQ);
-            code = _mm512_max_epi32(code, _mm512_maskz_set1_epi32(below, 1));
-            code = _mm512_mask_max_epi32(code, second, code, _mm512_set1_epi32(2));
-            const __m512i down = _mm512_sub_epi32(_mm512_set1_epi32(SIGNED_ZERO + 1), code);
-            code = _mm512_mask_blend_epi32(below, _mm512_add_epi32(_mm512_set1_epi32(SIGNED_ZERO), code), down);
-        }
-        _mm512_mask_cvtepi32_storeu_epi8(codes + index, own, code);
-        for (uint32_t left = doubtful; left != 0; left &= left - 1) {
-            const int64_t lane = index + __builtin_ctz(left);
-            const uint32_t found = code_of(wide[lane] * inverse, table);
-            codes[lane] = (uint8_t)(squares && wide[lane] >= LEAST_COUNTED && found == 0 ? 1 : found);
-        }
-    }
+    const Lines lines = {
+        _mm512_loadu_ps(table->borders),     _mm512_loadu_ps(table->borders + 16), _mm512_loadu_ps(table->slopes),
+        _mm512_loadu_ps(table->offsets),     _mm512_loadu_ps(table->caps),         _mm512_loadu_si512(table->decades),
+        _mm512_loadu_si512(table->decades + 16)};
+    int64_t index = 0;
+    for (; index + 64 <= count; index += 64)
+        encode_64(codes + index, wide + index, inverse, &lines, table, squares);
+    if (index == count) return;
+    float room[64] = {0};
+    uint8_t found[64];
+    memcpy(room, wide + index, sizeof(float) * (size_t)(count - index));
+    encode_64(found, room, inverse, &lines, table, squares);
+    memcpy(codes + index, found, (size_t)(count - index));
 }
 
 static void encode_most(int64_t count, uint8_t *restrict codes, const float *restrict wide, float inverse,
