@@ -269,14 +269,14 @@ def jax_runner(update: Callable[..., Any], state: Any, tensors: str) -> Callable
     return once
 
 
-def _compiler(optimizer: Any, tensors: str) -> Callable[[], Any]:
+def compiler(update: Callable[..., Any], optimizer: Any, tensors: str) -> Callable[[], Any]:
     """Returns a function that compiles a step anew."""
     import jax
 
     params, grads, loss = jax_arrays(tensors)
     given = (params, optimizer.init(params), grads, loss)
-
-    return lambda: jax.jit(jax_update(optimizer)).lower(*given).compile()
+    # A new function each time: JAX keeps the programs of functions that it knows.
+    return lambda: jax.jit(lambda *args: update(*args)).lower(*given).compile()
 
 
 @contextmanager
@@ -298,7 +298,7 @@ def jax_results(tensors: str, rows: Sequence[Row], rounds: int) -> list[Result]:
     for row in rows:
         pair = zip(("", "0"), jax_optimizers(row), strict=True)
         if row.is_compile:
-            steps = {name: _compiler(optimizer, tensors) for name, optimizer in pair}
+            steps = {name: compiler(jax_update(own), own, tensors) for name, own in pair}
         else:
             params, _, _ = jax_arrays(tensors)
             steps = {

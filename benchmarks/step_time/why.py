@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.step_time.row_steps import (
+    COMPILE_ROUNDS,
     FOUR,
     GPT2,
     LARGE,
@@ -20,6 +21,7 @@ from benchmarks.step_time.row_steps import (
     Steps,
     Times,
     baseline_of,
+    compiler,
     jax_arrays,
     jax_optimizers,
     jax_runner,
@@ -31,6 +33,8 @@ from benchmarks.step_time.row_steps import (
     torch_params,
 )
 
+SIGNS = {0: "", 1: "yes", -1: "subtracted"}
+
 
 class Part(NamedTuple):
     """A part of a step, with its cost.
@@ -39,13 +43,14 @@ class Part(NamedTuple):
         title: what the part does.
         ratio: its time over the baseline's.
         microseconds: the median of its time.
-        in_floor: whether every step of this kind has this part, so that the floor has it.
+        in_floor: 1 if every step of this kind has this part, so that the floor has it; -1 if the floor has
+            it twice, so that it is subtracted; otherwise 0.
     """
 
     title: str
     ratio: float
     microseconds: float
-    in_floor: bool
+    in_floor: int
 
 
 class Why(NamedTuple):
@@ -62,25 +67,27 @@ def why(result: Result, rounds: int | None = None) -> Why | None:
     if found is None:
         return None
     steps, in_floor, sentence = found
-    times = measure(steps, rounds or ROUNDS[result.tensors])
-    parts = [
-        _part(title, own, times[""], in_floor=title in in_floor) for title, own in times.items() if title
-    ]
+    given = rounds or ROUNDS[result.tensors]
+    if result.row.is_compile:
+        times = measure(steps, min(given, COMPILE_ROUNDS), 1)
+    else:
+        times = measure(steps, given)
+    parts = [_part(title, own, times[""], in_floor.get(title, 0)) for title, own in times.items() if title]
     return Why(result, parts, sentence)
 
 
-def _part(title: str, times: list[Times], baseline: list[Times], *, in_floor: bool) -> Part:
+def _part(title: str, times: list[Times], baseline: list[Times], in_floor: int) -> Part:
     (ratio, _, _), _, _ = ratio_of(times, baseline)
     seconds = sorted(one.process for one in times)[len(times) // 2]
     return Part(title, ratio, 1e6 * seconds, in_floor)
 
 
-_Found = tuple[Steps, tuple[str, ...], str]
+_Found = tuple[Steps, dict[str, int], str]
 
 
 def _steps_of(row: Row, tensors: str) -> _Found | None:
     if row.is_compile:
-        return None
+        return _compiling(row, tensors)
     if row.against:
         return _passing(row, tensors)
     if row.make == "emotional":
@@ -137,7 +144,7 @@ def _small(row: Row, tensors: str) -> _Found:
         "emotion has one value for the whole optimizer, so its cost does not shrink with the tensors, and "
         "AdamW has no such part."
     )
-    return steps, (CALL, CHECKS, LOSS), sentence
+    return steps, dict.fromkeys((CALL, CHECKS, LOSS), 1), sentence
 
 
 def _around_inner(row: Row, tensors: str) -> _Found:
@@ -165,7 +172,7 @@ def _around_inner(row: Row, tensors: str) -> _Found:
         "of a gradient is small must be known before that step, so the gradients are read once more; this "
         "search runs alone here, with the gradients outside the cache."
     )
-    return steps, (INNER, SEARCH, LOSS), sentence
+    return steps, dict.fromkeys((INNER, SEARCH, LOSS), 1), sentence
 
 
 def _memory(row: Row, tensors: str) -> _Found | None:
@@ -209,23 +216,19 @@ def _memory(row: Row, tensors: str) -> _Found | None:
             "The bytes alone are the first part. The rest is arithmetic: each moment is widened to "
             "float32 and rounded back to bfloat16, which AdamW in float32 does not do."
         )
-    return steps, tuple(title for title in steps if "only moves" in title and str(total) in title), sentence
+    return steps, {f"a kernel that only moves the {total} bytes of a weight": 1}, sentence
 
 
 # JAX.
 
+SMALL = 32
+"""The most elements of an array of an emotion."""
+FILTERED = "the baseline with a filter and a scale, without an emotion"
 
-def _passing(row: Row, tensors: str) -> _Found:
-    """The time to pass the arrays of a step in and out of a compiled program, and of what must be added."""
-    import jax
+
+def _filtered(baseline: Any) -> Callable[..., Any]:
+    """Returns a step of the baseline with a filter and a scale, which depend on the loss."""
     import jax.numpy as jnp
-
-    baseline, ours = jax_optimizers(row)
-    params, _, _ = jax_arrays(tensors)
-
-    def touch(params: Any, state: Any, grads: Any, loss: Any) -> Any:
-        moved = [param + 0.5 * grad + loss for param, grad in zip(params, grads, strict=True)]
-        return moved, jax.tree.map(lambda leaf: ~leaf if leaf.dtype == bool else leaf + 1, state)
 
     step = jax_update(baseline)
 
@@ -238,6 +241,58 @@ def _passing(row: Row, tensors: str) -> _Found:
         ]
         return moved, state
 
+    return filtered
+
+
+def _compiling(row: Row, tensors: str) -> _Found:
+    """The time to compile the parts of a step."""
+    import optax
+
+    import emo_optax
+
+    baseline, ours = jax_optimizers(row)
+    emotion, nothing = "the emotion alone", "a program with next to nothing"
+    steps: Steps = {
+        "": compiler(jax_update(baseline), baseline, tensors),
+        "the whole step": compiler(jax_update(ours), ours, tensors),
+        emotion: _emotion_compiler(emo_optax.share_emotion(optax.identity())),
+        nothing: _emotion_compiler(optax.identity()),
+    }
+    rule = FILTERED
+    if row.make == "emotional":
+        steps[rule] = compiler(_filtered(baseline), baseline, tensors)
+    else:
+        rule, factored = "`optax.adafactor`, a rule with factors, too", optax.adafactor(1e-3)
+        steps[rule] = compiler(jax_update(factored), factored, tensors)
+    sentence = (
+        "The emotion is one more part of the program, whose compilation takes as long with four arrays "
+        "as with thirty; the rule needs more loops for each array than the baseline has."
+    )
+    return steps, {rule: 1, emotion: 1, nothing: -1}, sentence
+
+
+def _emotion_compiler(optimizer: Any) -> Callable[[], Any]:
+    return compiler(jax_update(optimizer), optimizer, TINY)
+
+
+def _passing(row: Row, tensors: str) -> _Found:
+    """The time to pass the arrays of a step in and out of a compiled program, and of what must be added."""
+    import jax
+
+    baseline, ours = jax_optimizers(row)
+    params, _, _ = jax_arrays(tensors)
+
+    def passed_on(leaf: Any) -> Any:
+        if leaf.size <= SMALL:  # The compiler removes the operation, and aliases the output to the input.
+            return leaf & True if leaf.dtype == bool else leaf * 1
+        return leaf + 1
+
+    def touch(params: Any, state: Any, grads: Any, loss: Any) -> Any:
+        moved = [param + 0.5 * grad + loss for param, grad in zip(params, grads, strict=True)]
+        return moved, jax.tree.map(passed_on, state)
+
+    step = jax_update(baseline)
+
     def count(optimizer: Any) -> int:
         return len(jax.tree.leaves((params, optimizer.init(params))))
 
@@ -245,15 +300,15 @@ def _passing(row: Row, tensors: str) -> _Found:
         arrays, _, _ = jax_arrays(tensors)
         return jax_runner(update, optimizer.init(arrays), tensors)
 
-    passed = f"a program that passes on {count(ours)} arrays as in the row, one addition each"
-    bare = f"a program that passes on {count(baseline)} arrays as in the baseline, one addition each"
-    extra = "the baseline with a filter and a scale, without an emotion"
+    passed = f"a program that passes on {count(ours)} arrays as in the row"
+    bare = f"a program that passes on {count(baseline)} arrays as in the baseline"
+    extra = FILTERED
     steps: Steps = {
         "": runner(step, baseline),
         "the whole step": runner(jax_update(ours), ours),
         passed: runner(touch, ours),
         bare: runner(touch, baseline),
-        extra: runner(filtered, baseline),
+        extra: runner(_filtered(baseline), baseline),
     }
     sentence = (
         f"A step of the row passes on {count(ours)} arrays, one of the baseline {count(baseline)}; each "
@@ -264,8 +319,8 @@ def _passing(row: Row, tensors: str) -> _Found:
             "The filter reads the gradients beside the moments, and XLA runs it in the same loop: the "
             "baseline with a filter and a scale is the floor."
         )
-        return steps, (extra,), sentence
-    return steps, (passed,), sentence
+        return steps, {extra: 1}, sentence
+    return steps, {passed: 1}, sentence
 
 
 def section(found: Sequence[Why | None], missed: Sequence[Result]) -> str:
@@ -288,9 +343,9 @@ def section(found: Sequence[Why | None], missed: Sequence[Result]) -> str:
         lines += ["| part | over the baseline | microseconds | in the floor |"]
         lines += ["| --- | ---: | ---: | --- |"]
         for part in own.parts:
-            cells = f"{part.ratio:.2f} | {part.microseconds:.3g} | {'yes' if part.in_floor else ''}"
+            cells = f"{part.ratio:.2f} | {part.microseconds:.3g} | {SIGNS[part.in_floor]}"
             lines.append(f"| {part.title} | {cells} |")
-        floor = sum(part.ratio for part in own.parts if part.in_floor)
+        floor = sum(part.in_floor * part.ratio for part in own.parts)
         lines += [
             "",
             f"Ratio {result.ratio[0]:.2f}, at most {result.bound}, floor {floor:.2f}. {own.sentence}",
