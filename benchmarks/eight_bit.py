@@ -6,6 +6,10 @@ writes `eight_bit.md`. Each of the four tasks of the yardstick is trained with f
 moments in 8 bits, from the same weights, on the same batches. All moments are in 8 bits here, also of
 tensors that are too small for it: in these tasks most are. A third run has a naive code, 256 values at
 equal distances, to show that the choice of the values matters.
+
+    python -m benchmarks.eight_bit --others --output docs/yardstick
+
+writes `eight_bit_others.md`: memory and time of a step, beside the 8-bit AdamW of torchao and bitsandbytes.
 """
 
 import argparse
@@ -22,7 +26,9 @@ def options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=int, default=300, help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--output", type=Path, help="the folder to write eight_bit.md to")
+    parser.add_argument("--output", type=Path, help="the folder to write the page to")
+    parser.add_argument("--others", action="store_true", help="compare with other packages")
+    parser.add_argument("--rounds", type=int, default=9, help="steps to measure with --others (default: 9)")
     return parser
 
 
@@ -32,6 +38,7 @@ if __name__ == "__main__":
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 from unittest import mock
 
@@ -143,9 +150,33 @@ def report(found: dict[tuple[str, str, str], float]) -> str:
     )
 
 
+def compare(rounds: int, output: Path | None) -> int:
+    """Measures, prints and writes the comparison with other packages; 2 if one of them is missing."""
+    from benchmarks import eight_bit_others
+
+    console = Console()
+    missing = [name for name in eight_bit_others.NEEDS if find_spec(name) is None]
+    if missing:
+        extras = f"examples,{eight_bit_others.EXTRA}"
+        console.print(
+            f"{' and '.join(missing)} missing. Install with pip install 'emo-optimizers[{extras}]', or "
+            f"from a clone with pip install -e '.[{extras}]'",
+            markup=False,
+        )
+        return 2
+    page = eight_bit_others.report(eight_bit_others.measure(eight_bit_others.makers(), rounds))
+    console.print(Markdown(page))
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "eight_bit_others.md").write_text(page + "\n")
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Trains, prints and writes; returns 1 if a loss with 8 bits is above its bound."""
     given = options().parse_args(arguments)
+    if given.others:
+        return compare(given.rounds, given.output)
     names = given.task or TASKS
     jobs = [(task, member, code) for task in names for member in MEASURED for code in CODES]
     console = Console()
