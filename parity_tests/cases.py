@@ -42,13 +42,12 @@ def cases(
 
 def _of_member(member: Member, dtype: str, steps: int) -> list[Case]:
     whole = steps if member.cousin is None else (steps + 1) // 2
-    whole = min(whole, member.steps.get(("any", dtype), whole))
 
     def short(title: str) -> int:
         return min(whole, member.steps.get((title, dtype), whole))
 
     found = [
-        Case(member.name, {"use_shadow": True}, dtype, losses, whole)
+        Case(member.name, {"use_shadow": True}, dtype, losses, short(losses))
         for losses in _LOSSES.get(dtype, LOSSES)
         if member.cousin is None or losses in _LOSSES_OF_COUSINS
     ]
@@ -58,7 +57,7 @@ def _of_member(member: Member, dtype: str, steps: int) -> list[Case]:
         if member.is_tested_with(title, dtype)
     ]
     if dtype == "float64":
-        found += [Case(member.name, options, dtype, steps=whole) for options in member.more_options]
+        found += [Case(member.name, options, dtype, steps=short("more")) for options in member.more_options]
     # In float32 a difference of a rounding may choose another code: eight_bit_test.py compares each step.
     if dtype == "float64" and member.name in EIGHT_BIT:
         found.append(Case(member.name, {"use_shadow": True, "moment_dtype": "8bit"}, dtype, steps=40))

@@ -4,6 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from emo_shared.eight_bit import EIGHT_BIT
 from parity_tests import sequences
@@ -58,23 +59,43 @@ class Lockstep(NamedTuple):
         return joined
 
 
-def trajectory(side: str, case: Case, device: str = "cpu", member: Member | None = None) -> Arrays:
-    """Runs one side and returns every leaf after every step, each with the steps as first axis."""
+def trajectory(
+    side: str, case: Case, device: str = "cpu", member: Member | None = None, is_reversed: bool = False
+) -> Arrays:
+    """Runs one side and returns every leaf after every step, each with the steps as first axis.
+
+    Args:
+        side: a name in `drive.SIDES`.
+        case: the inputs.
+        device: where the side computes.
+        member: the member, if not the case's.
+        is_reversed: whether the side is given all arrays with their elements in reverse order. The leaves
+            are returned in the usual order. Sums then add in another order, and nothing else is different.
+    """
     with jax.enable_x64(case.dtype == "float64"):
         # Small arrays have no codes.
         shapes = LARGE if case.options.get("moment_dtype") == EIGHT_BIT else None
         start = sequences.params(case.dtype, case.seed, shapes)
-        drive = SIDES[side](member or FAMILY[case.optimizer], start, case.options, device)
+        given = _reversed(start) if is_reversed else start
+        drive = SIDES[side](member or FAMILY[case.optimizer], given, case.options, device)
         if shapes is None:
             grads = sequences.all_gradients(case.dtype, case.seed, case.steps)
         else:
             grads = [sequences.gradients(start, step, case.seed) for step in range(case.steps)]
+        if is_reversed:
+            grads = [_reversed(grad) for grad in grads]
         losses = sequences.losses(case.losses, case.steps, case.seed)
         for grad, loss in zip(grads, losses, strict=True):
             drive.step(grad, float(loss))
             drive.keep()
         rows = with_sums(drive.history())
+    if is_reversed:
+        rows = {name: np.flip(row, tuple(range(1, row.ndim))) for name, row in rows.items()}
     return {name: rows[name] for name in sorted(rows)}
+
+
+def _reversed(arrays: Arrays) -> Arrays:
+    return {name: np.flip(array).copy() for name, array in arrays.items()}
 
 
 def compare(values: Arrays, references: Arrays, case: Case) -> Lockstep:

@@ -6,7 +6,7 @@ import pytest
 
 from parity_tests.cases import STEPS, cases
 from parity_tests.family import FAMILY, optax_options
-from parity_tests.lockstep import Case, run
+from parity_tests.lockstep import Case, compare, run, trajectory
 from parity_tests.sequences import LOSSES
 from parity_tests.tolerances import LOCKSTEP
 
@@ -37,3 +37,32 @@ def test_nothing_is_left_out() -> None:
         own = [case for case in driven if case.optimizer == name]
         assert {case.dtype for case in own if case.steps == STEPS} == set(LOCKSTEP)
         assert {case.losses for case in own} == set(LOSSES)
+
+
+# The runs of EmoTion that have less than 300 steps, at the number at which the order of a sum has decided.
+OF_EMO_TION: tuple[tuple[str, str, dict[str, Any], int], ...] = (
+    ("float64", "negative", {"use_shadow": True}, 250),
+    ("float64", "spiky", FAMILY["EmoTion"].more_options[0], 140),
+    ("float64", "spiky", FAMILY["EmoTion"].more_options[1], 140),
+    ("float32", "not_finite", {"use_shadow": True}, 185),
+    ("float32", "spiky", {"use_shadow": True}, 185),
+)
+
+
+@pytest.mark.parametrize(("dtype", "losses", "options", "steps"), OF_EMO_TION)
+def test_emo_tion_is_as_far_from_itself_where_a_sum_is_added_in_reverse(
+    dtype: str, losses: str, options: dict[str, Any], steps: int
+) -> None:
+    def apart(steps: int) -> tuple[int, str] | None:
+        case = Case("EmoTion", options, dtype, losses, steps)
+        return compare(
+            trajectory("torch", case, is_reversed=True), trajectory("torch", case), case
+        ).first_excess
+
+    held = [
+        case.steps
+        for case in cases(["EmoTion"], [dtype])
+        if (case.losses, case.options) == (losses, options)
+    ]
+    assert apart(min(held)) is None
+    assert apart(steps) is not None
