@@ -334,9 +334,8 @@ def check_loss(value: Any, dtype: Any, name: str = "value") -> jax.Array:
 
 def _host_array(value: Any, name: str) -> np.ndarray[Any, Any]:
     """Returns a number, or an object that NumPy can make an array of, in its own width."""
-    is_time = (
-        getattr(getattr(value, "dtype", None), "kind", "") == "m"
-    )  # NumPy counts a time as an integer.
+    # A time is an integer for NumPy.
+    is_time = getattr(getattr(value, "dtype", None), "kind", "") == "m"
     if is_time or np.ma.is_masked(value):
         raise TypeError(f"`{name}` must be the loss, a real number, and is {value!r}")
     try:
