@@ -53,6 +53,13 @@ TINY = 2.0**-126
 LARGEST = 2.0**126
 """The largest scale: the reciprocals of larger numbers are below the normal float32 numbers."""
 
+LARGEST_BESIDE_SQUARE = 2.0**63
+"""The largest first moment that is stored beside a second moment: the root of `LARGEST`.
+
+A gradient above 1e19 has a square that float32 cannot hold, and its second moment is stored as `LARGEST`. A
+larger first moment would make the quotient, and so the step, up to 10^19 times too large.
+"""
+
 
 def to_float32(value: float) -> float:
     """Returns the nearest float32 number.

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import torch
 
 import emo_optax
 import emo_torch
@@ -128,6 +131,27 @@ def test_arrays_go_from_float32_moments_to_codes_and_back() -> None:
         if key.startswith("exp_avg/") and array.size >= 4096:
             largest = np.abs(arrays[key]).max()
             assert 0.0 < np.abs(array - arrays[key]).max() <= 0.01 * largest
+
+
+@pytest.mark.parametrize("size", [1e18, 1e20, 1e25, 3e38])
+def test_a_gradient_with_a_square_above_float32_never_makes_a_step_too_large(size: float) -> None:
+    """A step of EmoSens is at most 6.6 times the learning rate, whatever the gradient."""
+    start = np.zeros(4096, np.float32)
+    weight = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    theirs = emo_torch.EmoSens([weight], lr=1e-3, moment_dtype="8bit")
+    ours = emo_optax.emo_sens(1e-3, moment_dtype="8bit")
+    params = jnp.asarray(start)
+    state = ours.init(params)
+    for number in range(6):
+        before = weight.detach().clone()
+        grad = np.full(4096, 0.1, np.float32)
+        grad[0] = size if number == 0 else 0.1
+        weight.grad = torch.from_numpy(grad)
+        theirs.step(loss=1.0)
+        updates, state = ours.update(jnp.asarray(grad), state, params, value=1.0)
+        params = optax.apply_updates(params, updates)
+        assert float((weight.detach() - before).abs().max()) < 6.6e-3
+        np.testing.assert_allclose(np.asarray(params), weight.detach().numpy(), rtol=1e-5, atol=1e-9)
 
 
 def test_both_sides_give_codes_to_the_same_members() -> None:

@@ -11,7 +11,7 @@ from emo_optax._checks.states import check_kinds
 from emo_optax._checks.validation import hyperparameter, is_number
 from emo_optax._pieces.emotion import wide_dtype
 from emo_optax._rules import eight_bit
-from emo_shared.eight_bit import EIGHT_BIT, SIGNED, UNSIGNED, is_coded
+from emo_shared.eight_bit import EIGHT_BIT, LARGEST_BESIDE_SQUARE, SIGNED, UNSIGNED, is_coded
 
 
 def zero_moments(params: optax.Params, moment_dtype: Any, *, is_square: bool = False) -> optax.Params:
@@ -138,6 +138,13 @@ def stored(moments: optax.Updates, before: optax.Updates, *, is_square: bool = F
     return jax.tree.map(store, moments, before)
 
 
+def _bounded(moment: jax.Array, old: Any) -> jax.Array:
+    """Returns a first moment, limited if it is stored in 8 bits, as its second moment is."""
+    if not eight_bit.is_coded_moment(old):
+        return moment
+    return jnp.clip(moment, -LARGEST_BESIDE_SQUARE, LARGEST_BESIDE_SQUARE)
+
+
 def step_and_store(
     step: Callable[..., tuple[optax.Updates, ...]],
     gradients: optax.Updates,
@@ -167,6 +174,11 @@ def step_and_store(
         own = [eight_bit.after(moment, before) for moment in own]
         wide = [decoded(old, is_square=square) for old, square in zip(own, are_squares, strict=True)]
         update, *moved = step(gradient, *wide)
+        if any(are_squares):
+            moved = [
+                new if square else _bounded(new, old)
+                for new, old, square in zip(moved, own, are_squares, strict=True)
+            ]
         trios = zip(moved, own, are_squares, strict=True)
         news = [stored(new, old, is_square=is_square) for new, old, is_square in trios]
         scales = [new.scales[0] for new in news if eight_bit.is_coded_moment(new)]

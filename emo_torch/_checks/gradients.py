@@ -12,7 +12,13 @@ _layout = attrgetter("layout")
 def check_gradients(owner: str, params: list[Tensor]) -> None:
     """Raises a `RuntimeError` for a gradient that the optimizer `owner` cannot use."""
     grads = [param.grad for param in params if param.grad is not None]
-    if set(map(_layout, grads)) <= {torch.strided} and all(map(Tensor.is_floating_point, grads)):
+    # torch.compile does not trace an attrgetter.
+    is_eager = not torch.compiler.is_compiling()
+    if (
+        is_eager
+        and set(map(_layout, grads)) <= {torch.strided}
+        and all(map(Tensor.is_floating_point, grads))
+    ):
         return
     strange = [grad for grad in grads if grad.layout != torch.strided or not grad.is_floating_point()]
     if any(grad.layout != torch.strided for grad in strange):

@@ -115,7 +115,7 @@ INLINE __mmask64 all_of(const __mmask16 parts[4]) {
 
 /* The code of one element: for shares in doubt. */
 static uint8_t encode_one(float value, float inverse, const Code *table, int squares) {
-    const uint32_t code = code_of(counted(value) * inverse, table);
+    const uint32_t code = code_of(counted(value, MOST_COUNTED) * inverse, table);
     return (uint8_t)(squares && value >= LEAST_COUNTED && code == 0 ? 1 : code);
 }
 

@@ -104,11 +104,13 @@ INLINE REAL *NAME(open_moments)(const Job *job, void *const *tensors, float *con
 }
 
 INLINE void NAME(close_moments)(const Job *job, void *const *tensors, float *const *scales, int64_t tensor,
-                                int64_t from, int64_t count, int64_t kind, int squares, const REAL *wide) {
+                                int64_t from, int64_t count, int64_t kind, int squares, int is_alone,
+                                const REAL *wide) {
     kind = NAME(kind_of)(tensors, scales, tensor, kind);
     if (kind == CODED)
         encode(count, (uint8_t *)tensors[tensor] + from, scales[tensor] + from / CODED_BLOCK, wide,
-               (const Code *)job->tables + squares, squares);
+               (const Code *)job->tables + squares, squares,
+               squares || is_alone ? MOST_COUNTED : MOST_BESIDE_SQUARE);
     else if (kind != WIDE)
         narrow(count, (uint16_t *)tensors[tensor] + from, wide, squares, kind);
 }
@@ -184,10 +186,10 @@ static void NAME(close_tile)(const NAME(Work) *work, const NAME(Tile) *tile, int
                    NAME(kept_of)(work, tensor, from));
     if (tile->firsts)
         NAME(close_moments)(job, rule->first, rule->first_scales, tensor, from, count, rule->first_kind, 0,
-                            tile->firsts);
+                            !tile->seconds, tile->firsts);
     if (tile->seconds)
         NAME(close_moments)(job, rule->second, rule->second_scales, tensor, from, count, rule->second_kind, 1,
-                            tile->seconds);
+                            1, tile->seconds);
 #endif
     (void)work, (void)tile, (void)tensor, (void)from, (void)count;
 }

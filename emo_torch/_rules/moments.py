@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from emo_shared.eight_bit import table_of
+from emo_shared.eight_bit import LARGEST_BESIDE_SQUARE, table_of
 from emo_torch._rules import eight_bit
 
 
@@ -42,6 +42,8 @@ def store_in(name: str, moment: Tensor, state: dict[str, Tensor]) -> None:
     if kept.dtype != torch.uint8:
         store(name, moment, kept)
         return
+    if f"{name}_sq" in state:
+        moment = moment.clamp(-LARGEST_BESIDE_SQUARE, LARGEST_BESIDE_SQUARE)
     codes, scale = eight_bit.encode(moment, table_of(name))
     kept.copy_(codes)
     state[eight_bit.scale_name(name)].copy_(scale)
