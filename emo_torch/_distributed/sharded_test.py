@@ -62,6 +62,25 @@ def test_compiled_code_leaves_sharded_parameters_to_the_other_ways(place: Place)
     assert_close(everything(net, ours), everything(other, theirs), 0.0)
 
 
+@in_processes(2)
+def test_moments_in_8_bits_refuse_sharded_parameters_and_name_the_way_out(place: Place) -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    whole_one = torch.nn.Parameter(torch.ones(64, 64))
+    for placement in (Shard(0), Replicate()):
+        param = torch.nn.Parameter(distribute_tensor(torch.ones(64, 64), mesh, [placement]))
+        with pytest.raises(ValueError, match=r"\(64, 64\) is sharded: use moment_dtype=torch.bfloat16"):
+            emo_torch.EmoSens([param], moment_dtype="8bit")
+        optimizer = emo_torch.EmoSens([whole_one], moment_dtype="8bit")
+        with pytest.raises(ValueError, match="is sharded"):
+            optimizer.add_param_group({"params": [param]})
+        # The way out that the message names.
+        narrow = emo_torch.EmoSens([param], moment_dtype=torch.bfloat16)
+        param.grad = distribute_tensor(torch.ones(64, 64), mesh, [placement])
+        narrow.step(loss=1.0)
+        assert narrow.state[param]["exp_avg"].dtype == torch.bfloat16
+    del place
+
+
 SHAPES = ((5, 3), (1, 4), (4, 1), (3,), (1,), (3, 2, 5), (0, 3))
 PLACEMENTS = {"first axis": Shard(0), "last axis": Shard(-1), "everywhere": Replicate()}
 

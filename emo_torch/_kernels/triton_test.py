@@ -30,6 +30,10 @@ MEMBERS = ("emo_sens", "emo_airy", "emo_cats", "emo_clan", "emo_neco", "emo_zeal
 KINDS = (("float32", "decoupled"), ("float32", "l2"), ("float64", "absolute"), ("bfloat16", "decoupled"))
 LATER = ("emo_sens3", "emo_navi36", "emo_fact36", "emo_airy3")
 """Members that the kernels step while their shadow is off."""
+NARROW = ("emo_sens", "emo_airy", "emo_cats")
+"""Members whose moments are stored in bfloat16, with float32 weights."""
+CODED = ("emo_sens", "emo_cats")
+"""Members whose moments are stored in 8 bits: there is no kernel for them."""
 CASES = [(name, *kind) for name in MEMBERS for kind in KINDS]
 
 
@@ -54,12 +58,15 @@ def _train(name: str, dtype: str, spoils: bool, **options: Any) -> dict[str, Ten
     return found
 
 
-def _differences(name: str, dtype: str, mode: str, *, is_plain: bool = False) -> list[str]:
+def _differences(
+    name: str, dtype: str, mode: str, *, is_plain: bool = False, bound: float | None = None, **more: Any
+) -> list[str]:
     """Returns the names of the results in which interpreted kernels and the readable way differ."""
     options: dict[str, Any] = {
         "weight_decay_mode": mode,
         "maximize": mode == "absolute",
         "weight_decay": 0.1,
+        **more,
     }
     options["use_shadow"] = not is_plain
     if not is_plain and name in ("emo_sens", "emo_airy", "emo_cats"):
@@ -76,13 +83,32 @@ def _differences(name: str, dtype: str, mode: str, *, is_plain: bool = False) ->
     ours = _train(name, dtype, is_plain, fused=True, **options)
     cuda.step = step
     theirs = _train(name, dtype, is_plain, foreach=False, **options)
-    bound = BOUNDS[dtype]
+    bound = bound or BOUNDS[dtype]
     wrong = [
         key
         for key, value in ours.items()
         if not torch.allclose(value.double(), theirs[key].double(), bound, bound, equal_nan=True)
     ]
     return wrong if left == [0] * len(LOSSES) else [*wrong, f"left to the other ways: {left}"]
+
+
+def _coded_differences(name: str) -> list[str]:
+    """Returns the tensors of which the kernels left other ones than those with codes, or changed bits."""
+    found = []
+    for options in ({"fused": True}, {"foreach": False}):
+        generator = torch.Generator().manual_seed(1)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((70, 64), (7,))]
+        optimizer = emo_torch.create_optimizer(name, params, lr=1e-2, moment_dtype="8bit", **options)
+        for loss in LOSSES:
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=generator)
+            optimizer.step(loss=loss)
+        coded = {**optimizer.state[params[0]], "param": params[0].detach()}
+        found.append((coded, params[1].detach()))
+    (ours, small), (theirs, other) = found
+    wrong = [key for key, value in ours.items() if not value.equal(theirs[key])]
+    wrong += [] if ours["exp_avg"].dtype == torch.uint8 else ["no codes"]
+    return wrong if torch.allclose(small, other, 1e-5, 1e-5) else [*wrong, "small"]
 
 
 def _interpret() -> None:
@@ -93,6 +119,11 @@ def _interpret() -> None:
     found = {"-".join(case): _differences(*case) for case in CASES}
     for name in (*MEMBERS, *LATER):
         found[f"{name} with plain options"] = _differences(name, "float32", "decoupled", is_plain=True)
+    for name in NARROW:
+        kept = {"moment_dtype": torch.bfloat16, "bound": BOUNDS["bfloat16"]}
+        found[f"{name} with narrow moments"] = _differences(name, "float32", "decoupled", **kept)
+    for name in CODED:
+        found[f"{name} with coded moments"] = _coded_differences(name)
     print(json.dumps(found))
 
 
@@ -166,6 +197,22 @@ def test_gradients_that_are_not_finite_go_where_they_go_in_the_readable_way(
     name: str, interpreted: dict[str, list[str]]
 ) -> None:
     assert interpreted[f"{name} with plain options"] == []
+
+
+@needs_triton
+@pytest.mark.parametrize("name", NARROW)
+def test_moments_of_bfloat16_are_those_of_the_readable_way(
+    name: str, interpreted: dict[str, list[str]]
+) -> None:
+    assert interpreted[f"{name} with narrow moments"] == []
+
+
+@needs_triton
+@pytest.mark.parametrize("name", CODED)
+def test_moments_in_8_bits_are_left_to_the_readable_way(
+    name: str, interpreted: dict[str, list[str]]
+) -> None:
+    assert interpreted[f"{name} with coded moments"] == []
 
 
 @needs_triton

@@ -102,6 +102,20 @@ def test_a_step_never_waits_for_the_device(
     assert int(look.held) == 2
 
 
+@pytest.mark.parametrize("kind", [emo_torch.EmoSens, emo_torch.EmoCats])
+def test_a_captured_step_with_moments_in_8_bits_never_waits_for_the_device(kind: Any) -> None:
+    params = [torch.nn.Parameter(torch.ones(shape)) for shape in ((64, 64), (3,))]
+    optimizer = kind(params, moment_dtype="8bit", capturable=True)
+    for param in params:
+        param.grad = torch.randn_like(param)
+    before = params[0].detach().clone()
+    with NoSync():
+        for number in (1.0, 2.0, 1.0):
+            optimizer.step(loss=torch.tensor(number))
+    assert optimizer.state[params[0]]["exp_avg"].dtype == torch.uint8
+    assert not params[0].equal(before)
+
+
 @pytest.mark.parametrize("ratio", ["v1.0", "v2.0", torch.abs])
 def test_no_shadow_ratio_waits_for_the_device(no_sync: None, ratio: Any) -> None:  # noqa: ARG001
     param = torch.nn.Parameter(torch.ones(3))
