@@ -11,14 +11,20 @@ enum { CODED_BLOCK = 256, BUCKETS = 23 * 256 + 2, BUCKET_SHIFT = 15, FIRST_BUCKE
 /* The code of the value 0 of a first moment; a second moment has the code 0. */
 enum { SIGNED_ZERO = 127 };
 
+/* The linear functions of decades, each with its lower border. */
+typedef struct {
+    float edges[16], slopes[16], offsets[16], caps[16];
+} Lines;
+
 /* One table. codes.py fills the structure. */
 typedef struct {
     float values[256], middles[256];
     uint8_t least[2 * BUCKETS]; /* the least code of each bucket */
     uint8_t bytes[4][256];      /* the first, second, ... byte of each value */
-    /* The linear functions for AVX-512. */
-    float borders[32], slopes[16], offsets[16], caps[16];
+    /* For each power of 2: the border of decades above it, and the number of decades below it. */
+    float borders[32];
     int32_t decades[32];
+    Lines lines;
 } Code;
 
 INLINE uint32_t size_bits(float value) { return bits_of(value) & 0x7fffffffu; }
@@ -48,19 +54,25 @@ INLINE uint32_t code_of(float share, const Code *table) {
     return code + (share > table->middles[code]);
 }
 
-static void encode_each(int64_t count, uint8_t *codes, const float *wide, float inverse, const Code *table,
-                        int squares, float most) {
-    for (int64_t index = 0; index < count; index++) {
-        const float value = counted(wide[index], most);
-        const uint32_t code = code_of(value * inverse, table);
-        codes[index] = (uint8_t)(squares && value > 0 && code == 0 ? 1 : code);
-    }
+INLINE uint8_t encode_one(float value, float inverse, const Code *table, int squares, float most) {
+    const uint32_t code = code_of(counted(value, most) * inverse, table);
+    return (uint8_t)(squares && value >= LEAST_COUNTED && code == 0 ? 1 : code);
 }
 
-static void decode_block(int64_t count, float *restrict wide, const uint8_t *restrict codes, float scale,
-                         const Code *table);
-static void encode_most(int64_t count, uint8_t *restrict codes, const float *restrict wide, float inverse,
-                        const Code *table, int squares);
+static void encode_each(int64_t count, uint8_t *codes, const float *wide, float inverse, const Code *table,
+                        int squares, float most) {
+    for (int64_t index = 0; index < count; index++)
+        codes[index] = encode_one(wide[index], inverse, table, squares, most);
+}
+
+/* A faster way to encode a block without NaN, whose scale is neither tiny nor the largest one.
+ *
+ * Codes are counted from the value 0 on. In a decade of the table the midpoints have equal distances: a linear
+ * function of a share is a whole number at each of them, and the whole part of the function is the code. The border
+ * between two decades is a midpoint, too. At most one border lies between two powers of 2. The function is computed
+ * in units of 1 / UNITS, so that its error is below DOUBT units. Shares that come as close to a midpoint are compared
+ * with the midpoint itself. codes.py has the numbers of the functions, to which DOUBT units are added. */
+enum { UNITS = 65536, DOUBT = 8 };
 
 #ifdef __AVX512F__
 #include "cpu_codes_avx512.h"
@@ -70,9 +82,50 @@ static void decode_block(int64_t count, float *restrict wide, const uint8_t *res
     for (int64_t index = 0; index < count; index++) wide[index] = table->values[codes[index]] * scale;
 }
 
-static void encode_most(int64_t count, uint8_t *restrict codes, const float *restrict wide, float inverse,
-                        const Code *table, int squares) {
-    encode_each(count, codes, wide, inverse, table, squares, MOST_COUNTED);
+INLINE void encode_as(int64_t count, uint8_t *restrict codes, const float *restrict wide, float inverse,
+                      const Code *restrict table, const int squares) {
+    const Lines lines = table->lines; /* A copy: compilers know that its numbers do not change. */
+    uint64_t doubtful[CODED_BLOCK / 8] = {0};
+    uint8_t *restrict doubts = (uint8_t *)doubtful;
+    for (int64_t index = 0; index < count; index++) {
+        const int32_t bits = (int32_t)bits_of(wide[index] * inverse), negative = squares ? 0 : bits < 0;
+        /* A negative share at a midpoint takes the code of the larger size: its next number is above the midpoint. */
+        const float size = from_bits((uint32_t)((bits & 0x7fffffff) + negative));
+        float slope = lines.slopes[0], offset = lines.offsets[0], cap = lines.caps[0];
+#define IN_DECADE(decade)                                                                          \
+    do {                                                                                           \
+        const int is_above = size > lines.edges[decade];                                           \
+        slope = is_above ? lines.slopes[decade] : slope;                                           \
+        offset = is_above ? lines.offsets[decade] : offset;                                        \
+        cap = is_above ? lines.caps[decade] : cap;                                                 \
+    } while (0)
+        IN_DECADE(1);
+        IN_DECADE(2);
+        IN_DECADE(3);
+        IN_DECADE(4);
+        IN_DECADE(5);
+        IN_DECADE(6);
+        IN_DECADE(7);
+        IN_DECADE(8);
+#undef IN_DECADE
+        const float place = size * slope + offset;
+        const int32_t units = (int32_t)(place < cap ? place : cap), code = units / UNITS;
+        /* A value above 0 has at least the code 1 in the table of squares. In the other table, -1 has the place of the
+         * smallest negative value: the code is 2 or more, or the value counts as 0. */
+        const int is_small = squares ? code == 0 : (code < 2) & negative;
+        doubts[index] = (uint8_t)(is_small | ((units & (UNITS - 2 * DOUBT)) == 0));
+        codes[index] = (uint8_t)(squares ? code : SIGNED_ZERO + negative + (negative ? -code : code));
+    }
+    for (int64_t index = 0; index < CODED_BLOCK; index += 8)
+        if (doubtful[index / 8])
+            for (int64_t place = index; place < index + 8; place++)
+                if (doubts[place]) codes[place] = encode_one(wide[place], inverse, table, squares, MOST_COUNTED);
+}
+
+static void encode_most(int64_t count, uint8_t *codes, const float *wide, float inverse, const Code *table,
+                        int squares) {
+    if (squares) encode_as(count, codes, wide, inverse, table, 1);
+    else encode_as(count, codes, wide, inverse, table, 0);
 }
 
 INLINE int has_bytes(void) { return 0; }

@@ -74,19 +74,10 @@ __attribute__((target("avx512vbmi"))) static void decode_bytes(
 
 INLINE int has_bytes(void) { return __builtin_cpu_supports("avx512vbmi") != 0; }
 
-/* Encodes a block without NaN, whose scale is neither tiny nor the largest one.
- *
- * Codes are counted from the value 0 on. In a decade of the table the midpoints have equal distances: a linear
- * function of a share is a whole number at each of them, and the whole part of the function is the code. The border
- * between two decades is a midpoint, too. At most one border lies between two powers of 2. The function is computed
- * in units of 1 / UNITS, so that its error is below DOUBT units. Shares that come as close to a midpoint are compared
- * with the midpoint itself. codes.py has the numbers of the functions, to which DOUBT units are added. */
-enum { UNITS = 65536, DOUBT = 8 };
-
 typedef struct {
     __m512 borders, more_borders, slopes, offsets, caps;
     __m512i decades, more_decades;
-} Lines;
+} Registers;
 
 /* The size of shares. A negative share at a midpoint takes the code of the larger size: its next number is above the
  * midpoint. */
@@ -96,7 +87,7 @@ INLINE __m512 size_of_share(__m512 share, __mmask16 below) {
 }
 
 /* The linear function of 16 sizes, in units. Sizes below 2^-31 have the same place in the tables. */
-INLINE __m512i units_of(__m512 size, const Lines *lines) {
+INLINE __m512i units_of(__m512 size, const Registers *lines) {
     const __m512i bits = _mm512_srli_epi32(_mm512_castps_si512(size), 23);
     const __m512i exponent = _mm512_subs_epu16(bits, _mm512_set1_epi32(96));
     const __m512 border = _mm512_permutex2var_ps(lines->borders, exponent, lines->more_borders);
@@ -113,14 +104,8 @@ INLINE __mmask64 all_of(const __mmask16 parts[4]) {
     return _mm512_kunpackd(last, first);
 }
 
-/* The code of one element: for shares in doubt. */
-static uint8_t encode_one(float value, float inverse, const Code *table, int squares) {
-    const uint32_t code = code_of(counted(value, MOST_COUNTED) * inverse, table);
-    return (uint8_t)(squares && value >= LEAST_COUNTED && code == 0 ? 1 : code);
-}
-
 /* Encodes 64 elements. */
-INLINE void encode_64(uint8_t *restrict codes, const float *restrict wide, float inverse, const Lines *lines,
+INLINE void encode_64(uint8_t *restrict codes, const float *restrict wide, float inverse, const Registers *lines,
                       const Code *table, const int squares) {
     __m512i units[4];
     __mmask16 negative[4], close[4];
@@ -151,15 +136,15 @@ INLINE void encode_64(uint8_t *restrict codes, const float *restrict wide, float
     _mm512_storeu_si512(codes, code);
     for (uint64_t left = doubtful; left != 0; left &= left - 1) {
         const int lane = __builtin_ctzll(left);
-        codes[lane] = encode_one(wide[lane], inverse, table, squares);
+        codes[lane] = encode_one(wide[lane], inverse, table, squares, MOST_COUNTED);
     }
 }
 
 INLINE void encode_as(int64_t count, uint8_t *restrict codes, const float *restrict wide, float inverse,
                       const Code *table, const int squares) {
-    const Lines lines = {
-        _mm512_loadu_ps(table->borders),     _mm512_loadu_ps(table->borders + 16), _mm512_loadu_ps(table->slopes),
-        _mm512_loadu_ps(table->offsets),     _mm512_loadu_ps(table->caps),         _mm512_loadu_si512(table->decades),
+    const Registers lines = {
+        _mm512_loadu_ps(table->borders),     _mm512_loadu_ps(table->borders + 16), _mm512_loadu_ps(table->lines.slopes),
+        _mm512_loadu_ps(table->lines.offsets),     _mm512_loadu_ps(table->lines.caps),         _mm512_loadu_si512(table->decades),
         _mm512_loadu_si512(table->decades + 16)};
     int64_t index = 0;
     for (; index + 64 <= count; index += 64)
