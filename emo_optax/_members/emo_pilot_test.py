@@ -144,6 +144,19 @@ def test_float32_follows_float64() -> None:
     assert_close(ended, wanted, 1e-5)
 
 
+@pytest.mark.parametrize("spike", [1e20, 3e38])
+def test_the_noise_falls_again_after_an_early_loss_with_a_square_above_float32(spike: float) -> None:
+    def step(state: Any, number: Any) -> tuple[Any, Any]:
+        loss = jnp.where(number == 3, jnp.float32(spike), 1.0 + 0.1 * (number % 2))
+        state = emo_optax.feel_relative(state, loss, number)
+        return state, jnp.stack([jnp.isfinite(part) for part in state]).all()
+
+    first = emo_optax.init_relative_emotion(jnp.float32)
+    last, are_finite = jax.lax.scan(step, first, jnp.arange(1, 3000))
+    assert bool(are_finite.all())
+    assert float(last.square) < 1.0
+
+
 @pytest.mark.parametrize("place", ["loss", "gradient"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_step_that_is_not_finite_is_skipped(place: str, bad: float) -> None:

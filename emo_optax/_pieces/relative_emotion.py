@@ -107,6 +107,8 @@ def feel_relative(state: RelativeEmotionState, loss: jax.Array, step: jax.Array)
     short = short + 0.3 * (limited - short)
     long = long + jnp.maximum(0.05, 1.0 / (t + 1.0)) * (limited - long)
     square = 0.95 * state.square + 0.025 * difference * difference
+    # An infinite average would never fall again.
+    square = jnp.minimum(square, jnp.finfo(dtype).max)  # type: ignore[no-untyped-call]
     weight = 0.95 * state.weight + 0.05
     # Where the loss never changes, rounding alone must not look like a trend.
     unit = 2.0 * root(square / weight) + 1e-7 * jnp.abs(long) + tiny

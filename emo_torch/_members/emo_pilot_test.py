@@ -171,6 +171,16 @@ def test_both_ways_to_step_are_equal_to_the_last_bit(dtype: torch.dtype) -> None
     assert same_state(other.state_dict()["state"], twin.state_dict()["state"])
 
 
+@pytest.mark.parametrize("spike", [1e20, 3e38])
+def test_the_noise_falls_again_after_an_early_loss_with_a_square_above_float32(spike: float) -> None:
+    state = emo_torch.init_relative_emotion(torch.float32)
+    for step in range(1, 3000):
+        loss = torch.tensor(spike if step == 3 else 1.0 + 0.1 * (step % 2))
+        state = emo_torch.feel_relative(state, loss, torch.tensor(step))
+        assert all(bool(part.isfinite()) for part in state)
+    assert float(state.square) < 1.0
+
+
 @pytest.mark.parametrize("place", ["loss", "gradient"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_step_that_is_not_finite_changes_nothing_but_its_count(place: str, bad: float) -> None:

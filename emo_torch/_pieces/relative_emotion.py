@@ -97,6 +97,7 @@ def feel_relative(state: RelativeEmotionState, loss: Tensor, step: Tensor) -> Re
     short = short + 0.3 * (limited - short)
     long = long + (1.0 / (t + 1.0)).clamp(min=0.05) * (limited - long)
     square = 0.95 * state.square + 0.025 * difference * difference
+    square = square.clamp(max=torch.finfo(dtype).max)  # An infinite average would never fall again.
     weight = 0.95 * state.weight + 0.05
     # Where the loss never changes, rounding alone must not look like a trend.
     unit = 2.0 * torch.sqrt(square / weight) + 1e-7 * torch.abs(long) + tiny
