@@ -19,7 +19,7 @@ def options() -> argparse.ArgumentParser:
         type=one_of(lambda: PROBLEMS),
         metavar="NAME",
         action="append",
-        help="default: gpt2 and lora",
+        help="default: gpt2, lora, four and thirty",
     )
     parser.add_argument("--rounds", type=int, default=9, help="how many steps to measure (default: 9)")
     parser.add_argument("--output", type=Path, help="the folder to write profile.md to")
@@ -42,9 +42,11 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
+from benchmarks.step_time import problems
 from benchmarks.step_time.members import MEMBERS
 from benchmarks.step_time.plan import Variant
-from benchmarks.step_time.problems import PROBLEMS, Problem
+from benchmarks.step_time.problems import Problem
+from benchmarks.step_time.row_steps import FOUR, SHAPES, THIRTY
 from benchmarks.step_time.store import environment
 from benchmarks.step_time.tables import table
 from benchmarks.step_time.torch_side import TorchSide
@@ -52,6 +54,11 @@ from emo_torch import _kernels as _fused
 from emo_torch._kernels.job import FUNCTIONS
 from examples.progress import track
 
+PROBLEMS = {
+    **problems.PROBLEMS,
+    "four": Problem(FOUR, SHAPES[FOUR], more_rounds=50),
+    "thirty": Problem(THIRTY, SHAPES[THIRTY], more_rounds=20),
+}
 WAYS = {"one by one": False, "the default": None}
 """The ways to step, by the value of `foreach`: the readable reference, and compiled code."""
 PARTS = ("look", "feel", "move", "in C")
@@ -60,8 +67,8 @@ HEAD = (
     *("of that in compiled C", "the rest"),
 )
 MEASURED = ("emo_sens", "emo_cats", "emo_airy")
-WARM = 4
-"""How many steps come first: plans are made at the third."""
+WARM = 8
+"""How many steps come first: plans are made at the third, and the job is kept after the fifth."""
 
 
 class Row(NamedTuple):
@@ -131,7 +138,7 @@ def measure(make: str, name: str, problem: Problem, way: str, rounds: int) -> Ro
         optimizer.step(loss=loss)
     wholes: list[float] = []
     parts: dict[str, list[float]] = {part: [] for part in PARTS}
-    for _ in range(rounds):
+    for _ in range(rounds * problem.more_rounds):
         spent = dict.fromkeys(PARTS, 0.0)
         with watched(optimizer, spent):
             start = time.perf_counter()
@@ -150,9 +157,10 @@ def report(rows: list[Row], rounds: int) -> str:
         [
             "# Where a step's time goes",
             "Written by `python -m benchmarks.step_profile`.",
-            f"PyTorch on the CPU, one thread. Milliseconds, medians of {rounds} steps, and their share of "
-            "the step. One by one is the readable reference, which calls PyTorch for every operation on "
-            f"every tensor; the default is compiled C. Machine and versions: {machine}.",
+            f"PyTorch on the CPU, one thread. Milliseconds, medians of {rounds} steps (50 and 20 times as "
+            "many with 4 and 30 tensors), and their share of the step. One by one is the readable "
+            "reference, which calls PyTorch for every operation on every tensor; the default is compiled "
+            f"C. Machine and versions: {machine}.",
             table(HEAD, (row.cells() for row in rows), left=3),
         ]
     )
@@ -162,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measures, prints and writes."""
     parser = options()
     given = parser.parse_args(arguments)
-    problems = given.problem or ["gpt2", "lora"]
+    problems = given.problem or ["gpt2", "lora", "four", "thirty"]
     jobs = [(make, name, way) for name in problems for make in MEASURED for way in WAYS]
     console = Console()
     rows = [

@@ -107,6 +107,9 @@ CHECKS = "the comparison of all tensors with the plan (replaced, moved, other dt
 LOSS = "the loss: checked, and the emotion updated"
 GRADS = "reading the gradient of each parameter in Python"
 SEARCH = "the search for small gradients: one pass over the gradients"
+RATE = "the learning rate: scaled by the emotion, and restored"
+WHOLE = "the gradients of all parameters: none sparse or complex"
+PLAIN = "the same, with the parameters: plain tensors on the CPU, of one dtype"
 INNER = "the step of the inner optimizer"
 
 
@@ -152,10 +155,18 @@ def _around_inner(row: Row, tensors: str) -> _Found:
     import torch
 
     from emo_torch._kernels.least import which_are_below
+    from emo_torch._wrappers.inner_step import are_plain_on_cpu, scaled_rate
 
     torch.set_num_threads(THREADS.get(tensors, 1))
     optimizer = torch_optimizer(row, tensors)
-    grads = [param.grad for param in optimizer.param_groups[0]["params"]]
+    params = optimizer.param_groups[0]["params"]
+    grads = [param.grad for param in params]
+
+    def scale_rate() -> None:
+        with scaled_rate(optimizer.param_groups, scalar):
+            pass
+
+    scalar = torch.tensor(0.5)
     loss = torch.tensor(1.0)
     free = torch_optimizer(row, tensors)
     free.param_groups[0]["theta"] = 0.0
@@ -165,6 +176,9 @@ def _around_inner(row: Row, tensors: str) -> _Found:
         "the whole step with `theta=0`, without the search": stepper(free),
         INNER: optimizer.inner.step,
         SEARCH: lambda: which_are_below(grads, 1e-12),
+        WHOLE: optimizer._known_tensors,
+        PLAIN: lambda: are_plain_on_cpu(params),
+        RATE: scale_rate,
         LOSS: lambda: optimizer.update_memory(loss),
     }
     sentence = (
@@ -172,7 +186,7 @@ def _around_inner(row: Row, tensors: str) -> _Found:
         "of a gradient is small must be known before that step, so the gradients are read once more; this "
         "search runs alone here, with the gradients outside the cache."
     )
-    return steps, dict.fromkeys((INNER, SEARCH, LOSS), 1), sentence
+    return steps, dict.fromkeys((INNER, SEARCH, WHOLE, PLAIN, RATE, LOSS), 1), sentence
 
 
 def _memory(row: Row, tensors: str) -> _Found | None:

@@ -55,7 +55,7 @@ class ReadyStep:
         own = self._job
         own.tolerance, own.scale, own.ratio, own.lr = (at + place * size for place in range(4))
         self._at_job = ctypes.byref(own)
-        self._function = getattr(found.handle, FUNCTIONS[wide])
+        self._function = FUNCTIONS[wide]
         self._most_threads = max(1, layout.addresses.elements // LEAST_SHARE)
 
     def fits(self, group: dict[str, Any], found: Library | None) -> bool:
@@ -81,7 +81,7 @@ class ReadyStep:
             torch.autograd.graph.increment_version(params)
         except RuntimeError:
             return False  # Tensors made in inference mode have no versions.
-        return bool(self._function(self._at_job) == 0)
+        return bool(getattr(found.handle, self._function)(self._at_job) == 0)
 
 
 def _is_fixed(value: Any) -> bool:

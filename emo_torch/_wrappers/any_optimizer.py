@@ -330,7 +330,7 @@ class Emotional(AroundInner):
             resting += find_resting(params, self._keep, group["theta"], feeling.scalar)
         names = {name.split(".", 1)[1] for name in self._manner.follows} if resting else set()
         beside = RestingBeside(resting, names, self.state)
-        with self._shadows_apart(), scaled_rate([group for group, _ in moved], step_scale(feeling.scalar)):
+        with self._shadows_apart(), scaled_rate([group for group, _ in moved], feeling.scalar):
             self._step_inner()
         put_back(resting)
         beside.put_back(self.state)

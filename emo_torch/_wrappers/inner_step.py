@@ -12,7 +12,7 @@ from torch import Tensor
 from emo_torch._kernels.find import PLAIN
 from emo_torch._kernels.least import which_are_below
 from emo_torch._pieces.emotion import wide_dtype
-from emo_torch._pieces.shadow_effect import Keep, keep_elements, keeps_all
+from emo_torch._pieces.shadow_effect import Keep, keep_elements, keeps_all, step_scale
 from emo_torch._pieces.shadow_system import blend_with_shadow, multi_tensor_blend_with_shadow
 from emo_torch._rules.recipe import Group, State
 from emo_torch._sharded import copy_all, local_part
@@ -59,23 +59,24 @@ def scale_change(
 
 
 @contextmanager
-def scaled_rate(groups: list[Group], scale: Tensor) -> Iterator[None]:
-    """Multiplies the learning rates of groups by a scale, for as long as it lasts.
+def scaled_rate(groups: list[Group], scalar: Tensor) -> Iterator[None]:
+    """Multiplies the learning rates of groups by 1 - |s|, for as long as it lasts.
 
     At the end, also after an exception, every group has the same object as its learning rate as before.
 
     Args:
         groups: parameter groups with an `"lr"`, a number or a tensor of one element.
-        scale: the factor, shape `[]`. If a rate is a number or on another device, the step waits for it.
+        scalar: the emotion scalar s, shape `[]`. If a rate is a number or on another device, the step waits
+            for it.
     """
     saved = [group["lr"] for group in groups]
     factor: float | None = None
     try:
         for group, lr in zip(groups, saved, strict=True):
-            if isinstance(lr, Tensor) and lr.device == scale.device:
-                group["lr"] = (lr * scale).to(lr.dtype)
+            if isinstance(lr, Tensor) and lr.device == scalar.device:
+                group["lr"] = (lr * step_scale(scalar)).to(lr.dtype)
                 continue
-            factor = float(scale) if factor is None else factor
+            factor = _step_scale_of(scalar) if factor is None else factor
             if isinstance(lr, Tensor):
                 group["lr"] = (lr * factor).to(lr.dtype)
             elif factor != 1.0:
@@ -132,6 +133,12 @@ def find_resting(params: list[Tensor], keep: Keep, theta: float, scalar: Tensor)
                 if index[0].numel():
                     found.append(rest(param, index))
     return found
+
+
+def _step_scale_of(scalar: Tensor) -> float:
+    """Returns `step_scale` as a number, rounded as PyTorch rounds it, without a call of PyTorch."""
+    real: Any = ctypes.c_double if scalar.dtype == torch.float64 else ctypes.c_float
+    return float(real(1.0 - abs(scalar.item())).value)
 
 
 def _bound(theta: float, scalar: Tensor, dtype: torch.dtype) -> float:
