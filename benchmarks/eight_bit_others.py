@@ -105,7 +105,7 @@ def _bytes_each(optimizer: Any) -> float:
     params = [param for group in optimizer.param_groups for param in group["params"]]
     # Some optimizers put one table into all states.
     kept = {id(value): bytes_of(value) for state in optimizer.state.values() for value in state.values()}
-    return sum(kept.values()) / sum(param.numel() for param in params)
+    return sum(kept.values()) / float(sum(param.numel() for param in params))
 
 
 def report(found: dict[str, Measured]) -> str:

@@ -96,7 +96,7 @@ class Result(NamedTuple):
         ratio: the median, and the quartiles.
         milliseconds: the median of the processor's time for a step.
         quiet: the share of quiet rounds.
-        is_wall: whether the ratio is that of wall times.
+        is_wall: whether the ratio is that of wall times in quiet rounds.
     """
 
     row: Row
@@ -140,13 +140,18 @@ def measure(steps: Steps, rounds: int, warm: int = 4) -> dict[str, list[Times]]:
 
 
 def ratio_of(
-    times: Sequence[Times], baseline: Sequence[Times]
+    times: Sequence[Times], baseline: Sequence[Times], threads: int = 1
 ) -> tuple[tuple[float, float, float], float, bool]:
-    """Returns median and quartiles, the share of quiet rounds, and whether wall times were compared."""
+    """Returns median and quartiles, the share of quiet rounds, and whether these rounds were compared."""
     pairs = list(zip(times, baseline, strict=True))
-    quiet = [pair for pair in pairs if all(one.process >= QUIET * one.wall for one in pair)]
+    # A step of several threads has parts for one thread; threads that wait use the processor, too.
+    least = QUIET * (1.0 + 0.9 * (threads - 1))
+    quiet = [pair for pair in pairs if all(one.process >= least * one.wall for one in pair)]
     is_wall = 2 * len(quiet) >= len(pairs)
-    own = [a.wall / b.wall for a, b in quiet] if is_wall else [a.process / b.process for a, b in pairs]
+    if is_wall or threads > 1:
+        own = [a.wall / b.wall for a, b in (quiet if is_wall else pairs)]
+    else:
+        own = [a.process / b.process for a, b in pairs]
     low, middle, high = statistics.quantiles(own, n=4) if len(own) > 1 else own * 3
     return (middle, low, high), len(quiet) / len(pairs), is_wall
 
@@ -156,7 +161,7 @@ def results_of(tensors: str, rows: Sequence[Row], times: dict[str, list[Times]])
     found = []
     for index, row in enumerate(rows):
         own = times[str(index)]
-        ratio, quiet, is_wall = ratio_of(own, times[""])
+        ratio, quiet, is_wall = ratio_of(own, times[""], THREADS.get(tensors, 1))
         milliseconds = 1e3 * statistics.median(one.process for one in own)
         found.append(Result(row, tensors, ratio, milliseconds, quiet, is_wall))
     return found
@@ -284,7 +289,7 @@ def without_cache() -> Iterator[None]:
     """Compiles programs of JAX anew, if it is entered before the first one of the process."""
     import jax
 
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield

@@ -56,7 +56,12 @@ def test_the_job_is_ready_after_a_few_steps_and_never_with_an_option_that_can_ch
 ) -> None:
     calls: list[int] = []
     run = ReadyStep.run
-    monkeypatch.setattr(ReadyStep, "run", lambda *given: calls.append(1) or run(*given))
+
+    def count(*given: Any) -> bool:
+        calls.append(1)
+        return run(*given)
+
+    monkeypatch.setattr(ReadyStep, "run", count)
     _stepped("emo_sens", {})
     assert len(calls) >= 8
     before = len(calls)

@@ -120,8 +120,9 @@ def _interpret() -> None:
     for name in (*MEMBERS, *LATER):
         found[f"{name} with plain options"] = _differences(name, "float32", "decoupled", is_plain=True)
     for name in NARROW:
-        kept = {"moment_dtype": torch.bfloat16, "bound": BOUNDS["bfloat16"]}
-        found[f"{name} with narrow moments"] = _differences(name, "float32", "decoupled", **kept)
+        found[f"{name} with narrow moments"] = _differences(
+            name, "float32", "decoupled", bound=BOUNDS["bfloat16"], moment_dtype=torch.bfloat16
+        )
     for name in CODED:
         found[f"{name} with coded moments"] = _coded_differences(name)
     print(json.dumps(found))

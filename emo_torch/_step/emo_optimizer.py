@@ -173,9 +173,10 @@ class EmoOptimizer(LossOptimizer):
         job = prepared.get("job")
         prepared.pop("taken", None)
         rest = WAYS.step(params, grads, states, recipe=self.recipe, feeling=feeling, group=group)
-        is_same = is_plain and not rest and job is not None and prepared.get("taken") is job
-        is_single = self.recipe.choose is self.recipe.first is None
-        if is_same and is_single and found is not None and (ready is None or ready.is_possible):
+        is_same = is_plain and not rest and prepared.get("taken") is job
+        is_single = self.recipe.choose is None and self.recipe.first is None
+        may_be_ready = is_same and is_single and (ready is None or ready.is_possible)
+        if may_be_ready and job is not None and found is not None:
             read = ("params", "lr", *self._memory.by_name)
             prepared["ready"] = ReadyStep(layout, job, wide_dtype(params[0]), group, read, found)
         return rest

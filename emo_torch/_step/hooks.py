@@ -7,7 +7,7 @@ the compiled code. `with_hooks` calls PyTorch's wrapper only while a profiler or
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch._C._profiler import _RecordFunctionFast
@@ -17,7 +17,10 @@ from torch.optim.optimizer import Optimizer
 _is_profiled = torch._C._autograd._profiler_enabled
 
 
-def with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
+_Step = TypeVar("_Step", bound=Callable[..., Any])
+
+
+def with_hooks(step: _Step) -> _Step:
     """Returns the step of an optimizer class, with hooks, with a record, and without gradients.
 
     Args:
@@ -49,4 +52,4 @@ def with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
             torch._C._set_grad_enabled(has_gradients)
 
     hooked.hooked = True  # type: ignore[attr-defined]  # PyTorch wraps no step that has this mark.
-    return hooked
+    return cast(_Step, hooked)

@@ -22,7 +22,7 @@ def _made(kind: type[emo_torch.EmoOptimizer] = emo_torch.EmoSens) -> emo_torch.E
 class OwnStep(emo_torch.EmoSens):
     """A user's optimizer with a step of its own, which PyTorch wraps."""
 
-    def step(self, *given: Any, **options: Any) -> Any:  # type: ignore[override]
+    def step(self, *given: Any, **options: Any) -> Any:
         return super().step(*given, **options)
 
 
@@ -36,8 +36,8 @@ def calls(request: pytest.FixtureRequest) -> Iterator[tuple[list[str], Any]]:
         is_own = request.param == "own"
         before = optimizer.register_step_pre_hook if is_own else register_optimizer_step_pre_hook
         after = optimizer.register_step_post_hook if is_own else register_optimizer_step_post_hook
-        handles.append(before(lambda *_: names.append("before")))  # type: ignore[operator,arg-type]
-        handles.append(after(lambda *_: names.append("after")))  # type: ignore[operator,arg-type]
+        handles.append(before(lambda *_: names.append("before")))
+        handles.append(after(lambda *_: names.append("after")))
 
     yield names, register
     for handle in handles:
