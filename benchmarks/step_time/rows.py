@@ -5,7 +5,8 @@ where the row names no other. All optimizers of a group run interleaved in one p
 each round, with one thread if the row names no other number. A round in which the process had the processor
 for less than 95 % of a step's time is disturbed. A ratio is the ratio of wall times in quiet rounds. If
 fewer than half of the rounds are quiet, it is the ratio of CPU times (with two threads, of wall times), and
-is marked by *. For each row that misses its bound, the command measures the parts that the row cannot do without.
+is marked by *. For each row that misses its bound, the command measures the parts that the row cannot do
+without.
 """
 
 import argparse

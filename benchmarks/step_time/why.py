@@ -72,12 +72,17 @@ def why(result: Result, rounds: int | None = None) -> Why | None:
         times = measure(steps, min(given, COMPILE_ROUNDS), 1)
     else:
         times = measure(steps, given)
-    parts = [_part(title, own, times[""], in_floor.get(title, 0)) for title, own in times.items() if title]
+    threads = THREADS.get(result.tensors, 1)
+    parts = [
+        _part(title, own, times[""], in_floor.get(title, 0), threads)
+        for title, own in times.items()
+        if title
+    ]
     return Why(result, parts, sentence)
 
 
-def _part(title: str, times: list[Times], baseline: list[Times], in_floor: int) -> Part:
-    (ratio, _, _), _, _ = ratio_of(times, baseline)
+def _part(title: str, times: list[Times], baseline: list[Times], in_floor: int, threads: int) -> Part:
+    (ratio, _, _), _, _ = ratio_of(times, baseline, threads)
     seconds = sorted(one.process for one in times)[len(times) // 2]
     return Part(title, ratio, 1e6 * seconds, in_floor)
 
@@ -191,6 +196,8 @@ def _around_inner(row: Row, tensors: str) -> _Found:
 
 def _memory(row: Row, tensors: str) -> _Found | None:
     """The time to move the bytes of a step, and the bytes of AdamW."""
+    import torch
+
     from benchmarks.step_time.floor import Floor, touch_function
     from benchmarks.step_time.problems import fill
     from benchmarks.step_time.row_steps import SHAPES
@@ -198,6 +205,7 @@ def _memory(row: Row, tensors: str) -> _Found | None:
     if touch_function() is None:
         return None
     threads = THREADS.get(tensors, 1)
+    torch.set_num_threads(threads)
     shapes = SHAPES[tensors]
     is_factored, kept = row.make == "emo_airy", row.options.get("moment_dtype")
     if not (is_factored or kept):
@@ -272,12 +280,14 @@ def _compiling(row: Row, tensors: str) -> _Found:
         emotion: _emotion_compiler(emo_optax.share_emotion(optax.identity())),
         nothing: _emotion_compiler(optax.identity()),
     }
-    rule = FILTERED
+    rule, factored = FILTERED, optax.adafactor(1e-3)
     if row.make == "emotional":
         steps[rule] = compiler(_filtered(baseline), baseline, tensors)
     else:
-        rule, factored = "`optax.adafactor`, a rule with factors, too", optax.adafactor(1e-3)
-        steps[rule] = compiler(jax_update(factored), factored, tensors)
+        rule = "the baseline again, for the rule of the row"
+        steps[rule] = compiler(jax_update(baseline), baseline, tensors)
+        title = "`optax.adafactor`, which has moments as averages of rows and columns, too"
+        steps[title] = compiler(jax_update(factored), factored, tensors)
     sentence = (
         "The emotion is one more part of the program, whose compilation takes as long with four arrays "
         "as with thirty; the rule needs more loops for each array than the baseline has."
