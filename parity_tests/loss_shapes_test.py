@@ -31,12 +31,13 @@ def test_a_framework_differentiates_the_losses_that_its_package_accepts(shape: t
     def loss_of(params: Any) -> Any:
         return jnp.broadcast_to(params.sum(), shape)
 
-    weight = torch.ones(2, requires_grad=True)
+    weight: Any = torch.ones(2, requires_grad=True)
     in_optax, in_torch = SHAPES[shape]
-    for differentiate, is_accepted in (
+    cases: list[tuple[Any, bool]] = [
         (lambda: jax.grad(loss_of)(PARAMS), in_optax),
         (lambda: weight.sum().expand(shape).backward(), in_torch),
-    ):
+    ]
+    for differentiate, is_accepted in cases:
         try:
             differentiate()
         except (TypeError, RuntimeError):

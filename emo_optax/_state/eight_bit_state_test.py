@@ -151,8 +151,8 @@ def test_specs_of_parameters_map_onto_moments_as_leaves(name: str) -> None:
     state = optimizer.init(params)
 
     def spec_of(moment: Any, spec: str) -> Any:
-        is_coded = isinstance(moment, emo_optax.CodedMoment)
-        return emo_optax.CodedMoment(spec, "spec of scales") if is_coded else spec
+        specs: Any = (spec, "spec of scales")
+        return emo_optax.CodedMoment(*specs) if isinstance(moment, emo_optax.CodedMoment) else spec
 
     specs = optax.tree.map_params(
         optimizer,
