@@ -112,9 +112,14 @@ class Result(NamedTuple):
         return self.row.bounds.get(self.tensors)
 
     @property
+    def is_judged(self) -> bool:
+        """Whether the ratio says something: with two threads, only if most rounds were quiet."""
+        return self.bound is not None and (self.is_wall or THREADS.get(self.tensors, 1) == 1)
+
+    @property
     def misses(self) -> bool:
         """Whether the ratio is above its bound."""
-        return self.bound is not None and self.ratio[0] > self.bound
+        return self.is_judged and self.bound is not None and self.ratio[0] > self.bound
 
 
 def measure(steps: Steps, rounds: int, warm: int = 4) -> dict[str, list[Times]]:

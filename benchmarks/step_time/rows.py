@@ -53,6 +53,7 @@ if __name__ == "__main__":
     answer_early(options, "examples", ("torch", "jax", "rich"))
 
 from benchmarks.step_time.store import environment
+from benchmarks.step_time.tables import BUSY_MACHINE
 from benchmarks.step_time.why import section, why
 
 
@@ -65,6 +66,7 @@ def table(results: Sequence[Result]) -> str:
     for result in results:
         middle, low, high = result.ratio
         verdict = "" if result.bound is None else " **fail**" if result.misses else " pass"
+        verdict = verdict if result.is_judged else f" {BUSY_MACHINE}" if verdict else ""
         lines.append(
             f"| {result.row.title} | {result.row.dtype} | {result.tensors} | {result.bound or ''} | "
             f"{middle:.2f}{'' if result.is_wall else '*'} [{low:.2f}, {high:.2f}]{verdict} | "

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.step_time import row_steps, rows, why
-from benchmarks.step_time.row_steps import JAX_ROWS, LARGE, ROWS, TINY, Result, Row, Times, ratio_of
+from benchmarks.step_time.row_steps import GPT2, JAX_ROWS, LARGE, ROWS, TINY, Result, Row, Times, ratio_of
 from benchmarks.step_time.rows import table
 from emo_torch import _kernels
 
@@ -23,6 +23,8 @@ def test_a_table_judges_by_the_bound_and_marks_disturbed_rows() -> None:
     _, _, passed, failed = table(found).splitlines()
     assert "1.50* [1.00, 2.00] pass" in passed
     assert "1.80* [1.00, 2.00] **fail**" in failed
+    busy = Result(ROWS[-1], GPT2, (0.1, 0.1, 0.2), 1.0, 0.3, is_wall=False)
+    assert "0.10* [0.10, 0.20] open: the machine was busy" in table([busy])
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
