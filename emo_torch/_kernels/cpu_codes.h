@@ -132,29 +132,33 @@ INLINE int has_bytes(void) { return 0; }
 #define decode_bytes decode_block
 #endif
 
-static void encode_block(int64_t count, uint8_t *codes, float *scale, const float *wide, const Code *table,
+static void encode_block(int64_t count, uint8_t *codes, float scale, const float *wide, const Code *table,
                          int squares, float most) {
-    *scale = scale_of(count, wide, most);
-    if (!(*scale > 0)) memset(codes, squares ? 0 : SIGNED_ZERO, (size_t)count);
-    else if (*scale > 0x1p-100f && *scale < most)
-        encode_most(count, codes, wide, 1 / *scale, table, squares);
-    else encode_each(count, codes, wide, 1 / *scale, table, squares, most);
+    if (!(scale > 0)) memset(codes, squares ? 0 : SIGNED_ZERO, (size_t)count);
+    else if (scale > 0x1p-100f && scale < most) encode_most(count, codes, wide, 1 / scale, table, squares);
+    else encode_each(count, codes, wide, 1 / scale, table, squares, most);
+}
+
+INLINE int64_t block_at(int64_t start, int64_t count) {
+    return count - start < CODED_BLOCK ? count - start : CODED_BLOCK;
 }
 
 /* Elements from the beginning of a block. */
 static void decode(int64_t count, float *wide, const uint8_t *codes, const float *scales, const Code *table) {
     for (int64_t start = 0; start < count; start += CODED_BLOCK, scales++) {
-        const int64_t many = count - start < CODED_BLOCK ? count - start : CODED_BLOCK;
+        const int64_t many = block_at(start, count);
         if (has_bytes()) decode_bytes(many, wide + start, codes + start, *scales, table);
         else decode_block(many, wide + start, codes + start, *scales, table);
     }
 }
 
-/* `most` is the largest size that counts: smaller for a first moment beside a second one. */
+/* `most` is the largest size that counts: smaller for a first moment beside a second one. The scales come first, so
+ * that the processor need not wait for each of them. */
 static void encode(int64_t count, uint8_t *codes, float *scales, const float *wide, const Code *table,
                    int squares, float most) {
-    for (int64_t start = 0; start < count; start += CODED_BLOCK, scales++) {
-        const int64_t many = count - start < CODED_BLOCK ? count - start : CODED_BLOCK;
-        encode_block(many, codes + start, scales, wide + start, table, squares, most);
-    }
+    for (int64_t start = 0; start < count; start += CODED_BLOCK)
+        scales[start / CODED_BLOCK] = scale_of(block_at(start, count), wide + start, most);
+    for (int64_t start = 0; start < count; start += CODED_BLOCK)
+        encode_block(block_at(start, count), codes + start, scales[start / CODED_BLOCK], wide + start, table,
+                     squares, most);
 }
