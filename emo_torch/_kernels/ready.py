@@ -44,7 +44,8 @@ class ReadyStep:
         read: Iterable[str],
         found: Library,
     ) -> None:
-        self._layout, self._library = layout, found
+        # The layout keeps this object, and the arrays that the job points to.
+        self._library = found
         names = [name for name in group if name not in set(read)]
         self._many, self._options = len(group), itemgetter(*names)
         self._before = self._options(group)
