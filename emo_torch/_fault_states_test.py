@@ -48,6 +48,10 @@ def _of_another(name: str) -> Callable[[dict[str, Any]], Any]:
     return lambda _: _stepped(name)[0].state_dict()
 
 
+def _saved_by(member: str) -> Refused:
+    return Refused(ValueError, f"The state is another kind of optimizer's: {member} saved it")
+
+
 def _of_torch(cls: Any, **options: Any) -> Callable[[dict[str, Any]], Any]:
     def change(_: dict[str, Any]) -> Any:
         params = _params()
@@ -118,11 +122,26 @@ STATES = [
             ),
             ("of SGD", _of_torch(torch.optim.SGD, momentum=0.9), ANOTHER, EVERY),
             ("of Adagrad", _of_torch(torch.optim.Adagrad), ANOTHER, EVERY),
-            ("of emo_cats", _of_another("emo_cats"), ANOTHER, ("emo_sens", "emo_airy", "emo_clan", *REF)),
-            ("of emo_sens", _of_another("emo_sens"), ANOTHER, ("emo_airy", "emo_cats", "emo_neco", *REF)),
-            ("of emo_airy", _of_another("emo_airy"), ANOTHER, ("emo_sens", "emo_cats", "emo_clan", *REF)),
-            ("of emo_clan", _of_another("emo_clan"), ANOTHER, BASIC),
-            ("of ref_adamw", _of_another(*REF), ANOTHER, EMOTIONAL),
+            (
+                "of emo_cats",
+                _of_another("emo_cats"),
+                _saved_by("EmoCats"),
+                ("emo_sens", "emo_airy", "emo_clan", *REF),
+            ),
+            (
+                "of emo_sens",
+                _of_another("emo_sens"),
+                _saved_by("EmoSens"),
+                ("emo_airy", "emo_cats", "emo_neco", *REF),
+            ),
+            (
+                "of emo_airy",
+                _of_another("emo_airy"),
+                _saved_by("EmoAiry"),
+                ("emo_sens", "emo_cats", "emo_clan", *REF),
+            ),
+            ("of emo_clan", _of_another("emo_clan"), _saved_by("EmoClan"), BASIC),
+            ("of ref_adamw", _of_another(*REF), _saved_by("RefAdamWMiniScheduleFree"), EMOTIONAL),
             ("without a moment", _state_without("exp_avg"), ANOTHER, ("emo_sens", "emo_navi", *REF)),
             ("with None for a moment", _state_with(exp_avg=None), ANOTHER, ADAPTED),
             ("with a word for a moment", _state_with(exp_avg="moment"), ANOTHER, ADAPTED),
