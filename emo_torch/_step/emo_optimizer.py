@@ -96,15 +96,19 @@ class EmoOptimizer(LossOptimizer):
         del extra_losses
         assert loss is not None
         group = self.param_groups[0]
+        # torch.compile of PyTorch 2.11 traces no attribute that is set on an optimizer.
+        is_eager = not torch.compiler.is_compiling()
         # In place: the groups, and captured graphs, hold these tensors.
-        self._arrays = feel_in_place(
+        arrays = feel_in_place(
             self._emotion,
             -loss if group.get("maximize") else loss,
             short_factor=group["short_factor"],
             long_factor=group["long_factor"],
             gain=group["gain"],
-            arrays=self._arrays,
+            arrays=self._arrays if is_eager else None,
         )
+        if is_eager:
+            self._arrays = arrays
         scalar = self._emotion.scalar
         if not any(group["use_shadow"] for group in self.param_groups):
             return Feeling(scalar, self._shadow_ratio)

@@ -57,7 +57,9 @@ def test_hooks_run_once(calls: tuple[list[str], Any], kind: type[emo_torch.EmoOp
 def test_a_profiler_sees_the_step() -> None:
     optimizer = _made()
     optimizer.step(loss=1.0)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    # Without `acc_events`, PyTorch 2.11 warns.
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], acc_events=True) as profile:
         optimizer.step(loss=1.0)
     assert [event.count for event in profile.key_averages() if "#EmoSens.step" in event.key] == [1]
 
