@@ -175,33 +175,29 @@ def _odd(values: Tensor) -> Tensor:
     return torch.cat([values, -values, *blocks, large, missing, drawn[:77]])
 
 
+def _assert_stored(make: Any, moment: str, values: Tensor, expected: tuple[Tensor, Tensor]) -> None:
+    """Asserts the codes and scales of a moment after one step whose gradients are `values`."""
+    param = torch.nn.Parameter(torch.zeros(values.shape))
+    # With decay rates of 0 the moment is the gradient, or its square.
+    optimizer = make([param], betas=(0.0, 0.0), moment_dtype="8bit")
+    param.grad = values
+    optimizer.step(loss=1.0)
+    codes, scales = expected
+    state = optimizer.state[param]
+    assert state[moment].equal(codes)
+    torch.testing.assert_close(state[f"{moment}_scale"], scales, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.usefixtures("level")
 def test_every_code_is_that_of_the_reference() -> None:
     values = _odd(_near_midpoints(SIGNED, 1.0))
-    param = torch.nn.Parameter(torch.zeros(values.shape))
-    # With decay rates of 0 the moment is the gradient.
-    optimizer = emo_torch.EmoCats([param], betas=(0.0, 0.0), moment_dtype="8bit")
-    param.grad = values
-    optimizer.step(loss=1.0)
-    codes, scales = encode(values + 0.0, SIGNED)
-    assert optimizer.state[param]["exp_avg"].equal(codes)
-    torch.testing.assert_close(
-        optimizer.state[param]["exp_avg_scale"], scales, rtol=0, atol=0, equal_nan=True
-    )
+    _assert_stored(emo_torch.EmoCats, "exp_avg", values, encode(values + 0.0, SIGNED))
 
 
 @pytest.mark.usefixtures("level")
 def test_every_code_of_squares_is_that_of_the_reference() -> None:
     values = _odd(_near_midpoints(UNSIGNED, 2.0))
-    param = torch.nn.Parameter(torch.zeros(values.shape))
-    optimizer = emo_torch.EmoSens([param], betas=(0.0, 0.0), moment_dtype="8bit")
-    param.grad = values
-    optimizer.step(loss=1.0)
-    codes, scales = encode(values * values, UNSIGNED)
-    assert optimizer.state[param]["exp_avg_sq"].equal(codes)
-    torch.testing.assert_close(
-        optimizer.state[param]["exp_avg_sq_scale"], scales, rtol=0, atol=0, equal_nan=True
-    )
+    _assert_stored(emo_torch.EmoSens, "exp_avg_sq", values, encode(values * values, UNSIGNED))
 
 
 def test_levels_threads_and_places_in_memory_make_no_difference() -> None:
