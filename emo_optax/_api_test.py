@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import emo_optax
+from emo_optax import _public
 from emo_optax._members.by_name import MEMBERS
 from emo_shared.docstrings_test import gaps
 
@@ -14,7 +15,7 @@ SCREEN = 50
 MOST_LINES = 120
 """The most lines of a docstring, with the signature."""
 THINGS: dict[str, Any] = {
-    name: thing for name in emo_optax.__all__ if callable(thing := getattr(emo_optax, name))
+    name: thing for name, thing in vars(_public).items() if callable(thing) and not name.startswith("_")
 }
 
 

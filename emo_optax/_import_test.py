@@ -6,10 +6,12 @@ import types
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import pytest
 
 import emo_optax
 import emo_shared
+from emo_optax import _public
 
 ALONE = """
 import sys
@@ -22,6 +24,8 @@ before = {name: getattr(jax.config, name) for name in ("jax_enable_x64", "jax_nu
 filters, hook = list(warnings.filters), sys.excepthook
 random = sys.modules["random"].getstate()
 import emo_optax
+
+emo_optax.emo_sens  # The first use of a name imports the package whole.
 
 assert before == {name: getattr(jax.config, name) for name in before}
 assert (filters, hook) == (list(warnings.filters), sys.excepthook)
@@ -40,6 +44,45 @@ print("used alone")
 """
 
 
+USES = (
+    "from emo_optax import integrations",
+    "emo_optax.emo_sens",
+    "from emo_optax import emo_sens, feel",
+    "from emo_optax import *; emo_sens, feel, CheckpointError",
+    "assert {'emo_sens', 'feel', 'integrations', '__version__', '_members'} <= set(dir(emo_optax))",
+    "assert 'TYPE_CHECKING' not in dir(emo_optax)",
+    "assert {'emo_sens', 'feel'} <= set(emo_optax.__all__) and '_members' not in emo_optax.__all__",
+    "import emo_optax._members.emo_sens",
+    "import pickle; assert pickle.loads(b'cemo_optax\\nemo_sens\\n.') is emo_optax.emo_sens",
+    "from unittest import mock\n"
+    "with mock.patch('emo_optax.emo_sens', 1):\n"
+    "    assert not hasattr(emo_optax, 'xyz') and emo_optax.emo_sens == 1",
+    "import threading\n"
+    "found = []\n"
+    "look = lambda: found.append(emo_optax.emo_sens)\n"
+    "threads = [threading.Thread(target=look) for _ in range(8)]\n"
+    "for thread in threads: thread.start()\n"
+    "for thread in threads: thread.join()\n"
+    "assert found == [emo_optax.emo_sens] * 8",
+)
+"""Ways to use the package for the first time. The first way needs no framework."""
+
+FIRST_USE = """
+import sys
+for number, use in enumerate(USES):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "emo_optax"]:
+        del sys.modules[name]
+    import emo_optax
+    assert emo_optax.__version__ and emo_optax.__doc__.startswith("The Emo optimizers")
+    assert not hasattr(emo_optax, "__wrapped__") and not hasattr(emo_optax, "__no_such_name__")
+    assert [name for name in sys.modules if name.startswith("emo_optax")] == ["emo_optax"]
+    exec(use, {"emo_optax": emo_optax})
+    assert number > 0 or not {"jax", "optax", "numpy", "emo_optax._public"} & set(sys.modules)
+    assert emo_optax.emo_sens.__module__ == "emo_optax._members.emo_sens"
+    assert vars(emo_optax)["emo_sens"] is emo_optax.emo_sens
+"""
+
+
 def test_the_package_alone_imports_without_side_effects_and_works() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", ALONE], capture_output=True, text=True, check=False
@@ -49,13 +92,42 @@ def test_the_package_alone_imports_without_side_effects_and_works() -> None:
 
 
 def test_everything_public_is_made_here() -> None:
-    public = {name for name in vars(emo_optax) if not name.startswith("_")}
-    for name in public - {"ARRAYS_VERSION", "CHECKPOINT_VERSION", "integrations"}:
-        assert vars(emo_optax)[name].__module__.startswith(("emo_optax.", "emo_shared."))
+    public = {name for name in vars(_public) if not name.startswith("_")}
+    for name in public - {"ARRAYS_VERSION", "CHECKPOINT_VERSION"}:
+        assert vars(_public)[name].__module__.startswith(("emo_optax.", "emo_shared."))
+
+
+def test_the_package_imports_its_framework_at_the_first_use_of_a_name() -> None:
+    command = [sys.executable, "-W", "error", "-c", f"USES = {USES!r}" + FIRST_USE]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_no_module_holds_an_array() -> None:
+    # An array that an import makes belongs to the function that is traced at that moment.
+    for name, module in list(sys.modules.items()):
+        if name.startswith("emo_optax.") and not name.endswith("_test"):
+            assert not [key for key, value in vars(module).items() if isinstance(value, jax.Array)], name
+
+
+def test_an_unknown_name_is_refused_with_one_that_is_near() -> None:
+    with pytest.raises(
+        AttributeError, match=r"'emo_optax' has no attribute 'emo_sense'; did you mean 'emo_sens'\?"
+    ):
+        _ = emo_optax.emo_sense  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"'emo_optax' has no attribute 'xyz'\.$"):
+        _ = emo_optax.xyz  # type: ignore[attr-defined]
+
+
+def test_without_the_framework_the_first_use_names_the_extra() -> None:
+    code = "import sys; sys.modules['jax'] = None; import emo_optax; emo_optax.emo_sens"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError" in run.stderr
+    assert "pip install 'emo-optimizers[jax]'" in run.stderr
 
 
 def test_what_it_offers_says_how_to_use_it() -> None:
-    for name, value in vars(emo_optax).items():
+    for name, value in vars(_public).items():
         if not name.startswith("_"):
             assert_documented(name, value)
 

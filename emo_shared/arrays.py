@@ -23,9 +23,9 @@ ARRAYS_FORMAT = "emo arrays"
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Writes named arrays to a file in the safetensors format, which holds no code.
 
-    The file is written under a temporary name and renamed, and contains a digest. At any moment there is
-    the old file or the complete new file, and `load_arrays` refuses a damaged file. `emo_torch.save_arrays`
-    and `emo_optax.save_arrays` are this function.
+    The file is written under a temporary name and then renamed, so that the path always leads to the old
+    file or to the complete new file. The file contains a digest, and `load_arrays` refuses a damaged file.
+    `emo_torch.save_arrays` and `emo_optax.save_arrays` are this function.
 
     Args:
         path: the path of the file.
@@ -36,8 +36,8 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) ->
         TypeError: for anything but a mapping of arrays, a name that is not a string, and a masked array.
         ValueError: for a dtype that the format does not have, a name without UTF-8, and names and
             shapes that fill more than the format's limit of 100 MB.
-        OSError: where the file cannot be written.
-            All of these are raised before an older file is replaced.
+        OSError: if the file cannot be written.
+            All of these errors are raised before an older file is replaced.
 
     Example:
         >>> import pathlib, tempfile
@@ -74,7 +74,7 @@ def load_arrays(path: str | Path) -> Arrays:
 
     Raises:
         CheckpointError: for a file that was cut off or altered.
-        OSError: where there is no file, or it may not be read.
+        OSError: if there is no file, or if the file may not be read.
 
     Example:
         >>> import pathlib, tempfile

@@ -1,8 +1,8 @@
-"""Checks of an option against the values that it may have."""
+"""Checks of the value of an option."""
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raises a `ValueError` unless a word is a known one."""
+    """Raises a `ValueError` if a value is none of the choices."""
     if value not in choices:
         known = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"Invalid {name}: {value!r}; it must be one of {known}")

@@ -18,20 +18,20 @@ because every step is defined in float32:
    two neighbours in the table, rounded to float32; at the midpoint itself the lower neighbour is chosen.
 6. In `UNSIGNED`, a value above 0 gets at least code 1, also where the product rounds to 0.
 
-Rule 5 multiplies, since compilers (XLA among them) replace a division of a block by a product.
-Rule 6 is needed because the root of a second moment is a divisor. Where 0 replaced a small second moment,
-the step would be m / eps, 10^8 times too large. With rule 6 the divisor of such an element is too large,
-and its step too small.
+Rule 5 multiplies, because compilers such as XLA replace a division of a block by a product.
+Rule 6 is needed because a step is divided by the root of its second moment. If a small second moment became
+0, the step would be m / eps, 10^8 times too large. With rule 6 the divisor is too large instead, and the
+step is too small.
 
-The largest value of a block is kept exactly, since both tables have 1 and `SIGNED` has -1. So decoding
-and encoding again gives the same codes and scales (for values above 2^-125): a moment that a step leaves
-alone does not drift, and decoded float32 values carry a state between the packages without loss. The
-published table of signed values has no -1; here -1 has the place of the negative value next to 0.
+The largest value of a block is kept exactly, because both tables have 1 and `SIGNED` has -1. Decoding and
+encoding again gives the same codes and scales (for values above 2^-125). Therefore a moment that a step
+does not change does not drift, and decoded float32 values carry a state between the packages without loss.
+The published table of signed values has no -1; here -1 replaces the negative value next to 0.
 
-Small arrays keep the dtype that `moment_dtype=None` gives them (`is_coded`): they hold few of the bytes,
-and biases and norms suffer most.
+Small arrays keep the dtype that `moment_dtype=None` gives them (`is_coded`): they take little memory, and 8
+bits would harm biases and norms most.
 
-Source: the division into blocks, and the tables (dynamic tree quantization) but for -1, are those of
+Source: the division into blocks, and the tables (dynamic tree quantization) except -1, are those of
 Dettmers et al., 2022, "8-bit Optimizers via Block-wise Quantization". Rules 1 to 6 are ours.
 """
 
@@ -47,7 +47,7 @@ EIGHT_BIT = "8bit"
 BLOCK = 256
 """The number of elements that share a scale."""
 SMALLEST = 4096
-"""The number of elements from which on an array is kept in codes."""
+"""The smallest number of elements of an array that is kept in codes."""
 TINY = 2.0**-126
 """The smallest normal float32 number."""
 LARGEST = 2.0**126
@@ -245,7 +245,7 @@ def encode(values: Sequence[float], table: Sequence[float]) -> tuple[list[int], 
 
 
 def _counted(value: float) -> float:
-    """Returns what a value counts as: 0 below `TINY` in size, and no more than `LARGEST`."""
+    """Returns the value that is encoded: 0 below `TINY` in size, and at most `LARGEST`."""
     value = to_float32(value)
     if math.isnan(value):
         return value

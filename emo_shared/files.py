@@ -45,9 +45,9 @@ def write_file(path: str | Path, metadata: Mapping[str, str], parts: Iterable[Pa
     Raises:
         TypeError: for a name or a text that is no string.
         ValueError: for everything that the format does not support (see `encode_header`).
-        OSError: for a path that is a folder or a device, and where the file cannot be written.
+        OSError: for a path that is a folder or a device, and if the file cannot be written.
 
-    All of these are raised before an older file is replaced.
+    All of these errors are raised before an older file is replaced.
     """
     # Wide dtypes first, so that each array begins at an address that is aligned for its dtype.
     ordered = sorted(parts, key=lambda part: (-width(part), part.name))
@@ -58,7 +58,7 @@ def write_file(path: str | Path, metadata: Mapping[str, str], parts: Iterable[Pa
         begin += memoryview(part.data).nbytes
 
     def write(file: BinaryIO) -> None:
-        # The digest is that of the written bytes, even where an array is changed while it is written.
+        # The digest is computed from the written bytes, also if another thread changes an array meanwhile.
         def put(part: Part) -> Iterable[bytes]:
             file.seek(begins[part.name])
             data = memoryview(part.data)
@@ -93,7 +93,7 @@ def write_atomically(
         check: raises an error for a file that must not replace the old one; `None` for no check.
 
     Raises:
-        OSError: for a path that is a folder, a device or a loop of links; where the file cannot be written.
+        OSError: for a path that is a folder, a device or a loop of links; if the file cannot be written.
     """
     target = Path(os.path.realpath(path))
     _check_target(target)
@@ -123,9 +123,9 @@ def write_atomically(
 
 
 def _check_target(target: Path) -> None:
-    """Raises an `OSError` if the path is no regular file, which must not be replaced by a file."""
+    """Raises an `OSError` for a folder or a device, which must not be replaced by a file."""
     try:
-        mode = target.lstat().st_mode  # Links are resolved: one that is still there is part of a loop.
+        mode = target.lstat().st_mode  # Links are resolved: a link that is left is part of a loop.
     except FileNotFoundError:
         return
     if stat.S_ISDIR(mode):
@@ -135,7 +135,7 @@ def _check_target(target: Path) -> None:
 
 
 def _short_name(target: Path) -> str:
-    """Returns the target's name, or a digest of a name that is too long to be made longer."""
+    """Returns the name of the target, or a digest if the name is too long to get a suffix."""
     name = os.fsencode(target.name)
     return target.name if len(name) <= _LONGEST_NAME else hashlib.sha256(name).hexdigest()[:32]
 
@@ -156,15 +156,15 @@ def _literally(name: str) -> str:
 def read_file(path: str | Path) -> tuple[dict[str, str], dict[str, Part]]:
     """Reads a file in the safetensors format: its metadata, and its arrays by their names.
 
-    Header and data are read through one file descriptor: a file that replaces this one meanwhile is not
-    seen. Each array has its own memory.
+    Header and data are read through one file descriptor. They belong to one file, also if another process
+    replaces the file meanwhile. Each array has its own memory.
 
     Args:
         path: the path of the file.
 
     Raises:
         CheckpointError: for a file that is not whole, or of another format.
-        OSError: where there is no file, or it may not be read.
+        OSError: if there is no file, or if the file may not be read.
     """
     with Path(path).open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:

@@ -38,7 +38,7 @@ LENGTH_BYTES = 8
 
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 _METADATA = "__metadata__"
-# Other readers count with this many bits.
+# Other readers count elements in 64 bits.
 _MOST_ELEMENTS = 2**64 - 1
 
 
@@ -65,7 +65,7 @@ class Place(NamedTuple):
         dtype: the name of its dtype, such as "float32".
         shape: its shape.
         begin: its first byte.
-        end: the byte after its last one.
+        end: the byte after its last byte.
     """
 
     dtype: str
@@ -75,7 +75,7 @@ class Place(NamedTuple):
 
 
 def width(part: Part) -> int:
-    """Returns the bytes of an element; raises a `ValueError` for a dtype without a place in the format."""
+    """Returns the bytes of an element; raises a `ValueError` for a dtype that the format lacks."""
     if part.dtype not in CODES:
         raise ValueError(
             f"{part.name!r} has the dtype {part.dtype}, for which the file has no place; it has for "
@@ -93,7 +93,7 @@ def encode_header(metadata: Mapping[str, str], parts: Sequence[Part]) -> bytes:
 
     Raises:
         TypeError: for a name or a text that is no string.
-        ValueError: for a dtype without a place in the format, a name or a text that has no UTF-8, a name
+        ValueError: for a dtype that the format lacks, a name or a text that has no UTF-8, a name
             that occurs twice or is reserved by the format, data of another size than the shape says, and a
             header above the format's limit.
     """
@@ -125,7 +125,7 @@ def encode_header(metadata: Mapping[str, str], parts: Sequence[Part]) -> bytes:
             f"not an array. The safetensors format allows {LONGEST}, and no program could read the file. "
             "Save long lists of numbers as arrays. Nothing was written"
         )
-    # By the function that reads the file: a header that it refuses must not replace a good one.
+    # Checked by the function that reads files: an unreadable header must not replace a good file.
     decode_header(told, begin)
     return len(told).to_bytes(LENGTH_BYTES, "little") + told
 

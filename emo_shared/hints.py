@@ -1,4 +1,4 @@
-"""Hints for arguments that belong to another optimizer, as far as they are the same in both packages."""
+"""Hints about arguments of other optimizers, for both packages."""
 
 import sys
 from collections.abc import Iterable, Mapping
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from emo_shared.names import nearest
 
 LARGE_RATE = 0.1
-"""The learning rate from which on the members of the first two generations warn."""
+"""The lowest learning rate at which the members of the first two generations warn."""
 
 PULSE_FILES = "EmoSens, EmoAiry, EmoCats, EmoTion and EmoVoid"
 EMO_CLASSES = "the Emo classes of pytorch_optimizer"
@@ -37,7 +37,7 @@ SHARED_KEYWORDS: dict[str, tuple[str, str]] = {
     "wd": ("some other libraries", "It is `weight_decay` here."),
     "epsilon": ("some other libraries", "It is `eps` here."),
 }
-"""Keywords of other optimizers about which both packages say the same: their origin, and the remedy."""
+"""Keywords of other optimizers with the same hint in both packages: their origin, and the remedy."""
 
 
 def unexpected_keyword(
@@ -62,10 +62,10 @@ def unexpected_keyword(
 
 
 def caller_level(packages: Iterable[str]) -> int:
-    """Returns the `stacklevel` of the code outside some packages, for the function that asks.
+    """Returns the `stacklevel` that names the first caller outside of some packages.
 
     Args:
-        packages: the names of the top packages whose frames are passed over.
+        packages: the names of the top packages whose frames are skipped.
     """
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in packages:

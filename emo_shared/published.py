@@ -15,7 +15,7 @@ import numpy as np
 from emo_shared.arrays import Arrays
 
 WINDOW = 32
-"""How many scalars the stop signal of the first two generations looks at."""
+"""The number of scalars that the stop signal of the first two generations reads."""
 
 
 class Kind(NamedTuple):
@@ -36,7 +36,7 @@ class Kind(NamedTuple):
 _ADAM = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 _LION = {"exp_avg": "exp_avg"}
 _FACTORS = {**_ADAM, "exp_avg_r": "row", "exp_avg_c": "column"}
-# The sign of the gradient decides there. The states of pytorch_optimizer have `exp_avg`, too.
+# These members step by the sign of the gradient. The states of pytorch_optimizer have `exp_avg`, too.
 _UNUSED = dict.fromkeys(_FACTORS, "")
 
 KINDS: dict[str, Kind] = {
@@ -161,7 +161,7 @@ def _version(state_dict: Mapping[Any, Any], state: Mapping[Any, Any]) -> str:
 
 
 def _own(state: Mapping[Any, Any], index: int, kind: Kind) -> Mapping[str, Any]:
-    """Returns the state of a parameter; empty where it has none."""
+    """Returns the state of a parameter; an empty state if the parameter has none."""
     own: Mapping[str, Any] = state.get(index, {})
     known = {*kind.moments, "shadow", "ema"}
     extra = sorted(str(key) for key in own if key not in known)
@@ -237,7 +237,7 @@ def _window(history: Any) -> list[float]:
 
 
 def _history(window: Sequence[float], scalar: float) -> dict[str, Any]:
-    """Returns the counts and the stop signal for a window of scalars; the file has neither."""
+    """Returns the counts and the stop signal for a window of scalars; the file does not have them."""
     full = np.zeros(WINDOW)
     full[WINDOW - len(window) :] = window
     is_quiet = len(window) == WINDOW and np.abs(full).mean() < 0.05 and full.var() < 0.005

@@ -7,6 +7,7 @@ import pytest
 
 import emo_torch
 from emo_shared.docstrings_test import gaps
+from emo_torch import _public
 from emo_torch._members.by_name import MEMBERS
 
 SCREEN = 50
@@ -14,7 +15,7 @@ SCREEN = 50
 MOST_LINES = 120
 """The most lines of a docstring, with the signature."""
 THINGS: dict[str, Any] = {
-    name: thing for name in emo_torch.__all__ if callable(thing := getattr(emo_torch, name))
+    name: thing for name, thing in vars(_public).items() if callable(thing) and not name.startswith("_")
 }
 
 

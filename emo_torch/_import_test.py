@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 import emo_shared
 import emo_torch
+from emo_torch import _public
 from emo_torch._kernels import library
 
 ALONE = """
@@ -41,6 +43,45 @@ plain.step()
 """
 
 
+USES = (
+    "from emo_torch import integrations",
+    "emo_torch.EmoSens",
+    "from emo_torch import EmoSens, feel",
+    "from emo_torch import *; EmoSens, feel, CheckpointError",
+    "assert {'EmoSens', 'feel', 'integrations', '__version__', '_members'} <= set(dir(emo_torch))",
+    "assert 'TYPE_CHECKING' not in dir(emo_torch)",
+    "assert {'EmoSens', 'feel'} <= set(emo_torch.__all__) and '_members' not in emo_torch.__all__",
+    "import emo_torch._members.emo_sens",
+    "import pickle; assert pickle.loads(b'cemo_torch\\nEmoSens\\n.') is emo_torch.EmoSens",
+    "from unittest import mock\n"
+    "with mock.patch('emo_torch.EmoSens', 1):\n"
+    "    assert not hasattr(emo_torch, 'xyz') and emo_torch.EmoSens == 1",
+    "import threading\n"
+    "found = []\n"
+    "look = lambda: found.append(emo_torch.EmoSens)\n"
+    "threads = [threading.Thread(target=look) for _ in range(8)]\n"
+    "for thread in threads: thread.start()\n"
+    "for thread in threads: thread.join()\n"
+    "assert found == [emo_torch.EmoSens] * 8",
+)
+"""Ways to use the package for the first time. The first way needs no framework."""
+
+FIRST_USE = """
+import sys
+for number, use in enumerate(USES):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "emo_torch"]:
+        del sys.modules[name]
+    import emo_torch
+    assert emo_torch.__version__ and emo_torch.__doc__.startswith("The Emo optimizers")
+    assert not hasattr(emo_torch, "__wrapped__") and not hasattr(emo_torch, "__no_such_name__")
+    assert [name for name in sys.modules if name.startswith("emo_torch")] == ["emo_torch"]
+    exec(use, {"emo_torch": emo_torch})
+    assert number > 0 or not {"torch", "numpy", "emo_torch._public"} & set(sys.modules)
+    assert emo_torch.EmoSens.__module__ == "emo_torch._members.emo_sens"
+    assert vars(emo_torch)["EmoSens"] is emo_torch.EmoSens
+"""
+
+
 def test_it_needs_no_other_framework_patches_nothing_and_says_nothing() -> None:
     command = [sys.executable, "-W", "error", "-c", ALONE]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -52,8 +93,37 @@ def test_it_needs_no_other_framework_patches_nothing_and_says_nothing() -> None:
         assert result.stderr.count("\n") == 1
 
 
+def test_the_package_imports_its_framework_at_the_first_use_of_a_name() -> None:
+    command = [sys.executable, "-W", "error", "-c", f"USES = {USES!r}" + FIRST_USE]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_no_module_holds_a_tensor() -> None:
+    # A tensor that an import makes depends on the mode of that moment, such as `torch.device("meta")`.
+    for name, module in list(sys.modules.items()):
+        if name.startswith("emo_torch.") and not name.endswith("_test"):
+            assert not [key for key, value in vars(module).items() if isinstance(value, torch.Tensor)], name
+
+
+def test_an_unknown_name_is_refused_with_one_that_is_near() -> None:
+    with pytest.raises(
+        AttributeError, match=r"'emo_torch' has no attribute 'EmoSense'; did you mean 'EmoSens'\?"
+    ):
+        _ = emo_torch.EmoSense  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"'emo_torch' has no attribute 'xyz'\.$"):
+        _ = emo_torch.xyz  # type: ignore[attr-defined]
+
+
+def test_without_the_framework_the_first_use_names_the_extra() -> None:
+    code = "import sys; sys.modules['torch'] = None; import emo_torch; emo_torch.EmoSens"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError" in run.stderr
+    assert "pip install 'emo-optimizers[torch]'" in run.stderr
+
+
 def test_what_it_offers_says_how_to_use_it() -> None:
-    public = [name for name in vars(emo_torch) if not name.startswith("_")]
+    public = [name for name in vars(_public) if not name.startswith("_")]
     assert {"EmoSens", "EmoAiry", "EmoCats", "LossMissingError", "feel"} <= set(public)
     for name in public:
         assert_documented(name, getattr(emo_torch, name))

@@ -8,6 +8,7 @@ The environment's `CC` names the compiler; otherwise it is `cc`, `gcc` or `clang
 `EMO_TORCH_COMPILE=0` nothing is built; with `EMO_TORCH_ISA=plain` or `avx2` no level above that.
 """
 
+import argparse
 import concurrent.futures
 import hashlib
 import json
@@ -210,8 +211,18 @@ def _run(command: list[str]) -> str:
     return "" if done.returncode == 0 else told or f"exit status {done.returncode}"
 
 
-def main() -> int:
-    """Builds in place; returns 1 and says why where that is not possible."""
+def main(arguments: Sequence[str] = ()) -> int:
+    """Builds in place; returns 1 and says why where that is not possible.
+
+    Args:
+        arguments: the arguments of the command line; there are no options but `--help`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m emo_torch.build",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(arguments)
     try:
         built = build(SOURCES)
     except BuildError as error:
@@ -223,4 +234,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

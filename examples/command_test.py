@@ -12,7 +12,7 @@ from examples import command
 from examples.progress import Progress, track
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("examples", "parity_tests", "benchmarks", "website")
+FOLDERS = ("emo_optax", "emo_torch", "examples", "parity_tests", "benchmarks", "website")
 INTERNAL = {
     "parity_tests.worker": "a process that `parity_tests` starts",
     "benchmarks.step_time.worker": "a process that `benchmarks.step_time` starts",

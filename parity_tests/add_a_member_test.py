@@ -87,7 +87,7 @@ def test_the_page_adds_a_file_of_few_lines_and_three_lines_on_either_side() -> N
     assert [path for path, _ in steps] == [
         f"{package}/{file}"
         for package in ("emo_torch", "emo_optax")
-        for file in ("_members/emo_echo.py", "_members/by_name.py", "__init__.py")
+        for file in ("_members/emo_echo.py", "_members/by_name.py", "_public.py")
     ]
     assert [len(code.splitlines()) for path, code in steps if "emo_echo" not in path] == [2, 1, 2, 1]
 

@@ -9,8 +9,10 @@ import torch
 
 import emo_optax
 import emo_torch
+from emo_optax import _public as optax_names
 from emo_optax._members.by_name import MEMBERS as OPTAX
 from emo_optax._state import bridge as _bridge
+from emo_torch import _public as torch_names
 from emo_torch._members.by_name import MEMBERS as TORCH
 from emo_torch._members.options import NOT_OPTIONS
 from emo_torch._rules.family_rules import MOMENTS
@@ -30,13 +32,13 @@ def test_what_is_exported_are_the_members_of_the_registry() -> None:
     bases = {emo_torch.LossOptimizer, emo_torch.EmoOptimizer, emo_torch.Emotional, emo_torch.Autopilot}
     exported = {
         thing
-        for thing in vars(emo_torch).values()
+        for thing in vars(torch_names).values()
         if isinstance(thing, type) and issubclass(thing, emo_torch.LossOptimizer)
     }
     assert exported - bases == {member.make for member in TORCH.values()}
     functions = {
         name: thing
-        for name, thing in vars(emo_optax).items()
+        for name, thing in vars(optax_names).items()
         if name.startswith(("emo_", "ref_")) and inspect.isfunction(thing)
     }
     assert functions == {name: member.make for name, member in OPTAX.items()}

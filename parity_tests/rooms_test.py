@@ -20,6 +20,7 @@ ORDER = (
     "_wrappers",
     "_members",
     "_state",
+    "_public",
     "integrations",
     "launch",
 )

@@ -82,7 +82,7 @@ def said(number: float) -> str:
     if number < 0.001:
         return "none"
     if number < 0.1:
-        return "next to nothing (one number a row and one a column)"
+        return "almost none (one number a row and one a column)"
     return f"{number:.3g}"
 
 

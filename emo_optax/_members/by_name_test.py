@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 import emo_optax
+from emo_optax import _public
 
 
 def test_every_optimizer_is_made_by_its_name_and_steps() -> None:
@@ -24,7 +25,7 @@ def test_every_optimizer_is_made_by_its_name_and_steps() -> None:
 
 
 def test_every_optimizer_has_a_name() -> None:
-    members = {name for name in vars(emo_optax) if name.startswith(("emo_", "ref_"))}
+    members = {name for name in vars(_public) if name.startswith(("emo_", "ref_"))}
     assert members <= set(emo_optax.list_optimizers())
 
 

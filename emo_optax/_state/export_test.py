@@ -14,6 +14,7 @@ import optax
 import pytest
 
 import emo_optax
+from emo_optax import _public
 from emo_optax._state import export as _export
 
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.ones(3)}
@@ -68,7 +69,7 @@ def test_a_step_that_was_written_and_read_gives_the_same_results(name: str) -> N
 def test_every_named_tuple_of_the_package_that_may_be_in_a_state_is_registered() -> None:
     public = {
         value
-        for name, value in vars(emo_optax).items()
+        for name, value in vars(_public).items()
         if isinstance(value, type) and issubclass(value, tuple) and name != "EarlyStop"
     }
     assert public == set(_export._OURS)

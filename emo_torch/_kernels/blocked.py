@@ -29,7 +29,7 @@ ELEMENTWISE = ("uncorrected_adam", "lion", "cautious_sign")
 """The rules that read one element at a time."""
 
 # At this number of steps, Adam's bias correction divides by 1 - b**3e38 = 1.
-_FAR = torch.tensor(3e38)
+_FAR = 3e38
 _PLAIN = {Tensor, torch.nn.Parameter}
 
 
@@ -286,6 +286,7 @@ def _step_elements(parts: _Parts, rule: FusedRule, numbers: _Numbers, ratio: Ten
     b1, b2 = rule.betas
     if rule.kind == "uncorrected_adam":
         update.zero_()
+        far = torch.tensor(_FAR, dtype=torch.float32, device="cpu")
         # AdamW steps zeros, without weight decay: the zeros become the update.
         torch._fused_adamw_(
             updates,
@@ -293,7 +294,7 @@ def _step_elements(parts: _Parts, rule: FusedRule, numbers: _Numbers, ratio: Ten
             parts.firsts,
             parts.seconds,
             [],
-            [_FAR] * len(updates),
+            [far] * len(updates),
             lr=numbers.length,
             beta1=b1,
             beta2=b2,

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import emo_torch
+from emo_torch import _public
 
 
 def test_every_optimizer_is_made_by_its_name_and_steps() -> None:
@@ -16,7 +17,7 @@ def test_every_optimizer_is_made_by_its_name_and_steps() -> None:
 
 
 def test_every_optimizer_has_a_name() -> None:
-    members = {name.lower() for name in vars(emo_torch) if name.startswith(("Emo", "Ref"))}
+    members = {name.lower() for name in vars(_public) if name.startswith(("Emo", "Ref"))}
     names = {name.replace("_", "") for name in emo_torch.list_optimizers()}
     others = {"emotion", "emotional", "emotionstate", "emooptimizer", "emopulsescheduler", "emowarning"}
     assert members - others <= names

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from torch.optim import lr_scheduler
 
 import emo_torch
+from emo_torch import _public
 from emo_torch._step import emo_optimizer as _emotional
 from emo_torch._step.later_optimizers import DriveOptimizer
 from emo_torch._step.ways import WAYS, Ways
@@ -365,7 +366,7 @@ def test_the_way_is_the_one_asked_for_and_else_the_fastest(
 def test_the_tests_above_cover_every_optimizer_that_is_public() -> None:
     public = {
         thing
-        for thing in vars(emo_torch).values()
+        for thing in vars(_public).values()
         if isinstance(thing, type)
         and issubclass(thing, emo_torch.EmoOptimizer)
         # The tests of v3.6.1 are in later_generations_test.py.

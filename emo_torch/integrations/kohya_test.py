@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import emo_torch
+from emo_torch import _public
 from emo_torch._testing import Listening, mean_squared_error, small_model
 
 pytest.importorskip("accelerate", reason="Accelerate is not installed: pip install accelerate")
@@ -23,7 +24,7 @@ OTHER_BRANCHES = ("8bit", "schedulefree")
 """Endings of lower-cased names for which sd-scripts take an optimizer of another library."""
 PUBLIC = [
     name
-    for name, cls in vars(emo_torch).items()
+    for name, cls in vars(_public).items()
     if inspect.isclass(cls)
     and issubclass(cls, emo_torch.LossOptimizer)
     and "lr" in inspect.signature(cls).parameters
