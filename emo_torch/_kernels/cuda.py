@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from emo_torch._kernels import FIRST_STEPS, FusedRule, FusedStep, Signal
+from emo_torch._kernels import cuda_layouts as layouts
+from emo_torch._kernels.cuda_layouts import Numbers
 from emo_torch._kernels.overlaps import overlapping
 from emo_torch._kernels.plan import Params
 from emo_torch._pieces.emotion import wide_dtype
@@ -24,15 +25,12 @@ from emo_torch._rules.family_rules import KERNELS
 
 State = dict[str, Tensor]
 Tensors = list[Tensor]
-Numbers = NDArray[np.int64]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 DEVICES = ("cuda",)
 """The types of devices of this way. (In tests, Triton's interpreter also takes the CPU's memory.)"""
 RULES = tuple(rule.name for rule in KERNELS if rule.on_cuda)
 """The rules that have a kernel, in the order of their numbers in the kernels."""
-BLOCK, HEIGHT, WIDTH = 1024, 128, 64
-"""The number of elements of one program, and the height and width of the tile of a matrix it reads."""
 
 _PLAIN = {Tensor, torch.nn.Parameter}
 _Kind = tuple[Any, ...]
@@ -65,7 +63,7 @@ class _Tables(NamedTuple):
         pointers: the addresses of tensors: a row each for parameters, gradients, each moment, shadows, and
             the flags of shadows.
         constants: the options, as float64; a row for each rule.
-        layout: the tensors and elements of each program; see `_layout`.
+        layout: the tensors and elements of each program; see `layout_of`.
         counts: the numbers of programs, and of elements of temporary memory.
     """
 
@@ -160,10 +158,6 @@ def _fits(param: Tensor, grad: Tensor, others: Tensors, exists: Tensor | None) -
     )
 
 
-def _numbers(of: Any) -> Numbers:
-    return np.fromiter(of, np.int64)
-
-
 def _run(
     kind: _Kind,
     params: Tensors,
@@ -188,7 +182,8 @@ def _run(
         moments = [2 + names.index(name) for name in rule.moments(params[0].ndim)] or [0]
         _launch(index, rule, moments, tables, streams, spec, signal, group)
     if exists:
-        wakes = signal.shadow_ratio > 0
+        # By the rule of trust, a shadow is made at the first step.
+        wakes = signal.shadow_ratio > 0 if spec.follow is None else signal.shadow_ratio >= 0
         torch._foreach_copy_(exists, list((torch.stack(exists) | wakes).unbind()))
 
 
@@ -205,8 +200,8 @@ def _tables(
     # With an even length, each row begins at a multiple of 16 bytes, which Triton reads faster.
     pointers = np.zeros((len(streams), count + count % 2), np.int64)
     for row, stream in zip(pointers, streams, strict=True):
-        row[:count] = _numbers(tensor.data_ptr() for tensor in stream)
-    shapes = np.array([_rows_and_columns(param) for param in params], np.int64).T
+        row[:count] = layouts.numbers(tensor.data_ptr() for tensor in stream)
+    shapes = np.array([layouts.rows_and_columns(param) for param in params], np.int64).T
     is_decoupled = group["weight_decay_mode"] == "decoupled"
     divisor = group.get("weight_decay_divisor") if is_decoupled else None
     sign = -1.0 if group["maximize"] else 1.0
@@ -222,17 +217,13 @@ def _tables(
             uploads[name, kind] = found = _upload(made_of, make(*made_of), device)
         return found
 
-    layout = table("layout", tuple(shapes), functools.partial(_layout, is_matrix=kind[-1]))
+    layout = table("layout", tuple(shapes), functools.partial(layouts.layout_of, is_matrix=kind[-1]))
     return _Tables(
         table("pointers", (pointers,), lambda own: {"pointers": own}),
         table("constants", (constants,), lambda own: {"constants": own.view(np.int64)}),
         layout,
-        _counts(*shapes),
+        layouts.counts_of(*shapes),
     )
-
-
-def _rows_and_columns(param: Tensor) -> tuple[int, int]:
-    return (param.shape[0], param.shape[1:].numel()) if param.ndim >= 2 else (param.numel(), 1)
 
 
 def _upload(made_of: tuple[Any, ...], arrays: dict[str, Numbers], device: torch.device) -> _Uploaded:
@@ -249,41 +240,6 @@ def _upload(made_of: tuple[Any, ...], arrays: dict[str, Numbers], device: torch.
     pairs = zip(starts, arrays.items(), strict=True)
     tables = {name: there[start : start + array.size].view(array.shape) for start, (name, array) in pairs}
     return _Uploaded(made_of, tables, host)
-
-
-def _layout(heights: Numbers, columns: Numbers, *, is_matrix: bool) -> dict[str, Numbers]:
-    """Returns the tables of the tensors and elements that each program works on, by name."""
-    blocks = -(-heights * columns // BLOCK)
-    layout = {"sizes": heights * columns, "heights": heights, "columns": columns, "blocks": blocks}
-    layout["never"] = np.zeros(2, np.int64)
-    layout["tensor_of"], layout["start_of"] = _tiles(blocks, BLOCK)
-    layout["first_blocks"] = _starts(blocks)
-    if is_matrix:
-        high, wide = -(-heights // HEIGHT), -(-columns // WIDTH)
-        layout["tensor_of_rows"], layout["row_of"] = _tiles(high, HEIGHT)
-        layout["tensor_of_columns"], layout["column_of"] = _tiles(wide, WIDTH)
-        layout["row_starts"], layout["column_starts"] = _starts(heights), _starts(columns)
-        layout["part_starts"] = _starts(high * columns)
-    return layout
-
-
-def _counts(heights: Numbers, columns: Numbers) -> dict[str, int]:
-    """Returns the numbers of programs, and of elements of temporary memory, by name."""
-    high = -(-heights // HEIGHT)
-    counts = {"tensors": len(heights), "blocks": (-(-heights * columns // BLOCK)).sum()}
-    counts |= {"rows": heights.sum(), "columns": columns.sum(), "parts": (high * columns).sum()}
-    counts |= {"high": high.sum(), "wide": (-(-columns // WIDTH)).sum()}
-    return {name: int(count) for name, count in counts.items()}
-
-
-def _starts(sizes: Numbers) -> Numbers:
-    return np.cumsum(sizes) - sizes
-
-
-def _tiles(counts: Numbers, size: int) -> tuple[Numbers, Numbers]:
-    """Returns for each tile its tensor, and the first element (or row, or column) of the tile."""
-    tensor_of = np.repeat(np.arange(len(counts)), counts)
-    return tensor_of, (np.arange(len(tensor_of)) - _starts(counts)[tensor_of]) * size
 
 
 def _launch(
@@ -332,7 +288,7 @@ def _launch(
         row_means = param.new_empty(counts["rows"], dtype=wide)
         column_means = param.new_empty(counts["columns"], dtype=wide)
         parts = param.new_empty(counts["parts"], dtype=wide)
-        tiles = {"INDEX": index, "HEIGHT": HEIGHT, "WIDTH": WIDTH}
+        tiles = {"INDEX": index, "HEIGHT": layouts.HEIGHT, "WIDTH": layouts.WIDTH}
         shape = (layout["heights"], layout["columns"])
         kernels.rows[(counts["high"],)](
             *(params, grads, first, shadows, exists),
@@ -361,30 +317,35 @@ def _launch(
             *(params, grads, shadows, exists, *blocks, parts, constants, signal.shadow_ratio),
             **options,
             **dtypes,
-            BLOCK=BLOCK,
+            BLOCK=layouts.BLOCK,
             **plain,
         )
         kernels.norms_of[(counts["tensors"],)](
-            parts, layout["first_blocks"], layout["blocks"], norms, BLOCK=BLOCK, **plain
+            parts, layout["first_blocks"], layout["blocks"], norms, BLOCK=layouts.BLOCK, **plain
         )
+    # These numbers stay in the memory of the device.
+    given = (spec.weights, None if spec.share is None else spec.share(wide), spec.follow)
+    scalars = [never if one is None else one.to(param.device, wide) for one in given]
     filters = {"elements": 1, "rows_and_columns": 2}
     kind = RULES.index("uncorrected_adam" if is_factored and not is_matrix else rule.kind)
     is_all = spec.filter in ("all", "scaled")
     kernels.elements[(counts["blocks"],)](
         *(params, grads, first, second, shadows, exists, *blocks, layout["columns"]),
         *(row_starts, row_means, column_starts, column_means, norms, constants),
-        *(signal.tolerance, signal.scale, signal.shadow_ratio, signal.lr, chosen),
-        never if spec.chosen_first is None else spec.chosen_first,
+        *(signal.tolerance, signal.scale, signal.shadow_ratio, signal.lr, *scalars),
+        *(chosen, never if spec.chosen_first is None else spec.chosen_first),
         INDEX=index,
         STEPS_FIRST=steps_first,
         RULE=kind,
         # If matrices filter rows and columns, vectors have a filter of their own.
         FILTER=3 if is_factored and not is_matrix and not is_all else filters.get(spec.filter, 0),
         SCALES=spec.filter != "all",
+        TRUSTS=has_shadow and spec.follow is not None,
+        WEIGHS=spec.weights is not None,
         **options,
         **dtypes,
         **kinds,
-        BLOCK=BLOCK,
+        BLOCK=layouts.BLOCK,
         **plain,
     )
 

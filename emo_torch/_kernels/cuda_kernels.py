@@ -26,7 +26,7 @@ def _constants(count: int) -> tuple[Any, ...]:
 
 
 # In the order of RULES in cuda.py; the kernel takes every other number for the rule "softsign".
-ADAM, LION, CAUTIOUS, _, FACTORS, SIGN = _constants(6)
+ADAM, LION, CAUTIOUS, _, FACTORS, SIGN, FRESH = _constants(7)
 # In the order of MODES in ../_pieces/weight_decay.py.
 DECOUPLED, ABSOLUTE, L2 = _constants(3)
 # The number 0 keeps all elements.
@@ -84,6 +84,9 @@ def elements(  # type: ignore[no-untyped-def]
     scale,
     ratio,
     lr,
+    weights,
+    share,
+    follow,
     chosen,
     chosen_first,
     INDEX: tl.constexpr,
@@ -93,6 +96,8 @@ def elements(  # type: ignore[no-untyped-def]
     FILTER: tl.constexpr,
     SCALES: tl.constexpr,
     BLENDS: tl.constexpr,
+    TRUSTS: tl.constexpr,
+    WEIGHS: tl.constexpr,
     PARAM: tl.constexpr,
     GRAD: tl.constexpr,
     FIRST: tl.constexpr,
@@ -118,14 +123,23 @@ def elements(  # type: ignore[no-untyped-def]
 
     before = tl.load(params_at, mask=mask, other=0.0).to(WIDE)
     weight = before
+    if WEIGHS:
+        weight *= tl.load(weights)
     if BLENDS:
         shadows_at = tl.load(shadows + tensor).to(tl.pointer_type(SHADOW)) + offsets
         shadow = tl.load(shadows_at, mask=mask, other=0.0).to(WIDE)
         is_there = tl.load(tl.load(exists + tensor).to(tl.pointer_type(tl.int8))) != 0
         pull = tl.load(ratio)
-        weight = blended(weight, shadow, is_there, pull)
-        followed = tl.where(is_there, shadow + tl.load(constants + 2).to(WIDE) * (weight - shadow), weight)
-        tl.store(shadows_at, tl.where(pull > 0.0, followed, shadow).to(SHADOW), mask=mask)
+        if TRUSTS:
+            followed = tl.where(is_there, shadow + tl.load(follow) * (weight - shadow), weight)
+            # Where the shadow pulls, it does not move: the weight may read the new shadow.
+            weight = tl.where(is_there, (1.0 - pull) * weight + pull * followed, weight)
+            tl.store(shadows_at, followed.to(SHADOW), mask=mask)
+        else:
+            weight = blended(weight, shadow, is_there, pull)
+            moved = shadow + tl.load(constants + 2).to(WIDE) * (weight - shadow)
+            followed = tl.where(is_there, moved, weight)
+            tl.store(shadows_at, tl.where(pull > 0.0, followed, shadow).to(SHADOW), mask=mask)
     grad = tl.load(grads_at, mask=mask, other=0.0).to(WIDE) * tl.load(constants).to(WIDE)
     if MODE == L2:
         grad += weight_decay * weight
@@ -150,6 +164,11 @@ def elements(  # type: ignore[no-untyped-def]
         update = grad / (tl.sqrt(first * second) + eps)
     elif RULE == SIGN:
         update = sign_of(grad)
+    elif RULE == FRESH:
+        part = tl.load(share)
+        first = tl.load(firsts_at + offsets, mask=mask, other=0.0).to(WIDE) * (1.0 - part) + grad * part
+        tl.store(firsts_at + offsets, rounded(first, FIRST), mask=mask)
+        update = sign_of(first)
     else:
         first = tl.load(firsts_at + offsets, mask=mask, other=0.0).to(WIDE)
         tl.store(firsts_at + offsets, rounded(first * b2 + grad * c2, FIRST), mask=mask)

@@ -1,5 +1,6 @@
 """Tests that need a GPU: no step waits for the GPU, a graph can capture a step, and all ways agree."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 import emo_torch
 from emo_torch._kernels import cuda
+from emo_torch._members.by_name import MEMBERS as REGISTRY
 from emo_torch._testing import COMPILED_MEMBERS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="NO GPU WAS FOUND")
@@ -47,14 +49,18 @@ def _start(dtype: torch.dtype) -> list[Tensor]:
 def _options(name: str, **more: Any) -> dict[str, Any]:
     if name == "ref_adamw_mini_schedule_free":
         return {"lr": 1e-2, "ref_max_steps": 10, **more}
-    options: dict[str, Any] = {"lr": 1e-2, "use_shadow": True, "weight_decay": 0.1, **more}
+    member = REGISTRY[name]
+    rate = 20.0 if member.generation == 3 else 1e-2  # The pulse is about 1e-4 of the rate.
+    options: dict[str, Any] = {"lr": rate, "weight_decay": 0.1, **more}
+    if "use_shadow" in inspect.signature(member.make).parameters:
+        options["use_shadow"] = True
     if name in ("emo_sens", "emo_airy", "emo_cats"):
         options["theta"] = 0.3  # The filter stops some elements.
     return options
 
 
 def _can(name: str, way: dict[str, Any]) -> None:
-    if way.get("fused") and name == "ref_adamw_mini_schedule_free":
+    if way.get("fused") and not REGISTRY[name].make.has_cuda_kernel:
         pytest.skip("it has no kernel for CUDA")
 
 

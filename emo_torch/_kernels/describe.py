@@ -71,9 +71,10 @@ class FusedStep(NamedTuple):
         chosen: the index of the selected rule, int64 of shape `[]`; on the CPU for compiled C.
         first_steps: names in `FIRST_STEPS`, of which `chosen_first` selects one.
         chosen_first: the index of the selected first step, int64 of shape `[]`; on the CPU for compiled C.
-        share: a function from a dtype to a tensor of shape `[]` on the CPU. For the rule "ref", the tensor
-            is the share of the weights in the new first moment; the group has the other options of "ref".
-            For the rule "fresh_sign", the tensor is the share of the gradient in the new first moment.
+        share: a function from a dtype to a tensor of shape `[]`, on the CPU for compiled C. For the rule
+            "ref", the tensor is the share of the weights in the new first moment; the group has the other
+            options of "ref". For the rule "fresh_sign", the tensor is the share of the gradient in the new
+            first moment.
         follow: how far shadows follow at each step, by the rule of `blend_by_trust`, a tensor of shape
             `[]`; `None` for the rule of `blend_with_shadow`.
         weights: the factor of the weights before the step, a tensor of shape `[]`; `None` for 1. Only for
@@ -106,6 +107,23 @@ class Signal(NamedTuple):
     scale: Any
     shadow_ratio: Any
     lr: Any
+
+
+class Scalars(NamedTuple):
+    """Further numbers of a step in compiled code on the CPU; see `FusedStep` for their meaning.
+
+    Attributes:
+        share: the share of the gradient in the new first moment; `None` for a rule without it.
+        follow: how far shadows follow by the rule of `blend_by_trust`; `None` for another rule.
+        weights: the factor of the weights before the step.
+    """
+
+    share: float | None = None
+    follow: float | None = None
+    weights: float = 1.0
+
+
+NO_SCALARS = Scalars()
 
 
 MOST_RULES = 3

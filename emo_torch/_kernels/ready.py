@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from emo_torch._kernels.cpu import LEAST_SHARE
-from emo_torch._kernels.describe import Signal
+from emo_torch._kernels.describe import NO_SCALARS, Scalars, Signal
 from emo_torch._kernels.job import FUNCTIONS, Job, Library
 from emo_torch._kernels.plan import Layout
 
@@ -51,10 +51,11 @@ class ReadyStep:
         self._before = self._options(group)
         self.is_possible = all(map(_is_fixed, self._before))
         self._job = Job.from_buffer_copy(job)
-        self._numbers = (_REALS[wide] * 4)()
+        self._numbers = (_REALS[wide] * 5)()
         at, size = ctypes.addressof(self._numbers), ctypes.sizeof(_REALS[wide])
         own = self._job
         own.tolerance, own.scale, own.ratio, own.lr = (at + place * size for place in range(4))
+        own.share = None if job.share is None else at + 4 * size
         self._at_job = ctypes.byref(own)
         self._function = FUNCTIONS[wide]
         self._most_threads = max(1, layout.addresses.elements // LEAST_SHARE)
@@ -68,10 +69,18 @@ class ReadyStep:
             and bool(self._options(group) == self._before)
         )
 
-    def run(self, params: list[Tensor], signal: Signal) -> bool:
-        """Takes the step; returns whether it was taken."""
+    def run(self, params: list[Tensor], signal: Signal, scalars: Scalars = NO_SCALARS) -> bool:
+        """Takes the step; returns whether it was taken. Other kinds of scalars need a new job."""
         numbers, found = self._numbers, self._library
         numbers[0], numbers[1], numbers[2], numbers[3] = signal
+        share, follow, weights = scalars
+        if (share is None) != (self._job.share is None) or (follow is None) == bool(self._job.trusts):
+            return False
+        if share is not None:
+            numbers[4] = share
+        if follow is not None:
+            self._job.shadow_rate = follow
+        self._job.weights = weights
         # A forked process does not have the threads of its parent, and would wait forever.
         most = self._most_threads
         self._job.threads = (

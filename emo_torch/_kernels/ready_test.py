@@ -8,6 +8,7 @@ import torch
 import emo_torch
 from emo_torch._kernels import library
 from emo_torch._kernels.ready import ReadyStep
+from emo_torch._members.by_name import MEMBERS
 
 pytestmark = pytest.mark.skipif(library() is None, reason="NO C COMPILER WAS FOUND")
 
@@ -26,11 +27,12 @@ CHANGES: list[dict[str, Any]] = [
 ]
 
 
-def _stepped(name: str, changes: dict[str, Any]) -> list[torch.Tensor]:
+def _stepped(name: str, changes: dict[str, Any], **options: Any) -> list[torch.Tensor]:
     """Returns parameters and moments after steps, in the middle of which options change."""
     generator = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((5, 4), (3,))]
-    optimizer = emo_torch.create_optimizer(name, params, lr=0.1)
+    rate = 20.0 if MEMBERS[name].generation == 3 else 0.1
+    optimizer = emo_torch.create_optimizer(name, params, lr=rate, **options)
     for step in range(14):
         for param in params:
             param.grad = torch.randn(param.shape, generator=generator)
@@ -40,7 +42,9 @@ def _stepped(name: str, changes: dict[str, Any]) -> list[torch.Tensor]:
     return [*params, *(value for param in params for value in optimizer.state[param].values())]
 
 
-@pytest.mark.parametrize("name", ["emo_sens", "emo_airy"])
+@pytest.mark.parametrize(
+    "name", ["emo_sens", "emo_airy", "emo_sens3", "emo_tion", "emo_void", "emo_lynx36"]
+)
 @pytest.mark.parametrize("changes", CHANGES, ids=lambda changes: next(iter(changes)))
 def test_a_changed_option_counts_at_once(
     name: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -67,6 +71,27 @@ def test_the_job_is_ready_after_a_few_steps_and_never_with_an_option_that_can_ch
     before = len(calls)
     _stepped("emo_sens", {"betas": [0.9, 0.99]})
     assert len(calls) - before < 8
+
+
+@pytest.mark.parametrize("use_shadow", [False, True])
+@pytest.mark.parametrize("name", ["emo_cats3", "emo_tion", "emo_void", "emo_navi36"])
+def test_the_scalars_of_the_later_generations_are_new_at_each_step(
+    name: str, use_shadow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[bool] = []
+    run = ReadyStep.run
+
+    def count(*given: Any) -> bool:
+        taken.append(run(*given))
+        return taken[-1]
+
+    monkeypatch.setattr(ReadyStep, "run", count)
+    ready = _stepped(name, {}, use_shadow=use_shadow)
+    assert sum(taken) >= 8
+    assert all(taken)
+    monkeypatch.setattr(ReadyStep, "fits", lambda *_: False)
+    for ours, theirs in zip(ready, _stepped(name, {}, use_shadow=use_shadow), strict=True):
+        assert ours.equal(theirs)
 
 
 def test_an_emotion_with_other_memory_is_read_and_written() -> None:

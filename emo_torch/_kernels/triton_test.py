@@ -18,8 +18,12 @@ from torch import Tensor
 import emo_torch
 from emo_torch._checks.validation import check_fused
 from emo_torch._kernels import cuda
+from emo_torch._kernels import cuda_layouts as layouts
+from emo_torch._members.by_name import MEMBERS as REGISTRY
 from emo_torch._step import loss_optimizer as _emotional
 from emo_torch._step import ways as _ways
+from emo_torch._step.later_optimizers import DriveOptimizer, PulseOptimizer
+from emo_torch._step.sync_test import NoSync
 
 needs_triton = pytest.mark.skipif(not cuda.is_available(), reason="TRITON IS NOT INSTALLED")
 BOUNDS = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 1e-2}
@@ -28,20 +32,25 @@ LOSSES = (2.0, 9.0, 2.0)
 # EmoNavi, EmoFact and EmoLynx have the rules of EmoClan.
 MEMBERS = ("emo_sens", "emo_airy", "emo_cats", "emo_clan", "emo_neco", "emo_zeal")
 KINDS = (("float32", "decoupled"), ("float32", "l2"), ("float64", "absolute"), ("bfloat16", "decoupled"))
-LATER = ("emo_sens3", "emo_navi36", "emo_fact36", "emo_airy3")
-"""Members that the kernels step while their shadow is off."""
+LATER = tuple(
+    name for name, member in REGISTRY.items() if issubclass(member.make, DriveOptimizer | PulseOptimizer)
+)
+"""The members of v3.6.1 and v3.9.1."""
 NARROW = ("emo_sens", "emo_airy", "emo_cats")
 """Members whose moments are stored in bfloat16, with float32 weights."""
 CODED = ("emo_sens", "emo_cats")
 """Members whose moments are stored in 8 bits: there is no kernel for them."""
 CASES = [(name, *kind) for name in MEMBERS for kind in KINDS]
+CASES += [(name, "float64", "l2") for name in LATER]
+CASES += [(name, "bfloat16", "decoupled") for name in ("emo_tion", "emo_void")]
 
 
 def _train(name: str, dtype: str, spoils: bool, **options: Any) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
     params: list[Tensor] = [torch.nn.Parameter(param.to(getattr(torch, dtype))) for param in drawn]
-    optimizer = emo_torch.create_optimizer(name, params, lr=1e-2, **options)
+    rate = 20.0 if REGISTRY[name].generation == 3 else 1e-2  # The pulse is about 1e-4 of the rate.
+    optimizer = emo_torch.create_optimizer(name, params, lr=rate, **options)
     for loss in LOSSES:
         for param in params:
             gradient = torch.randn(param.shape, generator=generator, dtype=torch.float64)
@@ -50,7 +59,8 @@ def _train(name: str, dtype: str, spoils: bool, **options: Any) -> dict[str, Ten
                 gradient.view(-1)[:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
             param.grad = gradient.to(param.dtype)
         before = params[3]._version
-        optimizer.step(loss=loss)
+        with NoSync():
+            optimizer.step(loss=loss)
         assert params[3]._version > before
     found = {**optimizer.named_memory(), **{f"param {i}": p.detach() for i, p in enumerate(params)}}
     for index, param in enumerate(params):
@@ -114,7 +124,7 @@ def _coded_differences(name: str) -> list[str]:
 def _interpret() -> None:
     """Runs all cases and prints the differences; in a process of its own that interprets kernels."""
     cuda.DEVICES = ("cpu",)
-    cuda.BLOCK, cuda.HEIGHT, cuda.WIDTH = 64, 8, 8  # Small, so that every tensor has several.
+    layouts.BLOCK, layouts.HEIGHT, layouts.WIDTH = 64, 8, 8  # Small, so that every tensor has several.
     vars(_emotional)["check_fused"] = lambda *_, **__: None  # The check requires a GPU.
     found = {"-".join(case): _differences(*case) for case in CASES}
     for name in (*MEMBERS, *LATER):
@@ -137,7 +147,8 @@ def _compile() -> None:
 
     from emo_torch._kernels import cuda_kernels as kernels
 
-    floats = ("tolerance", "scale", "ratio", "lr", "row_means", "column_means", "norms", "parts")
+    floats = ("tolerance", "scale", "ratio", "lr", "weights", "share", "follow")
+    floats += ("row_means", "column_means", "norms", "parts")
 
     def compile_for_gpu(kernel: Any, wide: str, **constants: Any) -> None:
         types = {name: f"*{wide}" if name in floats else "*i64" for name in kernel.arg_names}
@@ -150,18 +161,20 @@ def _compile() -> None:
 
     def elements(narrow: Any, wide: Any, rule: int, mode: int) -> None:
         kinds = {"PARAM": narrow, "GRAD": narrow, "FIRST": wide, "SECOND": narrow, "SHADOW": wide}
-        more = {"WIDE": wide, "BLENDS": True, "INDEX": 0, "SCALES": True, "BLOCK": cuda.BLOCK}
+        more = {"WIDE": wide, "BLENDS": True, "INDEX": 0, "SCALES": True, "BLOCK": layouts.BLOCK}
         own = {"RULE": rule, "MODE": mode, "FILTER": 2 if rule == 4 else 1, "STEPS_FIRST": rule == 4}
+        own |= {"TRUSTS": rule > 4, "WEIGHS": rule > 4}
         compile_for_gpu(kernels.elements, str(wide), **kinds, **more, **own)
 
     elements(tl.bfloat16, tl.float32, 0, 0)
     elements(tl.float32, tl.float32, 3, 1)
     elements(tl.float64, tl.float64, 4, 2)
     elements(tl.bfloat16, tl.float32, 5, 0)
+    elements(tl.float32, tl.float32, 6, 2)
     kinds = {"PARAM": tl.bfloat16, "GRAD": tl.bfloat16, "SHADOW": tl.float32, "WIDE": tl.float32}
-    tile = {"INDEX": 0, "HEIGHT": cuda.HEIGHT, "WIDTH": cuda.WIDTH}
-    compile_for_gpu(kernels.squares, "fp32", **kinds, BLENDS=True, MODE=2, BLOCK=cuda.BLOCK)
-    compile_for_gpu(kernels.norms_of, "fp32", BLOCK=cuda.BLOCK)
+    tile = {"INDEX": 0, "HEIGHT": layouts.HEIGHT, "WIDTH": layouts.WIDTH}
+    compile_for_gpu(kernels.squares, "fp32", **kinds, BLENDS=True, MODE=2, BLOCK=layouts.BLOCK)
+    compile_for_gpu(kernels.norms_of, "fp32", BLOCK=layouts.BLOCK)
     compile_for_gpu(kernels.rows, "fp32", **kinds, **tile, BLENDS=True, FIRST=tl.bfloat16, MODE=2)
     compile_for_gpu(kernels.columns_of, "fp32", **tile, SECOND=tl.float32, WIDE=tl.float32)
     print("compiled")
@@ -225,9 +238,12 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
 def test_tiles_cover_every_element_once() -> None:
     params = [torch.empty(shape) for shape in ((3, 1500), (300, 2), (1, 1))]
     heights, columns = (
-        cuda._numbers(sizes) for sizes in zip(*map(cuda._rows_and_columns, params), strict=True)
+        layouts.numbers(sizes) for sizes in zip(*map(layouts.rows_and_columns, params), strict=True)
     )
-    layout, counts = cuda._layout(heights, columns, is_matrix=True), cuda._counts(heights, columns)
+    layout, counts = (
+        layouts.layout_of(heights, columns, is_matrix=True),
+        layouts.counts_of(heights, columns),
+    )
     assert layout["tensor_of"].tolist() == [0, 0, 0, 0, 0, 1, 2]
     assert layout["start_of"].tolist() == [0, 1024, 2048, 3072, 4096, 0, 0]
     assert layout["tensor_of_rows"].tolist() == [0, 1, 1, 1, 2]

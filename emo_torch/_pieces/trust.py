@@ -22,7 +22,7 @@ class Averages(NamedTuple):
     long: Tensor
 
 
-_FACTORS = (0.3, 0.05, 0.01)
+FACTORS = (0.3, 0.05, 0.01)
 
 
 def move_averages(
@@ -55,7 +55,7 @@ def move_averages(
     # In this form a constant loss leaves the averages alone to the last bit.
     moved = [
         torch.where(is_first, loss, old + factor * (loss - old))
-        for old, factor in zip(before, _FACTORS, strict=True)
+        for old, factor in zip(before, FACTORS, strict=True)
     ]
     is_felt = is_finite
     for average in moved:

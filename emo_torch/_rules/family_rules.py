@@ -157,7 +157,6 @@ FRESH_SIGN = Rule(
     _multi_fresh_sign,
     reads=("b1", "change"),
     kernel="FRESH",
-    on_cuda=False,
     may_be_8bit=True,
 )
 PILOT = Rule(

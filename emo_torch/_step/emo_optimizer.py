@@ -14,10 +14,6 @@ from emo_torch._checks.validation import (
     check_learning_rate,
     check_shadow_ratio,
 )
-from emo_torch._kernels import library
-from emo_torch._kernels.plan import Params
-from emo_torch._kernels.ready import ReadyStep
-from emo_torch._pieces import emotion
 from emo_torch._pieces.early_stop import WINDOW, went_quiet
 from emo_torch._pieces.emotion import (
     Emotion,
@@ -25,7 +21,6 @@ from emo_torch._pieces.emotion import (
     EmotionState,
     feel_in_place,
     init_emotion,
-    wide_dtype,
 )
 from emo_torch._pieces.replicas import LossGroup
 from emo_torch._pieces.rounding import check_rounding
@@ -33,9 +28,9 @@ from emo_torch._pieces.shadow_effect import Keep, step_scale
 from emo_torch._pieces.shadow_system import ShadowRatio, shadow_ratio_function
 from emo_torch._pieces.weight_decay import MODES
 from emo_torch._rules.recipe import Group, State
-from emo_torch._step.feeling import Feeling, numbers_of
+from emo_torch._step.feeling import Feeling
 from emo_torch._step.loss_optimizer import LossOptimizer
-from emo_torch._step.ways import WAYS
+from emo_torch._step.ready_ways import step_by_ready_job
 
 HISTORY = tuple(f"emotion_history_{index:02d}" for index in range(WINDOW))
 SHARED_OPTIONS = ("short_factor", "long_factor", "gain", "shadow_ratio", "maximize")
@@ -163,27 +158,9 @@ class EmoOptimizer(LossOptimizer):
         group: Group,
     ) -> list[int]:
         """Moves the parameters of a group that have a gradient."""
-        layout = params.layout if isinstance(params, Params) else None
-        if layout is None:
-            return WAYS.step(params, grads, states, recipe=self.recipe, feeling=feeling, group=group)
-        # The plan of the group is valid: the job of the last step may be, too.
-        prepared, found = layout.prepared, library()
-        is_plain = feeling.follow is feeling.scale is feeling.weights is None and not feeling.numbers
-        ready: ReadyStep | None = prepared.get("ready") if is_plain and emotion.IS_CPU_READ else None
-        if ready is not None and ready.fits(group, found):
-            numbers = numbers_of(feeling, group, params[0].dtype)
-            if ready.run(params, numbers):
-                return []
-        job = prepared.get("job")
-        prepared.pop("taken", None)
-        rest = WAYS.step(params, grads, states, recipe=self.recipe, feeling=feeling, group=group)
-        is_same = is_plain and not rest and prepared.get("taken") is job
-        is_single = self.recipe.choose is None and self.recipe.first is None
-        may_be_ready = is_same and is_single and (ready is None or ready.is_possible)
-        if may_be_ready and job is not None and found is not None:
-            read = ("params", "lr", *self._memory.by_name)
-            prepared["ready"] = ReadyStep(layout, job, wide_dtype(params[0]), group, read, found)
-        return rest
+        return step_by_ready_job(
+            params, grads, states, recipe=self.recipe, feeling=feeling, group=group, memory=self._memory
+        )
 
     def emotion_tensors(self) -> State:
         """Returns the tensors of the emotion by their names; not copies."""

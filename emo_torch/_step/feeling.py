@@ -2,15 +2,18 @@
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emo_torch._kernels.describe import FusedStep, Signal
+from emo_torch._kernels.describe import FusedStep, Scalars, Signal
 from emo_torch._rules.recipe import Group
 from emo_torch._rules.sign_rules import fresh_share
+
+CompiledWay = Literal["cpu", "cuda", "blocks"]
+"""Compiled C, Triton, or blocks of memory without compiled code."""
 
 
 class Feeling(NamedTuple):
@@ -36,14 +39,14 @@ class Feeling(NamedTuple):
     numbers: dict[str, Tensor] = {}  # noqa: RUF012
 
 
-def for_compiled(spec: FusedStep, feeling: Feeling, group: Group, *, on_cpu: bool) -> FusedStep | None:
+def for_compiled(spec: FusedStep, feeling: Feeling, group: Group, way: CompiledWay) -> FusedStep | None:
     """Returns a step for compiled code, with the additional scalars of a member of v3.6.1 or v3.9.1.
 
     Args:
         spec: the step, from the recipe of the member.
         feeling: the feeling.
         group: the options.
-        on_cpu: whether compiled code of the CPU takes the step, and not another way of `_kernels`.
+        way: the way of `_kernels` that takes the step.
 
     Returns:
         The step; `None` if only the ways without compiled code can take the step.
@@ -53,9 +56,11 @@ def for_compiled(spec: FusedStep, feeling: Feeling, group: Group, *, on_cpu: boo
     follow = feeling.follow if group["use_shadow"] else None
     if follow is None and feeling.weights is None and not feeling.numbers:
         return spec
-    only_signs = all(rule.kind in ("sign", "fresh_sign") for rule in spec.rules)
-    if not on_cpu or not (feeling.weights is None or only_signs):
+    kinds = {rule.kind for rule in spec.rules}
+    if way == "blocks" or not (feeling.weights is None or kinds <= {"sign", "fresh_sign"}):
         return None
+    if way == "cuda" and kinds & {"softsign", "factored_moments"}:
+        return None  # The kernels of the sums over a tensor pull by the rule of v2.0 and v1.0.
     change = feeling.numbers.get("change")
     if change is not None:
         share = fresh_share(change, spec.rules[0].betas[0])
@@ -81,4 +86,19 @@ def numbers_of(feeling: Feeling, group: Group, dtype: torch.dtype) -> Signal:
         scale=float(real(1.0) - size) if feeling.scale is None else feeling.scale.item(),
         shadow_ratio=feeling.shadow_ratio.item(),
         lr=float(lr),
+    )
+
+
+def scalars_of(feeling: Feeling, group: Group) -> Scalars:
+    """Returns the further numbers of a member of v3.6.1 or v3.9.1 for compiled code on the CPU.
+
+    Args:
+        feeling: the feeling, on the CPU.
+        group: the options.
+    """
+    change = feeling.numbers.get("change")
+    return Scalars(
+        share=None if change is None else fresh_share(change, float(group["betas"][0])).item(),
+        follow=feeling.follow.item() if feeling.follow is not None and group["use_shadow"] else None,
+        weights=1.0 if feeling.weights is None else feeling.weights.item(),
     )

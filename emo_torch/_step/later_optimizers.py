@@ -27,11 +27,11 @@ from emo_torch._pieces.pulse import (
     Pulse,
     PulseState,
     check_pulse_options,
-    feel_pulse,
     init_pulse,
     pulse_from,
     pulse_of,
 )
+from emo_torch._pieces.pulse_in_place import PulseArrays, feel_pulse_in_place
 from emo_torch._pieces.replicas import LossGroup
 from emo_torch._pieces.rounding import check_rounding
 from emo_torch._pieces.smoothed_norm import NO_NORM
@@ -48,7 +48,8 @@ from emo_torch._rules.sign_rules import (
 from emo_torch._step.emo_optimizer import EmoOptimizer
 from emo_torch._step.loss_optimizer import LossOptimizer
 from emo_torch._step.norm_ways import check_values, counted, norm_of_groups
-from emo_torch._step.ways import WAYS, Feeling
+from emo_torch._step.ready_ways import step_by_ready_job
+from emo_torch._step.ways import Feeling
 
 PULSE_OPTIONS = ("stopcoef", "steady", "spike_limit", "loss_unit")
 
@@ -153,6 +154,7 @@ class PulseOptimizer(LossOptimizer):
     shared_options = (*PULSE_OPTIONS, "notify", "maximize")
 
     _pulse: PulseState
+    _arrays: PulseArrays | None = None
     _shadow_exists: Tensor
     _shadow_ratio: Tensor
 
@@ -173,7 +175,12 @@ class PulseOptimizer(LossOptimizer):
         group = self.param_groups[0]
         options = {name: group[name] for name in PULSE_OPTIONS}
         loss = -loss if group.get("maximize") else loss
-        _copy_into(self._pulse, feel_pulse(self._pulse, loss, group["lr"], **options))
+        # torch.compile of PyTorch 2.11 traces no attribute that is set on an optimizer.
+        is_eager = not torch.compiler.is_compiling()
+        before = self._arrays if is_eager else None
+        arrays = feel_pulse_in_place(self._pulse, loss, group["lr"], arrays=before, **options)
+        if is_eager:
+            self._arrays = arrays
         if group["notify"] and not torch.compiler.is_compiling():
             self._notify()
         scalar = self._pulse.scalar
@@ -216,8 +223,11 @@ class PulseOptimizer(LossOptimizer):
         group: Group,
     ) -> list[int]:
         """Moves the parameters of a group that have a gradient."""
-        feeling = feeling._replace(rate=self.rate_of(group))
-        return WAYS.step(params, grads, states, recipe=self.recipe, feeling=feeling, group=group)
+        is_first = group is self.param_groups[0]
+        feeling = feeling._replace(rate=self._pulse.pulse if is_first else self.rate_of(group))
+        return step_by_ready_job(
+            params, grads, states, recipe=self.recipe, feeling=feeling, group=group, memory=self._memory
+        )
 
     def named_memory(self) -> State:
         """Returns the tensors of the memory by the names that the bridge to `emo_optax` gives them."""
@@ -237,7 +247,7 @@ class PulseOptimizer(LossOptimizer):
     def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
         """Uses these tensors as the memory from now on, and returns them by their names in the groups."""
         *pulse, self._shadow_exists, self._shadow_ratio = memory
-        self._pulse = PulseState(*pulse)
+        self._pulse, self._arrays = PulseState(*pulse), None
         flat = {f"pulse_{name}": tensor for name, tensor in self._pulse._asdict().items()}
         return {
             **flat,
@@ -255,13 +265,16 @@ class PulseOptimizer(LossOptimizer):
         return (*names, "pulse_shadow_exists", "pulse_shadow_ratio")
 
 
-def _shares(groups: list[Group], scalar: Tensor, exists: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
+def _shares(
+    groups: list[Group], scalar: Tensor, exists: Tensor, shown: Tensor
+) -> tuple[Tensor, Tensor | None]:
     """Returns how far a step pulls to the shadow, and how far the shadow follows; updates the memory."""
+    if not any(group["use_shadow"] for group in groups):
+        return shown, None
     # A parameter without a shadow is not pulled: its own `shadow_exists` is False.
     ratio, follow = shadow_shares(scalar, torch.ones_like(exists))
-    if any(group["use_shadow"] for group in groups):
-        shown.copy_(ratio * exists)
-        exists.fill_(True)
+    shown.copy_(ratio * exists)
+    exists.fill_(True)
     return ratio, follow
 
 

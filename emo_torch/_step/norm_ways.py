@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from emo_torch._checks.errors import WITHOUT_VALUES
+from emo_torch._kernels import cuda
 from emo_torch._kernels.norms import addresses_in, addresses_of, are_readable, sum_of_sizes
 from emo_torch._kernels.plan import Layout
 from emo_torch._rules.recipe import Group
@@ -45,6 +46,8 @@ def _compiled(
 ) -> Tensor | None:
     """Returns the sum by compiled code; `None` if compiled code cannot read all parameters."""
     params = [param for each in lists for param in each]
+    if params and params[0].device.type in cuda.DEVICES:
+        return None
     pairs = zip(groups, lists, strict=True)
     if not params or not all(use_fused(each, group) for group, each in pairs if each):
         return None

@@ -55,8 +55,13 @@ def test_triton_knows_the_rules_by_the_numbers_of_c() -> None:
     assert names[:5] == [rule.name for rule in KERNELS[:5]]
     kernels: Any = cuda_kernels
     # The kernel takes every other number for the softsign.
-    numbers = [kernels.ADAM, kernels.LION, kernels.CAUTIOUS, kernels.FACTORS, kernels.SIGN]
-    assert [getattr(number, "value", number) for number in numbers] == [0, 1, 2, 4, names.index("sign")]
+    kinds = ["ADAM", "LION", "CAUTIOUS", "FACTORS", "SIGN", "FRESH"]
+    numbers = [getattr(kernels, kind) for kind in kinds]
+    assert [rule.kernel for rule in KERNELS if rule.kernel in kinds and rule.on_cuda] == kinds
+    assert [getattr(number, "value", number) for number in numbers] == [
+        *(0, 1, 2, 4),
+        *(names.index("sign"), names.index("fresh_sign")),
+    ]
     assert [rule.kernel for rule in KERNELS[:5]] == ["ADAM", "LION", "CAUTIOUS", "SOFTSIGN", "FACTORS"]
 
 

@@ -30,8 +30,8 @@ from emo_torch._rules.moments import loaded, store_in
 from emo_torch._rules.recipe import FirstStep, Group, Recipe, State
 from emo_torch._rules.switch import multi_tensor_switch_by_emotion, switch_by_emotion
 from emo_torch._sharded import foreach_takes, mesh_of
+from emo_torch._step.feeling import CompiledWay, for_compiled, numbers_of
 from emo_torch._step.feeling import Feeling as Feeling
-from emo_torch._step.feeling import for_compiled, numbers_of
 
 _CPU = torch.device("cpu")
 
@@ -376,8 +376,8 @@ def fused(
     spec = describe(recipe, float(b1), float(b2), float(group["eps"]), float(group.get("theta", 0.0)))
     is_plain = feeling.scale is None and feeling.follow is None
     if spec is not None and not (is_plain and feeling.weights is None and not feeling.numbers):
-        on_cpu = params[0].device.type not in cuda.DEVICES and library() is not None
-        spec = for_compiled(spec, feeling, group, on_cpu=on_cpu)
+        near: CompiledWay = "blocks" if library() is None else "cpu"
+        spec = for_compiled(spec, feeling, group, "cuda" if params[0].device.type in cuda.DEVICES else near)
     if spec is None:
         return list(range(len(params)))
     device = params[0].device if params[0].device.type in cuda.DEVICES else _CPU
