@@ -184,7 +184,10 @@ def read_file(path: str | Path) -> tuple[dict[str, str], dict[str, Part]]:
 def _read_header(file: BinaryIO) -> tuple[dict[str, str], dict[str, Place], int]:
     """Returns the metadata, the place of each array, and the beginning of the first array."""
     size = os.fstat(file.fileno()).st_size
-    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+    begin = file.read(LENGTH_BYTES)
+    if begin.startswith(b"PK"):
+        raise ValueError("it is a zip archive, as torch.save and NumPy's savez write it")
+    length = int.from_bytes(begin, "little")
     if length > min(LONGEST, size - LENGTH_BYTES):
         raise ValueError(f"its header has {length} bytes")
     text = file.read(length)

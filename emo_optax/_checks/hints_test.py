@@ -27,7 +27,7 @@ GENERATIONS_1_AND_2: list[Any] = [
     emo_optax.emo_neco,
     emo_optax.emo_zeal,
 ]
-MEMBERS: list[Any] = [*GENERATIONS_1_AND_2, emo_optax.ref_adamw_mini_schedule_free]
+MEMBERS: list[Any] = [getattr(emo_optax, name) for name in emo_optax.list_optimizers()]
 
 
 @pytest.fixture(autouse=True)

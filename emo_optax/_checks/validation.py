@@ -18,6 +18,7 @@ from emo_optax._checks.states import how_trees_differ
 from emo_shared.choices import check_choice as check_choice
 from emo_shared.choices import check_function as check_function
 from emo_shared.choices import check_seed as check_seed
+from emo_shared.choices import number_in
 from emo_shared.eight_bit import EIGHT_BIT, check_may_be_coded
 
 
@@ -82,7 +83,7 @@ def _known(name: str, value: Any, *, may_be_schedule: bool = False) -> Any:
         return value.item() if is_here else None
     if may_be_schedule and callable(value):
         return None
-    raise TypeError(f"Invalid {name}: {value!r}; it must be {kinds}")
+    raise TypeError(f"Invalid {name}: {value!r}; it must be {kinds}{number_in(value)}")
 
 
 def _is_real(dtype: Any) -> bool:

@@ -41,6 +41,11 @@ def emotion_after(*losses: Any) -> emo_optax.Emotion:
     return emo_optax.get_emotion(state)
 
 
+def test_a_number_that_is_text_is_refused_with_the_remedy() -> None:
+    with pytest.raises(TypeError, match=r"'1e-3'; it must be .* schedule, such as float\('1e-3'\)$"):
+        emo_optax.emo_sens("1e-3")
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_missing_loss_is_named_with_what_may_have_dropped_it(optimizer: Any) -> None:
     params = jnp.ones(2)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from emo_optax._checks.hints import with_hints
 from emo_optax._pieces.drive import driven_rule
 from emo_optax._pieces.replicas import AxisName
 from emo_optax._pieces.rounding import Rounding
@@ -13,6 +14,7 @@ from emo_optax._pieces.weight_decay import WeightDecayMode
 from emo_optax._rules.sign_rules import scale_by_sign
 
 
+@with_hints
 def emo_fact36(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: jax.typing.ArrayLike = 0.9,

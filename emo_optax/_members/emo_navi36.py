@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from emo_optax._checks.hints import with_hints
 from emo_optax._pieces.drive import driven_rule
 from emo_optax._pieces.replicas import AxisName
 from emo_optax._pieces.rounding import Rounding
@@ -13,6 +14,7 @@ from emo_optax._pieces.weight_decay import WeightDecayMode
 from emo_optax._rules.adam import scale_by_uncorrected_adam
 
 
+@with_hints
 def emo_navi36(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: jax.typing.ArrayLike = 0.9,

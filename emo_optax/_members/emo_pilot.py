@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emo_optax._checks.hints import with_hints
 from emo_optax._checks.validation import (
     check_choice,
     check_decay_rate,
@@ -55,6 +56,7 @@ class PilotMomentsState(NamedTuple):
     nu: optax.Updates
 
 
+@with_hints
 def emo_pilot(
     learning_rate: optax.ScalarOrSchedule = 1e-2,
     b1: jax.typing.ArrayLike = 0.9,

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from emo_optax._checks.hints import with_hints
 from emo_optax._pieces.pulse import LossUnit
 from emo_optax._pieces.replicas import AxisName
 from emo_optax._pieces.rounding import Rounding
@@ -14,6 +15,7 @@ from emo_optax._pieces.weight_decay import WeightDecayMode
 from emo_optax._rules.adam import scale_by_uncorrected_adam
 
 
+@with_hints
 def emo_sens3(
     learning_rate: optax.ScalarOrSchedule = 1.0,
     b1: jax.typing.ArrayLike = 0.9,

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 
+from emo_optax._checks.hints import with_hints
 from emo_optax._pieces.pulse import LossUnit
 from emo_optax._pieces.replicas import AxisName
 from emo_optax._pieces.rounding import Rounding
@@ -15,6 +16,7 @@ from emo_optax._pieces.weight_decay import WeightDecayMode
 from emo_optax._rules.sign_rules import hold_norm, scale_by_sign
 
 
+@with_hints
 def emo_void(
     learning_rate: optax.ScalarOrSchedule = 1.0,
     b1: jax.typing.ArrayLike = 0.9,

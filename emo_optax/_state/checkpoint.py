@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emo_shared.arrays import ARRAYS_FORMAT, to_numpy
+from emo_shared.choices import check_path
 from emo_shared.errors import CheckpointError
 from emo_shared.files import check_digest, read_file, write_file
 from emo_shared.header import CODES, Part
@@ -60,6 +61,7 @@ def save_checkpoint(path: str | Path, tree: Any) -> None:
         >>> print(loaded["params"]["weight"], loaded["step"])
         [1. 1.] 7
     """
+    check_path(path)
     arrays, dtypes = {}, {}
     for name, leaf in _named_leaves(tree).items():
         dtypes[name] = _dtype_name(name, leaf)
@@ -221,8 +223,8 @@ def _dtype_name(name: str, leaf: Any) -> str:
         raise TypeError(f"{name!r} is a masked array, and a checkpoint has no place for a mask: fill it")
     if not is_array or not (_is_key(leaf) or _is_of_numbers(leaf.dtype)):
         raise TypeError(
-            f"A checkpoint holds arrays and numbers; {name!r} is of the type {type(leaf).__name__}. "
-            "Leave it out, or save its contents as arrays and numbers"
+            f"A checkpoint holds arrays and numbers; {name or 'the run'!r} is of the type "
+            f"{type(leaf).__name__}. Leave it out, or save its contents as arrays and numbers"
         )
     return str(leaf.dtype)
 

@@ -47,6 +47,20 @@ def test_a_leaf_that_has_no_place_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_in_the_place_of_the_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"The path of the file comes first, and this is of the type dict"):
+        emo_optax.save_checkpoint({}, tmp_path / "run")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="'the run' is of the type Odd"):
+        emo_optax.save_checkpoint(tmp_path / "run", Odd())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_another_format_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_bytes(b"PK\x03\x04" + bytes(100))
+    with pytest.raises(emo_optax.CheckpointError, match=r"a zip archive, as torch\.save"):
+        emo_optax.load_checkpoint(tmp_path / "run", like={})
+
+
 def test_saving_inside_of_jit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="'x' is traced"):
         jax.jit(lambda x: emo_optax.save_checkpoint(tmp_path / "run", {"x": x}))(1.0)

@@ -3,7 +3,7 @@
 import ctypes
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sized
 from numbers import Real
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer
 from emo_shared.choices import check_choice as check_choice
 from emo_shared.choices import check_function as check_function
 from emo_shared.choices import check_seed as check_seed
+from emo_shared.choices import number_in
 from emo_shared.eight_bit import EIGHT_BIT
 from emo_torch._checks.errors import LOSS_MISSING, LossMissingError
 from emo_torch._sharded import whole
@@ -31,7 +32,7 @@ def _known(name: str, value: Any) -> float:
             raise TypeError(f"Invalid {name}: {value!r}; it must be a real number")
         return float(value)
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"Invalid {name}: {value!r}; it must be a number")
+        raise TypeError(f"Invalid {name}: {value!r}; it must be a number{number_in(value)}")
     try:
         return float(value)
     except OverflowError:
@@ -44,7 +45,8 @@ def check_learning_rate(lr: float | Tensor) -> None:
         raise ValueError("Tensor lr must be 1-element")
     number = _known("learning rate", lr)
     if not 0.0 <= number < math.inf:
-        raise ValueError(f"Invalid learning rate: {number if isinstance(lr, Tensor) else lr}")
+        given = number if isinstance(lr, Tensor) else lr
+        raise ValueError(f"Invalid learning rate: {given}; it must be finite and at least 0")
 
 
 def check_scheduled_rate(lr: Any) -> None:
@@ -66,7 +68,7 @@ def check_decay_rates(betas: tuple[float, float]) -> None:
         raise ValueError(f"Invalid betas: {betas}; there must be two of them")
     for index, beta in enumerate(betas):
         if not 0.0 <= _known(f"beta parameter at index {index}", beta) < 1.0:
-            raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
+            raise ValueError(f"Invalid beta parameter at index {index}: {beta}; it must be in [0, 1)")
 
 
 def check_factor(name: str, value: float) -> None:
@@ -78,7 +80,7 @@ def check_factor(name: str, value: float) -> None:
 def check_not_negative(name: str, value: float) -> None:
     """Raises an error unless a number is finite and at least 0."""
     if not 0.0 <= _known(name, value) < math.inf:
-        raise ValueError(f"Invalid {name} value: {value}")
+        raise ValueError(f"Invalid {name} value: {value}; it must be finite and at least 0")
 
 
 def check_at_most_one(name: str, value: float) -> None:
@@ -179,6 +181,19 @@ def check_has_graph(loss: Any) -> None:
         )
 
 
+def check_parameters(owner: str, params: Any) -> Any:
+    """Returns the parameters of an optimizer, a generator as a list; raises an error if there are none."""
+    if isinstance(params, torch.nn.Module):
+        raise TypeError(f"{owner} takes parameters, not a module: pass `model.parameters()`")
+    given = list(params) if isinstance(params, Iterator) else params
+    if isinstance(given, Sized) and not isinstance(given, Tensor) and len(given) == 0:
+        raise ValueError(
+            f"{owner} got an empty parameter list: either the model has no parameters, or a generator such "
+            "as `model.parameters()`, which can be read only once, was read before. Call it again"
+        )
+    return given
+
+
 def has_duplicates(params: Any) -> bool:
     """Returns whether a parameter stands twice in a list."""
     return isinstance(params, list | tuple) and len(set(map(id, params))) < len(params)
@@ -274,7 +289,8 @@ def check_inner(inner: object) -> None:
     """Raises an error for an optimizer that cannot be made emotional, or scaled, from outside."""
     if not isinstance(inner, Optimizer):
         raise TypeError(
-            f"The optimizer that moves the parameters must be a torch.optim.Optimizer, and is {inner!r}"
+            f"The optimizer that moves the parameters must be a torch.optim.Optimizer, and is {inner!r}. "
+            "Make it first, as in `torch.optim.AdamW(model.parameters(), lr=1e-3)`"
         )
     name = type(inner).__name__
     closure = inspect.signature(inner.step).parameters.get("closure")

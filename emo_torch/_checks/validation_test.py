@@ -39,23 +39,23 @@ def everything(optimizer: emo_torch.EmoOptimizer) -> list[Any]:
 # The options.
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"lr": -1e-3}, r"^Invalid learning rate: -0\.001$"),
-    ({"lr": math.nan}, "^Invalid learning rate: nan$"),
-    ({"lr": math.inf}, "^Invalid learning rate: inf$"),
+    ({"lr": -1e-3}, r"^Invalid learning rate: -0\.001; it must be finite and at least 0$"),
+    ({"lr": math.nan}, "^Invalid learning rate: nan; it must be finite and at least 0$"),
+    ({"lr": math.inf}, "^Invalid learning rate: inf; it must be finite and at least 0$"),
     ({"lr": torch.tensor([1.0, 2.0])}, "^Tensor lr must be 1-element$"),
     ({"lr": torch.tensor(-1.0)}, "^Invalid learning rate: "),
     ({"lr": torch.tensor(math.nan)}, "^Invalid learning rate: "),
-    ({"betas": (1.0, 0.5)}, r"^Invalid beta parameter at index 0: 1\.0$"),
-    ({"betas": (-0.1, 0.5)}, r"^Invalid beta parameter at index 0: -0\.1$"),
-    ({"betas": (0.5, 1.0)}, r"^Invalid beta parameter at index 1: 1\.0$"),
-    ({"betas": (0.5, math.nan)}, "^Invalid beta parameter at index 1: nan$"),
+    ({"betas": (1.0, 0.5)}, r"^Invalid beta parameter at index 0: 1\.0; it must be in \[0, 1\)$"),
+    ({"betas": (-0.1, 0.5)}, r"^Invalid beta parameter at index 0: -0\.1; it must be in \[0, 1\)$"),
+    ({"betas": (0.5, 1.0)}, r"^Invalid beta parameter at index 1: 1\.0; it must be in \[0, 1\)$"),
+    ({"betas": (0.5, math.nan)}, r"^Invalid beta parameter at index 1: nan; it must be in \[0, 1\)$"),
     ({"betas": (0.9,)}, "^Invalid betas"),
     ({"betas": (0.9, 0.9, 0.9)}, "^Invalid betas"),
-    ({"eps": -1e-8}, "^Invalid epsilon value: -1e-08$"),
-    ({"eps": math.nan}, "^Invalid epsilon value: nan$"),
-    ({"weight_decay": -1}, "^Invalid weight_decay value: -1$"),
-    ({"weight_decay": math.inf}, "^Invalid weight_decay value: inf$"),
-    ({"theta": -1e-4}, r"^Invalid theta value: -0\.0001$"),
+    ({"eps": -1e-8}, "^Invalid epsilon value: -1e-08; it must be finite and at least 0$"),
+    ({"eps": math.nan}, "^Invalid epsilon value: nan; it must be finite and at least 0$"),
+    ({"weight_decay": -1}, "^Invalid weight_decay value: -1; it must be finite and at least 0$"),
+    ({"weight_decay": math.inf}, "^Invalid weight_decay value: inf; it must be finite and at least 0$"),
+    ({"theta": -1e-4}, r"^Invalid theta value: -0\.0001; it must be finite and at least 0$"),
     ({"shadow_rate": 0.0}, r"^Invalid shadow_rate value: 0\.0"),
     ({"shadow_rate": 1.5}, r"^Invalid shadow_rate value: 1\.5"),
     ({"weight_decay_mode": "AdamW"}, "^Invalid weight_decay_mode: 'AdamW'.*'decoupled', 'absolute', 'l2'"),
@@ -72,6 +72,25 @@ BAD_SHARED_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"shadow_ratio": "v3.0"}, "^Invalid shadow_ratio: 'v3.0'.*'v2.0', 'v1.0' or a function"),
     ({"shadow_ratio": 0.5}, "^Invalid shadow_ratio: 0.5"),
 ]
+
+
+def test_parameters_that_are_missing_are_refused_with_the_remedy() -> None:
+    model = torch.nn.Linear(2, 1)
+    read = model.parameters()
+    assert len(list(read)) == 2
+    for cls in (emo_torch.EmoSens, emo_torch.EmoPilot):
+        with pytest.raises(TypeError, match=rf"{cls.__name__} takes parameters.* `model.parameters\(\)`"):
+            cls(model)
+        with pytest.raises(ValueError, match=r"got an empty parameter list.*can be read only once"):
+            cls(read)
+        assert len(cls(model.parameters()).param_groups[0]["params"]) == 2
+
+
+def test_a_number_that_is_text_is_refused_with_the_remedy() -> None:
+    with pytest.raises(TypeError, match=r"'1e-3'; it must be a number, such as float\('1e-3'\)$"):
+        emo_torch.EmoSens([weight()], lr="1e-3")
+    with pytest.raises(TypeError, match=r"'fast'; it must be a number$"):
+        emo_torch.EmoSens([weight()], lr="fast")
 
 
 def ids(options: Any) -> str | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from emo_shared.arrays import ARRAYS_FORMAT
+from emo_shared.choices import check_path
 from emo_shared.errors import CheckpointError
 from emo_shared.files import check_digest, read_file, write_file
 from emo_shared.header import CODES, Part
@@ -65,6 +66,7 @@ def save_checkpoint(path: str | Path, tree: Any) -> None:
         >>> print(loaded["step"])
         7
     """
+    check_path(path)
     tensors = _Tensors()
     text = json.dumps(_to_json(tree, "", tensors))
     metadata = {
@@ -209,7 +211,8 @@ def _to_json(tree: Any, name: str, tensors: _Tensors, level: int = 0) -> Any:
         return {"ordered_dict" if kind is OrderedDict else "counter": pairs, "metadata": beside}
     raise TypeError(
         "A checkpoint holds tensors, numbers, strings and None, in dicts, lists and tuples; "
-        f"{name!r} is of the type {kind.__name__}. Leave it out, or save what makes it up"
+        f"{name or 'the run'!r} is of the type {kind.__name__}. Save its `state_dict()` if it has one, or "
+        "leave it out"
     )
 
 

@@ -19,6 +19,7 @@ from emo_torch._checks.validation import (
     check_fused,
     check_group_form,
     check_loss,
+    check_parameters,
     check_scheduled_rate,
 )
 from emo_torch._kernels import cuda, library
@@ -90,7 +91,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
         self.check_options(defaults)
         self._replicas = Replicas(process_group)
         self._collected = CollectedLosses()
-        super().__init__(params, defaults)
+        super().__init__(check_parameters(type(self).__name__, params), defaults)
 
     # The step.
 
