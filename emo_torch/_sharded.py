@@ -121,3 +121,26 @@ def sum_of_parts(values: Tensor, like: Tensor) -> Tensor:
     mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
     kinds = [Replicate() if getattr(one, "dim", None) is None else Partial() for one in placements]
     return DTensor.from_local(values, mesh, kinds, run_check=False).full_tensor()
+
+
+def sums_of_parts(values: list[Tensor], likes: list[Tensor]) -> list[Tensor]:
+    """Like `sum_of_parts` for the numbers of many tensors, with one reduction for all tensors of a mesh.
+
+    Args:
+        values: for each tensor the numbers of this process, shape `[n]`, plain.
+        likes: the tensors; numbers of a tensor that is not sharded are returned unchanged.
+    """
+    summed = list(values)
+    together: dict[Any, list[int]] = {}
+    for index, (value, like) in enumerate(zip(values, likes, strict=True)):
+        if is_sharded(like):
+            # Shards of several axes are added up alike.
+            splits = [getattr(one, "dim", None) is None for one in like.placements]  # type: ignore[attr-defined]
+            key = (mesh_of(like), *splits, value.dtype, value.device)
+            together.setdefault(key, []).append(index)
+    for indices in together.values():
+        own = [values[index] for index in indices]
+        whole_sums = sum_of_parts(torch.cat(own), likes[indices[0]]).split(list(map(len, own)))
+        for index, each in zip(indices, whole_sums, strict=True):
+            summed[index] = each
+    return summed

@@ -215,7 +215,6 @@ def check_fused(
     is_compiled: bool,
     has_triton: bool,
     has_kernel: bool,
-    is_narrow: bool = True,
 ) -> None:
     """Raises a `RuntimeError` where parameters cannot be stepped in compiled code, which was asked for.
 
@@ -225,13 +224,14 @@ def check_fused(
         is_compiled: whether there is compiled code for the CPU.
         has_triton: whether Triton is installed, which makes the code for CUDA.
         has_kernel: whether the optimizer has any for CUDA.
-        is_narrow: whether the code for the CPU takes bfloat16 and float16, too.
     """
     params = [params] if isinstance(params, Tensor) else list(params)
     tensors = [param[1] if isinstance(param, tuple) else param for param in params]
     wide = (torch.float32, torch.float64)
-    narrow = (torch.bfloat16, torch.float16) if is_narrow else ()
-    taken = {"cpu": (*wide, *narrow), "cuda": (*wide, torch.bfloat16) if has_kernel else ()}
+    taken = {
+        "cpu": (*wide, torch.bfloat16, torch.float16),
+        "cuda": (*wide, torch.bfloat16) if has_kernel else (),
+    }
     strange = [
         f"{tensor.dtype} on {tensor.device}"
         for tensor in tensors

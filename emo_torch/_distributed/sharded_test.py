@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 import emo_torch
 from emo_torch._distributed.processes_test import Place, in_processes
@@ -212,6 +213,22 @@ def test_any_optimizer_made_emotional_steps_sharded_parameters_as_whole_ones(
     assert_close(pair[0], pair[1], 1e-5)
 
 
+@pytest.mark.parametrize("way", WAYS)
+@in_processes(2)
+def test_a_step_of_emo_pilot_adds_up_all_norms_and_products_in_one_reduction(
+    place: Place, way: str
+) -> None:
+    net = sharded(place)
+    optimizer = emo_torch.EmoPilot(net.parameters(), process_group=False, **WAYS[way])
+    for step in range(3):
+        optimizer.zero_grad()
+        backward(net, step, place)
+        with CommDebugMode() as communication:
+            optimizer.step(loss=2.0)
+        counts = communication.get_comm_counts()
+        assert {str(name): count for name, count in counts.items()} == {"c10d_functional.all_reduce": 1}
+
+
 @in_processes(2)
 def test_a_loss_may_be_sharded_itself(place: Place) -> None:
     del place
@@ -223,7 +240,7 @@ def test_a_loss_may_be_sharded_itself(place: Place) -> None:
         assert optimizer.emotion.long == loss.full_tensor()
 
 
-@pytest.mark.parametrize("name", ["emo_airy", "ref_adamw_mini_schedule_free"])
+@pytest.mark.parametrize("name", ["emo_airy", "ref_adamw_mini_schedule_free", "emo_pilot"])
 @in_processes(4)
 def test_shards_with_replicas_step_as_one_process(place: Place, name: str) -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))

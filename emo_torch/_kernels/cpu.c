@@ -160,9 +160,9 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 #include "cpu_elements.h"
 #include "cpu_ref.h"
 #include "cpu_signs.h"
-#include "cpu_pilot.h"
 #include "cpu_factors.h"
 #include "cpu_tiles.h"
+#include "cpu_pilot.h"
 #include "cpu_run.h"
 #undef REAL
 #undef MAY_BE_NARROW
@@ -180,9 +180,9 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 #include "cpu_elements.h"
 #include "cpu_ref.h"
 #include "cpu_signs.h"
-#include "cpu_pilot.h"
 #include "cpu_factors.h"
 #include "cpu_tiles.h"
+#include "cpu_pilot.h"
 #include "cpu_run.h"
 
 #include "cpu_least.h"

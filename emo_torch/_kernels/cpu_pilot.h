@@ -4,27 +4,28 @@
  * added up in the order of the blocks, so that the bits are the same for any number of threads. A thread has the
  * same blocks in both passes. The second pass begins with the last block, which is still in the cache. */
 
-/* The elements of a block, and of a short part of a block that is added up in the dtype of the tensors. */
+/* The elements of a block. A block is taken in parts of ROOM elements: the sums of a part are in the dtype of the
+ * computation, and narrow streams are copied to that dtype, one part at a time. */
 #define PILOT_BLOCK 65536
-#define PILOT_SHORT 1024
 
 /* The factors that correct the moments of a tensor for their start at 0. */
 typedef struct {
+    double steps; /* the number of steps for which they are; -1 before the first tensor */
     REAL first, second;
 } NAME(Corrections);
 
-INLINE NAME(Corrections) NAME(corrections_of)(const Rule *rule, double steps) {
+INLINE void NAME(correct)(NAME(Corrections) *found, const Rule *rule, double steps) {
+    if (steps == found->steps) return;
     /* For a decay rate of 0, log(0) is minus infinity and the correction is 1. */
-    NAME(Corrections) found = {(REAL)(-1 / expm1(steps * log(rule->b1))),
-                               (REAL)(-1 / expm1(steps * log(rule->b2)))};
-    return found;
+    *found = (NAME(Corrections)){steps, (REAL)(-1 / expm1(steps * log(rule->b1))),
+                                 (REAL)(-1 / expm1(steps * log(rule->b2)))};
 }
 
 INLINE REAL NAME(pilot_direction)(REAL first, REAL second, REAL eps, NAME(Corrections) corrections) {
     return first * corrections.first / (SQRT(second * corrections.second) + eps);
 }
 
-/* Adds <g, g>, <g, u>, <u, u> and <p, p> of a short part to `sums`; u is the last direction. */
+/* Adds <g, g>, <g, u>, <u, u> and <p, p> of a part to `sums`; u is the last direction. */
 INLINE void NAME(measure_part)(
     int64_t count, const REAL *restrict params, const REAL *restrict grads, const REAL *restrict firsts,
     const REAL *restrict seconds, REAL sign, REAL weight_decay, REAL eps, NAME(Corrections) corrections,
@@ -52,7 +53,7 @@ typedef struct {
     NAME(Corrections) corrections;
 } NAME(Flight);
 
-INLINE void NAME(move_elements)(
+INLINE void NAME(move_part)(
     int64_t count, REAL *restrict params, const REAL *restrict grads, REAL *restrict firsts,
     REAL *restrict seconds, REAL *restrict averages, const NAME(Flight) flight, const int mode,
     const int keeps_average) {
@@ -74,56 +75,100 @@ INLINE void NAME(move_elements)(
     }
 }
 
-/* One block of a tensor, in one of the two passes. */
-static void NAME(pilot_block)(const Job *job, int64_t tensor, int64_t from, int64_t count, double *sums) {
-    const Pilot *pilot = job->pilot;
-    const Rule *rule = &job->rule[0];
-    const double steps = *pilot->steps[tensor];
-    REAL *params = (REAL *)job->params[tensor] + from, *firsts = (REAL *)rule->first[tensor] + from;
-    REAL *seconds = (REAL *)rule->second[tensor] + from;
-    const REAL *grads = (const REAL *)job->grads[tensor] + from;
-    const REAL sign = job->maximize ? -1 : 1, weight_decay = (REAL)job->weight_decay, eps = (REAL)rule->eps;
-    if (pilot->measures) {
-        /* Before its first step a parameter has no direction: step 0 would divide 0 by 0. */
-        const NAME(Corrections) corrections = NAME(corrections_of)(rule, steps < 1 ? 1 : steps);
-        for (int64_t start = 0; start < count; start += PILOT_SHORT) {
-            const int64_t many = count - start < PILOT_SHORT ? count - start : PILOT_SHORT;
+/* A part of a tensor in the pass that measures. */
+static void NAME(measure_tile)(const Job *job, const NAME(Tile) *tile, int64_t count,
+                               NAME(Corrections) corrections, double *sums) {
+    const REAL sign = job->maximize ? -1 : 1, weight_decay = (REAL)job->weight_decay;
+    const REAL eps = (REAL)job->rule[0].eps;
 #define MEASURE_PART(mode)                                                                         \
-    NAME(measure_part)(many, params + start, grads + start, firsts + start, seconds + start, sign, \
-                       weight_decay, eps, corrections, mode, sums)
-            if (job->mode == L2) MEASURE_PART(L2);
-            else MEASURE_PART(DECOUPLED);
+    NAME(measure_part)(count, tile->params, tile->grads, tile->firsts, tile->seconds, sign, weight_decay, eps, \
+                       corrections, mode, sums)
+    if (job->mode == L2) MEASURE_PART(L2);
+    else MEASURE_PART(DECOUPLED);
 #undef MEASURE_PART
-        }
-        return;
-    }
-    const NAME(Flight) flight = {
-        .sign = sign,
-        .weight_decay = weight_decay,
-        .eps = eps,
+}
+
+/* A part of a tensor in the pass that moves. */
+static void NAME(move_tile)(const Job *job, const NAME(Tile) *tile, REAL *averages, int64_t count,
+                            const NAME(Flight) *flight) {
+#define MOVE_PART(mode)                                                                            \
+    do {                                                                                           \
+        if (averages == NULL)                                                                      \
+            NAME(move_part)(count, tile->params, tile->grads, tile->firsts, tile->seconds, NULL, *flight, mode, 0); \
+        else                                                                                       \
+            NAME(move_part)(count, tile->params, tile->grads, tile->firsts, tile->seconds, averages, *flight, \
+                            mode, 1);                                                              \
+    } while (0)
+    if (job->mode == DECOUPLED) MOVE_PART(DECOUPLED);
+    else if (job->mode == ABSOLUTE) MOVE_PART(ABSOLUTE);
+    else MOVE_PART(L2);
+#undef MOVE_PART
+}
+
+/* One block of a tensor, in one of the two passes. `corrections` are the ones of the block before. */
+static void NAME(pilot_block)(const NAME(Work) *work, int64_t tensor, Share block, NAME(Corrections) *corrections,
+                              double *sums) {
+    const Job *job = work->job;
+    const Pilot *pilot = job->pilot;
+    const Rule *rule = work->rule;
+    const double steps = *pilot->steps[tensor];
+    /* Before its first step a parameter has no direction: step 0 would divide 0 by 0. */
+    NAME(correct)(corrections, rule, pilot->measures ? (steps < 1 ? 1 : steps) : steps + 1);
+    NAME(Flight) flight = {
+        .sign = job->maximize ? -1 : 1,
+        .weight_decay = (REAL)job->weight_decay,
+        .eps = (REAL)rule->eps,
         .gate = (REAL)pilot->gate,
         .b2 = (REAL)rule->b2,
         .c1 = (REAL)(1.0 - rule->b1),
         .c2 = (REAL)(1.0 - rule->b2),
-        .length = ((const REAL *)pilot->lengths)[tensor],
+        .length = pilot->measures ? 0 : ((const REAL *)pilot->lengths)[tensor],
         .rate = (REAL)pilot->rate,
-        .corrections = NAME(corrections_of)(rule, steps + 1),
+        .corrections = *corrections,
     };
-    REAL *averages = pilot->averages == NULL ? NULL : (REAL *)pilot->averages[tensor] + from;
-#define MOVE_ELEMENTS(mode)                                                                        \
-    do {                                                                                           \
-        if (averages == NULL)                                                                      \
-            NAME(move_elements)(count, params, grads, firsts, seconds, NULL, flight, mode, 0);     \
-        else NAME(move_elements)(count, params, grads, firsts, seconds, averages, flight, mode, 1); \
-    } while (0)
-    if (job->mode == DECOUPLED) MOVE_ELEMENTS(DECOUPLED);
-    else if (job->mode == ABSOLUTE) MOVE_ELEMENTS(ABSOLUTE);
-    else MOVE_ELEMENTS(L2);
-#undef MOVE_ELEMENTS
+    REAL *averages = pilot->averages == NULL ? NULL : (REAL *)pilot->averages[tensor];
+    for (int64_t from = block.begin; from < block.end; from += ROOM) {
+        const int64_t count = block.end - from < ROOM ? block.end - from : ROOM;
+        const NAME(Tile) tile = NAME(open_tile)(work, tensor, from, count, 0, NAME(ALL_STREAMS));
+        if (pilot->measures) {
+            NAME(measure_tile)(job, &tile, count, *corrections, sums);
+        } else {
+            NAME(move_tile)(job, &tile, averages == NULL ? NULL : averages + from, count, &flight);
+            NAME(close_tile)(work, &tile, tensor, from, count);
+        }
+    }
 }
 
 INLINE int64_t NAME(pilot_blocks)(const Job *job, int64_t tensor) {
     return (size_of(job, tensor) + PILOT_BLOCK - 1) / PILOT_BLOCK;
+}
+
+/* All blocks that belong to a thread: a block belongs to the thread in whose share its first element is. */
+static void NAME(pilot_share)(const Job *job, const int64_t *starts, const int64_t *first_blocks, Share own,
+                              double *sums) {
+    const int measures = (int)job->pilot->measures;
+    const Rule *rule = &job->rule[0];
+    REAL room[4 * ROOM];
+    const NAME(Work) work = {
+        .job = job,
+        .rule = rule,
+        .is_narrow = job->param_kind != WIDE || job->grad_kind != WIDE || rule->first_kind != WIDE ||
+                     rule->second_kind != WIDE,
+        .room = room,
+        .tile_room = ROOM,
+    };
+    NAME(Corrections) corrections = {-1, 0, 0};
+    for (int64_t turn = 0; turn < job->tensors; turn++) {
+        const int64_t tensor = measures ? turn : job->tensors - 1 - turn;
+        const int64_t size = size_of(job, tensor), many = NAME(pilot_blocks)(job, tensor);
+        if (starts[tensor] >= own.end || starts[tensor] + size <= own.begin) continue;
+        for (int64_t step = 0; step < many; step++) {
+            const int64_t place = measures ? step : many - 1 - step, from = place * PILOT_BLOCK;
+            if (starts[tensor] + from < own.begin || starts[tensor] + from >= own.end) continue;
+            const Share block = {from, size - from < PILOT_BLOCK ? size : from + PILOT_BLOCK};
+            NAME(pilot_block)(&work, tensor, block, &corrections, sums + 4 * (first_blocks[tensor] + place));
+        }
+    }
 }
 
 /* Takes one of the two passes; returns 0, or 1 if memory is missing, before anything has changed. */
@@ -151,19 +196,7 @@ static int NAME(pilot_pass)(const Job *job) {
     {
         /* OpenMP may give fewer threads than `job->threads`. */
         const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        const Share own = share_of(total, thread, threads);
-        for (int64_t turn = 0; turn < job->tensors; turn++) {
-            const int64_t tensor = pilot->measures ? turn : job->tensors - 1 - turn;
-            const int64_t size = size_of(job, tensor), many = NAME(pilot_blocks)(job, tensor);
-            if (starts[tensor] >= own.end || starts[tensor] + size <= own.begin) continue;
-            for (int64_t step = 0; step < many; step++) {
-                const int64_t block = pilot->measures ? step : many - 1 - step, from = block * PILOT_BLOCK;
-                /* A block belongs to the thread in whose share its first element is. */
-                if (starts[tensor] + from < own.begin || starts[tensor] + from >= own.end) continue;
-                const int64_t count = size - from < PILOT_BLOCK ? size - from : PILOT_BLOCK;
-                NAME(pilot_block)(job, tensor, from, count, sums + 4 * (first_blocks[tensor] + block));
-            }
-        }
+        NAME(pilot_share)(job, starts, first_blocks, share_of(total, thread, threads), sums);
     }
     for (int64_t tensor = 0; tensor < job->tensors; tensor++) {
         if (!pilot->measures) {
@@ -185,4 +218,3 @@ static int NAME(pilot_pass)(const Job *job) {
 }
 
 #undef PILOT_BLOCK
-#undef PILOT_SHORT

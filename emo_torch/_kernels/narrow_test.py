@@ -9,7 +9,7 @@ from torch import Tensor
 
 import emo_torch
 from emo_torch import _kernels as _fused
-from emo_torch._kernels import cpu
+from emo_torch._kernels import cpu, pilot
 from emo_torch._kernels.streams import KEYS
 from emo_torch._rules.moments import store
 from emo_torch._step import ref_ways, ways
@@ -27,6 +27,7 @@ NAMES = (
     "emo_zeal",
     "emo_clan",
     "ref_adamw_mini_schedule_free",
+    "emo_pilot",
 )
 SHAPES = ((7,), (33, 9), (3, 4, 5), (70, 8), (1300,), (20, 600), ())
 KEPT = {
@@ -54,6 +55,14 @@ def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(ways, "step_fused", step)
     monkeypatch.setattr(ref_ways, "step_fused", step)
+    take_pilot = pilot.take
+
+    def take(*given: Any) -> Any:
+        batches, rest = take_pilot(*given)
+        counts.append(len(rest))
+        return batches, rest
+
+    monkeypatch.setattr(pilot, "take", take)
     return counts
 
 
@@ -79,7 +88,11 @@ def _train(
         param.requires_grad_()
         if gradients is not None:
             param.grad_dtype = gradients
-    own = {"ref_max_steps": 10} if name.startswith("ref") else {"use_shadow": True}
+    if name == "emo_pilot":  # It has no shadow.
+        own: dict[str, Any] = {}
+        options.pop("use_shadow", None)
+    else:
+        own = {"ref_max_steps": 10} if name.startswith("ref") else {"use_shadow": True}
     given = {"lr": 1e-2, "moment_dtype": moments, "rounding": rounding, **own, **options}
     optimizer = emo_torch.create_optimizer(name, params, **given)
     for step in range(steps):
@@ -137,7 +150,7 @@ def test_low_precision_equals_the_readable_way(name: str, kept: str, left: list[
 
 @needs_compiler
 @pytest.mark.parametrize("mode", ["absolute", "l2"])
-@pytest.mark.parametrize("name", ["emo_sens", "emo_cats", "emo_airy", "emo_zeal"])
+@pytest.mark.parametrize("name", ["emo_sens", "emo_cats", "emo_airy", "emo_zeal", "emo_pilot"])
 def test_other_weight_decay_equals_the_readable_way(name: str, mode: str, left: list[int]) -> None:
     kept = KEPT["bfloat16, moments too"]
     options: dict[str, Any] = {"weight_decay_mode": mode, "use_shadow": False}
@@ -182,7 +195,7 @@ def test_rounding_equals_that_of_the_readable_way_to_the_last_bit(
 
 @needs_compiler
 @needs_grad_dtype
-@pytest.mark.parametrize("name", ["emo_sens", "emo_airy"])
+@pytest.mark.parametrize("name", ["emo_sens", "emo_airy", "emo_pilot"])
 def test_gradients_may_have_another_dtype_than_the_weights(name: str, left: list[int]) -> None:
     kept = KEPT["bfloat16"]
     compiled = _train(name, kept, gradients=FLOAT32)
@@ -216,15 +229,16 @@ def test_every_number_of_a_narrow_dtype_is_read_and_written_as_pytorch_does(dtyp
 
 
 @needs_compiler
+@pytest.mark.parametrize("name", ["emo_airy", "emo_pilot"])
 @pytest.mark.parametrize("rounding", ["kahan", "stochastic"])
-def test_threads_make_no_difference(rounding: str) -> None:
+def test_threads_make_no_difference(name: str, rounding: str) -> None:
     found = []
     before = torch.get_num_threads()
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
             kept, shapes = (BFLOAT16, BFLOAT16, rounding), ((300, 700), (70_001,))
-            optimizer = _train("emo_airy", kept, shapes=shapes, steps=2)
+            optimizer = _train(name, kept, shapes=shapes, steps=2)
             found.append(_everything(optimizer))
     finally:
         torch.set_num_threads(before)

@@ -1,7 +1,7 @@
 """The two passes of EmoPilot in compiled C: one measures all tensors, one moves them. Neither makes a copy.
 
-Compiled code takes the same tensors as in `cpu.py`: contiguous, dense tensors of one dtype in the CPU's
-memory.
+Compiled code takes the same tensors as in `cpu.py`: contiguous, dense tensors in the CPU's memory. bfloat16
+and float16 are copied to float32 for the computation, a thousand elements at a time.
 """
 
 import ctypes
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from emo_torch._kernels import RULES, FusedRule, FusedStep
 from emo_torch._kernels.cpu import LEAST_SHARE, describe
-from emo_torch._kernels.job import FUNCTIONS, Job, Rule, library
+from emo_torch._kernels.job import DTYPES, FUNCTIONS, Job, Rule, kind_of, library
 from emo_torch._kernels.overlaps import overlapping_parameters
 from emo_torch._kernels.plan import (
     AVERAGE,
+    COMPENSATION,
     GRAD,
     PARAM,
     STEP,
@@ -28,7 +29,9 @@ from emo_torch._kernels.plan import (
     ends_of,
     sort_written,
 )
-from emo_torch._kernels.streams import names_of
+from emo_torch._kernels.streams import KEYS, names_of
+from emo_torch._pieces.emotion import wide_dtype
+from emo_torch._pieces.rounding import ROUNDINGS
 from emo_torch._pieces.weight_decay import MODES
 
 _KIND = "pilot"
@@ -54,7 +57,7 @@ class CompiledBatch(NamedTuple):
     """Parameters of one group and one dtype that compiled code moves.
 
     Attributes:
-        group: the parameter group.
+        group: the options of the parameter group, with keys for rounding at random.
         params: the parameters.
         layout: the layout of parameters, gradients and states.
     """
@@ -90,18 +93,21 @@ def take(
         if isinstance(params, Params):
             params.layout, params.finder = layout, found.finder
         return [CompiledBatch(group, params, layout)], []
-    by_dtype: dict[torch.dtype, list[int]] = {}
+    by_dtype: dict[tuple[torch.dtype, ...], list[int]] = {}
     left = overlapping_parameters(params, grads, states)
     for index, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
-        fits = param.dtype in FUNCTIONS and index not in left
-        if fits and _layout_of([param], [grad], [state], group) is not None:
-            by_dtype.setdefault(param.dtype, []).append(index)
+        fits = param.dtype in DTYPES and index not in left
+        seen = _layout_of([param], [grad], [state], group) if fits else None
+        if seen is not None:
+            by_dtype.setdefault(tuple(seen.dtypes.values()), []).append(index)
     batches, rest = [], set(range(len(params)))
     for indices in by_dtype.values():
         own, read, kept = ([some[index] for index in indices] for some in (params, grads, states))
-        layout = _layout_of(own, read, kept, group)  # type: ignore[arg-type]
+        keys = group.get(KEYS)
+        given = group if keys is None else {**group, KEYS: keys[indices]}
+        layout = _layout_of(own, read, kept, given)  # type: ignore[arg-type]
         if layout is not None:
-            batches.append(CompiledBatch(group, own, layout))  # type: ignore[arg-type]
+            batches.append(CompiledBatch(given, own, layout))  # type: ignore[arg-type]
             rest.difference_update(indices)
     return batches, sorted(rest)
 
@@ -112,7 +118,7 @@ def measure(batch: CompiledBatch) -> tuple[Tensor, Tensor]:
     given = _Pilot(measures=1, products=products.ctypes.data, squares=squares.ctypes.data)
     _run(batch, given)
     means = torch.from_numpy(squares / batch.layout.sizes[PARAM])
-    return torch.from_numpy(products), means.to(batch.params[0].dtype)
+    return torch.from_numpy(products), means.to(wide_dtype(batch.params[0]))
 
 
 def move(batch: CompiledBatch, lengths: Tensor, gate: float, rate: float) -> None:
@@ -124,7 +130,7 @@ def move(batch: CompiledBatch, lengths: Tensor, gate: float, rate: float) -> Non
         gate: the factor of the gradients.
         rate: how far the averaged weights follow, in [0, 1].
     """
-    lengths = lengths.to(batch.params[0].dtype).contiguous()
+    lengths = lengths.to(wide_dtype(batch.params[0])).contiguous()
     # torch does not see writes of compiled code. Without new versions, a backward pass would not notice
     # that its saved parameters have changed.
     torch.autograd.graph.increment_version(batch.params)
@@ -137,13 +143,10 @@ def _layout_of(
     """Returns the layout of the tensors; `None` if compiled code cannot take all of them."""
     spec = FusedStep((FusedRule(_KIND, group["betas"], group["eps"]),), "all")
     # Tensors made in inference mode have no versions.
-    if params[0].dtype not in FUNCTIONS or any(param.is_inference() for param in params):
+    if params[0].dtype not in DTYPES or any(param.is_inference() for param in params):
         return None
     layout = describe(params, grads, states, spec, group)
-    if layout is None:
-        return None
-    # The passes of EmoPilot make no float32 copies of narrow tensors.
-    if {layout.dtypes[key] for key in (PARAM, GRAD, _FIRST, _SECOND)} - {params[0].dtype}:
+    if layout is None or layout.scales:
         return None
     written, read = sort_written(layout), layout.begins[GRAD]
     is_apart = written is not None and are_apart(written, read, ends_of(layout, GRAD, read))
@@ -152,13 +155,15 @@ def _layout_of(
 
 def _run(batch: CompiledBatch, pilot: _Pilot) -> None:
     """Takes one pass; raises a `MemoryError` if memory is missing, before anything has changed."""
-    found, group, dtype = library(), batch.group, batch.params[0].dtype
+    found, group, dtypes = library(), batch.group, batch.layout.dtypes
     assert found is not None
     addresses = batch.layout.addresses
     at = addresses.streams
     pilot.steps, pilot.averages = at[STEP], at.get(AVERAGE)
     enough = max(1, addresses.elements // LEAST_SHARE)
-    rule = Rule(RULES.index(_KIND), *group["betas"], group["eps"], at[_FIRST], at[_SECOND])
+    kinds = kind_of(dtypes[_FIRST]), kind_of(dtypes[_SECOND])
+    rule = Rule(RULES.index(_KIND), *group["betas"], group["eps"], at[_FIRST], at[_SECOND], *kinds)
+    keys: Tensor | None = group.get(KEYS)
     job = Job(
         tensors=len(batch.params),
         # A forked process lacks the threads of its parent, and would wait for these threads forever.
@@ -172,7 +177,12 @@ def _run(batch: CompiledBatch, pilot: _Pilot) -> None:
         maximize=group["maximize"],
         rules=1,
         rule=(rule,),
+        param_kind=kind_of(dtypes[PARAM]),
+        grad_kind=kind_of(dtypes[GRAD]),
+        rounding=ROUNDINGS.index(group["rounding"]) if KEYS in group else 0,
+        compensations=at.get(COMPENSATION),
+        keys=None if keys is None else keys.data_ptr(),
         pilot=ctypes.addressof(pilot),
     )
-    if getattr(found.handle, FUNCTIONS[dtype])(ctypes.byref(job)):
+    if getattr(found.handle, FUNCTIONS[wide_dtype(batch.params[0])])(ctypes.byref(job)):
         raise MemoryError("There was no memory for the sums of a step of EmoPilot")

@@ -29,7 +29,7 @@ from emo_torch._pieces.weight_decay import MODES
 from emo_torch._rules.family_rules import PILOT
 from emo_torch._rules.recipe import Group, Recipe, State
 from emo_torch._sharded import mesh_of
-from emo_torch._step.pilot_compiled import CompiledBatch, measure, step_batch, take_compiled
+from emo_torch._step.pilot_compiled import CompiledBatch, measure_all, step_batch, take_compiled
 from emo_torch._step.pilot_ways import Batch, batch_of, largest, scheduled
 from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._step.ways import use_foreach, use_fused
@@ -76,8 +76,8 @@ class EmoPilot(SteeredOptimizer):
         maximize: whether to maximize the loss; the sign of the given loss is turned, too.
         foreach: whether to step with all tensors at once; `None` for the choice of torch.optim.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
-        fused: whether to step in compiled code, which takes dense tensors of float32 and float64
-            on the CPU; `None`: yes, if possible and if `foreach` is `None`.
+        fused: whether to step in compiled code, which takes dense tensors on the CPU; `None`: yes, if
+            possible and if `foreach` is `None`.
         process_group: the processes over which the loss is averaged, so that replicas take the same steps:
             `None` for all processes, `False` for this process alone.
 
@@ -106,7 +106,6 @@ class EmoPilot(SteeredOptimizer):
     """
 
     recipe = Recipe((PILOT,), filter=None)
-    has_narrow_kernel = False
     shared_options = ("maximize", "min_courage", "max_courage", "gate_limit", "train_mode")
 
     def __init__(
@@ -198,11 +197,9 @@ class EmoPilot(SteeredOptimizer):
         before = self._pilot
         batches = list(self._batches(seen))
         total = torch.zeros(3, dtype=before.norm.dtype, device=before.norm.device)
-        mean_squares = []
-        for _, batch in batches:
-            products, squares = measure(batch)
+        measured, mean_squares = measure_all([batch for _, batch in batches])
+        for products in measured:
             total = total + products.to(total)
-            mean_squares.append(squares)
         rates = [scheduled(group) for group in self.param_groups]
         group = self.param_groups[0]
         pilot, is_finite = steer(
@@ -242,6 +239,7 @@ class EmoPilot(SteeredOptimizer):
 
     def _batches(self, seen: list[GroupTensors | None]) -> Iterator[tuple[int, Batch | CompiledBatch]]:
         """Yields the number of a group and a batch: parameters of the group that are moved together."""
+        before = 0
         for number, group in enumerate(self.param_groups):
             params, grads, states = seen[number] or self._collect(group)
             for state, param in zip(states, params, strict=True):
@@ -250,7 +248,10 @@ class EmoPilot(SteeredOptimizer):
             if params and use_fused(params, group):
                 found = GroupTensors(params, grads, states)
                 memory = self._step_memory
-                compiled, found = take_compiled(memory, self.state, number, group, found)
+                steps = self.step_count() + 1
+                compiled, found = take_compiled(
+                    memory, self.state, number, group, found, before=before, steps=steps
+                )
                 yield from ((number, batch) for batch in compiled)
                 params, grads, states = found
             buckets: dict[Any, list[int]] = {}
@@ -267,6 +268,7 @@ class EmoPilot(SteeredOptimizer):
                     [states[index] for index in indices],
                 )
                 yield number, batch
+            before += len(group["params"])
 
     def _round(self, batch: Batch) -> None:
         """Rounds computed values into parameters of a lower precision."""

@@ -69,8 +69,6 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
     """The name of the recipe, which `to_arrays` writes into the arrays."""
     has_cuda_kernel = True
     """Whether `fused=True` can step the member on CUDA."""
-    has_narrow_kernel = True
-    """Whether `fused=True` can step bfloat16 and float16 on the CPU."""
     loss_is_optional = False
     """Whether a step without a loss is allowed, and not an error."""
     shared_options: tuple[str, ...] = ("maximize",)
@@ -327,7 +325,6 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
                     is_compiled=library() is not None,
                     has_triton=cuda.is_available(),
                     has_kernel=self.has_cuda_kernel,
-                    is_narrow=self.has_narrow_kernel,
                 )
             for name, value in shared.items():
                 param_group.setdefault(name, value)

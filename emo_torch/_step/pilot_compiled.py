@@ -4,21 +4,33 @@ from __future__ import annotations  # torch.compile traces no `list[...]` that i
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from emo_torch._kernels import pilot as compiled
 from emo_torch._kernels.memory import StepMemory
 from emo_torch._kernels.pilot import CompiledBatch as CompiledBatch
 from emo_torch._kernels.plan import GroupTensors, Params
+from emo_torch._kernels.streams import KEYS
 from emo_torch._pieces.averaged_weights import average_rate
+from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.pilot import PilotState
 from emo_torch._rules.recipe import Group, State
+from emo_torch._sharded import sums_of_parts
 from emo_torch._step import pilot_ways
 from emo_torch._step.pilot_ways import Batch
+from emo_torch._step.rounded import keys_of
 
 
 def take_compiled(
-    memory: StepMemory, states: dict[Any, State], number: int, group: Group, tensors: GroupTensors
+    memory: StepMemory,
+    states: dict[Any, State],
+    number: int,
+    group: Group,
+    tensors: GroupTensors,
+    *,
+    before: int,
+    steps: Tensor,
 ) -> tuple[list[CompiledBatch], GroupTensors]:
     """Returns the parameters of a group that compiled code moves, and the tensors of the other parameters.
 
@@ -28,11 +40,16 @@ def take_compiled(
         number: the index of the group.
         group: the group.
         tensors: the parameters of the group that have a gradient, with gradients and states.
+        before: the number of parameters in the groups before this one.
+        steps: the number of this step, an integer tensor of shape `[]`.
     """
     params, grads, own = tensors
     layout = params.layout if isinstance(params, Params) else None
     carried = memory.params(number, params)
-    batches, rest = compiled.take(carried, grads, own, group)
+    options = group
+    if group["rounding"] != "nearest":
+        options = {**group, KEYS: keys_of(params, group, before=before, steps=steps)}
+    batches, rest = compiled.take(carried, grads, own, options)
     # A step by a plan has no new layout to store.
     if layout is None or carried.layout is not layout:
         memory.remember(number, group, states, GroupTensors(carried, grads, own))
@@ -40,9 +57,26 @@ def take_compiled(
     return batches, GroupTensors(*left)  # type: ignore[arg-type]
 
 
-def measure(batch: Batch | CompiledBatch) -> tuple[Tensor, Tensor]:
-    """Returns the products of gradients and last directions, and the mean square of each parameter."""
-    return compiled.measure(batch) if isinstance(batch, CompiledBatch) else pilot_ways.measure(batch)
+def measure_all(batches: list[Batch | CompiledBatch]) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns for each batch the products of gradients and last directions, and the mean squares.
+
+    The products have shape `[3]`; there is a mean square for each parameter. All sharded parameters of a
+    mesh take one reduction together.
+    """
+    products, means = [], []
+    readable = [batch for batch in batches if isinstance(batch, Batch)]
+    local = list(map(pilot_ways.measure, readable))
+    summed = iter(sums_of_parts(local, [batch.params[0] for batch in readable]))
+    for batch in batches:
+        if isinstance(batch, Batch):
+            sums = next(summed)
+            counts = torch.tensor([max(param.numel(), 1) for param in batch.params])
+            own, mean = sums[:3], sums[3:] / counts.to(sums)
+        else:
+            own, mean = compiled.measure(batch)
+        products.append(own)
+        means.append(mean)
+    return products, means
 
 
 def step_batch(batch: Batch | CompiledBatch, lengths: Tensor, pilot: PilotState, is_finite: Tensor) -> None:
@@ -50,5 +84,5 @@ def step_batch(batch: Batch | CompiledBatch, lengths: Tensor, pilot: PilotState,
     if isinstance(batch, Batch):
         pilot_ways.step_batch(batch, lengths, pilot, is_finite)
     elif is_finite:
-        rate = average_rate(pilot.step, batch.params[0].dtype)
+        rate = average_rate(pilot.step, wide_dtype(batch.params[0]))
         compiled.move(batch, lengths, pilot.gate.item(), rate.item())

@@ -14,7 +14,7 @@ from emo_torch._pieces.pilot import PilotState
 from emo_torch._pieces.sums import dot
 from emo_torch._rules.moments import store
 from emo_torch._rules.recipe import Group, State
-from emo_torch._sharded import foreach_takes, local_part, sum_of_parts
+from emo_torch._sharded import foreach_takes, local_part
 
 
 class Batch(NamedTuple):
@@ -80,8 +80,12 @@ def _direction(firsts: list[Tensor], seconds: list[Tensor], steps: Tensor, group
     return directions
 
 
-def measure(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Returns the products of gradients and last directions, and the mean square of each parameter."""
+def measure(batch: Batch) -> Tensor:
+    """Returns sums over this process's parts of the parameters, shape `[3 + n]`.
+
+    The sums are the three products of gradients and last directions (see `steer`), and the squares of each
+    parameter.
+    """
     # Before its first step a parameter has no direction: step 0 would divide 0 by 0.
     last = _direction(batch.firsts, batch.seconds, batch.steps.clamp(min=1.0), batch.group)
     pairs = [
@@ -97,11 +101,7 @@ def measure(batch: Batch) -> tuple[Tensor, Tensor]:
             (weights, weights),
         )
     ]
-    summed = sum_of_parts(
-        torch.cat([torch.stack([each.sum() for each in sums[:3]]), sums[3]]), batch.params[0]
-    )
-    counts = torch.tensor([max(param.numel(), 1) for param in batch.params])
-    return summed[:3], summed[3:] / counts.to(summed)
+    return torch.cat([torch.stack([each.sum() for each in sums[:3]]), sums[3]])
 
 
 def scheduled(group: Group) -> tuple[float | Tensor, float | Tensor]:
