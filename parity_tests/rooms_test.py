@@ -224,6 +224,7 @@ ONE_SIDED = {
         "integrations/accelerate.py": "a library for PyTorch",
         "integrations/accelerate_test.py": "a library for PyTorch",
         "integrations/docs_test.py": "the pages about trainers for PyTorch",
+        "integrations/every_member_test.py": "trainers of PyTorch",
         "integrations/kohya.py": "a library for PyTorch",
         "integrations/kohya_test.py": "a library for PyTorch",
         "integrations/launch_test.py": "a launcher of scripts for PyTorch",

@@ -115,6 +115,10 @@ def _members(framework: str, *makes: str) -> tuple[Variant, ...]:
     return tuple(_member(make, framework) for make in makes)
 
 
+def _cousins(*makes: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(cousin for make in makes if (cousin := MEMBERS[make].cousin)))
+
+
 GROUPS: dict[str, dict[str, Group]] = {
     "torch": {
         "second generation": Group(
@@ -132,7 +136,13 @@ GROUPS: dict[str, dict[str, Group]] = {
                 *(*_members("torch", *SHADOW_GROUP), _floor(4)),
             )
         ),
-        "third generation": Group((_FUSED, *_members("torch", *THIRD), _floor(2, 1), _floor(1, 1))),
+        "third generation": Group(
+            # The members that the third generation is held to run beside it, and so do their floors.
+            (
+                *(_FUSED, *_members("torch", *THIRD, *_cousins(*THIRD))),
+                *(_floor(2, 1), _floor(1, 1), _floor(3), _floor(2), _floor(1)),
+            )
+        ),
         "steered": Group(
             (
                 *(_FUSED, *_members("torch", *STEERED)),

@@ -11,6 +11,7 @@ from benchmarks.step_time.plan import (
     MOST_TEMPORARIES,
     Bound,
     Cell,
+    floor_of,
 )
 from benchmarks.step_time.problems import PROBLEMS
 from benchmarks.step_time.results import Line, Place, Results, lines
@@ -169,39 +170,75 @@ def _family(results: Results) -> Iterator[str]:
     for framework, device, problem in places:
         for make, member in MEMBERS.items():
             if member.cousin is not None:
-                found = [_of_cousin(results, framework, device, problem, count, make) for count in threads]
+                wheres = [(framework, device, problem, count) for count in threads]
+                found = [_of_cousin(results, where, make) for where in wheres]
+                bytes_alone = ", ".join(_bytes_alone(results, where, make) for where in wheres)
                 names = [row_name(framework, name) for name in (make, member.cousin)]
-                rows.append((*names, f"{FRAMEWORKS[framework]}, {device}", PROBLEMS[problem].title, *found))
+                place = (f"{FRAMEWORKS[framework]}, {device}", PROBLEMS[problem].title)
+                rows.append((*names, *place, bytes_alone, *found))
     if not rows:
         return
     yield "## The rest of the family"
     yield wrap(
-        "The ratio of each member over the ratio of its cousin, at the emotion at which the member is "
-        f"slowest. The bound is {MOST_OF_COUSIN:g}, and {MOST_OF_THIRD:g} for the third generation. The "
+        "The time of each member over that of its cousin, at the emotion at which the member is slowest: "
+        "in the same rounds if both ran in one group, otherwise the quotient of their ratios. "
+        "`bytes alone` is the same for two kernels that only move the bytes of both steps. "
+        "EmoTion and EmoVoid read all parameters once before the step, for the sum of their norms. "
+        f"The bound is {MOST_OF_COUSIN:g}, and {MOST_OF_THIRD:g} for the third generation. The "
         "cousin is the member of the second generation that has the same rule. "
         "For a member with several rules, or with its own rule, it is the nearest member: EmoClan's "
         "rule for a small |s| is EmoSens' rule, EmoNeco steps by signs of a momentum like EmoCats, EmoZeal "
         "by factors like EmoAiry, RefAdamWMiniScheduleFree has Adam's moments like EmoSens."
     )
-    yield table(("member", "cousin", "on", "tensors", *map(threads_in_words, threads)), rows, left=4)
+    head = ("member", "cousin", "on", "tensors", "bytes alone", *map(threads_in_words, threads))
+    yield table(head, rows, left=4)
 
 
-def _of_cousin(results: Results, framework: str, device: str, problem: str, threads: int, make: str) -> str:
-    where = (framework, device, problem, threads)
+def _slowest(results: Results, where: Place, make: str) -> tuple[Line, bool] | None:
+    """Returns the slowest line of a member, and whether all rounds of all its lines were quiet."""
+    measured = [line for line in lines(where[0]) if line.variant.make == make]
+    found = [(line, results.ratio(*where, line.key)) for line in measured]
+    known = [(line, ratio) for line, ratio in found if ratio is not None]
+    if not known:
+        return None
+    slowest, _ = max(known, key=lambda pair: pair[1].median)
+    return slowest, all(ratio.is_quiet for _, ratio in known)
+
+
+def _quotient(results: Results, where: Place, row: str, other: str) -> float | None:
+    """Returns the time of a row over that of another row: of the same rounds, if they ran in one group."""
+    together = results.ratio(*where, row, other)
+    if together is not None:
+        return together.median
+    own, theirs = results.ratio(*where, row), results.ratio(*where, other)
+    return None if own is None or theirs is None else own.median / theirs.median
+
+
+def _cousin_line(framework: str, make: str) -> Line:
+    """Returns the line of the cousin of a member."""
     cousin = MEMBERS[make].cousin
     assert cousin is not None
-    base = results.ratio(*where, row_name(framework, cousin))
-    found = {}
-    for line in lines(framework):
-        if line.variant.make == make:
-            own = results.ratio(*where, line.key)
-            if own is not None:
-                found[line.size] = own
-    if base is None or not found:
+    return next(line for line in lines(framework) if line.variant.make == cousin)
+
+
+def _of_cousin(results: Results, where: Place, make: str) -> str:
+    cousin = _cousin_line(where[0], make)
+    base, found = results.ratio(*where, cousin.key), _slowest(results, where, make)
+    if base is None or found is None:
         return NOT_MEASURED
-    size, slowest = max(found.items(), key=lambda item: item[1].median)
-    times = slowest.median / base.median
-    at = "" if size is None else f" at {size}"
-    quiet = base.is_quiet and all(own.is_quiet for own in found.values())
+    line, is_quiet = found
+    times = _quotient(results, where, line.key, cousin.key)
+    assert times is not None
+    at = "" if line.size is None else f" at {line.size}"
     most = MOST_OF_THIRD if make in THIRD else MOST_OF_COUSIN
-    return f"{times:.2f}{at} {holds(times, most, quiet=quiet)}"
+    return f"{times:.2f}{at} {holds(times, most, quiet=base.is_quiet and is_quiet)}"
+
+
+def _bytes_alone(results: Results, where: Place, make: str) -> str:
+    """Returns the time to move the bytes of a member's step over that of its cousin's step."""
+    cousin, found = _cousin_line(where[0], make), _slowest(results, where, make)
+    if found is None:
+        return NOTHING
+    floors = [floor_of(line.variant, line.size) for line in (found[0], cousin)]
+    times = _quotient(results, where, *floors)
+    return NOTHING if times is None else f"{times:.2f}"
