@@ -13,6 +13,7 @@ class Fault(NamedTuple):
         new: the text in its place.
         what: the fault in words.
         by: the member that shows it; any may, where it is empty.
+        is_coded: whether only cases with moments in 8 bits can show it.
     """
 
     package: str
@@ -21,6 +22,7 @@ class Fault(NamedTuple):
     new: str
     what: str
     by: str = ""
+    is_coded: bool = False
 
 
 REF = "RefAdamWMiniScheduleFree"

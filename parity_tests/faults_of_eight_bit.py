@@ -3,7 +3,7 @@
 from parity_tests.fault import Fault
 
 FAULTS_OF_EIGHT_BIT = tuple(
-    Fault(f"emo_{side}", file, old, new, f"moments in 8 bits: {what}", by)
+    Fault(f"emo_{side}", file, old, new, f"moments in 8 bits: {what}", by, is_coded=True)
     for side, file, old, new, what, by in (
         (
             "optax",

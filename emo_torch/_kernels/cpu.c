@@ -156,8 +156,10 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 #define NAME(name) name##_float
 #define SQRT sqrtf
 #define ABS fabsf
+#define COPYSIGN copysignf
 #define NEXT nextafterf
 #include "cpu_elements.h"
+#include "cpu_coded.h"
 #include "cpu_ref.h"
 #include "cpu_signs.h"
 #include "cpu_factors.h"
@@ -169,6 +171,7 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 #undef NAME
 #undef SQRT
 #undef ABS
+#undef COPYSIGN
 #undef NEXT
 
 #define REAL double
@@ -176,6 +179,7 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 #define NAME(name) name##_double
 #define SQRT sqrt
 #define ABS fabs
+#define COPYSIGN copysign
 #define NEXT nextafter
 #include "cpu_elements.h"
 #include "cpu_ref.h"

@@ -129,7 +129,7 @@ static void encode_most(int64_t count, uint8_t *codes, const float *wide, float 
 }
 
 INLINE int has_bytes(void) { return 0; }
-#define decode_bytes decode_block
+#define decode_bytes(count, wide, codes, scale, table, squares) decode_block(count, wide, codes, scale, table)
 #endif
 
 static void encode_block(int64_t count, uint8_t *codes, float scale, const float *wide, const Code *table,
@@ -144,10 +144,11 @@ INLINE int64_t block_at(int64_t start, int64_t count) {
 }
 
 /* Elements from the beginning of a block. */
-static void decode(int64_t count, float *wide, const uint8_t *codes, const float *scales, const Code *table) {
+static void decode(int64_t count, float *wide, const uint8_t *codes, const float *scales, const Code *table,
+                   int squares) {
     for (int64_t start = 0; start < count; start += CODED_BLOCK, scales++) {
         const int64_t many = block_at(start, count);
-        if (has_bytes()) decode_bytes(many, wide + start, codes + start, *scales, table);
+        if (has_bytes()) decode_bytes(many, wide + start, codes + start, *scales, table, squares);
         else decode_block(many, wide + start, codes + start, *scales, table);
     }
 }

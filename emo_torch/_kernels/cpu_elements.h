@@ -9,7 +9,7 @@ typedef struct {
     int64_t first_step;
 } NAME(Signal);
 
-INLINE REAL NAME(sign_of)(REAL x) { return (REAL)((x > 0) - (x < 0)); }
+INLINE REAL NAME(sign_of)(REAL x) { return __builtin_islessgreater(x, 0) ? COPYSIGN(1, x) : 0; }
 
 INLINE REAL NAME(follow)(REAL from, REAL to, REAL rate) {
     return rate < (REAL)0.5 ? from + rate * (to - from) : to - (to - from) * (1 - rate);

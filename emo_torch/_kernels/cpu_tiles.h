@@ -99,7 +99,7 @@ INLINE REAL *NAME(open_moments)(const Job *job, void *const *tensors, float *con
     kind = NAME(kind_of)(tensors, scales, tensor, kind);
     if (kind != CODED) return NAME(open_stream)(tensors, tensor, from, count, kind, room);
     decode(count, room, (const uint8_t *)tensors[tensor] + from, scales[tensor] + from / CODED_BLOCK,
-           (const Code *)job->tables + squares);
+           (const Code *)job->tables + squares, squares);
     return room;
 }
 
@@ -126,6 +126,28 @@ INLINE Kept NAME(kept_of)(const NAME(Work) *work, int64_t tensor, int64_t from) 
     return kept;
 }
 
+#if MAY_BE_NARROW
+/* The most common steps of moments in 8 bits. Returns 1, or 0 for a step that is not among them. */
+static int NAME(step_coded)(const NAME(Work) *work, int64_t tensor, Share part, const NAME(Signal) *signal, int rule,
+                            int blends) {
+    const Job *job = work->job;
+    const Rule *kept = work->rule;
+    const int64_t from = part.begin, count = part.end - from, block = from / CODED_BLOCK;
+    const int is_known = (rule == ADAM || rule == LION) && signal->sign == 1 && !signal->keeps_all;
+    if (!is_known || blends || signal->mode != DECOUPLED || job->param_kind != WIDE || job->grad_kind != WIDE) return 0;
+    if (NAME(kind_of)(kept->first, kept->first_scales, tensor, kept->first_kind) != CODED) return 0;
+    if (rule == ADAM && NAME(kind_of)(kept->second, kept->second_scales, tensor, kept->second_kind) != CODED) return 0;
+    float *params = (float *)job->params[tensor] + from;
+    const float *grads = (const float *)job->grads[tensor] + from;
+    uint8_t *firsts = (uint8_t *)kept->first[tensor] + from;
+    uint8_t *seconds = rule == ADAM ? (uint8_t *)kept->second[tensor] + from : NULL;
+    float *scales = kept->first_scales[tensor] + block;
+    float *second_scales = rule == ADAM ? kept->second_scales[tensor] + block : NULL;
+    coded_step(count, params, grads, firsts, scales, seconds, second_scales, job->tables, signal, rule);
+    return 1;
+}
+#endif
+
 /* The step of a part of a tensor without tiles. Returns 1, or 0 if the step needs tiles. */
 static int NAME(step_kept)(const NAME(Work) *work, int64_t tensor, Share part, const NAME(Signal) *signal,
                            int rule, int blends) {
@@ -133,7 +155,8 @@ static int NAME(step_kept)(const NAME(Work) *work, int64_t tensor, Share part, c
     const Job *job = work->job;
     const Rule *kept = work->rule;
     const int64_t from = part.begin, second = kept->second[tensor] ? kept->second_kind : kept->first_kind;
-    if (!work->is_narrow || work->is_coded || blends || job->grad_kind != job->param_kind || second != kept->first_kind) return 0;
+    if (work->is_coded) return NAME(step_coded)(work, tensor, part, signal, rule, blends);
+    if (!work->is_narrow || blends || job->grad_kind != job->param_kind || second != kept->first_kind) return 0;
     return NAME(step_narrow)(part.end - from, NAME(place_of)(job->params, tensor, from, job->param_kind),
                              NAME(place_of)(job->grads, tensor, from, job->grad_kind),
                              NAME(place_of)(kept->first, tensor, from, kept->first_kind),
