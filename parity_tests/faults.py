@@ -80,7 +80,7 @@ def _cases() -> list[Case]:
         ]
         if name in ("EmoSens", "EmoCats"):
             cases.append(Case(name, {"moment_dtype": "8bit"}, steps=8))
-            # With these decay rates the moments, and so the codes, are equal to the bit. In float64 there are
+            # With these decay rates moments, and so codes, are equal to the bit. In float64 there are
             # no codes in compiled code. In float32 it steps EmoSens without tiles, in bfloat16 with tiles.
             dtype = "float32" if name == "EmoSens" else "bfloat16"
             cases.append(Case(name, {"moment_dtype": "8bit", "betas": (0.5, 0.5)}, dtype, steps=4))
