@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.step_time import row_steps, rows, why
+from benchmarks.step_time import memory_floor, row_steps, rows, why
 from benchmarks.step_time.row_steps import GPT2, JAX_ROWS, LARGE, ROWS, TINY, Result, Row, Times, ratio_of
 from benchmarks.step_time.rows import table
 from emo_torch import _kernels
@@ -66,3 +66,23 @@ def test_a_missed_row_has_a_floor(row: Row) -> None:
     assert all(part.ratio > 0 for part in found.parts)
     assert "Every row is within its bound" in why.section([], [])
     assert row_steps.baseline_of(row).make == ""
+
+
+def test_a_floor_has_the_largest_of_the_parts_that_run_side_by_side() -> None:
+    marks = {"bytes": memory_floor.EITHER, "arithmetic": memory_floor.EITHER, "loss": 1, "whole": 0}
+    ratios = {"bytes": 0.5, "arithmetic": 0.75, "loss": 0.25, "whole": 2.0}
+    parts = [why.Part(name, ratios[name], 1.0, mark) for name, mark in marks.items()]
+    assert why.floor_of(parts) == 1.0
+    assert why.floor_of(parts[2:]) == 0.25
+
+
+@pytest.mark.skipif(_kernels.library() is None, reason="NO C COMPILER WAS FOUND")
+@pytest.mark.parametrize("options", [{"moment_dtype": "8bit"}, {"moment_dtype": "bfloat16"}])
+def test_the_floor_of_narrow_moments_has_bytes_and_arithmetic(options: dict[str, str]) -> None:
+    found = memory_floor.memory(Row("EmoSens", "emo_sens", {}, options=options), TINY)
+    assert found is not None
+    steps, in_floor, _ = found
+    assert set(in_floor) < set(steps)
+    assert memory_floor.ARITHMETIC in in_floor
+    for step in steps.values():
+        step()

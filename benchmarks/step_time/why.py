@@ -7,6 +7,7 @@ the baseline.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.step_time.memory_floor import EITHER, memory
 from benchmarks.step_time.row_steps import (
     COMPILE_ROUNDS,
     FOUR,
@@ -33,7 +34,7 @@ from benchmarks.step_time.row_steps import (
     torch_params,
 )
 
-SIGNS = {0: "", 1: "yes", -1: "subtracted"}
+SIGNS = {0: "", 1: "yes", -1: "subtracted", EITHER: "the largest of these"}
 
 
 class Part(NamedTuple):
@@ -44,13 +45,20 @@ class Part(NamedTuple):
         ratio: its time over the baseline's.
         microseconds: the median of its time.
         in_floor: 1 if every step of this kind has this part, so that the floor has it; -1 if the floor has
-            it twice, so that it is subtracted; otherwise 0.
+            it twice, so that it is subtracted; `EITHER` for parts that run side by side, of which the floor
+            has the largest; otherwise 0.
     """
 
     title: str
     ratio: float
     microseconds: float
     in_floor: int
+
+
+def floor_of(parts: Sequence[Part]) -> float:
+    """Returns the floor: the sum of the parts of every step, and the largest of the parts side by side."""
+    alone = sum(part.in_floor * part.ratio for part in parts if part.in_floor != EITHER)
+    return alone + max((part.ratio for part in parts if part.in_floor == EITHER), default=0.0)
 
 
 class Why(NamedTuple):
@@ -100,7 +108,7 @@ def _steps_of(row: Row, tensors: str) -> _Found | None:
     if tensors in (FOUR, THIRTY, TINY):
         return _small(row, tensors)
     if tensors in (LARGE, GPT2) and row.dtype == "float32":
-        return _memory(row, tensors)
+        return memory(row, tensors)
     return None
 
 
@@ -192,53 +200,6 @@ def _around_inner(row: Row, tensors: str) -> _Found:
         "search runs alone here, with the gradients outside the cache."
     )
     return steps, dict.fromkeys((INNER, SEARCH, WHOLE, PLAIN, RATE, LOSS), 1), sentence
-
-
-def _memory(row: Row, tensors: str) -> _Found | None:
-    """The time to move the bytes of a step, and the bytes of AdamW."""
-    import torch
-
-    from benchmarks.step_time.floor import Floor, touch_function
-    from benchmarks.step_time.problems import fill
-    from benchmarks.step_time.row_steps import SHAPES
-
-    if touch_function() is None:
-        return None
-    threads = THREADS.get(tensors, 1)
-    torch.set_num_threads(threads)
-    shapes = SHAPES[tensors]
-    is_factored, kept = row.make == "emo_airy", row.options.get("moment_dtype")
-    if not (is_factored or kept):
-        return None
-    # Two moments of bfloat16 are as many bytes as one array of float32. The moments of EmoAiry and codes of
-    # 8 bits are small.
-    streams = 2 if kept == "bfloat16" else 1
-    total = 8 * streams + 4
-    grads = fill(shapes, 1e-3, 1)
-    ours = Floor(grads, [fill(shapes, 0.02, seed) for seed in range(streams)], threads)
-    steps: Steps = {
-        "": torch_optimizer(baseline_of(row), tensors).step,
-        f"a kernel that only moves the {total} bytes of a weight": ours.touch,
-        "the whole step": stepper(torch_optimizer(row, tensors)),
-    }
-    if is_factored:
-        again = Floor(grads, [fill(shapes, 0.02, 0)], threads, 1)
-        steps[f"a kernel that reads the gradient twice and moves {total + 4} bytes"] = again.touch
-        sentence = "The second reading of the gradient finds only a part of it in the cache."
-    elif kept == "8bit":
-        sentence = (
-            "The first part leaves out the codes, 2 bytes for each moment. The rest is arithmetic: each "
-            "moment is decoded, and the largest of a block is known only after all, so that the codes are "
-            "searched in a second pass over the block in the cache."
-        )
-    else:
-        theirs = Floor(grads, [fill(shapes, 0.02, seed) for seed in range(3)], threads)
-        steps["a kernel that only moves the 28 bytes of AdamW"] = theirs.touch
-        sentence = (
-            "The bytes alone are the first part. The rest is arithmetic: each moment is widened to "
-            "float32 and rounded back to bfloat16, which AdamW in float32 does not do."
-        )
-    return steps, {f"a kernel that only moves the {total} bytes of a weight": 1}, sentence
 
 
 # JAX.
@@ -354,7 +315,8 @@ def section(found: Sequence[Why | None], missed: Sequence[Result]) -> str:
     lines = ["## Why a row misses", ""]
     lines.append(
         "Each part runs alone, in the same rounds as the baseline; its cost is its time over the "
-        "baseline's. A row's floor is the sum of the parts that no such step can do without."
+        "baseline's. A row's floor is the sum of the parts that no such step can do without; of parts that run "
+        "side by side it has the largest."
     )
     known = {(own.result.row.title, own.result.row.dtype, own.result.tensors): own for own in found if own}
     for result in missed:
@@ -369,7 +331,7 @@ def section(found: Sequence[Why | None], missed: Sequence[Result]) -> str:
         for part in own.parts:
             cells = f"{part.ratio:.2f} | {part.microseconds:.3g} | {SIGNS[part.in_floor]}"
             lines.append(f"| {part.title} | {cells} |")
-        floor = sum(part.in_floor * part.ratio for part in own.parts)
+        floor = floor_of(own.parts)
         lines += [
             "",
             f"Ratio {result.ratio[0]:.2f}, at most {result.bound}, floor {floor:.2f}. {own.sentence}",
