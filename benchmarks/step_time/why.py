@@ -315,8 +315,8 @@ def section(found: Sequence[Why | None], missed: Sequence[Result]) -> str:
     lines = ["## Why a row misses", ""]
     lines.append(
         "Each part runs alone, in the same rounds as the baseline; its cost is its time over the "
-        "baseline's. A row's floor is the sum of the parts that no such step can do without; of parts that run "
-        "side by side it has the largest."
+        "baseline's. A row's floor is the sum of the parts that no such step can do without; of parts "
+        "that run side by side it has the largest."
     )
     known = {(own.result.row.title, own.result.row.dtype, own.result.tensors): own for own in found if own}
     for result in missed:
