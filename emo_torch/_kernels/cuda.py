@@ -21,6 +21,7 @@ from emo_torch._kernels.overlaps import overlapping
 from emo_torch._kernels.plan import Params
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.weight_decay import MODES
+from emo_torch._rules.eight_bit import scale_name
 from emo_torch._rules.family_rules import KERNELS
 
 State = dict[str, Tensor]
@@ -134,22 +135,27 @@ def step(
 
 
 def _kept(param: Tensor, state: State, spec: FusedStep, group: dict[str, Any]) -> Tensors:
-    """Returns the moments of each rule, and the shadow if the group has shadows."""
-    names = chain.from_iterable(rule.moments(param.ndim) for rule in spec.rules)
+    """Returns the moments of each rule, the scales of codes, and the shadow if the group has shadows."""
+    names = _moment_names(spec, param)
+    scales = [scale_name(name) for name in names if state[name].dtype == torch.uint8]
     shadow = ("shadow",) if group.get("use_shadow") else ()
-    return [state[name] for name in (*dict.fromkeys(names), *shadow)]
+    return [state[name] for name in (*names, *scales, *shadow)]
+
+
+def _moment_names(spec: FusedStep, param: Tensor) -> list[str]:
+    return list(dict.fromkeys(chain.from_iterable(rule.moments(param.ndim) for rule in spec.rules)))
 
 
 def _fits(param: Tensor, grad: Tensor, others: Tensors, exists: Tensor | None) -> bool:
     tensors = [param, grad, *others]
     return all(
         type(tensor) in _PLAIN
-        and tensor.dtype in DTYPES
+        and (tensor.dtype in DTYPES or (tensor.dtype == torch.uint8 and place >= 2))
         and tensor.device == param.device
         and tensor.layout == torch.strided
         and tensor.is_contiguous()
         and not tensor.is_neg()
-        for tensor in tensors
+        for place, tensor in enumerate(tensors)
     ) and (
         param.device.type in DEVICES
         and param.numel() > 0
@@ -170,7 +176,7 @@ def _run(
     uploads: dict[Any, Any],
 ) -> None:
     """Takes the step of parameters of one kind, all of which the kernels can take."""
-    names = list(dict.fromkeys(chain.from_iterable(rule.moments(params[0].ndim) for rule in spec.rules)))
+    names = _moment_names(spec, params[0])
     streams = [params, grads, *(list(stream) for stream in zip(*kept, strict=True))]
     if exists:
         streams.append(exists)
@@ -180,7 +186,9 @@ def _run(
     for index, rule in enumerate(spec.rules):
         # A rule without moments reads no moment, but its kernel needs a stream as an argument.
         moments = [2 + names.index(name) for name in rule.moments(params[0].ndim)] or [0]
-        _launch(index, rule, moments, tables, streams, spec, signal, group)
+        is_coded = streams[moments[0]][0].dtype == torch.uint8
+        scales = [moment + len(names) * is_coded for moment in moments]
+        _launch(index, rule, (moments, scales), tables, streams, spec, signal, group)
     if exists:
         # By the rule of trust, a shadow is made at the first step.
         wakes = signal.shadow_ratio > 0 if spec.follow is None else signal.shadow_ratio >= 0
@@ -217,12 +225,15 @@ def _tables(
             uploads[name, kind] = found = _upload(made_of, make(*made_of), device)
         return found
 
-    layout = table("layout", tuple(shapes), functools.partial(layouts.layout_of, is_matrix=kind[-1]))
+    # Without moments, the third stream is a shadow or a flag.
+    block = layouts.block_of(streams[min(2, len(streams) - 1)][0].dtype)
+    make_layout = functools.partial(layouts.layout_of, block=block, is_matrix=kind[-1])
+    layout = table("layout", tuple(shapes), make_layout)
     return _Tables(
         table("pointers", (pointers,), lambda own: {"pointers": own}),
         table("constants", (constants,), lambda own: {"constants": own.view(np.int64)}),
         layout,
-        layouts.counts_of(*shapes),
+        layouts.counts_of(*shapes, block),
     )
 
 
@@ -245,7 +256,7 @@ def _upload(made_of: tuple[Any, ...], arrays: dict[str, Numbers], device: torch.
 def _launch(
     index: int,
     rule: FusedRule,
-    moments: list[int],
+    moments_and_scales: tuple[list[int], list[int]],
     tables: _Tables,
     streams: list[Tensors],
     spec: FusedStep,
@@ -254,10 +265,12 @@ def _launch(
 ) -> None:
     """Launches the kernel of a rule; before it, the kernels of the sums that the rule reads."""
     from emo_torch._kernels import cuda_kernels as kernels
+    from emo_torch._kernels.cuda_codes import tables_on
 
     layout, counts = tables.layout.tables, tables.counts
     constants = tables.constants.tables["constants"].view(torch.float64)[index]
     rows = tables.pointers.tables["pointers"].unbind()
+    moments, scales = moments_and_scales
     params, grads, first, second = rows[0], rows[1], rows[moments[0]], rows[moments[-1]]
     has_shadow = bool(group.get("use_shadow"))
     shadows, exists = rows[-2:] if has_shadow else (params, params)
@@ -275,6 +288,9 @@ def _launch(
         "SHADOW": _named(streams[-2 if has_shadow else 0][0]),
         "WIDE": _named(torch.empty(0, dtype=wide)),
     }
+    block = layouts.block_of(streams[moments[0]][0].dtype)
+    is_coded = streams[moments[0]][0].dtype == torch.uint8
+    codes = tables_on(param.device) if is_coded else (constants, constants)
     # Without fused multiplications and additions, the numbers are the same as in the other ways.
     plain = {"enable_fp_fusion": False}
     options = {"MODE": MODES.index(group["weight_decay_mode"]), "BLENDS": has_shadow}
@@ -317,11 +333,11 @@ def _launch(
             *(params, grads, shadows, exists, *blocks, parts, constants, signal.shadow_ratio),
             **options,
             **dtypes,
-            BLOCK=layouts.BLOCK,
+            BLOCK=block,
             **plain,
         )
         kernels.norms_of[(counts["tensors"],)](
-            parts, layout["first_blocks"], layout["blocks"], norms, BLOCK=layouts.BLOCK, **plain
+            parts, layout["first_blocks"], layout["blocks"], norms, BLOCK=block, **plain
         )
     # These numbers stay in the memory of the device.
     given = (spec.weights, None if spec.share is None else spec.share(wide), spec.follow)
@@ -334,6 +350,7 @@ def _launch(
         *(row_starts, row_means, column_starts, column_means, norms, constants),
         *(signal.tolerance, signal.scale, signal.shadow_ratio, signal.lr, *scalars),
         *(chosen, never if spec.chosen_first is None else spec.chosen_first),
+        *(rows[scales[0]], rows[scales[-1]], *codes),
         INDEX=index,
         STEPS_FIRST=steps_first,
         RULE=kind,
@@ -345,7 +362,7 @@ def _launch(
         **options,
         **dtypes,
         **kinds,
-        BLOCK=layouts.BLOCK,
+        BLOCK=block,
         **plain,
     )
 
@@ -354,4 +371,5 @@ def _named(tensor: Tensor) -> Any:
     """Returns the dtype of Triton for a tensor."""
     import triton.language as tl
 
-    return {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16}[tensor.dtype]
+    names = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16}
+    return {**names, torch.uint8: tl.uint8}[tensor.dtype]

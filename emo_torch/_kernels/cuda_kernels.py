@@ -10,14 +10,14 @@ no `range` up to a loaded number.
 # Annotations are not evaluated, so that this module can be imported without Triton.
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+from emo_torch._kernels.cuda_codes import encode, jit, loaded
+
 try:
-    import triton
     import triton.language as tl
 except ImportError:  # `cuda.is_available` returns False.
-    triton = tl = None
+    tl = None
 
 
 def _constants(count: int) -> tuple[Any, ...]:
@@ -31,11 +31,6 @@ ADAM, LION, CAUTIOUS, _, FACTORS, SIGN, FRESH = _constants(7)
 DECOUPLED, ABSOLUTE, L2 = _constants(3)
 # The number 0 keeps all elements.
 _, KEEP_ELEMENTS, KEEP_ROWS_AND_COLUMNS, KEEP_VECTORS = _constants(4)
-
-
-def jit(function: Callable[..., Any]) -> Any:
-    """Returns a function as a kernel of Triton; the function itself without Triton."""
-    return function if triton is None else triton.jit(function)
 
 
 @jit
@@ -60,6 +55,26 @@ def rounded(value, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
         nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
         value = tl.where(value == value, nearest, value)
     return value.to(KIND)
+
+
+@jit
+def keep(  # type: ignore[no-untyped-def]
+    at,
+    scale_at,
+    offsets,
+    mask,
+    value,
+    numbers,
+    least,
+    SQUARES: tl.constexpr,
+    IS_BESIDE: tl.constexpr,
+    KIND: tl.constexpr,
+):
+    """Stores moments: rounded, or as codes. The arguments are those of `encode`."""
+    if tl.uint8 == KIND:
+        encode(at, scale_at, offsets, mask, value, numbers, least, SQUARES, IS_BESIDE)
+    else:
+        tl.store(at + offsets, rounded(value, KIND), mask=mask)
 
 
 @jit
@@ -89,6 +104,10 @@ def elements(  # type: ignore[no-untyped-def]
     follow,
     chosen,
     chosen_first,
+    first_scales,
+    second_scales,
+    numbers,
+    least,
     INDEX: tl.constexpr,
     STEPS_FIRST: tl.constexpr,
     RULE: tl.constexpr,
@@ -109,13 +128,16 @@ def elements(  # type: ignore[no-untyped-def]
     """Takes the step of a block of elements, after the kernels of the sums over the tensor."""
     block = tl.program_id(0)
     tensor = tl.load(tensor_of + block)
-    offsets = tl.load(start_of + block) + tl.arange(0, BLOCK)
+    start = tl.load(start_of + block)
+    offsets = start + tl.arange(0, BLOCK)
     # A rule that is not chosen moves nothing.
     mask = offsets < tl.where(tl.load(chosen) == INDEX, tl.load(sizes + tensor), 0)
     params_at = tl.load(params + tensor).to(tl.pointer_type(PARAM)) + offsets
     grads_at = tl.load(grads + tensor).to(tl.pointer_type(GRAD)) + offsets
     firsts_at = tl.load(firsts + tensor).to(tl.pointer_type(FIRST))
     seconds_at = tl.load(seconds + tensor).to(tl.pointer_type(SECOND))
+    first_scale = tl.load(first_scales + tensor).to(tl.pointer_type(tl.float32)) + start // BLOCK
+    second_scale = tl.load(second_scales + tensor).to(tl.pointer_type(tl.float32)) + start // BLOCK
     weight_decay = tl.load(constants + 1).to(WIDE)
     b1, c1 = tl.load(constants + 3).to(WIDE), tl.load(constants + 4).to(WIDE)
     b2, c2 = tl.load(constants + 5).to(WIDE), tl.load(constants + 6).to(WIDE)
@@ -151,10 +173,12 @@ def elements(  # type: ignore[no-untyped-def]
         kind = tl.load(chosen_first)
         weight -= tl.where(kind == 1, softened, tl.where(kind == 2, cautious, 0.0)) * tl.load(lr)
     if RULE == ADAM:
-        first = tl.load(firsts_at + offsets, mask=mask, other=0.0).to(WIDE) * b1 + grad * c1
-        second = tl.load(seconds_at + offsets, mask=mask, other=0.0).to(WIDE) * b2 + grad * grad * c2
-        tl.store(firsts_at + offsets, rounded(first, FIRST), mask=mask)
-        tl.store(seconds_at + offsets, rounded(second, SECOND), mask=mask)
+        first = loaded(firsts_at, first_scale, offsets, mask, numbers, 0, FIRST, WIDE)
+        second = loaded(seconds_at, second_scale, offsets, mask, numbers, 1, SECOND, WIDE)
+        first = first * b1 + grad * c1
+        second = second * b2 + grad * grad * c2
+        keep(firsts_at, first_scale, offsets, mask, first, numbers, least, 0, True, FIRST)
+        keep(seconds_at, second_scale, offsets, mask, second, numbers, least, 1, False, SECOND)
         update = first / (tl.sqrt(second) + eps)
     elif RULE == FACTORS:
         width = tl.load(columns + tensor)
@@ -166,12 +190,14 @@ def elements(  # type: ignore[no-untyped-def]
         update = sign_of(grad)
     elif RULE == FRESH:
         part = tl.load(share)
-        first = tl.load(firsts_at + offsets, mask=mask, other=0.0).to(WIDE) * (1.0 - part) + grad * part
-        tl.store(firsts_at + offsets, rounded(first, FIRST), mask=mask)
+        first = loaded(firsts_at, first_scale, offsets, mask, numbers, 0, FIRST, WIDE)
+        first = first * (1.0 - part) + grad * part
+        keep(firsts_at, first_scale, offsets, mask, first, numbers, least, 0, False, FIRST)
         update = sign_of(first)
     else:
-        first = tl.load(firsts_at + offsets, mask=mask, other=0.0).to(WIDE)
-        tl.store(firsts_at + offsets, rounded(first * b2 + grad * c2, FIRST), mask=mask)
+        first = loaded(firsts_at, first_scale, offsets, mask, numbers, 0, FIRST, WIDE)
+        moved = first * b2 + grad * c2
+        keep(firsts_at, first_scale, offsets, mask, moved, numbers, least, 0, False, FIRST)
         mixed = first * b1 + grad * c1
         if RULE == LION:
             update = sign_of(mixed)

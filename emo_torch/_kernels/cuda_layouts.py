@@ -3,8 +3,11 @@
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from emo_shared import eight_bit
 
 Numbers = NDArray[np.int64]
 
@@ -22,12 +25,17 @@ def rows_and_columns(param: Tensor) -> tuple[int, int]:
     return (param.shape[0], param.shape[1:].numel()) if param.ndim >= 2 else (param.numel(), 1)
 
 
-def layout_of(heights: Numbers, columns: Numbers, *, is_matrix: bool) -> dict[str, Numbers]:
+def block_of(dtype: torch.dtype) -> int:
+    """Returns the number of elements of one program, for moments of a dtype; uint8 is for codes."""
+    return eight_bit.BLOCK if dtype == torch.uint8 else BLOCK
+
+
+def layout_of(heights: Numbers, columns: Numbers, block: int, *, is_matrix: bool) -> dict[str, Numbers]:
     """Returns the tables of the tensors and elements that each program works on, by name."""
-    blocks = -(-heights * columns // BLOCK)
+    blocks = -(-heights * columns // block)
     layout = {"sizes": heights * columns, "heights": heights, "columns": columns, "blocks": blocks}
     layout["never"] = np.zeros(2, np.int64)
-    layout["tensor_of"], layout["start_of"] = _tiles(blocks, BLOCK)
+    layout["tensor_of"], layout["start_of"] = _tiles(blocks, block)
     layout["first_blocks"] = _starts(blocks)
     if is_matrix:
         high, wide = -(-heights // HEIGHT), -(-columns // WIDTH)
@@ -38,10 +46,10 @@ def layout_of(heights: Numbers, columns: Numbers, *, is_matrix: bool) -> dict[st
     return layout
 
 
-def counts_of(heights: Numbers, columns: Numbers) -> dict[str, int]:
+def counts_of(heights: Numbers, columns: Numbers, block: int) -> dict[str, int]:
     """Returns the numbers of programs, and of elements of temporary memory, by name."""
     high = -(-heights // HEIGHT)
-    counts = {"tensors": len(heights), "blocks": (-(-heights * columns // BLOCK)).sum()}
+    counts = {"tensors": len(heights), "blocks": (-(-heights * columns // block)).sum()}
     counts |= {"rows": heights.sum(), "columns": columns.sum(), "parts": (high * columns).sum()}
     counts |= {"high": high.sum(), "wide": (-(-columns // WIDTH)).sum()}
     return {name: int(count) for name, count in counts.items()}

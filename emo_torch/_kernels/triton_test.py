@@ -38,8 +38,6 @@ LATER = tuple(
 """The members of v3.6.1 and v3.9.1."""
 NARROW = ("emo_sens", "emo_airy", "emo_cats")
 """Members whose moments are stored in bfloat16, with float32 weights."""
-CODED = ("emo_sens", "emo_cats")
-"""Members whose moments are stored in 8 bits: there is no kernel for them."""
 CASES = [(name, *kind) for name in MEMBERS for kind in KINDS]
 CASES += [(name, "float64", "l2") for name in LATER]
 CASES += [(name, "bfloat16", "decoupled") for name in ("emo_tion", "emo_void")]
@@ -102,25 +100,6 @@ def _differences(
     return wrong if left == [0] * len(LOSSES) else [*wrong, f"left to the other ways: {left}"]
 
 
-def _coded_differences(name: str) -> list[str]:
-    """Returns the tensors of which the kernels left other ones than those with codes, or changed bits."""
-    found = []
-    for options in ({"fused": True}, {"foreach": False}):
-        generator = torch.Generator().manual_seed(1)
-        params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((70, 64), (7,))]
-        optimizer = emo_torch.create_optimizer(name, params, lr=1e-2, moment_dtype="8bit", **options)
-        for loss in LOSSES:
-            for param in params:
-                param.grad = torch.randn(param.shape, generator=generator)
-            optimizer.step(loss=loss)
-        coded = {**optimizer.state[params[0]], "param": params[0].detach()}
-        found.append((coded, params[1].detach()))
-    (ours, small), (theirs, other) = found
-    wrong = [key for key, value in ours.items() if not value.equal(theirs[key])]
-    wrong += [] if ours["exp_avg"].dtype == torch.uint8 else ["no codes"]
-    return wrong if torch.allclose(small, other, 1e-5, 1e-5) else [*wrong, "small"]
-
-
 def _interpret() -> None:
     """Runs all cases and prints the differences; in a process of its own that interprets kernels."""
     cuda.DEVICES = ("cpu",)
@@ -133,8 +112,6 @@ def _interpret() -> None:
         found[f"{name} with narrow moments"] = _differences(
             name, "float32", "decoupled", bound=BOUNDS["bfloat16"], moment_dtype=torch.bfloat16
         )
-    for name in CODED:
-        found[f"{name} with coded moments"] = _coded_differences(name)
     print(json.dumps(found))
 
 
@@ -153,15 +130,18 @@ def _compile() -> None:
     def compile_for_gpu(kernel: Any, wide: str, **constants: Any) -> None:
         types = {name: f"*{wide}" if name in floats else "*i64" for name in kernel.arg_names}
         types |= {"constants": "*fp64"} if "constants" in types else {}
+        types |= {"numbers": "*fp32", "least": "*u8"} if "least" in types else {}
         signature = {**types, **dict.fromkeys(constants, "constexpr")}
         places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
         source = ASTSource(fn=kernel, signature=signature, constexprs=places)
         made = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"enable_fp_fusion": False})
         assert made.asm["cubin"]
 
-    def elements(narrow: Any, wide: Any, rule: int, mode: int) -> None:
+    def elements(narrow: Any, wide: Any, rule: int, mode: int, codes: Any = None) -> None:
         kinds = {"PARAM": narrow, "GRAD": narrow, "FIRST": wide, "SECOND": narrow, "SHADOW": wide}
-        more = {"WIDE": wide, "BLENDS": True, "INDEX": 0, "SCALES": True, "BLOCK": layouts.BLOCK}
+        kinds |= {} if codes is None else {"FIRST": codes, "SECOND": codes}
+        block = layouts.BLOCK if codes is None else layouts.block_of(torch.uint8)
+        more = {"WIDE": wide, "BLENDS": True, "INDEX": 0, "SCALES": True, "BLOCK": block}
         own = {"RULE": rule, "MODE": mode, "FILTER": 2 if rule == 4 else 1, "STEPS_FIRST": rule == 4}
         own |= {"TRUSTS": rule > 4, "WEIGHS": rule > 4}
         compile_for_gpu(kernels.elements, str(wide), **kinds, **more, **own)
@@ -171,6 +151,8 @@ def _compile() -> None:
     elements(tl.float64, tl.float64, 4, 2)
     elements(tl.bfloat16, tl.float32, 5, 0)
     elements(tl.float32, tl.float32, 6, 2)
+    elements(tl.bfloat16, tl.float32, 0, 0, tl.uint8)
+    elements(tl.float64, tl.float64, 1, 0, tl.uint8)
     kinds = {"PARAM": tl.bfloat16, "GRAD": tl.bfloat16, "SHADOW": tl.float32, "WIDE": tl.float32}
     tile = {"INDEX": 0, "HEIGHT": layouts.HEIGHT, "WIDTH": layouts.WIDTH}
     compile_for_gpu(kernels.squares, "fp32", **kinds, BLENDS=True, MODE=2, BLOCK=layouts.BLOCK)
@@ -180,13 +162,14 @@ def _compile() -> None:
     print("compiled")
 
 
-def _run(task: str, environment: dict[str, str]) -> str:
+def run(file: str, task: str, environment: dict[str, str]) -> str:
+    """Runs a task of a file in a process of its own, and returns what the process prints."""
     root = str(Path(emo_torch.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": root, **environment}
-    command = [sys.executable, "-P", __file__, task]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+    command = [sys.executable, "-P", file, task]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 # Interpreting takes long: one process runs all cases.
@@ -195,7 +178,7 @@ pytestmark = pytest.mark.xdist_group("triton")
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = json.loads(_run("interpret", {"TRITON_INTERPRET": "1"}))
+    found: dict[str, list[str]] = json.loads(run(__file__, "interpret", {"TRITON_INTERPRET": "1"}))
     return found
 
 
@@ -222,17 +205,9 @@ def test_moments_of_bfloat16_are_those_of_the_readable_way(
 
 
 @needs_triton
-@pytest.mark.parametrize("name", CODED)
-def test_moments_in_8_bits_are_left_to_the_readable_way(
-    name: str, interpreted: dict[str, list[str]]
-) -> None:
-    assert interpreted[f"{name} with coded moments"] == []
-
-
-@needs_triton
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    assert _run("compile", environment).strip() == "compiled"
+    assert run(__file__, "compile", environment).strip() == "compiled"
 
 
 def test_tiles_cover_every_element_once() -> None:
@@ -241,8 +216,8 @@ def test_tiles_cover_every_element_once() -> None:
         layouts.numbers(sizes) for sizes in zip(*map(layouts.rows_and_columns, params), strict=True)
     )
     layout, counts = (
-        layouts.layout_of(heights, columns, is_matrix=True),
-        layouts.counts_of(heights, columns),
+        layouts.layout_of(heights, columns, layouts.BLOCK, is_matrix=True),
+        layouts.counts_of(heights, columns, layouts.BLOCK),
     )
     assert layout["tensor_of"].tolist() == [0, 0, 0, 0, 0, 1, 2]
     assert layout["start_of"].tolist() == [0, 1024, 2048, 3072, 4096, 0, 0]
