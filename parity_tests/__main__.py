@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from examples.command import answer_early, one_of
-from parity_tests.tolerances import LOCKSTEP, STEPS
+from parity_tests.tolerances import CLOSED_LOOP, LOCKSTEP, STEPS
 
 
 def options() -> argparse.ArgumentParser:
@@ -44,7 +44,7 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.progress import Progress, track
-from parity_tests import closed_loop, report
+from parity_tests import closed_loop, report, roundings
 from parity_tests.cases import cases
 from parity_tests.closed_loop import ClosedLoop
 from parity_tests.drive import SIDES, Arrays
@@ -147,7 +147,10 @@ def main(arguments: list[str] | None = None) -> int:
     loops = train(given.optimizer or list(FAMILY), dtypes)
     print_loops(console, loops)
     if given.report is not None:
-        report.write(given.report, results, loops, names, gpu, versions())
+        members = [FAMILY[name].optax.__name__ for name in given.optimizer or FAMILY]
+        held = [dtype for dtype in dtypes if dtype in CLOSED_LOOP]
+        decided = roundings.decisions(members, held)
+        report.write(given.report, results, loops, decided, names, gpu, versions())
         console.print(f"report: {given.report}")
     exceeded = [result for result in results if result.lockstep.first_excess is not None]
     apart = [loop for loop in loops if loop.first_excess is not None]

@@ -11,7 +11,7 @@ from torch import Tensor
 from emo_torch._checks.errors import WITHOUT_VALUES
 from emo_torch._kernels import cuda
 from emo_torch._kernels.norms import addresses_in, addresses_of, are_readable, sum_of_sizes
-from emo_torch._kernels.plan import Layout
+from emo_torch._kernels.plan import PARAM, Layout
 from emo_torch._rules.recipe import Group
 from emo_torch._rules.sign_rules import sum_of_norms
 from emo_torch._step.ways import use_fused
@@ -36,9 +36,34 @@ def norm_of_groups(groups: list[Group], layouts: Sequence[Layout | None]) -> Ten
         layouts: for each group the layout of the parameters that have a gradient; `None` if it is not
             known.
     """
+    is_eager = not torch.compiler.is_compiling()
+    found = _in_layouts(groups, layouts) if is_eager else None
+    if found is not None:
+        return found
     params = [counted(group["params"]) for group in groups]
-    compiled = None if torch.compiler.is_compiling() else _compiled(groups, params, layouts)
+    compiled = _compiled(groups, params, layouts) if is_eager else None
     return sum_of_norms([param for each in params for param in each]) if compiled is None else compiled
+
+
+def _in_layouts(groups: list[Group], layouts: Sequence[Layout | None]) -> Tensor | None:
+    """Returns the sum where the layouts have all parameters, without a look at any; else `None`."""
+    known = [
+        layout
+        for layout, group in zip(layouts, groups, strict=False)
+        if layout is not None and len(layout.rows) == len(group["params"])
+    ]
+    dtypes = {layout.dtypes[PARAM] for layout in known}
+    if len(known) < len(groups) or len(dtypes) != 1:
+        return None
+    if not all(use_fused(group["params"], group) for group in groups):
+        return None
+    dtype = dtypes.pop()
+    found = [places for layout in known if (places := addresses_in(layout, dtype)) is not None]
+    if len(found) < len(known):
+        return None
+    begins, sizes = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
+    total = sum_of_sizes(begins, sizes, dtype)
+    return None if total is None else torch.full((), total, dtype=dtype)
 
 
 def _compiled(
