@@ -45,6 +45,7 @@ typedef struct {
 /* One pass of EmoPilot: the results of a pass that measures, and the numbers of a pass that moves. */
 typedef struct {
     int64_t measures;    /* 1 for the pass that measures, 0 for the pass that moves */
+    int64_t weighs;      /* whether the pass that measures needs the squares of the weights */
     double *products;    /* measured over all tensors: <g, g>, <g, u> and <u, u>; u is the last direction */
     double *squares;     /* measured: the sum of the squares of each tensor's weights */
     const void *lengths; /* the length of each tensor's step, in the parameters' dtype */
@@ -86,7 +87,7 @@ typedef struct {
 
 /* job.py compares these three numbers with its own numbers before it passes a job. Increase JOB_VERSION with
  * each change of the structures above. */
-enum { JOB_VERSION = 4 };
+enum { JOB_VERSION = 5 };
 int64_t emo_job_version(void) { return JOB_VERSION; }
 int64_t emo_job_size(void) { return (int64_t)sizeof(Job); }
 int64_t emo_rule_size(void) { return (int64_t)sizeof(Rule); }

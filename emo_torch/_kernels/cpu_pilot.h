@@ -25,21 +25,21 @@ INLINE REAL NAME(pilot_direction)(REAL first, REAL second, REAL eps, NAME(Correc
     return first * corrections.first / (SQRT(second * corrections.second) + eps);
 }
 
-/* Adds <g, g>, <g, u>, <u, u> and <p, p> of a part to `sums`; u is the last direction. */
+/* Adds <g, g>, <g, u>, <u, u> and, if `weighs`, <p, p> of a part to `sums`; u is the last direction. */
 INLINE void NAME(measure_part)(
     int64_t count, const REAL *restrict params, const REAL *restrict grads, const REAL *restrict firsts,
     const REAL *restrict seconds, REAL sign, REAL weight_decay, REAL eps, NAME(Corrections) corrections,
-    const int mode, double *sums) {
+    const int mode, const int weighs, double *sums) {
     REAL squares = 0, products = 0, lengths = 0, weights = 0;
 #pragma omp simd reduction(+ : squares, products, lengths, weights)
     for (int64_t index = 0; index < count; index++) {
-        const REAL weight = params[index];
+        const REAL weight = weighs || mode == L2 ? params[index] : 0;
         const REAL grad = NAME(uphill)(grads[index], weight, sign, weight_decay, mode);
         const REAL direction = NAME(pilot_direction)(firsts[index], seconds[index], eps, corrections);
         squares += grad * grad;
         products += grad * direction;
         lengths += direction * direction;
-        weights += weight * weight;
+        if (weighs) weights += weight * weight;
     }
     sums[0] += squares;
     sums[1] += products;
@@ -80,11 +80,12 @@ static void NAME(measure_tile)(const Job *job, const NAME(Tile) *tile, int64_t c
                                NAME(Corrections) corrections, double *sums) {
     const REAL sign = job->maximize ? -1 : 1, weight_decay = (REAL)job->weight_decay;
     const REAL eps = (REAL)job->rule[0].eps;
-#define MEASURE_PART(mode)                                                                         \
+#define MEASURE_PART(mode, weighs)                                                                 \
     NAME(measure_part)(count, tile->params, tile->grads, tile->firsts, tile->seconds, sign, weight_decay, eps, \
-                       corrections, mode, sums)
-    if (job->mode == L2) MEASURE_PART(L2);
-    else MEASURE_PART(DECOUPLED);
+                       corrections, mode, weighs, sums)
+    if (job->mode == L2) MEASURE_PART(L2, 1);
+    else if (job->pilot->weighs) MEASURE_PART(DECOUPLED, 1);
+    else MEASURE_PART(DECOUPLED, 0);
 #undef MEASURE_PART
 }
 

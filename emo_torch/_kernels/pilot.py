@@ -43,6 +43,7 @@ class _Pilot(ctypes.Structure):
 
     _fields_ = (
         ("measures", ctypes.c_int64),
+        ("weighs", ctypes.c_int64),
         ("products", ctypes.c_void_p),
         ("squares", ctypes.c_void_p),
         ("lengths", ctypes.c_void_p),
@@ -112,10 +113,15 @@ def take(
     return batches, sorted(rest)
 
 
-def measure(batch: CompiledBatch) -> tuple[Tensor, Tensor]:
-    """Returns the same as `pilot_ways.measure`: three products, and the mean square of each parameter."""
+def measure(batch: CompiledBatch, *, weighs: bool) -> tuple[Tensor, Tensor]:
+    """Returns the three products of `steer`, and the mean square of each parameter.
+
+    Args:
+        batch: the parameters.
+        weighs: whether mean squares are needed; otherwise the weights are not read, and mean squares are 0.
+    """
     products, squares = np.zeros(3), np.empty(len(batch.params))
-    given = _Pilot(measures=1, products=products.ctypes.data, squares=squares.ctypes.data)
+    given = _Pilot(measures=1, weighs=weighs, products=products.ctypes.data, squares=squares.ctypes.data)
     _run(batch, given)
     means = torch.from_numpy(squares / batch.layout.sizes[PARAM])
     return torch.from_numpy(products), means.to(wide_dtype(batch.params[0]))

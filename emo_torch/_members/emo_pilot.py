@@ -20,7 +20,7 @@ from emo_torch._checks.validation import (
     check_ways,
 )
 from emo_torch._kernels.plan import GroupTensors
-from emo_torch._pieces.ceiling import step_ceiling
+from emo_torch._pieces.ceiling import LEAST_CEILING, step_ceiling
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.pilot import PilotState, steer
 from emo_torch._pieces.replicas import LossGroup
@@ -197,10 +197,14 @@ class EmoPilot(SteeredOptimizer):
         before = self._pilot
         batches = list(self._batches(seen))
         total = torch.zeros(3, dtype=before.norm.dtype, device=before.norm.device)
-        measured, mean_squares = measure_all([batch for _, batch in batches])
+        rates = [scheduled(group) for group in self.param_groups]
+        # The ceiling needs the sizes of the weights only if it can be below the learning rate.
+        weighs = [isinstance(peak, Tensor) or peak > LEAST_CEILING for _, peak in rates]
+        measured, mean_squares = measure_all(
+            [batch for _, batch in batches], [weighs[number] for number, _ in batches]
+        )
         for products in measured:
             total = total + products.to(total)
-        rates = [scheduled(group) for group in self.param_groups]
         group = self.param_groups[0]
         pilot, is_finite = steer(
             before,

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+LEAST_CEILING = 0.0016 * (1.0 - 1e-6)
+"""A number just below the least ceiling: a learning rate of at most this number has no ceiling."""
+
 
 def step_ceiling(mean_square: Tensor) -> Tensor:
     r"""Returns the largest step of a parameter whose direction has elements of about 1.

@@ -57,23 +57,30 @@ def take_compiled(
     return batches, GroupTensors(*left)  # type: ignore[arg-type]
 
 
-def measure_all(batches: list[Batch | CompiledBatch]) -> tuple[list[Tensor], list[Tensor]]:
+def measure_all(
+    batches: list[Batch | CompiledBatch], weighs: list[bool]
+) -> tuple[list[Tensor], list[Tensor]]:
     """Returns for each batch the products of gradients and last directions, and the mean squares.
 
     The products have shape `[3]`; there is a mean square for each parameter. All sharded parameters of a
     mesh take one reduction together.
+
+    Args:
+        batches: the batches.
+        weighs: for each batch, whether the mean squares are needed; otherwise they are 0.
     """
     products, means = [], []
-    readable = [batch for batch in batches if isinstance(batch, Batch)]
-    local = list(map(pilot_ways.measure, readable))
-    summed = iter(sums_of_parts(local, [batch.params[0] for batch in readable]))
-    for batch in batches:
+    pairs = list(zip(batches, weighs, strict=True))
+    readable = [(batch, needed) for batch, needed in pairs if isinstance(batch, Batch)]
+    local = [pilot_ways.measure(batch, weighs=needed) for batch, needed in readable]
+    summed = iter(sums_of_parts(local, [batch.params[0] for batch, _ in readable]))
+    for batch, needed in pairs:
         if isinstance(batch, Batch):
             sums = next(summed)
             counts = torch.tensor([max(param.numel(), 1) for param in batch.params])
             own, mean = sums[:3], sums[3:] / counts.to(sums)
         else:
-            own, mean = compiled.measure(batch)
+            own, mean = compiled.measure(batch, weighs=needed)
         products.append(own)
         means.append(mean)
     return products, means

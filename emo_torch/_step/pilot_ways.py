@@ -80,28 +80,28 @@ def _direction(firsts: list[Tensor], seconds: list[Tensor], steps: Tensor, group
     return directions
 
 
-def measure(batch: Batch) -> Tensor:
+def measure(batch: Batch, *, weighs: bool) -> Tensor:
     """Returns sums over this process's parts of the parameters, shape `[3 + n]`.
 
     The sums are the three products of gradients and last directions (see `steer`), and the squares of each
     parameter.
+
+    Args:
+        batch: the parameters.
+        weighs: whether the squares are needed; otherwise they are 0.
     """
     # Before its first step a parameter has no direction: step 0 would divide 0 by 0.
     last = _direction(batch.firsts, batch.seconds, batch.steps.clamp(min=1.0), batch.group)
-    pairs = [
+    grads, directions, weights = (
         [local_part(each).flatten() for each in tensors] for tensors in (batch.grads, last, batch.weights)
-    ]
-    grads, directions, weights = pairs
+    )
+    pairs = [(grads, grads), (grads, directions), (directions, directions), (weights, weights)]
     sums = [
         torch.stack([dot(a, b) for a, b in zip(left, right, strict=True)])
-        for left, right in (
-            (grads, grads),
-            (grads, directions),
-            (directions, directions),
-            (weights, weights),
-        )
+        for left, right in pairs[: 3 + weighs]
     ]
-    return torch.cat([torch.stack([each.sum() for each in sums[:3]]), sums[3]])
+    squares = sums[3] if weighs else torch.zeros_like(sums[0])
+    return torch.cat([torch.stack([each.sum() for each in sums[:3]]), squares])
 
 
 def scheduled(group: Group) -> tuple[float | Tensor, float | Tensor]:
