@@ -22,6 +22,7 @@ from benchmarks.step_time.members import (
     written,
 )
 from benchmarks.step_time.problems import PROBLEMS
+from emo_torch._pieces.ceiling import LEAST_CEILING
 
 STANDSTILL = "standstill"
 """Who makes a step that returns parameters, and a state like `optax.lion`'s, as they were given (JAX)."""
@@ -99,12 +100,16 @@ def floor_of(variant: Variant, size: float | None) -> str:
         return variant.name
     blends = variant.shadow and size is not None and size > 0.1
     averages = variant.make in STEERED and variant.options.get("average", True)
-    return _floor(written(variant.make, size) + blends + averages, read_before(variant.make)).name
+    has_ceiling = variant.options.get("lr", 1.0) > LEAST_CEILING
+    before = read_before(variant.make, has_ceiling=has_ceiling)
+    return _floor(written(variant.make, size) + blends + averages, before).name
 
 
 _FUSED = Variant("AdamW(fused=True)", "AdamW", MappingProxyType({"fused": True}))
 _SHADOW = MappingProxyType({"use_shadow": True})
 _NO_AVERAGE = MappingProxyType({"average": False})
+# The default: only where a ceiling can be below the learning rate, a step reads the weights once more.
+_USUAL_RATE = MappingProxyType({"lr": 1e-2})
 _FOREACH, _FOR_LOOP = MappingProxyType({"foreach": True}), MappingProxyType({"foreach": False})
 _ADAMW, _LION, _SGD, _ADAFACTOR = (
     Variant(f"optax.{name}", name) for name in ("adamw", "lion", "sgd", "adafactor")
@@ -145,8 +150,16 @@ GROUPS: dict[str, dict[str, Group]] = {
         ),
         "steered": Group(
             (
-                *(_FUSED, *_members("torch", *STEERED)),
-                *(Variant("EmoPilot(average=False)", "emo_pilot", _NO_AVERAGE), _floor(4, 4), _floor(3, 4)),
+                *(_FUSED, *(each._replace(options=_USUAL_RATE) for each in _members("torch", *STEERED))),
+                Variant(
+                    "EmoPilot(average=False)", "emo_pilot", MappingProxyType({**_NO_AVERAGE, **_USUAL_RATE})
+                ),
+                Variant(
+                    "EmoPilot(average=False, lr=1e-3)",
+                    "emo_pilot",
+                    MappingProxyType({**_NO_AVERAGE, "lr": 1e-3}),
+                ),
+                *(_floor(4, 4), _floor(3, 4), _floor(3, 3)),
             )
         ),
         "first generation": Group((_FUSED, *_members("torch", *OTHERS))),

@@ -1,5 +1,6 @@
 """EmoPilot: Adam's direction, with a step length that the losses and gradients steer."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ from emo_optax._pieces.pilot import (
 )
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
 from emo_optax._pieces.rounding import Rounding
+from emo_optax._pieces.sums import sums_of
 from emo_optax._pieces.weight_decay import MODES, WeightDecayMode
 from emo_optax._rules.moments import stored
 
@@ -163,10 +165,13 @@ def emo_pilot(
         u: jax.Array = (m / first) / (jnp.sqrt(v / second) + hyperparameter(eps, dtype))
         return u
 
-    def products(g: jax.Array, mu: jax.Array, nu: jax.Array, step: jax.Array) -> jax.Array:
-        # Before the first step there is no direction: step 0 would divide 0 by 0.
-        u = direction(mu, nu, jnp.maximum(step, 1), g.dtype)
-        return jnp.stack([jnp.sum(g * g), jnp.sum(g * u), jnp.sum(u * u)])
+    def products(g: jax.Array, mu: jax.Array, nu: jax.Array, step: jax.Array) -> tuple[jax.Array, ...]:
+        def each(g: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, ...]:
+            # Before the first step there is no direction: step 0 would divide 0 by 0.
+            u = direction(mu, nu, jnp.maximum(step, 1), g.dtype)
+            return g * g, g * u, u * u
+
+        return sums_of(each, g, mu, nu)
 
     def move(g: jax.Array, mu: jax.Array, nu: jax.Array, factor: jax.Array) -> tuple[jax.Array, jax.Array]:
         dtype = g.dtype
@@ -204,15 +209,14 @@ def emo_pilot(
                 weights,
                 decays,
             )
-        each = jax.tree.map(
-            lambda g, m, v: products(g, m, v, old.step).astype(dtype), gradients, moments.mu, moments.nu
-        )
-        total = sum(jax.tree.leaves(each), jnp.zeros([3], dtype))
+        leaves = zip(*map(jax.tree.leaves, (gradients, moments.mu, moments.nu)), strict=True)
+        each = [jnp.stack(products(*leaf, old.step)).astype(dtype) for leaf in leaves]
         rate = learning_rate_at(learning_rate, old)
+        total, means = whole_sums(each, weights, dtype, shard_axis_name)
         pilot, is_finite = steer(
             old,
             loss,
-            psum(total, shard_axis_name),
+            total,
             limit=gate_limit,
             min_courage=min_courage,
             max_courage=max_courage,
@@ -229,7 +233,7 @@ def emo_pilot(
         if moment_dtype is None:
             mu, nu = kept = jax.lax.optimization_barrier(kept)
         u = jax.tree.map(lambda m, v, g: direction(m, v, pilot.step, g.dtype), mu, nu, gradients)
-        pilot, steps = step_lengths(pilot, weights, rate, shard_axis_name)
+        pilot, steps = step_lengths(pilot, weights, means, rate)
 
         def change(u: jax.Array, w: jax.Array, length: jax.Array, decays: Any) -> jax.Array:
             length = length.astype(w.dtype)
@@ -279,22 +283,44 @@ def correction(rate: Any, step: jax.Array, dtype: Any) -> jax.Array:
     return -jnp.expm1(-exponent * step.astype(dtype))
 
 
+def whole_sums(
+    products: list[jax.Array], weights: optax.Params, dtype: Any, shard_axis_name: AxisName
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Returns the products of all parameters together, shape `[3]`, and the mean square of each parameter.
+
+    Args:
+        products: the products of each parameter, or of its part on this device, shape `[3]`.
+        weights: the parameters.
+        dtype: the dtype of the sums.
+        shard_axis_name: the mapped axes over which the parameters are split.
+    """
+    leaves = jax.tree.leaves(weights)
+    squares = [jnp.sum(jnp.square(leaf)).astype(dtype) for leaf in leaves]
+    # One sum over all parameters: XLA on a CPU would copy moments that some products read after these have
+    # moved. Behind a barrier: XLA would add up all products again in the loops of each parameter.
+    total = jnp.zeros([3], dtype)
+    if products:
+        total = jnp.sum(jax.lax.optimization_barrier(jnp.stack(products)), axis=0)
+    shards = 1
+    if shard_axis_name is not None:
+        shards = jax.lax.psum(1, shard_axis_name)
+        summed = psum(jnp.stack([*total, *squares]), shard_axis_name)  # One reduction for all.
+        total, squares = summed[:3], list(summed[3:])
+    # Number by number: XLA compiles slowly where each parameter reads one number of a long array.
+    means = [square / max(leaf.size * shards, 1) for square, leaf in zip(squares, leaves, strict=True)]
+    return total, means
+
+
 def step_lengths(
-    pilot: PilotState, weights: optax.Params, rate: jax.Array, shard_axis_name: AxisName
+    pilot: PilotState, weights: optax.Params, means: list[jax.Array], rate: jax.Array
 ) -> tuple[PilotState, Any]:
     r"""Returns the step of each parameter, :math:`k\,\frac{\eta}{\eta_{max}} \min(\eta_{max}, C)`."""
-    dtype = pilot.norm.dtype
-    tree: Any
-    leaves, tree = jax.tree.flatten(weights)
     peak = jnp.maximum(pilot.peak, rate)
-    if not leaves:
+    if not means:
         return pilot._replace(peak=peak), weights
-    sums = jnp.stack([jnp.sum(jnp.square(leaf)).astype(dtype) for leaf in leaves])
-    counts = jnp.asarray([leaf.size for leaf in leaves], dtype)
-    sums, counts = psum(sums, shard_axis_name), psum(counts, shard_axis_name)
-    ceilings = step_ceiling(sums / jnp.maximum(counts, 1.0))
-    lengths = pilot.courage.courage * scheduled(rate, peak) * jnp.minimum(peak, ceilings)
-    pilot = pilot._replace(
-        peak=peak, longest=jnp.max(lengths), bound=jnp.mean((ceilings < peak).astype(dtype))
-    )
-    return pilot, tree.unflatten(list(lengths))
+    ceilings = [step_ceiling(mean) for mean in means]
+    lengths = [pilot.courage.courage * scheduled(rate, peak) * jnp.minimum(peak, each) for each in ceilings]
+    bounds = [(each < peak).astype(peak.dtype) for each in ceilings]
+    longest = functools.reduce(jnp.maximum, lengths)
+    pilot = pilot._replace(peak=peak, longest=longest, bound=functools.reduce(jnp.add, bounds) / len(means))
+    return pilot, jax.tree.unflatten(jax.tree.structure(weights), lengths)

@@ -1,0 +1,112 @@
+"""EmoPilot on parameters that are split over eight devices: the same steps, and one reduction in a step."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import emo_optax
+
+FOLDER = Path(emo_optax.__file__).parent.parent
+FLAG = "--xla_force_host_platform_device_count=8"
+LOSSES = (3.0, 2.5, 2.6, 2.2, 9.0, 2.0, 1.9, float("nan"), 1.7, 1.6)
+
+
+def work() -> None:
+    """Trains in three ways, and prints the largest differences and the numbers of reductions."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    from jax.sharding import AxisType, NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    random = np.random.RandomState(0)
+
+    def tree(size: float) -> Any:
+        shapes = {"matrix": (16, 6), "vector": (8,)}
+        return {name: np.float32(size * random.normal(size=shape)) for name, shape in shapes.items()}
+
+    start, grads = tree(0.05), [tree(20.0 if step == 5 else 1.0) for step in range(len(LOSSES))]
+
+    def step_of(optimizer: Any) -> Any:
+        def step(params: Any, state: Any, grads: Any, loss: Any) -> Any:
+            updates, state = optimizer.update(grads, state, params, value=loss)
+            return optax.apply_updates(params, updates), state
+
+        return step
+
+    def train(optimizer: Any, step: Any, place: Any = None) -> Any:
+        # A plain array on one device, without `place`.
+        put = (lambda each: each) if place is None else (lambda each: jax.device_put(each, place))
+        params = jax.tree.map(put, jax.tree.map(jnp.asarray, start))
+        state = optimizer.init(params)
+        text = step.lower(params, state, jax.tree.map(put, grads[0]), jnp.float32(1.0)).compile().as_text()
+        for each, loss in zip(grads, LOSSES, strict=True):
+            params, state = step(params, state, jax.tree.map(put, each), jnp.float32(loss))
+        return (params, state), len(re.findall(r" all-reduce(?:-start)?\(", text))
+
+    def mapped(optimizer: Any) -> Any:
+        state = jax.eval_shape(optimizer.init, start)
+        specs = jax.tree.map(lambda leaf: P("x") if leaf.ndim else P(), (start, state))
+        return jax.shard_map(
+            step_of(optimizer),
+            mesh=mesh,
+            in_specs=(*specs, specs[0], P()),
+            out_specs=specs,
+            check_vma=False,
+        )
+
+    plain, inside = emo_optax.emo_pilot(), emo_optax.emo_pilot(shard_axis_name="x")
+    apart = NamedSharding(mesh, P("x"))
+    alone, _ = train(plain, jax.jit(step_of(plain)))
+    found = {}
+    for name, result in {
+        "shard_map": train(inside, jax.jit(mapped(inside)), apart),
+        "NamedSharding": train(plain, jax.jit(step_of(plain)), apart),
+    }.items():
+        pairs = zip(jax.tree.leaves(result[0]), jax.tree.leaves(alone), strict=True)
+        gaps = [np.max(np.abs(np.asarray(a) - np.asarray(b)) / (1e-2 + np.abs(b))) for a, b in pairs]
+        split = [leaf.sharding.is_equivalent_to(apart, leaf.ndim) for leaf in jax.tree.leaves(result[0][0])]
+        found[name] = {"gap": float(max(gaps)), "reductions": result[1], "split": split}
+    found["skipped"] = int(emo_optax.get_pilot(alone[1]).skipped)
+    print(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    paths = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAG}
+    done = subprocess.run(
+        [sys.executable, __file__],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+@pytest.mark.parametrize("way", ["shard_map", "NamedSharding"])
+def test_split_parameters_step_as_whole_ones(found: dict[str, Any], way: str) -> None:
+    assert found["skipped"] == 1
+    assert found[way]["gap"] < 1e-5
+    assert found[way]["split"] == [True, True]
+
+
+@pytest.mark.parametrize("way", ["shard_map", "NamedSharding"])
+def test_a_step_takes_one_reduction(found: dict[str, Any], way: str) -> None:
+    assert found[way]["reductions"] == 1
+
+
+if __name__ == "__main__":
+    work()
