@@ -233,7 +233,7 @@ def _tables(
         table("pointers", (pointers,), lambda own: {"pointers": own}),
         table("constants", (constants,), lambda own: {"constants": own.view(np.int64)}),
         layout,
-        layouts.counts_of(*shapes, block),
+        layouts.counts_of(shapes[0], shapes[1], block),
     )
 
 

@@ -124,8 +124,8 @@ def _compile() -> None:
 
     from emo_torch._kernels import cuda_kernels as kernels
 
-    floats = ("tolerance", "scale", "ratio", "lr", "weights", "share", "follow")
-    floats += ("row_means", "column_means", "norms", "parts")
+    floats = {"tolerance", "scale", "ratio", "lr", "weights", "share", "follow"}
+    floats |= {"row_means", "column_means", "norms", "parts"}
 
     def compile_for_gpu(kernel: Any, wide: str, **constants: Any) -> None:
         types = {name: f"*{wide}" if name in floats else "*i64" for name in kernel.arg_names}
