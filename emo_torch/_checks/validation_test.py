@@ -78,7 +78,8 @@ def test_parameters_that_are_missing_are_refused_with_the_remedy() -> None:
     model = torch.nn.Linear(2, 1)
     read = model.parameters()
     assert len(list(read)) == 2
-    for cls in (emo_torch.EmoSens, emo_torch.EmoPilot):
+    makers: tuple[Any, ...] = (emo_torch.EmoSens, emo_torch.EmoPilot)
+    for cls in makers:
         with pytest.raises(TypeError, match=rf"{cls.__name__} takes parameters.* `model.parameters\(\)`"):
             cls(model)
         with pytest.raises(ValueError, match=r"got an empty parameter list.*can be read only once"):
@@ -88,9 +89,9 @@ def test_parameters_that_are_missing_are_refused_with_the_remedy() -> None:
 
 def test_a_number_that_is_text_is_refused_with_the_remedy() -> None:
     with pytest.raises(TypeError, match=r"'1e-3'; it must be a number, such as float\('1e-3'\)$"):
-        emo_torch.EmoSens([weight()], lr="1e-3")
+        emo_torch.EmoSens([weight()], lr="1e-3")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"'fast'; it must be a number$"):
-        emo_torch.EmoSens([weight()], lr="fast")
+        emo_torch.EmoSens([weight()], lr="fast")  # type: ignore[arg-type]
 
 
 def ids(options: Any) -> str | None:
