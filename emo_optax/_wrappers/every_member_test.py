@@ -86,7 +86,7 @@ def test_hyperparameters_in_the_state_and_a_flat_tree(name: str) -> None:
     assert_same(params, expected, 1e-4)
     assert_same(memory_of(state), memory_of(alone), 1e-4)
     params, state = train(optax.flatten(make(name)))
-    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    assert params.keys() == expected.keys()
     assert_same(memory_of(state), memory_of(alone), 1e-3)
 
 
