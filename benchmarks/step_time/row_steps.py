@@ -50,6 +50,8 @@ class Row(NamedTuple):
 
 
 _NARROW, _EIGHT = {"moment_dtype": "bfloat16"}, {"moment_dtype": "8bit"}
+# The default rate: only where a ceiling can be below the learning rate, a step reads the weights once more.
+_PILOT, _ALONE = {"lr": 1e-2}, {"average": False}
 ROWS = (
     Row("EmoSens", "emo_sens", {LARGE: 1.7, LORA: 1.2}, "bfloat16"),
     Row("EmoSens, moments of bfloat16", "emo_sens", {LARGE: 1.15, LORA: 0.9}, "bfloat16", _NARROW),
@@ -60,6 +62,9 @@ ROWS = (
     Row("EmoSens, moments of bfloat16", "emo_sens", {LARGE: 0.8}, "float32", _NARROW),
     Row("EmoSens, moments of 8 bits", "emo_sens", {LARGE: 0.75}, "float32", _EIGHT),
     Row("EmoCats, moments of 8 bits", "emo_cats", {LARGE: 0.65}, "float32", _EIGHT),
+    Row("EmoPilot", "emo_pilot", {LARGE: 1.75}, options=_PILOT),
+    Row("EmoPilot, average=False", "emo_pilot", {LARGE: 1.35, LORA: 0.7}, options={**_PILOT, **_ALONE}),
+    Row("EmoPilot, average=False, lr=1e-3", "emo_pilot", {LARGE: 1.35}, options={"lr": 1e-3, **_ALONE}),
     Row("Emotional(AdamW(fused=True))", "emotional", {LARGE: 1.15, THIRTY: 1.3, LORA: 1.3}),
     Row("EmoSens", "emo_sens", {FOUR: 1.3, THIRTY: 1.05}),
     Row("EmoCats", "emo_cats", {FOUR: 1.3}),
@@ -68,6 +73,7 @@ ROWS = (
 _STEP, _COMPILE = {FOUR: 1.05, LARGE: 1.05}, {FOUR: 1.25, THIRTY: 1.25}
 JAX_ROWS = (
     Row("emo_cats against optax.lion", "emo_cats", {FOUR: 1.1}, against="lion"),
+    Row("emo_pilot against optax.adamw", "emo_pilot", {LARGE: 1.4}, against="adamw"),
     Row(
         "emotional(optax.adamw) against optax.adamw",
         "emotional",
@@ -201,7 +207,7 @@ def torch_optimizer(row: Row, tensors: str) -> Any:
     options = {
         name: getattr(torch, value) if value == "bfloat16" else value for name, value in row.options.items()
     }
-    return emo_torch.create_optimizer(row.make, params, lr=LEARNING_RATE, **options)
+    return emo_torch.create_optimizer(row.make, params, **{"lr": LEARNING_RATE, **options})
 
 
 def baseline_of(row: Row) -> Row:

@@ -7,6 +7,7 @@ the baseline.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.step_time import why_steered
 from benchmarks.step_time.memory_floor import EITHER, memory
 from benchmarks.step_time.row_steps import (
     COMPILE_ROUNDS,
@@ -101,6 +102,8 @@ _Found = tuple[Steps, dict[str, int], str]
 def _steps_of(row: Row, tensors: str) -> _Found | None:
     if row.is_compile:
         return _compiling(row, tensors)
+    if row.make == "emo_pilot":
+        return why_steered.in_jax(row, tensors) if row.against else why_steered.in_torch(row, tensors)
     if row.against:
         return _passing(row, tensors)
     if row.make == "emotional":

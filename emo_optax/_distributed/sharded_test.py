@@ -66,7 +66,7 @@ def work() -> None:
     plain, inside = emo_optax.emo_pilot(), emo_optax.emo_pilot(shard_axis_name="x")
     apart = NamedSharding(mesh, P("x"))
     alone, _ = train(plain, jax.jit(step_of(plain)))
-    found = {}
+    found: dict[str, Any] = {}
     for name, result in {
         "shard_map": train(inside, jax.jit(mapped(inside)), apart),
         "NamedSharding": train(plain, jax.jit(step_of(plain)), apart),

@@ -210,7 +210,7 @@ def emo_pilot(
                 decays,
             )
         leaves = zip(*map(jax.tree.leaves, (gradients, moments.mu, moments.nu)), strict=True)
-        each = [jnp.stack(products(*leaf, old.step)).astype(dtype) for leaf in leaves]
+        each = [jnp.stack(products(g, m, v, old.step)).astype(dtype) for g, m, v in leaves]
         rate = learning_rate_at(learning_rate, old)
         total, means = whole_sums(each, weights, dtype, shard_axis_name)
         pilot, is_finite = steer(

@@ -4,8 +4,8 @@
  * added up in the order of the blocks, so that the bits are the same for any number of threads. A thread has the
  * same blocks in both passes. The second pass begins with the last block, which is still in the cache. */
 
-/* The elements of a block. A block is taken in parts of ROOM elements: the sums of a part are in the dtype of the
- * computation, and narrow streams are copied to that dtype, one part at a time. */
+/* The elements of a block. Sums are in the dtype of the computation over parts of ROOM elements, and narrow streams
+ * are copied to that dtype, one such part at a time. */
 #define PILOT_BLOCK 65536
 
 /* The factors that correct the moments of a tensor for their start at 0. */
@@ -128,8 +128,9 @@ static void NAME(pilot_block)(const NAME(Work) *work, int64_t tensor, Share bloc
         .corrections = *corrections,
     };
     REAL *averages = pilot->averages == NULL ? NULL : (REAL *)pilot->averages[tensor];
-    for (int64_t from = block.begin; from < block.end; from += ROOM) {
-        const int64_t count = block.end - from < ROOM ? block.end - from : ROOM;
+    const int64_t part = work->is_narrow || pilot->measures ? ROOM : PILOT_BLOCK;
+    for (int64_t from = block.begin; from < block.end; from += part) {
+        const int64_t count = block.end - from < part ? block.end - from : part;
         const NAME(Tile) tile = NAME(open_tile)(work, tensor, from, count, 0, NAME(ALL_STREAMS));
         if (pilot->measures) {
             NAME(measure_tile)(job, &tile, count, *corrections, sums);
