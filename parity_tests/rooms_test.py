@@ -188,6 +188,8 @@ ONE_SIDED = {
         "_wrappers/listen_test.py": "the same",
         "_wrappers/pulse_scheduler.py": "a scheduler of PyTorch; Optax has `pulse_schedule`",
         "_wrappers/pulse_scheduler_test.py": "the same",
+        "_pieces/drive_in_place.py": "numbers on the CPU without calls of PyTorch; XLA compiles them",
+        "_pieces/drive_in_place_test.py": "the same",
         "_pieces/pulse_in_place.py": "numbers on the CPU without calls of PyTorch; XLA compiles them",
         "_pieces/pulse_in_place_test.py": "the same",
         "_wrappers/reach.py": "the graph of a backward pass",

@@ -20,7 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 DEFAULTS: dict[str, Any] = {"stopcoef": 0.04, "steady": False, "spike_limit": None, "loss_unit": None}
 
 
-def _losses(dtype: torch.dtype) -> list[float]:
+def losses_of(dtype: torch.dtype) -> list[float]:
     """Returns losses that fall, rest, jump, are not finite, are 0, negative, tiny or huge."""
     source = np.random.default_rng(0)
     falling = 3.0 * 0.97 ** np.arange(120) * np.exp(0.1 * source.standard_normal(120))
@@ -44,7 +44,7 @@ def _losses(dtype: torch.dtype) -> list[float]:
 def test_the_bits_are_those_of_feel_pulse(options: str, dtype: torch.dtype) -> None:
     given = {**DEFAULTS, **OPTIONS[options]}
     scopes: itertools.cycle[Any] = itertools.cycle((1.0, 20.0, 0, torch.tensor([3.7]), 1 / 3))
-    for losses in (_losses(dtype), _losses(dtype)[85:], [float("nan"), 0.0, *_losses(dtype)[::-1]]):
+    for losses in (losses_of(dtype), losses_of(dtype)[85:], [float("nan"), 0.0, *losses_of(dtype)[::-1]]):
         expected, found = (emo_torch.init_pulse(dtype) for _ in range(2))
         arrays = None
         for loss, scope in zip(losses, scopes, strict=False):

@@ -20,7 +20,8 @@ from emo_torch._checks.validation import (
     check_not_negative,
     check_ways,
 )
-from emo_torch._pieces.drive import Drive, DriveState, drive_factor, feel_drive, init_drive
+from emo_torch._pieces.drive import Drive, DriveState, drive_factor, init_drive
+from emo_torch._pieces.drive_in_place import DriveArrays, feel_drive_in_place
 from emo_torch._pieces.early_stop import went_quiet
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.pulse import (
@@ -81,6 +82,7 @@ class DriveOptimizer(EmoOptimizer):
     shared_options = ("maximize",)
 
     _medium: Tensor
+    _drive_arrays: DriveArrays | None = None
 
     def __init__(self, params: ParamsT, options: Group, *, process_group: LossGroup = None) -> None:
         self._shadow_ratio_of = None
@@ -96,8 +98,11 @@ class DriveOptimizer(EmoOptimizer):
         assert loss is not None
         if self.param_groups[0].get("maximize"):
             loss = -loss
-        felt = feel_drive(DriveState(self._emotion, self._medium), loss)
-        _copy_into((*self._emotion, self._medium), (*felt.emotion, felt.medium))
+        is_eager = not torch.compiler.is_compiling()
+        before = self._drive_arrays if is_eager else None
+        arrays = feel_drive_in_place(DriveState(self._emotion, self._medium), loss, before)
+        if is_eager:
+            self._drive_arrays = arrays
         scalar = self._emotion.scalar
         ratio, follow = _shares(self.param_groups, scalar, self._shadow_exists, self._shadow_ratio)
         return Feeling(scalar, ratio, follow=follow, scale=drive_factor(scalar))
@@ -133,6 +138,7 @@ class DriveOptimizer(EmoOptimizer):
     def bind_memory(self, memory: tuple[Tensor, ...]) -> State:
         """Uses these tensors as the memory from now on, and returns them by their names in the groups."""
         *emotion, self._medium = memory
+        self._drive_arrays = None
         return {**super().bind_memory(tuple(emotion)), "emotion_medium": self._medium}
 
     def memory_from_group(self, group: Group) -> tuple[Tensor, ...]:
