@@ -158,6 +158,34 @@ def psum(values: jax.Array, axis_name: AxisName) -> jax.Array:
     return values if axis_name is None else jax.lax.psum(values, axis_name)
 
 
+def whole_sums(
+    products: list[jax.Array], weights: optax.Params, dtype: Any, shard_axis_name: AxisName
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Returns the products of all parameters together, shape `[3]`, and the mean square of each parameter.
+
+    Args:
+        products: the products of each parameter, or of its part on this device, shape `[3]`.
+        weights: the parameters.
+        dtype: the dtype of the sums.
+        shard_axis_name: the mapped axes over which the parameters are split.
+    """
+    leaves = jax.tree.leaves(weights)
+    squares = [jnp.sum(jnp.square(leaf)).astype(dtype) for leaf in leaves]
+    # One sum over all parameters: XLA on a CPU would copy moments that some products read after these have
+    # moved. Behind a barrier: XLA would add up all products again in the loops of each parameter.
+    total = jnp.zeros([3], dtype)
+    if products:
+        total = jnp.sum(jax.lax.optimization_barrier(jnp.stack(products)), axis=0)
+    shards = 1
+    if shard_axis_name is not None:
+        shards = jax.lax.psum(1, shard_axis_name)
+        summed = psum(jnp.stack([*total, *squares]), shard_axis_name)  # One reduction for all.
+        total, squares = summed[:3], list(summed[3:])
+    # Number by number: XLA compiles slowly where each parameter reads one number of a long array.
+    means = [square / max(leaf.size * shards, 1) for square, leaf in zip(squares, leaves, strict=True)]
+    return total, means
+
+
 def get_pilot(state: optax.OptState) -> Pilot:
     """Looks up the scalars of EmoPilot in any nested optimizer state, inside or outside of jit.
 

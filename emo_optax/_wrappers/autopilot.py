@@ -1,5 +1,6 @@
 """Autopilot: any Optax optimizer, with steps whose length the losses and gradients steer."""
 
+import functools
 from typing import Any
 
 import jax
@@ -18,8 +19,17 @@ from emo_optax._pieces.averaged_weights import average_rate, init_average, move_
 from emo_optax._pieces.ceiling import step_ceiling
 from emo_optax._pieces.dtypes import keep_dtypes
 from emo_optax._pieces.emotion import wide_dtype
-from emo_optax._pieces.pilot import SteeredState, choose_finite, init_pilot, psum, skip, steer
+from emo_optax._pieces.pilot import (
+    PilotState,
+    SteeredState,
+    choose_finite,
+    init_pilot,
+    skip,
+    steer,
+    whole_sums,
+)
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
+from emo_optax._pieces.sums import sums_of
 
 USUAL_SIZE = 0.3
 """The usual root mean square of Adam's direction, for which `step_ceiling` was measured."""
@@ -109,12 +119,14 @@ def autopilot(
         dtype = old.norm.dtype
         loss = average_over_replicas(check_loss(value, dtype), axis_name)
         gradients = jax.tree.map(lambda g, u: g.astype(u.dtype), updates, state.last)
-        each = jax.tree.map(
-            lambda g, u: jnp.stack([jnp.sum(g * g), -jnp.sum(g * u), jnp.sum(u * u)]).astype(dtype),
-            gradients,
-            state.last,
-        )
-        total = psum(sum(jax.tree.leaves(each), jnp.zeros([3], dtype)), shard_axis_name)
+
+        def products(g: jax.Array, u: jax.Array) -> tuple[jax.Array, ...]:
+            return g * g, -(g * u), u * u  # The last update points down.
+
+        leaves = zip(jax.tree.leaves(gradients), jax.tree.leaves(state.last), strict=True)
+        each = [jnp.stack(sums_of(products, g, u)).astype(dtype) for g, u in leaves]
+        weights = jax.tree.map(lambda p: p.astype(wide_dtype(p)), params)
+        total, means = whole_sums(each, weights, dtype, shard_axis_name)
         pilot, is_finite = steer(
             old,
             loss,
@@ -135,7 +147,7 @@ def autopilot(
         felt = jnp.where(is_finite, loss, old.emotion.previous)
         changes, rule = inner.update(gated, state.rule, params, value=felt, **extra_args)
         changes = jax.tree.map(lambda c, u: c.astype(u.dtype), changes, state.last)
-        pilot, scales = _scales(pilot, changes, params, shard_axis_name)
+        pilot, scales = _scales(pilot, changes, means, shard_axis_name)
         scaled = jax.tree.map(
             lambda c, s: jnp.where(is_finite, c * s.astype(c.dtype), jnp.zeros_like(c)), changes, scales
         )
@@ -155,23 +167,28 @@ def autopilot(
 
 
 def _scales(
-    pilot: Any, changes: optax.Updates, params: optax.Params, axis_name: AxisName
-) -> tuple[Any, Any]:
-    """Returns the factor for the update of each parameter: the courage, bounded by the ceiling."""
-    dtype = pilot.norm.dtype
-    tree: Any
-    leaves, tree = jax.tree.flatten(changes)
-    if not leaves:
+    pilot: PilotState, changes: optax.Updates, means: list[jax.Array], axis_name: AxisName
+) -> tuple[PilotState, Any]:
+    """Returns the factor for the update of each parameter: the courage, bounded by the ceiling.
+
+    Args:
+        pilot: the scalars of this step.
+        changes: the updates of the inner optimizer.
+        means: the mean square of each parameter.
+        axis_name: the mapped axes over which the parameters are split.
+    """
+    if not means:
         return pilot, changes
-    weights = [leaf.astype(wide_dtype(leaf)) for leaf in jax.tree.leaves(params)]
-    sums = jnp.stack([jnp.sum(jnp.square(leaf)).astype(dtype) for leaf in (*leaves, *weights)])
-    counts = jnp.asarray([leaf.size for leaf in leaves] * 2, dtype)
-    sums, counts = psum(sums, axis_name), psum(counts, axis_name)
-    squares = sums / jnp.maximum(counts, 1.0)
-    sizes, ceilings = jnp.sqrt(squares[: len(leaves)]), USUAL_SIZE * step_ceiling(squares[len(leaves) :])
-    is_bound = sizes > ceilings
-    shares = jnp.where(is_bound, ceilings / jnp.where(is_bound, sizes, 1.0), 1.0)
-    scales = pilot.courage.courage * shares
-    longest = jnp.max(scales * sizes)
-    pilot = pilot._replace(longest=longest, bound=jnp.mean(is_bound.astype(dtype)))
-    return pilot, tree.unflatten(list(scales))
+    _, squares = whole_sums([], changes, pilot.norm.dtype, axis_name)
+    scales, lengths, bounds = [], [], []
+    for square, mean in zip(squares, means, strict=True):
+        size, ceiling = jnp.sqrt(square), USUAL_SIZE * step_ceiling(mean)
+        is_bound = size > ceiling
+        scales.append(
+            pilot.courage.courage * jnp.where(is_bound, ceiling / jnp.where(is_bound, size, 1.0), 1.0)
+        )
+        lengths.append(scales[-1] * size)
+        bounds.append(is_bound.astype(pilot.norm.dtype))
+    bound = functools.reduce(jnp.add, bounds) / len(bounds)
+    pilot = pilot._replace(longest=functools.reduce(jnp.maximum, lengths), bound=bound)
+    return pilot, jax.tree.unflatten(jax.tree.structure(changes), scales)
