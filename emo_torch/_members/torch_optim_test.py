@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 
 import emo_torch
 from emo_torch import _public
-from emo_torch._step import emo_optimizer as _emotional
+from emo_torch._step import emo_optimizer, ready_ways
 from emo_torch._step.later_optimizers import DriveOptimizer
 from emo_torch._step.ways import WAYS, Ways
 
@@ -355,7 +355,8 @@ def test_the_way_is_the_one_asked_for_and_else_the_fastest(
         return call
 
     ways: Ways = WAYS
-    monkeypatch.setattr(_emotional, "WAYS", Ways(*map(spy, Ways._fields)))
+    for module in (emo_optimizer, ready_ways):
+        monkeypatch.setattr(module, "WAYS", Ways(*map(spy, Ways._fields)))
     weight = Parameter(torch.ones(2))
     for options in ({}, {"foreach": False}, {"foreach": True}, {"fused": False}):
         weight.grad = torch.ones(2)

@@ -31,6 +31,7 @@ from emo_torch._rules.recipe import Group, State
 from emo_torch._step.feeling import Feeling
 from emo_torch._step.loss_optimizer import LossOptimizer
 from emo_torch._step.ready_ways import step_by_ready_job
+from emo_torch._step.ways import WAYS
 
 HISTORY = tuple(f"emotion_history_{index:02d}" for index in range(WINDOW))
 SHARED_OPTIONS = ("short_factor", "long_factor", "gain", "shadow_ratio", "maximize")
@@ -158,8 +159,11 @@ class EmoOptimizer(LossOptimizer):
         group: Group,
     ) -> list[int]:
         """Moves the parameters of a group that have a gradient."""
+        recipe = self.recipe
+        if recipe.choose is not None:  # The job changes with the rule of the step.
+            return WAYS.step(params, grads, states, recipe=recipe, feeling=feeling, group=group)
         return step_by_ready_job(
-            params, grads, states, recipe=self.recipe, feeling=feeling, group=group, memory=self._memory
+            params, grads, states, recipe=recipe, feeling=feeling, group=group, memory=self._memory
         )
 
     def emotion_tensors(self) -> State:
