@@ -14,8 +14,9 @@ import torch
 import emo_optax
 import emo_torch
 from parity_tests import sequences
+from parity_tests.cases import program
 from parity_tests.compare import differences, with_sums
-from parity_tests.drive import Arrays, compiled, to_numpy, to_torch
+from parity_tests.drive import Arrays, compiled, to_gradient, to_numpy, to_torch
 from parity_tests.family import FAMILY, ROUNDED, optax_options
 from parity_tests.tolerances import bound
 
@@ -32,8 +33,7 @@ class _Optax:
             self.state = emo_optax.from_arrays(arrays, self.state)
 
     def step(self, grads: Arrays, loss: float) -> None:
-        arrays = {key: jnp.asarray(grad) for key, grad in grads.items()}
-        self.params, self.state = self._step(self.params, self.state, arrays, loss)
+        self.params, self.state = self._step(self.params, self.state, grads, loss)
 
     def leave(self) -> tuple[Arrays, Arrays]:
         params = {key: np.asarray(value) for key, value in self.params.items()}
@@ -50,7 +50,7 @@ class _Torch:
 
     def step(self, grads: Arrays, loss: float) -> None:
         for key, param in self.params.items():
-            param.grad = to_torch(grads[key])
+            param.grad = to_gradient(grads[key])
         self.optimizer.step(loss=loss)
 
     def leave(self) -> tuple[Arrays, Arrays]:
@@ -65,14 +65,15 @@ def _run(
     name: str, options: dict[str, Any], dtype: str, legs: list[str], path: Path
 ) -> tuple[Arrays, Arrays]:
     """Runs the legs one after the other, each on its side, and hands the state on through a file."""
-    start = params = sequences.params(dtype)
+    params = sequences.params(dtype)
+    grads = sequences.all_gradients(dtype, 0, STEPS)
     losses = sequences.losses("not_finite", STEPS)
     arrays: Arrays | None = None
     each = STEPS // len(legs)
     for index, side in enumerate(legs):
         runner = SIDES[side](name, params, options, arrays)
         for step in range(index * each, (index + 1) * each):
-            runner.step(sequences.gradients(start, step), float(losses[step]))
+            runner.step(grads[step], float(losses[step]))
         params, arrays = runner.leave()
         package = emo_optax if side == "optax" else emo_torch
         package.save_arrays(path / f"{index}.safetensors", arrays)
@@ -81,17 +82,29 @@ def _run(
     return params, arrays
 
 
+def _shadow(use_shadow: bool) -> dict[str, Any]:
+    # Without the default, which `compiled` would take for another program than the one of the lockstep.
+    return {"use_shadow": True} if use_shadow else {}
+
+
 THERE, BACK, THERE_AND_BACK = ["torch", "optax"], ["optax", "torch"], ["torch", "optax", "torch"]
-MOVES = [(legs, "float64") for legs in (THERE, BACK, THERE_AND_BACK)]
-MOVES += [(THERE_AND_BACK, "float32"), (THERE_AND_BACK, "bfloat16")]
-# One whose cousin has the same moments need not go every way.
+FEW = [(True, THERE_AND_BACK, "float64")]
+"""The moves of a member whose cousin has the same moments."""
+MOVES = [(True, legs, "float64") for legs in (THERE, BACK, THERE_AND_BACK)]
+MOVES += [(False, THERE_AND_BACK, "float64")]
+MOVES += [(True, THERE_AND_BACK, "float32"), (True, THERE_AND_BACK, "bfloat16")]
+"""Moves: whether there are shadows, the sides, the dtype. A state without shadows has fewer arrays."""
 CASES = [
     pytest.param(
-        member.name, use_shadow, legs, dtype, id="-".join([member.name, *legs, dtype, str(use_shadow)])
+        member.name,
+        use_shadow,
+        legs,
+        dtype,
+        id="-".join([member.name, *legs, dtype, str(use_shadow)]),
+        marks=pytest.mark.xdist_group(program(member.name, _shadow(use_shadow), dtype)),
     )
     for member in FAMILY.values()
-    for use_shadow in ([True] if member.cousin else [False, True])
-    for legs, dtype in ([(THERE_AND_BACK, "float64")] if member.cousin else MOVES)
+    for use_shadow, legs, dtype in (FEW if member.cousin else MOVES)
 ]
 
 
@@ -99,12 +112,18 @@ CASES = [
 def test_goes_on_as_if_it_had_not_moved(
     name: str, use_shadow: bool, legs: list[str], dtype: str, tmp_path: Path
 ) -> None:
-    _assert_goes_on(name, {"use_shadow": use_shadow}, dtype, legs, tmp_path)
+    _assert_goes_on(name, _shadow(use_shadow), dtype, legs, tmp_path)
 
 
 @pytest.mark.parametrize("legs", [THERE, BACK, THERE_AND_BACK], ids="-".join)
 @pytest.mark.parametrize(
-    ("name", "options"), [(name, options) for name in ROUNDED for options in ROUNDED[name]], ids=str
+    ("name", "options"),
+    [
+        pytest.param(name, options, marks=pytest.mark.xdist_group(program(name, options, "bfloat16")))
+        for name in ROUNDED
+        for options in ROUNDED[name]
+    ],
+    ids=str,
 )
 def test_goes_on_with_what_rounding_keeps(
     name: str, options: dict[str, Any], legs: list[str], tmp_path: Path

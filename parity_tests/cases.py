@@ -1,8 +1,9 @@
 """The cases of the tests and of the command: the same comparisons."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
-from parity_tests.family import FAMILY, OPTIONS, ROUNDED, WAYS, Member
+from parity_tests.family import FAMILY, OPTIONS, ROUNDED, WAYS, Member, optax_options
 from parity_tests.lockstep import Case
 from parity_tests.sequences import LOSSES
 from parity_tests.tolerances import LOCKSTEP as LOCKSTEP
@@ -15,6 +16,12 @@ _LOSSES = {
 }
 _LOSSES_OF_COUSINS = ("spiky", "not_finite", "fading")
 _OPTIONS = {"float32": ("l2", "numbers"), "bfloat16": ("absolute", "l2")}
+
+
+def program(optimizer: str, options: Mapping[str, Any], dtype: str) -> str:
+    """Returns a name for the program that Optax compiles: tests of one program run in one process."""
+    known = optax_options(FAMILY[optimizer].known(options))
+    return f"{optimizer}-{dtype}-{sorted(known.items())}"
 
 
 EIGHT_BIT = ("EmoSens", "EmoCats", "EmoNeco", "EmoTion")

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from parity_tests.cases import STEPS, cases
-from parity_tests.family import FAMILY, optax_options
+from parity_tests.cases import STEPS, cases, program
+from parity_tests.family import FAMILY
 from parity_tests.lockstep import Case, compare, run, trajectory
 from parity_tests.sequences import LOSSES
 from parity_tests.tolerances import LOCKSTEP
@@ -18,8 +18,8 @@ def _name(case: Case) -> str:
 
 def _of_one_program(case: Case) -> Any:
     """Sends cases that Optax compiles to one program to one process, which compiles it once."""
-    program = f"{case.optimizer}-{case.dtype}-{sorted(optax_options(dict(case.options)).items())}"
-    return pytest.param(case, id=_name(case), marks=pytest.mark.xdist_group(program))
+    group = program(case.optimizer, case.options, case.dtype)
+    return pytest.param(case, id=_name(case), marks=pytest.mark.xdist_group(group))
 
 
 @pytest.mark.parametrize("case", [_of_one_program(case) for case in cases()])
