@@ -44,7 +44,7 @@ from emo_torch.build import LEVELS
 from examples.progress import track
 from parity_tests.drive import Arrays
 from parity_tests.family import FAMILY, ROUNDED, Member
-from parity_tests.fault import Fault
+from parity_tests.fault import SHOWN_WITH, Fault
 from parity_tests.faults_in_c import FAULTS_IN_C
 from parity_tests.faults_in_codes import FAULTS_IN_AVX512, FAULTS_IN_CODES
 from parity_tests.faults_in_python import FAULTS
@@ -136,6 +136,11 @@ def _reference(side: str, index: int) -> Arrays:
     return trajectory(side, CASES[index])
 
 
+def _description(case: Case) -> str:
+    options = ", ".join(f"{name}={value}" for name, value in case.options.items()) or "defaults"
+    return f"{case.optimizer}, {options}, {case.losses}"
+
+
 def find(fault: Fault) -> str | None:
     """Returns the first comparison that finds a fault, or `None`."""
     side, other = ("optax", "torch") if fault.package == "emo_optax" else ("torch", "optax")
@@ -145,8 +150,9 @@ def find(fault: Fault) -> str | None:
                 continue
             if fault.is_coded and "moment_dtype" not in case.options:
                 continue
-            options = ", ".join(f"{name}={value}" for name, value in case.options.items()) or "defaults"
-            where = f"{case.optimizer}, {options}, {case.losses}"
+            where = _description(case)
+            if SHOWN_WITH.get(fault.what, "") not in where:
+                continue
             if fault.file.endswith((".c", ".h")):
                 case = case._replace(options={**case.options, "fused": True})
             try:
