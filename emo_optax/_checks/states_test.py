@@ -3,7 +3,7 @@
 import functools
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import pytest
 import emo_optax
 from emo_optax._checks.states import check_kind
 
-PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(3), "s": jnp.ones(())}
+PARAMS = {"w": jnp.ones((2, 3)), "s": jnp.ones(())}
 
 
 def scheduled(name: str, rounding: str) -> Any:
@@ -80,26 +80,27 @@ def test_a_number_in_a_state_is_an_array_of_the_dtype_of_its_place(name: str) ->
     state = optimizer.init(PARAMS)
     expected = kinds(jax.eval_shape(update, state))
     leaves, structure = jax.tree.flatten(state)
-    # Each trace has a number for one half of the leaves (even or odd index) and arrays for the other half.
     choices = [numbers_for(leaf) if leaf.shape == () else [] for leaf in leaves]
-    rounds = max(map(len, choices), default=0)
-    for number, parity in itertools.product(range(rounds), (0, 1)):
-        given = [
-            each[(number + index) % len(each)] if each and index % 2 == parity else leaf
-            for index, (each, leaf) in enumerate(zip(choices, leaves, strict=True))
-        ]
-        changed = jax.tree.unflatten(structure, given)
+
+    def changes(choices: list[list[Any]]) -> Iterator[Any]:
+        """Yields states with a number for one half of the leaves (even or odd index)."""
+        for number, parity in itertools.product(range(max(map(len, choices), default=0)), (0, 1)):
+            given = [
+                each[(number + index) % len(each)] if each and index % 2 == parity else leaf
+                for index, (each, leaf) in enumerate(zip(choices, leaves, strict=True))
+            ]
+            yield jax.tree.unflatten(structure, given)
+
+    for changed in changes(choices):
         assert kinds(jax.eval_shape(lambda changed=changed: update(changed))) == expected
-        # Under jit, as an argument; NumPy's numbers are arrays there.
-        python = [
-            one if isinstance(one, bool | int | float) else leaf
-            for one, leaf in zip(given, leaves, strict=True)
-        ]
-        assert kinds(jax.eval_shape(update, jax.tree.unflatten(structure, python))) == expected
+    # Under jit, as an argument: NumPy's numbers are arrays there, and Python's numbers are left.
+    for changed in changes([[one for one in each if type(one) in (bool, int, float)] for each in choices]):
+        assert kinds(jax.eval_shape(update, changed)) == expected
     numbers = [each[0] if each else leaf for each, leaf in zip(choices, leaves, strict=True)]
     arrays = [jnp.asarray(one).astype(leaf.dtype) for one, leaf in zip(numbers, leaves, strict=True)]
     # All at once, by the numbers.
-    got, wanted = (update(jax.tree.unflatten(structure, each)) for each in (numbers, arrays))
+    given = (jax.tree.unflatten(structure, each) for each in (numbers, arrays))
+    got, wanted = (jax.jit(lambda state=state: update(state))() for state in given)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)

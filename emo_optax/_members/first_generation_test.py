@@ -191,7 +191,7 @@ def test_state_is_shaped_from_shapes_alone(name: str, dtype: Any) -> None:
     state = optimizer.init(params)
     outlined = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), optimizer.init(shapes))
     assert outlined == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
-    updates, moved = optimizer.update(params, state, params, value=1.0)
+    updates, moved = jax.eval_shape(lambda: optimizer.update(params, state, params, value=1.0))
     assert outlined == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), moved)
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(updates))
 
@@ -227,14 +227,15 @@ def test_selecting_among_rules_is_switching_between_them(one_state: bool) -> Non
     switching = emo_optax.share_emotion(emo_optax.switch_by_emotion(rules, choose, one_state=one_state))
     start, grads = _problem(40)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), start)
-    states = [selecting.init(params), switching.init(params)]
+    states: list[Any] = [selecting.init(params), switching.init(params)]
+    steps = [jax.jit(piece.update) for piece in (selecting, switching)]
     assert str(jax.tree.structure(states[0])) == str(jax.tree.structure(states[1]))
     rested = 0
     for loss, grad in zip(_losses(40), grads, strict=True):
         before, updates = jax.tree.leaves(states[0].inner_state), []
-        for index, piece in enumerate((selecting, switching)):
-            grad32 = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), grad)
-            update, states[index] = piece.update(grad32, states[index], params, value=loss)
+        for index, step in enumerate(steps):
+            grad32 = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), grad)
+            update, states[index] = step(grad32, states[index], params, value=loss)
             updates.append(update)
         for one, other in zip(
             *(jax.tree.leaves(pair) for pair in zip(updates, states, strict=True)), strict=True
@@ -306,10 +307,10 @@ def test_l2_decay_is_the_gradients_own_for_both_steps_of_zeal() -> None:
         for mode, decay in decays.items():
             optimizer = emo_optax.emo_zeal(0.1, weight_decay=decay, weight_decay_mode=mode)
             params = jnp.full((2, 3), 2.0)
-            state = optimizer.init(params)
+            state, update = optimizer.init(params), jax.jit(optimizer.update)
             for loss in (1.0, 1.2, 3.0):
                 grads = jnp.full((2, 3), 0.01) + (0.1 * params if mode == "decoupled" else 0.0)
-                updates, state = optimizer.update(grads, state, params, value=loss)
+                updates, state = update(grads, state, params, value=loss)
                 params = params + updates
             ends.append(params)
         np.testing.assert_allclose(ends[0], ends[1], rtol=0.0, atol=1e-12)

@@ -45,12 +45,13 @@ every_taker = pytest.mark.parametrize("make", TAKERS.values(), ids=TAKERS)
 @every_taker
 def test_replicas_under_vmap_feel_the_mean(make: Any) -> None:
     def train(optimizer: Any, losses: Any) -> Any:
-        params = jnp.ones(2)
-        state = optimizer.init(params)
-        for loss in losses:
+        def step(carry: Any, loss: Any) -> Any:
+            params, state = carry
             updates, state = optimizer.update(GRADS, state, params, value=loss)
-            params = params + updates
-        return params, state
+            return (params + updates, state), None
+
+        params = jnp.ones(2)
+        return jax.lax.scan(step, (params, optimizer.init(params)), losses)[0]
 
     together = jax.jit(jax.vmap(lambda losses: train(make(axis_name="i"), losses), 1, axis_name="i"))(
         LOSSES
@@ -69,7 +70,8 @@ def test_both_losses_are_averaged() -> None:
         _, state = optimizer.update(GRADS, optimizer.init(params), params, value=loss, val_value=val_loss)
         return emo_optax.get_divergence(state)
 
-    after = jax.vmap(step, axis_name="i")(jnp.asarray([1.0, 3.0]), jnp.asarray([4.0, 6.0]))
+    replicas = jax.jit(jax.vmap(step, axis_name="i"))
+    after = replicas(jnp.asarray([1.0, 3.0]), jnp.asarray([4.0, 6.0]))
     np.testing.assert_array_equal(after.previous, [2.0, 2.0])
     np.testing.assert_array_equal(after.val_previous, [5.0, 5.0])
 
@@ -82,7 +84,8 @@ def test_what_reads_the_loss_inside_reads_the_mean() -> None:
     inner = optax.GradientTransformationExtraArgs(lambda _: jnp.zeros([]), update)
     optimizer = emo_optax.share_emotion(inner, axis_name="i")
     state = optimizer.init(GRADS)
-    after = jax.vmap(lambda loss: optimizer.update(GRADS, state, value=loss)[1], axis_name="i")(LOSSES[0])
+    replicas = jax.vmap(lambda loss: optimizer.update(GRADS, state, value=loss)[1], axis_name="i")
+    after = jax.jit(replicas)(LOSSES[0])
     np.testing.assert_array_equal(after.inner_state, [3.0] * 4)
 
 

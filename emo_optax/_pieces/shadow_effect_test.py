@@ -67,7 +67,7 @@ def test_eps_is_added_to_the_means_of_rows_and_columns() -> None:
 @pytest.mark.parametrize("keep", KINDS)
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (1, 1), (2, 0, 2), (2, 1, 3)])
 def test_what_is_kept_fits_the_gradients_shape(keep: Any, shape: tuple[int, ...]) -> None:
-    kept = keep(jnp.ones(shape), jnp.asarray(1e-4))
+    kept = jax.jit(keep)(jnp.ones(shape), jnp.asarray(1e-4))
     assert kept.dtype == jnp.bool_
     assert jnp.broadcast_shapes(kept.shape, shape) == shape
     assert np.all(np.asarray(kept))

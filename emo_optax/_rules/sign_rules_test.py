@@ -70,22 +70,25 @@ def test_replicas_and_shares_of_parameters_step_as_the_whole(name: str) -> None:
     losses = (1.0, 2.0, 0.5, 0.4)
 
     def train(optimizer: Any, params: Any) -> Any:
-        state = optimizer.init(params)
-        for loss in losses:
+        def step(carry: Any, loss: Any) -> Any:
+            params, state = carry
             updates, state = optimizer.update(jnp.cos(9.0 * params), state, params, value=loss)
-            params = optax.apply_updates(params, updates)
+            return (optax.apply_updates(params, updates), state), None
+
+        params, state = jax.lax.scan(step, (params, optimizer.init(params)), jnp.asarray(losses))[0]
         moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == params.shape]
         return jnp.stack([params, *moments], axis=-1)
 
-    whole = train(make(), params)
+    whole = jax.jit(functools.partial(train, make()))(params)
     # Under vmap with an axis name each row is a share of the parameters, as on a device of its own.
-    shares = jax.vmap(functools.partial(train, make(axis_name="x")), axis_name="x")(params)
+    by_rows = jax.jit(jax.vmap(functools.partial(train, make(axis_name="x")), axis_name="x"))
+    shares = by_rows(params)
     np.testing.assert_allclose(shares, whole, rtol=1e-5)
     copies = jnp.broadcast_to(params, (3, *params.shape))
-    replicas = jax.vmap(functools.partial(train, make(axis_name="x")), axis_name="x")(copies)
+    replicas = by_rows(copies)
     for replica in replicas:
         np.testing.assert_allclose(replica, whole, rtol=1e-6)
-    rows = jax.vmap(functools.partial(train, make()))(params)  # each row an optimizer of its own
+    rows = jax.jit(jax.vmap(functools.partial(train, make())))(params)  # each row an optimizer of its own
     assert float(jnp.max(jnp.abs(rows - whole))) > 1e-4
     mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,))
     mapped = jax.shard_map(
