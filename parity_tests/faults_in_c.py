@@ -65,9 +65,16 @@ FAULTS_IN_C = tuple(
         ("signs", "params[index] * weights;", "params[index];", "no factor of the weights", "EmoVoid"),
         (
             "pilot",
-            "products += grad * direction;",
+            "products += grad * last;",
             "products += grad * grad;",
             "no direction in the agreement",
+            "EmoPilot",
+        ),
+        (
+            "pilot",
+            "if (pilot->weighs) sums[3] +=",
+            "if (pilot->weighs) sums[3] += 0.5 *",
+            "half of the squares that are kept",
             "EmoPilot",
         ),
         (

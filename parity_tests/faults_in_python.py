@@ -71,6 +71,22 @@ FAULTS: tuple[Fault, ...] = (
     Fault("emo_optax", "courage", "+ 20.0) * jnp", "+ 21.0) * jnp", "warm-up that fades", PILOT),
     Fault("emo_torch", "courage", "-0.2 * rise", "-0.21 * rise", "courage where the loss rises", PILOT),
     Fault("emo_torch", "courage", "0.05 * (square - ", "0.06 * (square - ", "usual agreement", PILOT),
+    Fault(
+        "emo_optax",
+        "emo_pilot",
+        "steer(\n            old,",
+        "steer(\n            with_agreement(old, total),",
+        "the courage uses the agreement of this step",
+        PILOT,
+    ),
+    Fault(
+        "emo_torch",
+        "_members/emo_pilot.py",
+        "steer(\n            before,",
+        "steer(\n            with_agreement(before, total),",
+        "the courage uses the agreement of this step",
+        PILOT,
+    ),
     Fault("emo_optax", "ceiling", "0.08 * jnp.clip", "0.081 * jnp.clip", "ceiling off by 1 %", PILOT),
     Fault(
         "emo_torch",

@@ -38,6 +38,7 @@ from emo_optax._pieces.pilot import (
     skip,
     steer,
     whole_sums,
+    with_agreement,
 )
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
 from emo_optax._pieces.rounding import Rounding
@@ -81,17 +82,18 @@ def emo_pilot(
 
     .. math::
         g &\leftarrow g\,\min(1,\, 2.5\,N / \lVert g \rVert) \\
-        a &= \frac{\langle g,\, u_{prev} \rangle}{\lVert g \rVert\,\lVert u_{prev} \rVert}, \qquad
-            k \leftarrow \text{courage}(k, a, s) \\
+        k &\leftarrow \text{courage}(k, a, s), \qquad
+            a \leftarrow \frac{\langle g,\, u_{prev} \rangle}{\lVert g \rVert\,\lVert u_{prev} \rVert} \\
         u &= \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \epsilon} \\
         p &\leftarrow p - \eta_p\,(u + wd\,p), \qquad
             \eta_p = k\,\min\bigl(\eta,\, 0.08\,\min(0.1, \max(0.02, \mathrm{RMS}(p)))\bigr) \\
         A &\leftarrow A + \min\bigl(1,\, \tfrac{9}{t+8}\bigr)\,(p - A)
 
     N is the running average of the gradient's norm (see `gate`), s the scale-free emotion (see
-    `feel_relative`), k the courage (see `move_courage`), RMS the root of the mean square of one
-    parameter. Train on p; evaluate, save and export A, which `eval_params` finds in the state. A step
-    whose loss or gradient is not finite is skipped: nothing moves, and no state changes.
+    `feel_relative`), k the courage (see `move_courage`), a the agreement, which moves the courage of the
+    next step, RMS the root of the mean square of one parameter. Train on p; evaluate, save and export A,
+    which `eval_params` finds in the state. A step whose loss or gradient is not finite is skipped: nothing
+    moves, and no state changes.
 
     The learning rate is a start, not a tuned value: a warm-up brings a smaller one to the usual step
     within about 20 steps (see `move_courage`), unless `max_courage` forbids it. A schedule multiplies the
@@ -216,12 +218,13 @@ def emo_pilot(
         pilot, is_finite = steer(
             old,
             loss,
-            total,
+            total[0],
             limit=gate_limit,
             min_courage=min_courage,
             max_courage=max_courage,
             learning_rate=jnp.maximum(old.peak, rate),
         )
+        pilot = with_agreement(pilot, total)
         moved = jax.tree.map(lambda g, m, v: move(g, m, v, pilot.gate), gradients, moments.mu, moments.nu)
         mu, nu = (jax.tree.map(lambda _, r, k=k: r[k], gradients, moved) for k in range(2))
         kept = PilotMomentsState(
@@ -235,7 +238,7 @@ def emo_pilot(
         u = jax.tree.map(lambda m, v, g: direction(m, v, pilot.step, g.dtype), mu, nu, gradients)
         pilot, steps = step_lengths(pilot, weights, means, rate)
 
-        def change(u: jax.Array, w: jax.Array, length: jax.Array, decays: Any) -> jax.Array:
+        def change(u: jax.Array, p: jax.Array, w: jax.Array, length: jax.Array, decays: Any) -> jax.Array:
             length = length.astype(w.dtype)
             rate = hyperparameter(decay_rate, w.dtype)
             down = -length * u
@@ -243,9 +246,11 @@ def emo_pilot(
                 down = down - jnp.where(decays, length * rate * w, 0.0)
             if weight_decay_mode == "absolute":
                 down = down - jnp.where(decays, rate * w, 0.0)
+            if p.dtype != w.dtype:
+                down = (w + down) - w  # As emo_torch, which moves the weight in float32 and then rounds.
             return jnp.where(is_finite, down, jnp.zeros_like(down))
 
-        changes = jax.tree.map(change, u, weights, steps, decays)
+        changes = jax.tree.map(change, u, params, weights, steps, decays)
         averaged = state.average
         if average:
             after = jax.tree.map(jnp.add, weights, changes)

@@ -59,7 +59,7 @@ def reference(
     p = {k: v.copy() for k, v in params.items()}
     m, v = ({k: np.zeros_like(x) for k, x in p.items()} for _ in range(2))
     average = {k: x.copy() for k, x in p.items()}
-    t, k, q, c, a2 = 0, 1.0, 0.0, 0.0, 0.0
+    t, k, q, c, a, a2 = 0, 1.0, 0.0, 0.0, 0.0, 0.0
     short = long = previous = norm_average = 0.0
 
     def direction(t: int) -> Any:
@@ -87,12 +87,13 @@ def reference(
             norm_average += max(0.05, 1 / t) * (factor * norm - norm_average)
             u = direction(t - 1)
             size = math.sqrt(sum(float((x * x).sum()) for x in u.values()))
-            a = sum(float((g[n] * u[n]).sum()) for n in p) / (factor * norm * size)
-            a2 = a * a if t == 2 else a2 + 0.05 * (a * a - a2)
-            z = math.tanh(a / math.sqrt(a2))
+            # The agreement of this step is for the next step.
+            last, a = a, sum(float((g[n] * u[n]).sum()) for n in p) / (factor * norm * size)
+            if t > 2:
+                a2 = last * last if t == 3 else a2 + 0.05 * (last * last - a2)
             rise, fall = max(0.0, (s - 0.5) / 0.5), max(0.0, (-s - 0.5) / 0.5)
             if t > 5:
-                growth = 0.05 * (1 + 40 / (t + 10)) * (z + 0.4 * fall)
+                growth = 0.05 * (1 + 40 / (t + 10)) * (math.tanh(last / math.sqrt(a2)) + 0.4 * fall)
                 growth += 6.0 / (t + 20) * max(0.0, math.log(0.008 / (k * lr)))
                 k = min(kmax, max(kmin, k * math.exp(-0.2 * rise if s > 0.5 else growth)))
         for n in p:

@@ -16,7 +16,7 @@ class CourageState(NamedTuple):
     """Courage, and the size of the agreements so far; every field has the shape `[]`.
 
     Attributes:
-        agreement: the cosine a of the gradient and the last direction, in [-1, 1].
+        agreement: the cosine a of the last gradient and the direction before it, in [-1, 1].
         agreement_square: the average of its square.
         courage: the factor k on the step, > 0.
     """
@@ -51,7 +51,7 @@ def move_courage(
     max_courage: jax.typing.ArrayLike = 1000.0,
     learning_rate: jax.typing.ArrayLike = 0.0,
 ) -> CourageState:
-    r"""Moves the courage by the agreement of one step and by the emotion.
+    r"""Moves the courage by the agreement of the step before and by the emotion of this step.
 
     .. math::
         a_2 &\leftarrow a_2 + 0.05\,(a^2 - a_2), \qquad z = \tanh(a / \sqrt{a_2}) \\
@@ -65,10 +65,10 @@ def move_courage(
 
     Args:
         state: the courage before this step.
-        agreement: a, the cosine of this gradient and the last direction, in [-1, 1], shape `[]`.
+        agreement: a, the cosine of the last gradient and the direction before it, in [-1, 1], shape `[]`.
         scalar: s, the scale-free emotion scalar, in [-1, 1], shape `[]` (see `feel_relative`).
-        step: t, the number of this step, counted from 1, an integer array of shape `[]`. The first step has
-            no last direction, and changes nothing.
+        step: t, the number of this step, counted from 1, an integer array of shape `[]`. The first two
+            steps have no agreement of the step before, and change nothing.
         min_courage: the least courage, > 0.
         max_courage: the largest courage, >= `min_courage`; with 1 no step is longer than the learning rate.
         learning_rate: eta, for the warm-up, >= 0; at 0 there is none.
@@ -91,7 +91,7 @@ def move_courage(
     t = step.astype(dtype)
     square = agreement * agreement
     moved = state.agreement_square + 0.05 * (square - state.agreement_square)
-    moved = jnp.where(step == 2, square, moved)
+    moved = jnp.where(step == 3, square, moved)
     z = jnp.tanh(quotient(agreement, root(moved)))
     rise = jnp.maximum(0.0, 2.0 * scalar - 1.0)
     fall = jnp.maximum(0.0, -2.0 * scalar - 1.0)
@@ -100,10 +100,10 @@ def move_courage(
     exponent = jnp.where(scalar > 0.5, -0.2 * rise, growth)
     least, most = (hyperparameter(bound, dtype) for bound in (min_courage, max_courage))
     courage = jnp.clip(state.courage * jnp.exp(exponent), least, most)
-    is_first = step == 1
+    has_none = step <= 2
     return CourageState(
-        jnp.where(is_first, state.agreement, agreement),
-        jnp.where(is_first, state.agreement_square, moved),
+        jnp.where(has_none, state.agreement, agreement),
+        jnp.where(has_none, state.agreement_square, moved),
         jnp.where(step > QUIET_STEPS, courage, state.courage),
     )
 

@@ -29,7 +29,7 @@ class PilotState(NamedTuple):
         emotion: the averages and the noise of the loss.
         norm: the running average of the gradient's norm.
         gate: the factor that the last gradient was multiplied by, in [0, 1].
-        courage: the agreement of the last step, and the courage.
+        courage: the agreement of the last step, which moves the courage of the next step, and the courage.
         peak: the largest learning rate so far.
         longest: the longest step of any parameter in the last step.
         bound: the share of the parameters whose last step the ceiling bounded, in [0, 1].
@@ -94,20 +94,21 @@ def init_pilot(dtype: jax.typing.DTypeLike) -> PilotState:
 def steer(
     state: PilotState,
     loss: jax.Array,
-    products: jax.Array,
+    square: jax.Array,
     *,
     limit: jax.typing.ArrayLike,
     min_courage: jax.typing.ArrayLike,
     max_courage: jax.typing.ArrayLike,
     learning_rate: jax.typing.ArrayLike,
 ) -> tuple[PilotState, jax.Array]:
-    """Moves the scalars by the loss and the gradient of one step.
+    """Moves the scalars by the loss and the norm of the gradient of one step.
+
+    The agreement of the step before moves the courage. `with_agreement` stores the agreement of this step.
 
     Args:
         state: the scalars before this step.
         loss: the loss of this step, shape `[]`.
-        products: over all parameters together <g, g>, <g, u> and <u, u> of the gradient g and the last
-            direction u, shape `[3]`.
+        square: <g, g> of the gradient g, over all parameters together, shape `[]`.
         limit: how many times its running average the norm of a gradient may be.
         min_courage: the least courage.
         max_courage: the largest courage, >= `min_courage`.
@@ -117,16 +118,28 @@ def steer(
         The scalars after this step, and whether the step can be taken (bool of shape `[]`): only if the
         loss and the norm of the gradient are finite. Otherwise the scalars must not be used.
     """
-    norm, last = root(products[0]), root(products[2])
+    norm = root(square)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     step = optax.safe_increment(state.step)
     factor, average = gate(norm, state.norm, step, limit)
     emotion = feel_relative(state.emotion, loss, step)
-    agreement = jnp.clip(quotient(products[1], norm * last), -1.0, 1.0)
     bounds = (min_courage, max_courage, learning_rate)
-    courage = move_courage(state.courage, agreement, emotion.scalar, step, *bounds)
+    courage = move_courage(state.courage, state.courage.agreement, emotion.scalar, step, *bounds)
     new = state._replace(step=step, emotion=emotion, norm=average, gate=factor, courage=courage)
     return new, is_finite
+
+
+def with_agreement(state: PilotState, products: jax.Array) -> PilotState:
+    """Returns the scalars after a step with the agreement of this step, for the next step.
+
+    Args:
+        state: the scalars after this step.
+        products: over all parameters together <g, g>, <g, u> and <u, u> of the gradient g and the last
+            direction u, shape `[3]`. At the first step there is no last direction: the agreement stays 0.
+    """
+    agreement = quotient(products[1], root(products[0]) * root(products[2]))
+    agreement = jnp.where(state.step > 1, jnp.clip(agreement, -1.0, 1.0), jnp.zeros_like(agreement))
+    return state._replace(courage=state.courage._replace(agreement=agreement))
 
 
 def choose_finite(is_finite: jax.Array, new: Any, old: Any) -> Any:

@@ -27,6 +27,7 @@ from emo_optax._pieces.pilot import (
     skip,
     steer,
     whole_sums,
+    with_agreement,
 )
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
 from emo_optax._pieces.sums import sums_of
@@ -53,8 +54,8 @@ def autopilot(
             C = 0.08\,\min(0.1, \max(0.02, \mathrm{RMS}(p)))
 
     `gate`, `move_courage` and `step_ceiling` define N, k and C. The agreement is the cosine of the gradient
-    and the last update of `inner`; the state keeps the last update. A step whose loss or gradient is not
-    finite is skipped, and the state of `inner` stays as it was.
+    and the last update of `inner`, and moves the courage of the next step; the state keeps the last update.
+    A step whose loss or gradient is not finite is skipped, and the state of `inner` stays as it was.
 
     Args:
         inner: the optimizer, learning rate included; weight decay in it is scaled with the step.
@@ -130,12 +131,13 @@ def autopilot(
         pilot, is_finite = steer(
             old,
             loss,
-            total,
+            total[0],
             limit=gate_limit,
             min_courage=min_courage,
             max_courage=max_courage,
             learning_rate=0.0,  # No warm-up: the rule of `inner` may need a step of another size.
         )
+        pilot = with_agreement(pilot, total)
         gated = jax.tree.map(
             lambda g, u: jnp.where(is_finite, g * pilot.gate.astype(g.dtype), jnp.zeros_like(g)).astype(
                 u.dtype

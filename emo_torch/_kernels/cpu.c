@@ -42,12 +42,16 @@ typedef struct {
     float **first_scales, **second_scales; /* for CODED moments: the scales of the blocks of each tensor */
 } Rule;
 
-/* One pass of EmoPilot: the results of a pass that measures, and the numbers of a pass that moves. */
+/* One pass of EmoPilot: the numbers that it needs, and its results. */
 typedef struct {
     int64_t measures;    /* 1 for the pass that measures, 0 for the pass that moves */
-    int64_t weighs;      /* whether the pass that measures needs the squares of the weights */
-    double *products;    /* measured over all tensors: <g, g>, <g, u> and <u, u>; u is the last direction */
-    double *squares;     /* measured: the sum of the squares of each tensor's weights */
+    int64_t weighs;      /* whether the squares of the weights are added up, before or after the weights move */
+    double *products;    /* over all tensors: <g, g> of a pass that measures, and <g, u> and <u, u> of a pass that
+                            moves; u is the last direction */
+    double *squares;     /* the sum of the squares of each tensor's weights */
+    uint8_t *known;      /* for the pass that measures: the tensors whose squares are known, unless their marks
+                            differ; NULL for none */
+    double *marks;       /* MARKS elements of each tensor after it has moved; NULL without `known` */
     const void *lengths; /* the length of each tensor's step, in the parameters' dtype */
     double gate, rate;   /* the factor of the gradient, and how far averaged weights follow */
     float **steps;       /* the number of steps that each tensor took */
@@ -87,7 +91,7 @@ typedef struct {
 
 /* job.py compares these three numbers with its own numbers before it passes a job. Increase JOB_VERSION with
  * each change of the structures above. */
-enum { JOB_VERSION = 5 };
+enum { JOB_VERSION = 6 };
 int64_t emo_job_version(void) { return JOB_VERSION; }
 int64_t emo_job_size(void) { return (int64_t)sizeof(Job); }
 int64_t emo_rule_size(void) { return (int64_t)sizeof(Rule); }
@@ -140,6 +144,9 @@ enum { UNIT = 64 };
 /* The number of elements that are copied to float32 at a time: the copies of all streams stay in the first cache
  * of a core. ROOM is the number for tiles of whole rows. */
 enum { TILE = 512, ROOM = 1024 };
+
+/* The elements of a tensor that EmoPilot compares, at least 2. As in pilot.py. */
+enum { MARKS = 4 };
 
 /* The distance of prefetching, in tensors. */
 enum { AHEAD = 8 };

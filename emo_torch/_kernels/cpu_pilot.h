@@ -1,5 +1,9 @@
 /* Included by cpu.c, once for each dtype: EmoPilot, which measures in one pass and moves in another pass.
  *
+ * The pass that measures adds up <g, g> of the gradients. The pass that moves adds up <g, u> and <u, u> of the
+ * gradients and the last direction u, for the next step. The squares of the weights are added up after the weights
+ * have moved, or by the pass that measures where the weights have changed since then.
+ *
  * Both passes cut tensors into blocks that depend only on the sizes of the tensors. The sums of the blocks are
  * added up in the order of the blocks, so that the bits are the same for any number of threads. A thread has the
  * same blocks in both passes. The second pass begins with the last block, which is still in the cache. */
@@ -21,101 +25,134 @@ INLINE void NAME(correct)(NAME(Corrections) *found, const Rule *rule, double ste
                                  (REAL)(-1 / expm1(steps * log(rule->b2)))};
 }
 
-INLINE REAL NAME(pilot_direction)(REAL first, REAL second, REAL eps, NAME(Corrections) corrections) {
-    return first * corrections.first / (SQRT(second * corrections.second) + eps);
+/* The denominator of Adam's direction. */
+INLINE REAL NAME(pilot_root)(REAL second, REAL eps, NAME(Corrections) corrections) {
+    return SQRT(second * corrections.second) + eps;
 }
 
-/* Adds <g, g>, <g, u>, <u, u> and, if `weighs`, <p, p> of a part to `sums`; u is the last direction. */
-INLINE void NAME(measure_part)(
-    int64_t count, const REAL *restrict params, const REAL *restrict grads, const REAL *restrict firsts,
-    const REAL *restrict seconds, REAL sign, REAL weight_decay, REAL eps, NAME(Corrections) corrections,
-    const int mode, const int weighs, double *sums) {
-    REAL squares = 0, products = 0, lengths = 0, weights = 0;
-#pragma omp simd reduction(+ : squares, products, lengths, weights)
+/* Returns the sum of the squares of the weights of a part. It is one function for both passes, so that the bits are
+ * the same in both of them. */
+static __attribute__((noinline)) double NAME(weigh_part)(int64_t count, const REAL *params) {
+    REAL squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t index = 0; index < count; index++) squares += params[index] * params[index];
+    return squares;
+}
+
+/* Returns <g, g> of a part. */
+INLINE double NAME(measure_part)(int64_t count, const REAL *params, const REAL *grads, REAL sign, REAL weight_decay,
+                                 const int mode) {
+    REAL squares = 0;
+#pragma omp simd reduction(+ : squares)
     for (int64_t index = 0; index < count; index++) {
-        const REAL weight = weighs || mode == L2 ? params[index] : 0;
-        const REAL grad = NAME(uphill)(grads[index], weight, sign, weight_decay, mode);
-        const REAL direction = NAME(pilot_direction)(firsts[index], seconds[index], eps, corrections);
+        const REAL grad = NAME(uphill)(grads[index], mode == L2 ? params[index] : 0, sign, weight_decay, mode);
         squares += grad * grad;
-        products += grad * direction;
-        lengths += direction * direction;
-        if (weighs) weights += weight * weight;
     }
-    sums[0] += squares;
-    sums[1] += products;
-    sums[2] += lengths;
-    sums[3] += weights;
+    return squares;
 }
 
 /* The numbers that are the same for all elements of a tensor. */
 typedef struct {
     REAL sign, weight_decay, eps, gate, b2, c1, c2, length, rate;
-    NAME(Corrections) corrections;
+    NAME(Corrections) last, corrections; /* for the last direction, and for the direction of this step */
 } NAME(Flight);
 
+/* The least eps for which two directions share a division: the product of two roots is then far above 0. */
+#define LEAST_EPS 1e-15
+
+/* Moves a part, and adds <g, u> and <u, u> to the sums; u is the last direction. A division takes longer than all
+ * other operations of an element, apart from the roots: with `shares`, both directions are quotients of one division. */
 INLINE void NAME(move_part)(
     int64_t count, REAL *restrict params, const REAL *restrict grads, REAL *restrict firsts,
     REAL *restrict seconds, REAL *restrict averages, const NAME(Flight) flight, const int mode,
-    const int keeps_average) {
+    const int keeps_average, const int shares, double *sums) {
     const REAL decay = mode == DECOUPLED ? flight.length * flight.weight_decay : flight.weight_decay;
-#pragma GCC ivdep
+    REAL products = 0, lengths = 0;
+#pragma omp simd reduction(+ : products, lengths)
     for (int64_t index = 0; index < count; index++) {
         REAL weight = params[index];
-        REAL grad = NAME(uphill)(grads[index], weight, flight.sign, flight.weight_decay, mode);
-        grad *= flight.gate;
-        const REAL first = NAME(follow)(firsts[index], grad, flight.c1);
-        const REAL second = seconds[index] * flight.b2 + flight.c2 * grad * grad;
+        const REAL grad = NAME(uphill)(grads[index], weight, flight.sign, flight.weight_decay, mode);
+        const REAL last_root = NAME(pilot_root)(seconds[index], flight.eps, flight.last);
+        const REAL last_first = firsts[index] * flight.last.first;
+        const REAL gated = grad * flight.gate;
+        const REAL first = NAME(follow)(firsts[index], gated, flight.c1);
+        const REAL second = seconds[index] * flight.b2 + flight.c2 * gated * gated;
         firsts[index] = first;
         seconds[index] = second;
-        REAL change = NAME(pilot_direction)(first, second, flight.eps, flight.corrections) * flight.length;
+        const REAL root = NAME(pilot_root)(second, flight.eps, flight.corrections);
+        REAL last, change;
+        if (shares) {
+            const REAL inverse = 1 / (last_root * root);
+            last = last_first * (root * inverse);
+            change = first * flight.corrections.first * (last_root * inverse);
+        } else {
+            last = last_first / last_root;
+            change = first * flight.corrections.first / root;
+        }
+        products += grad * last;
+        lengths += last * last;
+        change *= flight.length;
         if (mode != L2) change += weight * decay;
         weight -= change;
         params[index] = weight;
         if (keeps_average) averages[index] += (weight - averages[index]) * flight.rate;
     }
-}
-
-/* A part of a tensor in the pass that measures. */
-static void NAME(measure_tile)(const Job *job, const NAME(Tile) *tile, int64_t count,
-                               NAME(Corrections) corrections, double *sums) {
-    const REAL sign = job->maximize ? -1 : 1, weight_decay = (REAL)job->weight_decay;
-    const REAL eps = (REAL)job->rule[0].eps;
-#define MEASURE_PART(mode, weighs)                                                                 \
-    NAME(measure_part)(count, tile->params, tile->grads, tile->firsts, tile->seconds, sign, weight_decay, eps, \
-                       corrections, mode, weighs, sums)
-    if (job->mode == L2) MEASURE_PART(L2, 1);
-    else if (job->pilot->weighs) MEASURE_PART(DECOUPLED, 1);
-    else MEASURE_PART(DECOUPLED, 0);
-#undef MEASURE_PART
+    sums[1] += products;
+    sums[2] += lengths;
 }
 
 /* A part of a tensor in the pass that moves. */
 static void NAME(move_tile)(const Job *job, const NAME(Tile) *tile, REAL *averages, int64_t count,
-                            const NAME(Flight) *flight) {
+                            const NAME(Flight) *flight, double *sums) {
+#define MOVE(mode, averages, keeps_average, shares)                                                \
+    NAME(move_part)(count, tile->params, tile->grads, tile->firsts, tile->seconds, averages, *flight, mode, \
+                    keeps_average, shares, sums)
 #define MOVE_PART(mode)                                                                            \
     do {                                                                                           \
-        if (averages == NULL)                                                                      \
-            NAME(move_part)(count, tile->params, tile->grads, tile->firsts, tile->seconds, NULL, *flight, mode, 0); \
-        else                                                                                       \
-            NAME(move_part)(count, tile->params, tile->grads, tile->firsts, tile->seconds, averages, *flight, \
-                            mode, 1);                                                              \
+        if (averages == NULL && shares) MOVE(mode, NULL, 0, 1);                                    \
+        else if (averages == NULL) MOVE(mode, NULL, 0, 0);                                         \
+        else if (shares) MOVE(mode, averages, 1, 1);                                               \
+        else MOVE(mode, averages, 1, 0);                                                           \
     } while (0)
+    const int shares = flight->eps >= (REAL)LEAST_EPS;
     if (job->mode == DECOUPLED) MOVE_PART(DECOUPLED);
     else if (job->mode == ABSOLUTE) MOVE_PART(ABSOLUTE);
     else MOVE_PART(L2);
 #undef MOVE_PART
+#undef MOVE
 }
 
-/* One block of a tensor, in one of the two passes. `corrections` are the ones of the block before. */
-static void NAME(pilot_block)(const NAME(Work) *work, int64_t tensor, Share block, NAME(Corrections) *corrections,
-                              double *sums) {
+/* Whether the pass that measures adds up the squares of a tensor's weights. */
+INLINE int NAME(weighs)(const Pilot *pilot, int64_t tensor) {
+    return pilot->weighs && (pilot->known == NULL || !pilot->known[tensor]);
+}
+
+/* One block of a tensor in the pass that measures. */
+static void NAME(measure_block)(const NAME(Work) *work, int64_t tensor, Share block, double *sums) {
+    const Job *job = work->job;
+    const int weighs = NAME(weighs)(job->pilot, tensor), needed = weighs || job->mode == L2;
+    const REAL sign = job->maximize ? -1 : 1, weight_decay = (REAL)job->weight_decay;
+    for (int64_t from = block.begin; from < block.end; from += ROOM) {
+        const int64_t count = block.end - from < ROOM ? block.end - from : ROOM;
+        const NAME(Tile) tile = NAME(open_tile)(work, tensor, from, count, 0, NAME(GRADIENTS) | needed);
+        sums[0] += job->mode == L2 ? NAME(measure_part)(count, tile.params, tile.grads, sign, weight_decay, L2)
+                                   : NAME(measure_part)(count, NULL, tile.grads, sign, weight_decay, DECOUPLED);
+        if (weighs) sums[3] += NAME(weigh_part)(count, tile.params);
+    }
+}
+
+/* One block of a tensor in the pass that moves. `found` are the corrections of the block before: for the last
+ * direction, and for the direction of this step. */
+static void NAME(move_block)(const NAME(Work) *work, int64_t tensor, Share block, NAME(Corrections) *found,
+                             double *sums) {
     const Job *job = work->job;
     const Pilot *pilot = job->pilot;
     const Rule *rule = work->rule;
     const double steps = *pilot->steps[tensor];
     /* Before its first step a parameter has no direction: step 0 would divide 0 by 0. */
-    NAME(correct)(corrections, rule, pilot->measures ? (steps < 1 ? 1 : steps) : steps + 1);
-    NAME(Flight) flight = {
+    NAME(correct)(&found[0], rule, steps < 1 ? 1 : steps);
+    NAME(correct)(&found[1], rule, steps + 1);
+    const NAME(Flight) flight = {
         .sign = job->maximize ? -1 : 1,
         .weight_decay = (REAL)job->weight_decay,
         .eps = (REAL)rule->eps,
@@ -123,21 +160,18 @@ static void NAME(pilot_block)(const NAME(Work) *work, int64_t tensor, Share bloc
         .b2 = (REAL)rule->b2,
         .c1 = (REAL)(1.0 - rule->b1),
         .c2 = (REAL)(1.0 - rule->b2),
-        .length = pilot->measures ? 0 : ((const REAL *)pilot->lengths)[tensor],
+        .length = ((const REAL *)pilot->lengths)[tensor],
         .rate = (REAL)pilot->rate,
-        .corrections = *corrections,
+        .last = found[0],
+        .corrections = found[1],
     };
     REAL *averages = pilot->averages == NULL ? NULL : (REAL *)pilot->averages[tensor];
-    const int64_t part = work->is_narrow || pilot->measures ? ROOM : PILOT_BLOCK;
-    for (int64_t from = block.begin; from < block.end; from += part) {
-        const int64_t count = block.end - from < part ? block.end - from : part;
+    for (int64_t from = block.begin; from < block.end; from += ROOM) {
+        const int64_t count = block.end - from < ROOM ? block.end - from : ROOM;
         const NAME(Tile) tile = NAME(open_tile)(work, tensor, from, count, 0, NAME(ALL_STREAMS));
-        if (pilot->measures) {
-            NAME(measure_tile)(job, &tile, count, *corrections, sums);
-        } else {
-            NAME(move_tile)(job, &tile, averages == NULL ? NULL : averages + from, count, &flight);
-            NAME(close_tile)(work, &tile, tensor, from, count);
-        }
+        NAME(move_tile)(job, &tile, averages == NULL ? NULL : averages + from, count, &flight, sums);
+        if (pilot->weighs) sums[3] += NAME(weigh_part)(count, tile.params);
+        NAME(close_tile)(work, &tile, tensor, from, count);
     }
 }
 
@@ -159,7 +193,7 @@ static void NAME(pilot_share)(const Job *job, const int64_t *starts, const int64
         .room = room,
         .tile_room = ROOM,
     };
-    NAME(Corrections) corrections = {-1, 0, 0};
+    NAME(Corrections) found[2] = {{-1, 0, 0}, {-1, 0, 0}};
     for (int64_t turn = 0; turn < job->tensors; turn++) {
         const int64_t tensor = measures ? turn : job->tensors - 1 - turn;
         const int64_t size = size_of(job, tensor), many = NAME(pilot_blocks)(job, tensor);
@@ -168,9 +202,25 @@ static void NAME(pilot_share)(const Job *job, const int64_t *starts, const int64
             const int64_t place = measures ? step : many - 1 - step, from = place * PILOT_BLOCK;
             if (starts[tensor] + from < own.begin || starts[tensor] + from >= own.end) continue;
             const Share block = {from, size - from < PILOT_BLOCK ? size : from + PILOT_BLOCK};
-            NAME(pilot_block)(&work, tensor, block, &corrections, sums + 4 * (first_blocks[tensor] + place));
+            double *own_sums = sums + 4 * (first_blocks[tensor] + place);
+            if (measures) NAME(measure_block)(&work, tensor, block, own_sums);
+            else NAME(move_block)(&work, tensor, block, found, own_sums);
         }
     }
+}
+
+/* Elements of a tensor, spread over the tensor, which show whether the weights were written without a new version. */
+INLINE double NAME(mark)(const Job *job, int64_t tensor, int place) {
+    const int64_t last = size_of(job, tensor) - 1;
+    return last < 0 ? 0 : ((const REAL *)job->params[tensor])[last * place / (MARKS - 1)];
+}
+
+/* Compares the marks of the tensors whose squares are known; other marks make the squares unknown. */
+static void NAME(compare_marks)(const Job *job) {
+    const Pilot *pilot = job->pilot;
+    for (int64_t tensor = 0; tensor < job->tensors; tensor++)
+        for (int place = 0; pilot->known[tensor] && place < MARKS; place++)
+            if (pilot->marks[MARKS * tensor + place] != NAME(mark)(job, tensor, place)) pilot->known[tensor] = 0;
 }
 
 /* Takes one of the two passes; returns 0, or 1 if memory is missing, before anything has changed. */
@@ -194,6 +244,7 @@ static int NAME(pilot_pass)(const Job *job) {
         free(starts);
         return 1;
     }
+    if (pilot->measures && pilot->known != NULL) NAME(compare_marks)(job);
 #pragma omp parallel num_threads((int)job->threads)
     {
         /* OpenMP may give fewer threads than `job->threads`. */
@@ -201,17 +252,18 @@ static int NAME(pilot_pass)(const Job *job) {
         NAME(pilot_share)(job, starts, first_blocks, share_of(total, thread, threads), sums);
     }
     for (int64_t tensor = 0; tensor < job->tensors; tensor++) {
-        if (!pilot->measures) {
-            /* Written after all blocks: other threads read the old number of steps. */
-            *pilot->steps[tensor] += 1;
-            continue;
-        }
-        pilot->squares[tensor] = 0;
+        const int weighs = pilot->measures ? NAME(weighs)(pilot, tensor) : (int)pilot->weighs;
         const double *own = sums + 4 * first_blocks[tensor];
+        if (weighs) pilot->squares[tensor] = 0;
         for (int64_t block = 0; block < NAME(pilot_blocks)(job, tensor); block++, own += 4) {
             for (int kind = 0; kind < 3; kind++) pilot->products[kind] += own[kind];
-            pilot->squares[tensor] += own[3];
+            if (weighs) pilot->squares[tensor] += own[3];
         }
+        if (pilot->measures) continue;
+        /* Written after all blocks: other threads read the old number of steps. */
+        *pilot->steps[tensor] += 1;
+        for (int place = 0; pilot->weighs && place < MARKS; place++)
+            pilot->marks[MARKS * tensor + place] = NAME(mark)(job, tensor, place);
     }
     free(first_blocks);
     free(starts);
@@ -220,3 +272,4 @@ static int NAME(pilot_pass)(const Job *job) {
 }
 
 #undef PILOT_BLOCK
+#undef LEAST_EPS

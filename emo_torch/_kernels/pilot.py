@@ -1,19 +1,25 @@
 """The two passes of EmoPilot in compiled C: one measures all tensors, one moves them. Neither makes a copy.
 
+The ceiling needs the squares of the weights. They are added up when the weights move, and kept for the next
+step: the pass that measures reads only the gradients, unless weights have changed between two steps.
+
 Compiled code takes the same tensors as in `cpu.py`: contiguous, dense tensors in the CPU's memory. bfloat16
 and float16 are copied to float32 for the computation, a thousand elements at a time.
 """
 
 import ctypes
+import operator
 import os
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from emo_torch._kernels import RULES, FusedRule, FusedStep
 from emo_torch._kernels.cpu import LEAST_SHARE, describe
+from emo_torch._kernels.find import Numbers, places_of
 from emo_torch._kernels.job import DTYPES, FUNCTIONS, Job, Rule, kind_of, library
 from emo_torch._kernels.overlaps import overlapping_parameters
 from emo_torch._kernels.plan import (
@@ -36,6 +42,9 @@ from emo_torch._pieces.weight_decay import MODES
 
 _KIND = "pilot"
 _FIRST, _SECOND = (("", "whole", place) for place in "01")
+_WEIGHTS = "weights"
+_MARKS = 4
+_version_of = operator.attrgetter("_version")
 
 
 class _Pilot(ctypes.Structure):
@@ -46,12 +55,38 @@ class _Pilot(ctypes.Structure):
         ("weighs", ctypes.c_int64),
         ("products", ctypes.c_void_p),
         ("squares", ctypes.c_void_p),
+        ("known", ctypes.c_void_p),
+        ("marks", ctypes.c_void_p),
         ("lengths", ctypes.c_void_p),
         ("gate", ctypes.c_double),
         ("rate", ctypes.c_double),
         ("steps", ctypes.c_void_p),
         ("averages", ctypes.c_void_p),
     )
+
+
+class _Weights:
+    """The sums of squares of a layout's weights after a step, which the next step can use again.
+
+    A sum is used if torch's version of the parameter is the same, and if a few elements, the marks, are the
+    same: a write through `param.data` or NumPy changes no version. The sum of a new pass has the same bits.
+
+    Args:
+        count: the number of parameters.
+
+    Attributes:
+        versions: torch's version of each parameter after the step; -1 if there is no sum.
+        known: whether the version is still the same, as uint8.
+        squares: the sum of the squares of each parameter.
+        places: the addresses of `known`, `squares` and the marks.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.versions = np.full(count, -1, np.int64)
+        self.known = np.zeros(count, np.uint8)
+        self.squares: NDArray[np.float64] = np.zeros(count)
+        self._marks = np.zeros(_MARKS * count)
+        self.places = places_of(self.known, self.squares, self._marks)
 
 
 class CompiledBatch(NamedTuple):
@@ -114,33 +149,71 @@ def take(
 
 
 def measure(batch: CompiledBatch, *, weighs: bool) -> tuple[Tensor, Tensor]:
-    """Returns the three products of `steer`, and the mean square of each parameter.
+    """Returns the first product of `with_agreement` and zeros, and the mean square of each parameter.
 
     Args:
         batch: the parameters.
         weighs: whether mean squares are needed; otherwise the weights are not read, and mean squares are 0.
     """
-    products, squares = np.zeros(3), np.empty(len(batch.params))
-    given = _Pilot(measures=1, weighs=weighs, products=products.ctypes.data, squares=squares.ctypes.data)
+    products, wide = np.zeros(3), wide_dtype(batch.params[0])
+    given = _Pilot(measures=1, weighs=weighs, products=products.ctypes.data)
+    kept = _weights_of(batch, weighs=weighs)
+    if not weighs:
+        squares = np.zeros(len(batch.params))
+    elif kept is None:
+        squares = np.empty(len(batch.params))
+        given.squares = squares.ctypes.data
+    else:
+        squares = kept.squares
+        given.known, given.squares, given.marks = kept.places
+        np.equal(kept.versions, _versions_of(batch.params), out=kept.known, casting="unsafe")
     _run(batch, given)
-    means = torch.from_numpy(squares / batch.layout.sizes[PARAM])
-    return torch.from_numpy(products), means.to(wide_dtype(batch.params[0]))
+    means = torch.from_numpy(squares / np.maximum(batch.layout.sizes[PARAM], 1))
+    return torch.from_numpy(products), means.to(wide)
 
 
-def move(batch: CompiledBatch, lengths: Tensor, gate: float, rate: float) -> None:
-    """Takes one step.
+def move(batch: CompiledBatch, lengths: Tensor, gate: float, rate: float) -> Tensor:
+    """Takes one step; returns 0 and the second and the third product of `with_agreement`.
 
     Args:
-        batch: the parameters.
+        batch: the parameters, for which `measure` was called.
         lengths: the length of the step of each parameter, shape `[n]`, on the CPU.
         gate: the factor of the gradients.
         rate: how far the averaged weights follow, in [0, 1].
     """
     lengths = lengths.to(wide_dtype(batch.params[0])).contiguous()
+    products = np.zeros(3)
+    given = _Pilot(
+        measures=0, lengths=lengths.data_ptr(), gate=gate, rate=rate, products=products.ctypes.data
+    )
+    kept: _Weights | None = batch.layout.prepared.get(_WEIGHTS)
+    if kept is not None:
+        given.weighs = 1
+        _, given.squares, given.marks = kept.places
     # torch does not see writes of compiled code. Without new versions, a backward pass would not notice
     # that its saved parameters have changed.
     torch.autograd.graph.increment_version(batch.params)
-    _run(batch, _Pilot(measures=0, lengths=lengths.data_ptr(), gate=gate, rate=rate))
+    _run(batch, given)
+    if kept is not None:
+        kept.versions = _versions_of(batch.params)
+    return torch.from_numpy(products)
+
+
+def _weights_of(batch: CompiledBatch, *, weighs: bool) -> _Weights | None:
+    """Returns the kept sums of squares; `None` if no sums are needed, or if weights have a narrow dtype."""
+    prepared = batch.layout.prepared
+    if not weighs or kind_of(batch.layout.dtypes[PARAM]):
+        prepared.pop(_WEIGHTS, None)
+        return None
+    kept: _Weights | None = prepared.get(_WEIGHTS)
+    if kept is None:
+        kept = prepared[_WEIGHTS] = _Weights(len(batch.params))
+    return kept
+
+
+def _versions_of(params: list[Tensor]) -> Numbers:
+    """Returns torch's version of each parameter, which goes up with each change in place."""
+    return np.fromiter(map(_version_of, params), np.int64, len(params))
 
 
 def _layout_of(

@@ -22,7 +22,7 @@ from emo_torch._checks.validation import (
 from emo_torch._kernels.plan import GroupTensors
 from emo_torch._pieces.ceiling import LEAST_CEILING, step_ceiling
 from emo_torch._pieces.emotion import wide_dtype
-from emo_torch._pieces.pilot import PilotState, steer
+from emo_torch._pieces.pilot import PilotState, steer, with_agreement
 from emo_torch._pieces.replicas import LossGroup
 from emo_torch._pieces.rounding import add_rounded, check_rounding, is_narrow, rounding_keys
 from emo_torch._pieces.weight_decay import MODES
@@ -40,17 +40,18 @@ class EmoPilot(SteeredOptimizer):
 
     .. math::
         g &\leftarrow g\,\min(1,\, 2.5\,N / \lVert g \rVert) \\
-        a &= \frac{\langle g,\, u_{prev} \rangle}{\lVert g \rVert\,\lVert u_{prev} \rVert}, \qquad
-            k \leftarrow \text{courage}(k, a, s) \\
+        k &\leftarrow \text{courage}(k, a, s), \qquad
+            a \leftarrow \frac{\langle g,\, u_{prev} \rangle}{\lVert g \rVert\,\lVert u_{prev} \rVert} \\
         u &= \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \epsilon} \\
         p &\leftarrow p - \eta_p\,(u + wd\,p), \qquad
             \eta_p = k\,\min\bigl(\eta,\, 0.08\,\min(0.1, \max(0.02, \mathrm{RMS}(p)))\bigr) \\
         A &\leftarrow A + \min\bigl(1,\, \tfrac{9}{t+8}\bigr)\,(p - A)
 
     N is the running average of the gradient's norm (see `gate`), s the scale-free emotion (see
-    `feel_relative`), k the courage (see `move_courage`), RMS the root of the mean square of one
-    parameter. Train on p; `eval()` puts A into the parameters, `train()` takes A out again. A step whose
-    loss or gradient is not finite is skipped: nothing moves, and no state changes.
+    `feel_relative`), k the courage (see `move_courage`), a the agreement, which moves the courage of the
+    next step, RMS the root of the mean square of one parameter. Train on p; `eval()` puts A into the
+    parameters, `train()` takes A out again. A step whose loss or gradient is not finite is skipped: nothing
+    moves, and no state changes.
 
     The learning rate is a start, not a tuned value: a warm-up brings a smaller one to the usual step
     within about 20 steps (see `move_courage`), unless `max_courage` forbids it. A schedule multiplies the
@@ -203,13 +204,13 @@ class EmoPilot(SteeredOptimizer):
         measured, mean_squares = measure_all(
             [batch for _, batch in batches], [weighs[number] for number, _ in batches]
         )
-        for products in measured:
-            total = total + products.to(total)
+        for each in measured:
+            total = total + each.to(total)
         group = self.param_groups[0]
         pilot, is_finite = steer(
             before,
             feeling,
-            total,
+            total[0],
             limit=group["gate_limit"],
             min_courage=group["min_courage"],
             max_courage=group["max_courage"],
@@ -228,9 +229,12 @@ class EmoPilot(SteeredOptimizer):
             length = pilot.courage.to(ceiling) * share * limited
             lengths.append(length)
             bounds.append(ceiling < peak)
-            step_batch(batch, length, pilot, is_finite)
+            products = step_batch(batch, length, pilot, is_finite)
+            if products is not None:
+                total = total + products.to(total)
             if isinstance(batch, Batch):
                 self._round(batch)
+        pilot = with_agreement(pilot, total)
         if lengths:
             device = before.norm.device
             longest = torch.stack([length.max().to(device) for length in lengths]).max().to(before.longest)

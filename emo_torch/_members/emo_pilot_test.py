@@ -59,7 +59,7 @@ def reference(
     p = {name: value.copy() for name, value in params.items()}
     m, v = ({name: np.zeros_like(value) for name, value in p.items()} for _ in range(2))
     average = {name: value.copy() for name, value in p.items()}
-    t, k, q, c, a2 = 0, 1.0, 0.0, 0.0, 0.0
+    t, k, q, c, a, a2 = 0, 1.0, 0.0, 0.0, 0.0, 0.0
     short = long = previous = usual = 0.0
 
     def direction(t: int) -> Arrays:
@@ -89,11 +89,13 @@ def reference(
         if t > 1:
             usual += max(0.05, 1 / t) * (factor * norm - usual)
             u = direction(t - 1)
-            a = dot(g, u) / (factor * norm * math.sqrt(dot(u, u)))
-            a2 = a * a if t == 2 else a2 + 0.05 * (a * a - a2)
+            # The agreement of this step is for the next step.
+            last, a = a, dot(g, u) / (factor * norm * math.sqrt(dot(u, u)))
+            if t > 2:
+                a2 = last * last if t == 3 else a2 + 0.05 * (last * last - a2)
             rise, fall = max(0.0, (s - 0.5) / 0.5), max(0.0, (-s - 0.5) / 0.5)
             if t > 5:
-                growth = 0.05 * (1 + 40 / (t + 10)) * (math.tanh(a / math.sqrt(a2)) + 0.4 * fall)
+                growth = 0.05 * (1 + 40 / (t + 10)) * (math.tanh(last / math.sqrt(a2)) + 0.4 * fall)
                 growth += 6.0 / (t + 20) * max(0.0, math.log(0.008 / (k * lr)))
                 k = min(1000.0, max(0.03, k * math.exp(-0.2 * rise if s > 0.5 else growth)))
         for n in p:

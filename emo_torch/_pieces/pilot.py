@@ -24,7 +24,8 @@ class PilotState(NamedTuple):
         scalar: the emotion scalar s, in [-1, 1].
         norm: the running average of the gradient's norm.
         gate: the factor that the last gradient was multiplied by, in [0, 1].
-        agreement: the cosine of the last gradient and the direction before it, in [-1, 1].
+        agreement: the cosine of the last gradient and the direction before it, in [-1, 1]; it moves the
+            courage of the next step.
         agreement_square: the average of its square.
         courage: the factor on the step.
         longest: the longest step of any parameter in the last step.
@@ -106,20 +107,21 @@ def init_pilot(dtype: torch.dtype, device: torch.device | str = "cpu") -> PilotS
 def steer(
     state: PilotState,
     loss: Tensor,
-    products: Tensor,
+    square: Tensor,
     *,
     limit: float,
     min_courage: float,
     max_courage: float,
     learning_rate: float | Tensor,
 ) -> tuple[PilotState, Tensor]:
-    """Moves the scalars by the loss and the gradient of one step.
+    """Moves the scalars by the loss and the norm of the gradient of one step.
+
+    The agreement of the step before moves the courage. `with_agreement` stores the agreement of this step.
 
     Args:
         state: the scalars before this step.
         loss: the loss of this step, shape `[]`.
-        products: over all parameters together <g, g>, <g, u> and <u, u> of the gradient g and the last
-            direction u, shape `[3]`.
+        square: <g, g> of the gradient g, over all parameters together, shape `[]`.
         limit: how many times its running average the norm of a gradient may be.
         min_courage: the least courage.
         max_courage: the largest courage, >= `min_courage`.
@@ -129,17 +131,29 @@ def steer(
         The scalars after this step, and whether the step can be taken (bool of shape `[]`): only if the
         loss and the norm of the gradient are finite. Otherwise the scalars must not be used.
     """
-    tiny = torch.finfo(loss.dtype).tiny
-    norm, last = products[0].sqrt(), products[2].sqrt()
+    norm = square.sqrt()
     is_finite = loss.isfinite() & norm.isfinite()
     step = state.step + 1
     factor, average = gate(norm, state.norm, step, limit)
     emotion = feel_relative(state.emotion, loss, step)
-    agreement = (products[1] / (norm * last + tiny)).clamp(-1.0, 1.0)
     bounds = (min_courage, max_courage, learning_rate)
-    courage = move_courage(state.courage_state, agreement, emotion.scalar, step, *bounds)
+    courage = move_courage(state.courage_state, state.agreement, emotion.scalar, step, *bounds)
     moved = (step, state.skipped, *emotion, average, factor, *courage, state.longest, state.bound)
     return PilotState(*moved), is_finite
+
+
+def with_agreement(state: PilotState, products: Tensor) -> PilotState:
+    """Returns the scalars after a step with the agreement of this step, for the next step.
+
+    Args:
+        state: the scalars after this step.
+        products: over all parameters together <g, g>, <g, u> and <u, u> of the gradient g and the last
+            direction u, shape `[3]`. At the first step there is no last direction: the agreement stays 0.
+    """
+    tiny = torch.finfo(products.dtype).tiny
+    agreement = (products[1] / (products[0].sqrt() * products[2].sqrt() + tiny)).clamp(-1.0, 1.0)
+    agreement = torch.where(state.step > 1, agreement, torch.zeros_like(agreement))
+    return state._replace(agreement=agreement)
 
 
 def describe(state: PilotState) -> Pilot:

@@ -63,7 +63,8 @@ def measure_all(
     """Returns for each batch the products of gradients and last directions, and the mean squares.
 
     The products have shape `[3]`; there is a mean square for each parameter. All sharded parameters of a
-    mesh take one reduction together.
+    mesh take one reduction together. Of the products of a compiled batch, only the first one is known
+    before the step; `step_batch` returns the others.
 
     Args:
         batches: the batches.
@@ -86,10 +87,16 @@ def measure_all(
     return products, means
 
 
-def step_batch(batch: Batch | CompiledBatch, lengths: Tensor, pilot: PilotState, is_finite: Tensor) -> None:
-    """Moves moments, weights and averages of a batch, unless the loss or a gradient is not finite."""
+def step_batch(
+    batch: Batch | CompiledBatch, lengths: Tensor, pilot: PilotState, is_finite: Tensor
+) -> Tensor | None:
+    """Moves moments, weights and averages of a batch, unless the loss or a gradient is not finite.
+
+    Returns the products that `measure_all` has not returned, shape `[3]`; `None` if there are none.
+    """
     if isinstance(batch, Batch):
         pilot_ways.step_batch(batch, lengths, pilot, is_finite)
     elif is_finite:
         rate = average_rate(pilot.step, wide_dtype(batch.params[0]))
-        compiled.move(batch, lengths, pilot.gate.item(), rate.item())
+        return compiled.move(batch, lengths, pilot.gate.item(), rate.item())
+    return None

@@ -22,7 +22,7 @@ from emo_torch._pieces.accumulation import CollectedLosses
 from emo_torch._pieces.averaged_weights import average_rate
 from emo_torch._pieces.ceiling import step_ceiling
 from emo_torch._pieces.emotion import wide_dtype
-from emo_torch._pieces.pilot import PilotState, steer
+from emo_torch._pieces.pilot import PilotState, steer, with_agreement
 from emo_torch._pieces.replicas import LossGroup, Replicas
 from emo_torch._rules.recipe import Group, State
 from emo_torch._sharded import local_part, sum_of_parts
@@ -46,9 +46,10 @@ class Autopilot(SteeredOptimizer):
             C = 0.08\,\min(0.1, \max(0.02, \mathrm{RMS}(p)))
 
     `gate`, `move_courage` and `step_ceiling` define N, k and C. The agreement is the cosine of the
-    gradient and the last change by `inner`; the last change is stored. A step whose loss or gradient is not
-    finite is skipped, and the state of `inner` stays as it was: for this check a step waits once for the
-    device. A step scales the gradients in place, as clipping does.
+    gradient and the last change by `inner`, and moves the courage of the next step; the last change is
+    stored. A step whose loss or gradient is not finite is skipped, and the state of `inner` stays as it
+    was: for this check a step waits once for the device. A step scales the gradients in place, as clipping
+    does.
 
     `param_groups` and `state` are the groups and the state of `inner`. Call the step of this optimizer, and
     no longer the step of `inner`.
@@ -195,12 +196,13 @@ class Autopilot(SteeredOptimizer):
         pilot, is_finite = steer(
             before,
             feeling,
-            total,
+            total[0],
             limit=group["gate_limit"],
             min_courage=group["min_courage"],
             max_courage=group["max_courage"],
             learning_rate=0.0,  # No warm-up: the rule of `inner` may need a step of another size.
         )
+        pilot = with_agreement(pilot, total)
         if not bool(is_finite):
             before.skipped.add_(1)
             return
