@@ -72,9 +72,9 @@ FAULTS_IN_C = tuple(
         ),
         (
             "pilot",
-            "if (pilot->weighs) sums[3] +=",
-            "if (pilot->weighs) sums[3] += 0.5 *",
-            "half of the squares that are kept",
+            "squares += params[index] * params[index];",
+            "squares += params[index];",
+            "no squares of the weights",
             "EmoPilot",
         ),
         (

@@ -192,6 +192,8 @@ ONE_SIDED = {
         "_pieces/drive_in_place_test.py": "the same",
         "_pieces/pulse_in_place.py": "numbers on the CPU without calls of PyTorch; XLA compiles them",
         "_pieces/pulse_in_place_test.py": "the same",
+        "_pieces/pilot_in_place.py": "the same",
+        "_pieces/pilot_in_place_test.py": "the same",
         "_wrappers/reach.py": "the graph of a backward pass",
         "_rules/family_rules.py": "the rules as data; rules of Optax are transformations already",
         "_rules/recipe.py": "the classes of this data",

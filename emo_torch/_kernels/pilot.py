@@ -19,7 +19,7 @@ from torch import Tensor
 
 from emo_torch._kernels import RULES, FusedRule, FusedStep
 from emo_torch._kernels.cpu import LEAST_SHARE, describe
-from emo_torch._kernels.find import Numbers, places_of
+from emo_torch._kernels.find import places_of
 from emo_torch._kernels.job import DTYPES, FUNCTIONS, Job, Rule, kind_of, library
 from emo_torch._kernels.overlaps import overlapping_parameters
 from emo_torch._kernels.plan import (
@@ -40,6 +40,7 @@ from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.rounding import ROUNDINGS
 from emo_torch._pieces.weight_decay import MODES
 
+Sums = NDArray[np.float64]
 _KIND = "pilot"
 _FIRST, _SECOND = (("", "whole", place) for place in "01")
 _WEIGHTS = "weights"
@@ -76,15 +77,16 @@ class _Weights:
 
     Attributes:
         versions: torch's version of each parameter after the step; -1 if there is no sum.
+        seen: the versions before this step, which adds 1 to each of them.
         known: whether the version is still the same, as uint8.
         squares: the sum of the squares of each parameter.
         places: the addresses of `known`, `squares` and the marks.
     """
 
     def __init__(self, count: int) -> None:
-        self.versions = np.full(count, -1, np.int64)
+        self.versions = self.seen = np.full(count, -1, np.int64)
         self.known = np.zeros(count, np.uint8)
-        self.squares: NDArray[np.float64] = np.zeros(count)
+        self.squares: Sums = np.zeros(count)
         self._marks = np.zeros(_MARKS * count)
         self.places = places_of(self.known, self.squares, self._marks)
 
@@ -148,14 +150,14 @@ def take(
     return batches, sorted(rest)
 
 
-def measure(batch: CompiledBatch, *, weighs: bool) -> tuple[Tensor, Tensor]:
+def measure(batch: CompiledBatch, *, weighs: bool) -> tuple[Sums, Sums]:
     """Returns the first product of `with_agreement` and zeros, and the mean square of each parameter.
 
     Args:
         batch: the parameters.
         weighs: whether mean squares are needed; otherwise the weights are not read, and mean squares are 0.
     """
-    products, wide = np.zeros(3), wide_dtype(batch.params[0])
+    products = np.zeros(3)
     given = _Pilot(measures=1, weighs=weighs, products=products.ctypes.data)
     kept = _weights_of(batch, weighs=weighs)
     if not weighs:
@@ -166,13 +168,13 @@ def measure(batch: CompiledBatch, *, weighs: bool) -> tuple[Tensor, Tensor]:
     else:
         squares = kept.squares
         given.known, given.squares, given.marks = kept.places
-        np.equal(kept.versions, _versions_of(batch.params), out=kept.known, casting="unsafe")
+        kept.seen = np.fromiter(map(_version_of, batch.params), np.int64, len(batch.params))
+        np.equal(kept.versions, kept.seen, out=kept.known, casting="unsafe")
     _run(batch, given)
-    means = torch.from_numpy(squares / np.maximum(batch.layout.sizes[PARAM], 1))
-    return torch.from_numpy(products), means.to(wide)
+    return products, squares / np.maximum(batch.layout.sizes[PARAM], 1)
 
 
-def move(batch: CompiledBatch, lengths: Tensor, gate: float, rate: float) -> Tensor:
+def move(batch: CompiledBatch, lengths: Tensor, gate: float, rate: float) -> Sums:
     """Takes one step; returns 0 and the second and the third product of `with_agreement`.
 
     Args:
@@ -195,8 +197,8 @@ def move(batch: CompiledBatch, lengths: Tensor, gate: float, rate: float) -> Ten
     torch.autograd.graph.increment_version(batch.params)
     _run(batch, given)
     if kept is not None:
-        kept.versions = _versions_of(batch.params)
-    return torch.from_numpy(products)
+        kept.versions = kept.seen + 1
+    return products
 
 
 def _weights_of(batch: CompiledBatch, *, weighs: bool) -> _Weights | None:
@@ -209,11 +211,6 @@ def _weights_of(batch: CompiledBatch, *, weighs: bool) -> _Weights | None:
     if kept is None:
         kept = prepared[_WEIGHTS] = _Weights(len(batch.params))
     return kept
-
-
-def _versions_of(params: list[Tensor]) -> Numbers:
-    """Returns torch's version of each parameter, which goes up with each change in place."""
-    return np.fromiter(map(_version_of, params), np.int64, len(params))
 
 
 def _layout_of(

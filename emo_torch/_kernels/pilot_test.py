@@ -11,6 +11,7 @@ from torch import Tensor
 import emo_torch
 from emo_torch._kernels.job import library
 from emo_torch._kernels.memory import StepMemory
+from emo_torch._members import emo_pilot
 from emo_torch._testing import same_state
 
 pytestmark = pytest.mark.skipif(library() is None, reason="there is no compiled code")
@@ -182,3 +183,22 @@ def test_two_directions_of_one_division_are_those_of_two(eps: float) -> None:
         torch.testing.assert_close(one, other, rtol=2e-5, atol=1e-7)
     pilots = [own[1].pilot for own in (ours, theirs)]
     torch.testing.assert_close(pilots[0].agreement, pilots[1].agreement, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_step_by_numbers_has_the_bits_of_a_step_by_tensors(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = made(**OPTIONS[name]), made(**OPTIONS[name])
+    for own in (ours, theirs):
+        del own[0][3], own[1].param_groups[2]  # Compiled code leaves tensors without elements to tensors.
+        with monkeypatch.context() as patches:
+            if own is theirs:
+                patches.setattr(emo_pilot, "are_numbers", lambda *_: False)
+            for step in range(9):
+                take(*own, step)
+                if step == 6:
+                    own[1].step(loss=float("inf"))
+    assert theirs[1]._arrays is None
+    assert ours[1]._arrays is not None
+    assert_equal(ours, theirs)

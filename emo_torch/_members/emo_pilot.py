@@ -21,15 +21,23 @@ from emo_torch._checks.validation import (
 )
 from emo_torch._kernels.plan import GroupTensors
 from emo_torch._pieces.ceiling import LEAST_CEILING, step_ceiling
-from emo_torch._pieces.emotion import wide_dtype
+from emo_torch._pieces.emotion import is_on_cpu, wide_dtype
 from emo_torch._pieces.pilot import PilotState, steer, with_agreement
+from emo_torch._pieces.pilot_in_place import PilotArrays
 from emo_torch._pieces.replicas import LossGroup
 from emo_torch._pieces.rounding import add_rounded, check_rounding, is_narrow, rounding_keys
 from emo_torch._pieces.weight_decay import MODES
 from emo_torch._rules.family_rules import PILOT
 from emo_torch._rules.recipe import Group, Recipe, State
 from emo_torch._sharded import mesh_of
-from emo_torch._step.pilot_compiled import CompiledBatch, measure_all, step_batch, take_compiled
+from emo_torch._step.pilot_compiled import (
+    CompiledBatch,
+    are_numbers,
+    measure_all,
+    move_by_numbers,
+    step_batch,
+    take_compiled,
+)
 from emo_torch._step.pilot_ways import Batch, batch_of, largest, scheduled
 from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._step.ways import use_foreach, use_fused
@@ -108,6 +116,8 @@ class EmoPilot(SteeredOptimizer):
 
     recipe = Recipe((PILOT,), filter=None)
     shared_options = ("maximize", "min_courage", "max_courage", "gate_limit", "train_mode")
+
+    _arrays: PilotArrays | None = None
 
     def __init__(
         self,
@@ -195,10 +205,16 @@ class EmoPilot(SteeredOptimizer):
 
     def _move(self, feeling: Tensor, seen: Any) -> None:
         """Updates the scalars with the loss and all gradients, then every parameter that has a gradient."""
-        before = self._pilot
+        before, first = self._pilot, self.param_groups[0]
         batches = list(self._batches(seen))
-        total = torch.zeros(3, dtype=before.norm.dtype, device=before.norm.device)
         rates = [scheduled(group) for group in self.param_groups]
+        if are_numbers(batches, rates) and is_on_cpu(feeling, before.norm):
+            if self._arrays is None or not self._arrays.fits(before):
+                self._arrays = PilotArrays(before)
+            move_by_numbers(self._arrays, feeling.item(), batches, rates, first)
+            self._keep_peaks(rates)
+            return
+        total = torch.zeros(3, dtype=before.norm.dtype, device=before.norm.device)
         # The ceiling needs the sizes of the weights only if it can be below the learning rate.
         weighs = [isinstance(peak, Tensor) or peak > LEAST_CEILING for _, peak in rates]
         measured, mean_squares = measure_all(
@@ -206,18 +222,16 @@ class EmoPilot(SteeredOptimizer):
         )
         for each in measured:
             total = total + each.to(total)
-        group = self.param_groups[0]
         pilot, is_finite = steer(
             before,
             feeling,
             total[0],
-            limit=group["gate_limit"],
-            min_courage=group["min_courage"],
-            max_courage=group["max_courage"],
+            limit=first["gate_limit"],
+            min_courage=first["min_courage"],
+            max_courage=first["max_courage"],
             learning_rate=largest([peak for _, peak in rates]),
         )
-        for group, (_, peak) in zip(self.param_groups, rates, strict=True):
-            group["peak_lr"] = peak
+        self._keep_peaks(rates)
         lengths, bounds = [], []
         for (number, batch), squares in zip(batches, mean_squares, strict=True):
             share, peak = rates[number]
@@ -245,13 +259,18 @@ class EmoPilot(SteeredOptimizer):
             # In place: the groups, and captured graphs, hold these tensors.
             old.copy_(skipped if name == "skipped" else torch.where(is_finite, new.to(old), old))
 
+    def _keep_peaks(self, rates: list[tuple[float | Tensor, float | Tensor]]) -> None:
+        """Stores the largest learning rate of each group."""
+        for group, (_, peak) in zip(self.param_groups, rates, strict=True):
+            group["peak_lr"] = peak
+
     def _batches(self, seen: list[GroupTensors | None]) -> Iterator[tuple[int, Batch | CompiledBatch]]:
         """Yields the number of a group and a batch: parameters of the group that are moved together."""
         before = 0
         for number, group in enumerate(self.param_groups):
             params, grads, states = seen[number] or self._collect(group)
-            for state, param in zip(states, params, strict=True):
-                if group["average"] and "average" not in state:
+            for state, param in zip(states, params, strict=True) if group["average"] else ():
+                if "average" not in state:
                     state.update(self._missing_state(param, group, state))
             if params and use_fused(params, group):
                 found = GroupTensors(params, grads, states)

@@ -4,6 +4,7 @@ from __future__ import annotations  # torch.compile traces no `list[...]` that i
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +14,10 @@ from emo_torch._kernels.pilot import CompiledBatch as CompiledBatch
 from emo_torch._kernels.plan import GroupTensors, Params
 from emo_torch._kernels.streams import KEYS
 from emo_torch._pieces.averaged_weights import average_rate
+from emo_torch._pieces.ceiling import LEAST_CEILING, step_ceiling
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.pilot import PilotState
+from emo_torch._pieces.pilot_in_place import PilotArrays
 from emo_torch._rules.recipe import Group, State
 from emo_torch._sharded import sums_of_parts
 from emo_torch._step import pilot_ways
@@ -81,7 +84,8 @@ def measure_all(
             counts = torch.tensor([max(param.numel(), 1) for param in batch.params])
             own, mean = sums[:3], sums[3:] / counts.to(sums)
         else:
-            own, mean = compiled.measure(batch, weighs=needed)
+            found, squares = compiled.measure(batch, weighs=needed)
+            own, mean = torch.from_numpy(found), torch.from_numpy(squares).to(wide_dtype(batch.params[0]))
         products.append(own)
         means.append(mean)
     return products, means
@@ -98,5 +102,60 @@ def step_batch(
         pilot_ways.step_batch(batch, lengths, pilot, is_finite)
     elif is_finite:
         rate = average_rate(pilot.step, wide_dtype(batch.params[0]))
-        return compiled.move(batch, lengths, pilot.gate.item(), rate.item())
+        return torch.from_numpy(compiled.move(batch, lengths, pilot.gate.item(), rate.item()))
     return None
+
+
+def are_numbers(batches: list[Any], rates: list[Any]) -> bool:
+    """Returns whether compiled code moves all parameters, and all learning rates are numbers."""
+    if torch.compiler.is_compiling() or not batches:
+        return False
+    is_compiled = all(isinstance(batch, CompiledBatch) for _, batch in batches)
+    return is_compiled and all(isinstance(peak, float) for _, peak in rates)
+
+
+def move_by_numbers(
+    arrays: PilotArrays,
+    loss: float,
+    batches: list[tuple[int, Any]],
+    rates: list[tuple[Any, Any]],
+    group: Group,
+) -> None:
+    """Takes a whole step, for which `are_numbers` is true, with the bits of `EmoPilot._move`.
+
+    Args:
+        arrays: the scalars.
+        loss: the loss to minimize.
+        batches: for each batch the index of its group, and the `CompiledBatch`; at least one.
+        rates: for each group the result of `scheduled`.
+        group: a group, for the options that all groups share.
+    """
+    real = arrays.real
+    total, means = np.zeros(3, real), []
+    for number, batch in batches:
+        products, mean_squares = compiled.measure(batch, weighs=rates[number][1] > LEAST_CEILING)
+        total += products.astype(real)
+        means.append(mean_squares)
+    steered = arrays.steer(
+        loss,
+        total[0],
+        limit=group["gate_limit"],
+        min_courage=group["min_courage"],
+        max_courage=group["max_courage"],
+        learning_rate=max(peak for _, peak in rates),
+    )
+    if steered is None:
+        arrays.fields.skipped[()] += 1
+        return
+    longest, bounds, count = [], 0, 0
+    for (number, batch), mean_squares in zip(batches, means, strict=True):
+        share, peak = rates[number]
+        wide = wide_dtype(batch.params[0])
+        ceilings = step_ceiling(torch.from_numpy(mean_squares).to(wide))
+        bounds, count = bounds + int((ceilings < peak).sum()), count + len(ceilings)
+        kind = np.float64 if wide == torch.float64 else np.float32
+        lengths = ceilings.clamp_(max=peak).mul_(float(kind(steered.courage) * kind(share)))
+        rate = min(kind(1.0) / (kind(steered.step) + kind(8.0)) * kind(9.0), kind(1.0))
+        total += compiled.move(batch, lengths, float(steered.gate), float(rate)).astype(real)
+        longest.append(lengths.max().item())
+    arrays.keep(steered, total, real(np.max(longest)), real(bounds) / real(count))
