@@ -84,18 +84,15 @@ def written(make: str, size: float | None) -> int:
     return 1 + (len(rule.moments(2)) if rule.moments(2) == rule.moments(1) else 0)
 
 
-def read_before(make: str, *, has_ceiling: bool = True) -> int:
+def read_before(make: str) -> int:
     """Returns how many streams a pass before the step reads, for sums that the step needs.
 
     Args:
         make: the name of a member.
-        has_ceiling: whether a ceiling of EmoPilot can be below the learning rate: it then reads weights.
     """
     kind = REGISTRY[make].make if make in REGISTRY else None
-    if kind is None or not issubclass(kind, (NormOptimizer, SteeredOptimizer)):
-        return 0
-    # The sum of the norms of the parameters; or products of gradients, moments and parameters.
-    return 1 if issubclass(kind, NormOptimizer) else written(make, None) + has_ceiling
+    # The sum of the norms of the parameters; or the norm of the gradients.
+    return int(kind is not None and issubclass(kind, (NormOptimizer, SteeredOptimizer)))
 
 
 def _names(belongs: Callable[[Registered], bool]) -> tuple[str, ...]:

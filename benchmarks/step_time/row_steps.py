@@ -50,7 +50,7 @@ class Row(NamedTuple):
 
 
 _NARROW, _EIGHT = {"moment_dtype": "bfloat16"}, {"moment_dtype": "8bit"}
-# The default rate: only where a ceiling can be below the learning rate, a step reads the weights once more.
+# The default rate: the squares of the weights are needed if a ceiling can be below the learning rate.
 _PILOT, _ALONE = {"lr": 1e-2}, {"average": False}
 ROWS = (
     Row("EmoSens", "emo_sens", {LARGE: 1.7, LORA: 1.2}, "bfloat16"),
