@@ -92,7 +92,6 @@ def test_shapes_and_dtypes_stay_under_jit_scan_and_cond(optimizer: Any, dtype: A
         jax.eval_shape(lambda c: step(c, 0.5)[0], carry),
     ):
         assert kinds(after) == kinds(carry)
-    assert kinds(update(optimizer, params, state)[1]) == kinds(state)
     assert not any(weak for _, _, weak in kinds(state).values())
     assert kinds(jax.eval_shape(optimizer.init, params)) == kinds(state)
 
@@ -150,9 +149,11 @@ def test_jitted_and_unjitted_steps_agree(optimizer: Any) -> None:
     for step in (update, jitted_update):
         params = make_params()
         state = optimizer.init(params)
+        before = kinds(state)
         for loss in (1.0, 1.5, np.nan, 0.7):
             updates, state = step(optimizer, params, state, jnp.asarray(loss, jnp.float32))
             params = optax.apply_updates(params, updates)
+            assert kinds(state) == before
         results.append((params, state))
     for one, other in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(

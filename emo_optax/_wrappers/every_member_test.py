@@ -3,6 +3,7 @@
 `wrappers_test.py` has EmoSens, EmoAiry and EmoCats, whose emotion the other members of v2.0 have.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -44,6 +45,12 @@ def train(optimizer: Any, losses: Any = LOSSES) -> tuple[Any, Any]:
     return params, state
 
 
+@functools.cache
+def alone_of(name: str) -> tuple[Any, Any]:
+    """Returns parameters and state of a member that was trained without a wrapper."""
+    return train(make(name))
+
+
 def memory_of(state: Any) -> dict[str, Any]:
     """Returns the numbers of a member's memory, found in the state at any depth."""
     found = {}
@@ -62,7 +69,7 @@ def test_the_later_generations_and_emo_pilot_are_here() -> None:
 
 @every_member
 def test_a_wrapper_that_passes_the_loss_on_changes_nothing(name: str) -> None:
-    expected, alone = train(make(name))
+    expected, alone = alone_of(name)
     assert memory_of(alone)
     for title, wrap in TRANSPARENT.items():
         if title in COMPILED:
@@ -81,7 +88,7 @@ def test_a_wrapper_that_passes_the_loss_on_changes_nothing(name: str) -> None:
 
 @every_member
 def test_hyperparameters_in_the_state_and_a_flat_tree(name: str) -> None:
-    expected, alone = train(make(name))
+    expected, alone = alone_of(name)
     params, state = train(optax.inject_hyperparams(MEMBERS[name].make)(learning_rate=rate_of(name)))
     assert_same(params, expected, 1e-4)
     assert_same(memory_of(state), memory_of(alone), 1e-4)
@@ -107,6 +114,6 @@ def test_jit_with_donation_scan_and_vmap_around_accumulated_micro_batches(name: 
     state = jax.vmap(optimizer.init)(params)
     losses = jnp.asarray([[9.0, LOSSES[0], 7.0, LOSSES[1]], [1.0, 2.0, 3.0, 4.0]])
     ended, state = jax.jit(jax.vmap(whole), donate_argnums=(0, 1))(params, state, losses)
-    expected, alone = train(make(name))
+    expected, alone = alone_of(name)
     assert_same(jax.tree.map(lambda leaf: leaf[0], ended), expected, 1e-5)
     assert_same(memory_of(jax.tree.map(lambda leaf: leaf[0], state)), memory_of(alone), 1e-5)
