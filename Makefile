@@ -78,19 +78,24 @@ isolated: smoke suites
 smoke: $(VENV)/ready
 	$(VENV)/bin/python -m parity_tests.isolated --only smoke
 
-# XLA's older emitters, and LLVM without optimizations, compile the programs of emo_optax's own tests in a fraction of the
-# CPU time. XLA's defaults compile for `make parity`, `make test-oldest` and `make test-newest`.
-QUICK = --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=0
+# XLA's older emitters compile the programs of the tests in half the CPU time; for emo_optax's own tests, LLVM also
+# leaves its optimizations out. XLA's defaults compile for a part of `make parity`, and for `make test-oldest` and
+# `make test-newest`.
+OLDER = --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
+QUICK = $(OLDER) --xla_backend_optimization_level=0
 suites: export XLA_FLAGS ?= $(QUICK)
 
 # Each package's own tests run without the other's framework: once is enough.
 suites: $(VENV)/ready $(COMPILED)
 	$(VENV)/bin/python -m parity_tests.isolated --only suites --workers $(WORKERS)
 
-# The bounds of memory and time of a compiled step are tested with XLA's defaults, too: users have these.
+# XLA's defaults, which users have, compile what depends on them: the bounds of memory and time of a compiled step,
+# and the lockstep in float32. `make test-oldest` and `make test-newest` compile the whole lockstep with them.
+LOCKSTEP = parity_tests/lockstep_test.py
 parity: $(VENV)/ready $(COMPILED)
-	$(VENV)/bin/python $(PYTEST) emo_shared parity_tests examples benchmarks website $(INTEGRATIONS) \
-		emo_optax/_compiled_step_test.py
+	$(VENV)/bin/python $(PYTEST) -k "compiled_step or float32" emo_optax/_compiled_step_test.py $(LOCKSTEP)
+	XLA_FLAGS="$${XLA_FLAGS-$(OLDER)}" $(VENV)/bin/python $(PYTEST) -k "not (lockstep_test and float32)" \
+		emo_shared parity_tests examples benchmarks website $(INTEGRATIONS)
 
 processors: $(VENV)/ready $(COMPILED)
 	$(VENV)/bin/python -m parity_tests.processors $(ARGS)
@@ -111,7 +116,7 @@ processors: $(VENV)/ready $(COMPILED)
 test-oldest test-newest: test-%: .venv-%/ready
 	.venv-$*/bin/python -m parity_tests.versions
 	.venv-$*/bin/python -m parity_tests.isolated --only suites --workers $(WORKERS)
-	.venv-$*/bin/python $(PYTEST) $(RECORDINGS) parity_tests/lockstep_test.py
+	.venv-$*/bin/python $(PYTEST) $(RECORDINGS) $(LOCKSTEP)
 
 test-trainers: .venv-trainers/ready
 	.venv-trainers/bin/python -m parity_tests.versions
