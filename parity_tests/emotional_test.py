@@ -64,10 +64,18 @@ def given(step: int) -> dict[str, np.ndarray]:
     return {name: np.where(grad == 0.0, 1e-3, grad) for name, grad in grads.items()}
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
-def test_both_packages_step_alike(pair: Any, options: dict[str, Any]) -> None:
-    ours, make = pair
+# The options act outside of the inner optimizer: "all" has all options, and the others vary two optimizers.
+CASES = [
+    (pair, options)
+    for pair in PAIRS
+    for options in OPTIONS
+    if options in ("usual", "all") or pair in ("momentum", "adamw")
+]
+
+
+@pytest.mark.parametrize(("pair", "chosen"), CASES)
+def test_both_packages_step_alike(pair: str, chosen: str) -> None:
+    (ours, make), options = PAIRS[pair], OPTIONS[chosen]
     start = sequences.params("float64")
     losses = sequences.losses("spiky", STEPS)
     sides = []
@@ -113,10 +121,10 @@ def test_schedule_free_around_emotional_is_emotional_around_schedule_free_in_pyt
         base = emo_optax.emotional(optax.sgd(0.1), theta=0.0, gain=1.0)
         ours = optax.contrib.schedule_free(base, 0.1, b1=0.9, weight_lr_power=2.0)
         params: Any = {name: jnp.asarray(leaf) for name, leaf in start.items()}
-        state = ours.init(params)
+        state, update = ours.init(params), jax.jit(ours.update)
         for step, loss in enumerate(sequences.losses("spiky", STEPS)):
             grads = given(step)
-            updates, state = ours.update(grads, state, params, value=float(loss))
+            updates, state = update(grads, state, params, value=float(loss))
             params = optax.apply_updates(params, updates)
             for name, tensor in tensors.items():
                 tensor.grad = torch.tensor(grads[name])

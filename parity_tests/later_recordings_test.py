@@ -12,7 +12,7 @@ import torch
 import emo_optax
 import emo_torch
 from parity_tests.drive import Arrays, compiled
-from parity_tests.recordings_test import FOLDER, LATER, RECORDINGS
+from parity_tests.recordings_test import FOLDER, LATER, RECORDINGS, of_one_program
 from parity_tests.tolerances import RECORDING
 
 CASES = [case for case in RECORDINGS if case["generation"] in LATER]
@@ -125,7 +125,7 @@ def test_all_recordings_are_here() -> None:
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["file"].removesuffix(".npz"))
+@pytest.mark.parametrize("case", [of_one_program(case) for case in CASES])
 def test_replays_the_recording(case: dict[str, Any], side: str) -> None:
     recorded = np.load(FOLDER / case["file"])
     tolerance = RECORDING[case["dtype"]]

@@ -24,8 +24,14 @@ def _options(case: dict[str, Any]) -> dict[str, Any]:
     return {**case["kwargs"], **ratio, **FAMILY[case["optimizer"]].recorded}
 
 
+def of_one_program(case: dict[str, Any]) -> Any:
+    """Sends recordings that Optax replays in one program to one process, which compiles it once."""
+    program = f"{case['generation']}-{case['optimizer']}-{case['dtype']}-{sorted(case['kwargs'].items())}"
+    return pytest.param(case, id=case["file"].removesuffix(".npz"), marks=pytest.mark.xdist_group(program))
+
+
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["file"].removesuffix(".npz"))
+@pytest.mark.parametrize("case", [of_one_program(case) for case in CASES])
 def test_replays_the_recording(case: dict[str, Any], side: str) -> None:
     recorded = np.load(FOLDER / case["file"])
     member = FAMILY[case["optimizer"]]

@@ -107,8 +107,11 @@ WAYS: dict[str, Callable[[Path, Any, Any], Any]] = {
 }
 
 
+# The tests of a member run in one process, which compiles its step once.
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(f"resume-{name}")) for name in MEMBERS]
+)
 def test_a_run_resumes_bit_for_bit(name: str, way: Any, tmp_path: Path) -> None:
     params = start()
     halfway = train(name, (params, make(name)[0].init(params)), 3)
