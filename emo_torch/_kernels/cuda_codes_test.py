@@ -92,6 +92,7 @@ def _stored(make: Any, moment: str, values: Tensor, table: tuple[float, ...]) ->
 
 def _interpret() -> None:
     """Runs all cases and prints the differences; in a process of its own that interprets kernels."""
+    triton_test.patch_triton_once()
     cuda.DEVICES = ("cpu",)
     vars(_emotional)["check_fused"] = lambda *_, **__: None  # The check requires a GPU.
     step, left = cuda.step, []

@@ -27,7 +27,7 @@ from emo_torch._step.sync_test import NoSync
 
 needs_triton = pytest.mark.skipif(not cuda.is_available(), reason="TRITON IS NOT INSTALLED")
 BOUNDS = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 1e-2}
-SHAPES = ((), (0,), (7,), (19, 10), (3, 4, 5), (70,))
+SHAPES = ((), (0,), (19, 10), (3, 4, 5), (70,))
 LOSSES = (2.0, 9.0, 2.0)
 # EmoNavi, EmoFact and EmoLynx have the rules of EmoClan.
 MEMBERS = ("emo_sens", "emo_airy", "emo_cats", "emo_clan", "emo_neco", "emo_zeal")
@@ -49,17 +49,18 @@ def _train(name: str, dtype: str, spoils: bool, **options: Any) -> dict[str, Ten
     params: list[Tensor] = [torch.nn.Parameter(param.to(getattr(torch, dtype))) for param in drawn]
     rate = 20.0 if REGISTRY[name].generation == 3 else 1e-2  # The pulse is about 1e-4 of the rate.
     optimizer = emo_torch.create_optimizer(name, params, lr=rate, **options)
-    for loss in LOSSES:
+    # The shadow begins at the second loss, and the third step blends it.
+    for loss in LOSSES if options["use_shadow"] else LOSSES[:2]:
         for param in params:
             gradient = torch.randn(param.shape, generator=generator, dtype=torch.float64)
             gradient *= torch.rand(param.shape, generator=generator) > 0.2
             if spoils and param.numel() > 3:
                 gradient.view(-1)[:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
             param.grad = gradient.to(param.dtype)
-        before = params[3]._version
+        before = params[2]._version
         with NoSync():
             optimizer.step(loss=loss)
-        assert params[3]._version > before
+        assert params[2]._version > before
     found = {**optimizer.named_memory(), **{f"param {i}": p.detach() for i, p in enumerate(params)}}
     for index, param in enumerate(params):
         found.update({f"{key} {index}": value for key, value in optimizer.state[param].items()})
@@ -97,11 +98,30 @@ def _differences(
         for key, value in ours.items()
         if not torch.allclose(value.double(), theirs[key].double(), bound, bound, equal_nan=True)
     ]
-    return wrong if left == [0] * len(LOSSES) else [*wrong, f"left to the other ways: {left}"]
+    steps = 2 if is_plain else len(LOSSES)
+    return wrong if left == [0] * steps else [*wrong, f"left to the other ways: {left}"]
+
+
+def patch_triton_once() -> None:
+    """Makes Triton's interpreter patch its language once for a launch, not for each call in a kernel."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    internals: dict[str, Any] = vars(interpreter)
+    patch = internals.get("_patch_lang")
+
+    def patch_where_needed(function: Any) -> Any:
+        seen = [value for value in function.__globals__.values() if value is tl or value is tl.core]
+        # Only a launch reads the result, and nothing is patched when a launch begins.
+        return patch(function) if any(tl.core.is_builtin(module.load) for module in seen) else None
+
+    if patch is not None:
+        internals["_patch_lang"] = patch_where_needed
 
 
 def _interpret() -> None:
     """Runs all cases and prints the differences; in a process of its own that interprets kernels."""
+    patch_triton_once()
     cuda.DEVICES = ("cpu",)
     layouts.BLOCK, layouts.HEIGHT, layouts.WIDTH = 64, 8, 8  # Small, so that every tensor has several.
     vars(_emotional)["check_fused"] = lambda *_, **__: None  # The check requires a GPU.
