@@ -10,6 +10,7 @@ import optax
 from optax import contrib
 
 import emo_optax
+from benchmarks.quality.directions import factors, piloted, signs
 from emo_optax._members import emo_pilot as member
 from emo_optax._pieces import courage, pilot, relative_emotion
 
@@ -164,4 +165,22 @@ def _at_most(most: float) -> Contender:
 
 BOUNDED = {each.name: each for each in map(_at_most, (1.0, 10.0))}
 
-ALL = CONTENDERS | LEFT_OUT | BOUNDED
+
+def _directed(name: str, direction: Callable[[], optax.GradientTransformation]) -> Contender:
+    return Contender(
+        *(name, 1e-2, lambda rate, _: piloted(direction(), rate)),
+        {name: emo_optax.eval_params},
+    )
+
+
+DIRECTIONS = {
+    each.name: each
+    for each in (
+        _directed("factors, no momentum (Adafactor)", lambda: factors(None)),
+        _directed("factors, momentum 0.9", lambda: factors(0.9)),
+        _directed("signs (Lion, cautious)", signs),
+    )
+}
+"""EmoPilot with another direction, on which `emo_pilot_airy` and `emo_pilot_cats` would be built."""
+
+ALL = CONTENDERS | LEFT_OUT | BOUNDED | DIRECTIONS

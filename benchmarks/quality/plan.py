@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from benchmarks.quality.contenders import BOUNDED, CONTENDERS, LEFT_OUT
+from benchmarks.quality.contenders import BOUNDED, CONTENDERS, DIRECTIONS, LEFT_OUT
 from benchmarks.quality.tasks import tasks
 from benchmarks.quality.training import NO_TROUBLE, Trouble
 
@@ -77,7 +77,7 @@ def cells(*, held_back: bool = False) -> list[Cell]:
         [Cell("rates", task, contender) for contender in some for task in names]
         for some in (FEW, (*rivals, *members))
     )
-    return [*first, *_long(), *_troubles(), *_fine_tuning(), *_left_out(), *rest]
+    return [*first, *_long(), *_troubles(), *_fine_tuning(), *_left_out(), *_directions(), *_large(), *rest]
 
 
 def _long() -> list[Cell]:
@@ -101,3 +101,15 @@ def _fine_tuning() -> list[Cell]:
 def _left_out() -> list[Cell]:
     rates, some = (1e-4, 1e-3, 1e-2, 1e-1), ("mlp", "autoencoder", "teacher", "factors", "wave")
     return [Cell("left out", task, name, rates, (0, 1)) for name in LEFT_OUT for task in some]
+
+
+def _directions() -> list[Cell]:
+    rates = (1e-4, 1e-3, 1e-2, 1e-1)
+    names = [name for name, task in tasks().items() if task.kind in LOSSES_OVER_RATES]
+    return [Cell("directions", task, name, rates, (0, 1)) for name in DIRECTIONS for task in names]
+
+
+def _large() -> list[Cell]:
+    # One learning rate at a time: batches of products of matrices are slow on a CPU.
+    rates = {"adamw": (3e-4, 1e-3, 3e-3), "emo_pilot": (1e-3, 1e-2)}
+    return [Cell(f"large, {rate:g}", "large", name, (rate,), (0,)) for name in FEW for rate in rates[name]]

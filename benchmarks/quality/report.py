@@ -216,6 +216,62 @@ def _left_out_section(store: Store, losses: Losses) -> Rows:
     return ["## The value of each piece", "", text, "", *table(head, rows)]
 
 
+def _directions_section(store: Store, losses: Losses) -> Rows:
+    best = {task: float(found.min()) for (task, row), found in losses.items() if row == ADAMW}
+    found = [(cell, result) for cell, result in _single(store, "directions") if cell.task in best]
+    if not found:
+        return []
+    rates = found[0][0].rates
+    names = list(dict.fromkeys(cell.task for cell, _ in found))
+    rows: dict[str, dict[str, list[float]]] = {"Adam's moments (EmoPilot)": {}}
+    for name in names:
+        if (name, PILOT) in losses:
+            places = [RATES.index(rate) for rate in rates]
+            rows["Adam's moments (EmoPilot)"][name] = list(losses[name, PILOT][places] / best[name])
+    for cell, result in found:
+        means = [_mean(each) / best[cell.task] for each in result[cell.contender][0]]
+        rows.setdefault(cell.contender, {})[cell.task] = means
+    place = rates.index(DEFAULTS[PILOT])
+    lines = [
+        [
+            *(row, *map(number, _means(list(each.values())))),
+            *(number(each[name][place]) for name in names),
+        ]
+        for row, each in rows.items()
+        if set(names) <= set(each)
+    ]
+    head = ["direction", *(f"{rate:g}" for rate in rates), *names]
+    text = (
+        "EmoPilot's scalars with other directions, 2 seeds: the geometric mean over the tasks by learning "
+        "rate, and each task at the learning rate of 0.01."
+    )
+    return ["## Other directions", "", text, "", *table(head, lines)]
+
+
+def _means(rows: list[list[float]]) -> list[float]:
+    """Returns the geometric means over the first axis."""
+    finite = np.nan_to_num(np.asarray(rows), nan=DIVERGED, posinf=DIVERGED)
+    means: list[float] = np.exp(np.log(np.minimum(finite, DIVERGED)).mean(0)).tolist()
+    return means
+
+
+def _large_section(store: Store) -> Rows:
+    found = [(cell, store.get(cell.key)) for cell in cells() if cell.task == "large" and cell.key in store]
+    if not found:
+        return []
+    rates = sorted({rate for cell, _ in found for rate in cell.rates})
+    rows: dict[str, dict[float, str]] = {}
+    for cell, result in found:
+        for row, losses in result.items():
+            rows.setdefault(row, {})[cell.rates[0]] = number(_mean(losses[0][0]))
+    lines = [[row, *(each.get(rate, "-") for rate in rates)] for row, each in rows.items()]
+    text = (
+        "A transformer of 3.2 million weights over the characters of Python's help texts, 300 steps, "
+        "batches of 8 times 64 characters, one seed: the loss on test data, by learning rate."
+    )
+    return ["## A larger network", "", text, "", *table(["optimizer", *(f"{r:g}" for r in rates)], lines)]
+
+
 def write(store: Store, folder: Path) -> None:
     """Writes the tables of the stored results."""
     losses = losses_over_rates(store)
@@ -236,6 +292,8 @@ def write(store: Store, folder: Path) -> None:
         *_batches_section(store),
         *_fine_tuning_section(store),
         *_left_out_section(store, losses),
+        *_directions_section(store, losses),
+        *_large_section(store),
     ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tables.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

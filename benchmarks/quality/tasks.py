@@ -1,13 +1,12 @@
-"""The tasks: the four kinds of the yardstick, seven of other kinds, and three that were held back.
+"""The tasks: the four kinds of the yardstick, seven of other kinds, three held back, and a large one.
 
-Every task is small. All data is made in place, or comes with scikit-learn, or is the licence text of this
-repository. A task is pure functions of JAX, so that one compiled program trains it with all seeds and
-learning rates at once.
+All but one are small. All data is made in place, or comes with scikit-learn or Python, or is the licence
+text of this repository. A task is pure functions of JAX, so that one compiled program trains it with all
+seeds and learning rates at once.
 """
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ import optax
 from numpy.typing import NDArray
 
 from benchmarks.quality import networks
+from benchmarks.quality.texts import CONTEXT, help_texts, text
 from examples.digits import data
 
 Array = NDArray[Any]
@@ -30,7 +30,7 @@ class Task(NamedTuple):
         name: its name in results.
         title: its name for readers.
         kind: "yardstick" or "other" for tasks on which EmoPilot may be tuned, "held back" for tasks that
-            nobody looked at before the rule was fixed, "long" and "fine-tuning" for runs of their own.
+            nobody looked at before the rule was fixed, "long", "large" and "fine-tuning" for other studies.
         start: from a key to the first parameters.
         loss: from parameters, frozen parameters, inputs and targets to the loss, an array of shape `[]`.
         train: inputs and targets to learn from; the first axes count the examples.
@@ -89,28 +89,13 @@ def _images_twice(index: int) -> Callable[[], Data]:
     return lambda: (digits()[index][0].reshape(-1, 64),) * 2
 
 
-CONTEXT = 32
+def _help(index: int) -> Callable[[], Data]:
+    return lambda: help_texts()[0][index]
 
 
-@functools.cache
-def text() -> tuple[list[Data], int]:
-    """Returns windows of two texts, and the number of characters.
-
-    The first text is two thirds of the licence, the second text the last third in capitals. The windows of
-    each, to learn from and to be tested on, are characters and the next ones, `[windows, 32]` each.
-    """
-    words = " ".join((Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8").split())
-    kinds = sorted(set(words + words.upper()))
-    third = len(words) // 3
-    pieces = []
-    for piece in (words[: 2 * third], words[2 * third :].upper()):
-        numbers = np.asarray([kinds.index(character) for character in piece])
-        cut = len(numbers) - third // 4
-        for part, stride in ((numbers[:cut], 1), (numbers[cut:], CONTEXT)):
-            begins = np.arange(0, len(part) - CONTEXT, stride)[:, None]
-            windows = part[begins + np.arange(CONTEXT + 1)]
-            pieces.append((windows[:, :-1], windows[:, 1:]))
-    return pieces, len(kinds)
+def _large(key: jax.Array) -> Any:
+    """Returns the parameters of a transformer of 3.2 million weights."""
+    return networks.transformer(key, help_texts()[1], 64, width=256, depth=4)
 
 
 def _text(index: int) -> Callable[[], Data]:
@@ -354,6 +339,10 @@ def tasks() -> dict[str, Task]:
             *("finetune", "Other text, whole transformer", "fine-tuning", _pretrained),
             *(_language, _text(2), _text(3), 8),
             known=_text(1),
+        ),
+        Task(
+            *("large", "Python's help texts, transformer of 3.2 million weights", "large", _large),
+            *(_language, _help(0), _help(1), 8),
         ),
         Task(
             *("patches", "Digits, patch transformer", "held back", networks.patch_transformer),
