@@ -16,6 +16,7 @@ from emo_optax._pieces.pilot import (
     skip,
     steer,
     whole_sums,
+    with_agreement,
 )
 
 
@@ -39,12 +40,13 @@ def piloted(direction: optax.GradientTransformation, rate: Any) -> optax.Gradien
         total, means = whole_sums(products, params, jnp.float32, None)
         learning_rate = learning_rate_at(lambda _: rate, state.pilot)
         pilot, is_finite = steer(
-            *(state.pilot, value, total),
+            *(state.pilot, value, total[0]),
             limit=2.5,
             min_courage=0.03,
             max_courage=1000.0,
             learning_rate=learning_rate,
         )
+        pilot = with_agreement(pilot, total)
         gated = jax.tree.map(lambda g: g * pilot.gate, grads)
         last, rule = direction.update(gated, state.rule, params)
         pilot, lengths = step_lengths(pilot, params, means, learning_rate)
