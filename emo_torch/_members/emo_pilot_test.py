@@ -92,7 +92,7 @@ def reference(
             # The agreement of this step is for the next step.
             last, a = a, dot(g, u) / (factor * norm * math.sqrt(dot(u, u)))
             if t > 2:
-                a2 = last * last if t == 3 else a2 + 0.05 * (last * last - a2)
+                a2 += 0.05 * (last * last - a2)
             rise, fall = max(0.0, (s - 0.5) / 0.5), max(0.0, (-s - 0.5) / 0.5)
             if t > 5:
                 growth = 0.05 * (1 + 40 / (t + 10)) * (math.tanh(last / math.sqrt(a2)) + 0.4 * fall)

@@ -60,15 +60,16 @@ def move_courage(
         k &\leftarrow k\,\exp\bigl(0.05\,(1 + \tfrac{40}{t+10})\,(z + 0.4\,fall)\bigr) \quad\text{else}
 
     The warm-up is added to the exponent of the second case (see `warm_up`). The courage moves from the 6th
-    step on, and stays between its bounds. The emotion adds to its growth only while the loss falls, so that
-    noise alone does not increase it.
+    step on, and stays between its bounds. The average :math:`a_2` starts at 0, so that z is near -1 or 1 in
+    the first steps. The emotion adds to the growth only while the loss falls, so that noise alone does not
+    increase it.
 
     Args:
         state: the courage before this step.
         agreement: a, the cosine of the last gradient and the direction before it, in [-1, 1], shape `[]`.
         scalar: s, the scale-free emotion scalar, in [-1, 1], shape `[]` (see `feel_relative`).
         step: t, the number of this step, counted from 1, an integer tensor of shape `[]`. The first two
-            steps have no agreement of the step before, and change nothing.
+            steps have no agreement of the step before: `agreement` is 0.
         min_courage: the least courage, > 0.
         max_courage: the largest courage, >= `min_courage`; with 1 no step is longer than the learning rate.
         learning_rate: eta, for the warm-up, >= 0; at 0 there is none.
@@ -83,7 +84,7 @@ def move_courage(
         >>> for step in range(1, 31):
         ...     courage = emo_torch.move_courage(courage, torch.tensor(0.3), calm, torch.tensor(step))
         >>> print(f"{courage.courage:.1f}")
-        11.2
+        16.1
 
     Source: ours (EmoPilot), after hypergradient descent (Baydin et al., 2018).
     """
@@ -92,7 +93,6 @@ def move_courage(
     t = step.to(dtype)
     square = agreement * agreement
     moved = state.agreement_square + 0.05 * (square - state.agreement_square)
-    moved = torch.where(step == 3, square, moved)
     z = torch.tanh(agreement / (torch.sqrt(moved) + tiny))
     rise = (2.0 * scalar - 1.0).clamp(min=0.0)
     fall = (-2.0 * scalar - 1.0).clamp(min=0.0)
@@ -100,12 +100,7 @@ def move_courage(
     growth = growth + warm_up(state.courage, learning_rate, step)
     exponent = torch.where(scalar > 0.5, -0.2 * rise, growth)
     courage = (state.courage * torch.exp(exponent)).clamp(min_courage, max_courage)
-    has_none = step <= 2
-    return CourageState(
-        torch.where(has_none, state.agreement, agreement),
-        torch.where(has_none, state.agreement_square, moved),
-        torch.where(step > QUIET_STEPS, courage, state.courage),
-    )
+    return CourageState(agreement, moved, torch.where(step > QUIET_STEPS, courage, state.courage))
 
 
 def warm_up(courage: Tensor, learning_rate: float | Tensor, step: Tensor) -> Tensor:

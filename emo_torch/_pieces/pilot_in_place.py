@@ -160,9 +160,7 @@ class PilotArrays:
         own, real = self.fields, self.real
         agreement, average, courage = own.agreement[()], own.agreement_square[()], own.courage[()]
         square = agreement * agreement
-        moved = average
-        if step > 2:
-            moved = square if step == 3 else average + real(0.05) * (square - average)
+        moved = average + real(0.05) * (square - average)
         if step <= QUIET_STEPS:
             return moved, courage
         if scalar > 0.5:
