@@ -24,7 +24,7 @@ Around other transformations:
     carry_loss, loss_from_gradient, loss_from_function, bind_extra_args    where no loss can be passed
 
 To see and to save (each takes the state of any optimizer that holds the member):
-    get_emotion, get_pilot, get_pulse, get_drive, get_divergence, get_metrics, get_runaway
+    get_emotion, get_pilot, get_pulse, get_drive, get_divergence, get_metrics, get_runaway, set_emotion
     save_checkpoint, load_checkpoint            a whole run in one file
     to_arrays, from_arrays, save_arrays, load_arrays    a run that moves to `emo_torch`, or from it
     decay_mask                      weight decay for matrices alone

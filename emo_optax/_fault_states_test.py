@@ -14,17 +14,23 @@ from emo_optax._fault_options_test import Tree, _params
 from emo_shared.fault_case_test import BASIC, EMOTIONAL, EVERY, INF, NAN, REF, Case, Refused
 
 
-def _emotion_with(**fields: Any) -> Callable[[Tree], Tree]:
-    """Returns a function that puts fields into the emotion in a state."""
+def _emotion_with(**changes: Callable[[jax.Array], Any]) -> Callable[[Tree], Tree]:
+    """Returns a function that changes arrays of the emotion in a state."""
 
-    def change(state: Tree) -> Tree:
-        return jax.tree.map(
-            lambda node: node._replace(**fields) if isinstance(node, emo_optax.EmotionState) else node,
-            state,
-            is_leaf=lambda node: isinstance(node, emo_optax.EmotionState),
-        )
+    def changed(node: Any) -> Any:
+        if not isinstance(node, emo_optax.EmotionState):
+            return node
+        return node._replace(**{name: change(getattr(node, name)) for name, change in changes.items()})
 
-    return change
+    def change_all(state: Tree) -> Tree:
+        return jax.tree.map(changed, state, is_leaf=lambda node: isinstance(node, emo_optax.EmotionState))
+
+    return change_all
+
+
+def _other_length(more: int) -> Callable[[jax.Array], jax.Array]:
+    """Returns a function that makes an array longer, or shorter where `more` is below 0."""
+    return lambda old: jnp.zeros(old.shape[0] + more, old.dtype)
 
 
 def _leaves_of_shape(shape: tuple[int, ...], new: Any) -> Callable[[Tree], Tree]:
@@ -78,17 +84,17 @@ STATES = [
             ("with moments of booleans", _leaves_of_shape((3,), jnp.zeros(3, bool)), ADAPTED),
             ("with moments None", _leaves_of_shape((3,), None), ADAPTED),
             ("with moments that are words", _leaves_of_shape((3,), "moment"), ADAPTED),
-            ("with a history too short", _emotion_with(history=jnp.zeros(31)), EMOTIONAL),
-            ("with a history too long", _emotion_with(history=jnp.zeros(33)), EMOTIONAL),
-            ("with a history of one number", _emotion_with(history=jnp.zeros(())), EMOTIONAL),
-            ("with a history of whole numbers", _emotion_with(history=jnp.zeros(32, int)), EMOTIONAL),
-            ("with a count of floats", _emotion_with(felt=jnp.zeros(())), EMOTIONAL),
-            ("with a count None", _emotion_with(felt=None), EMOTIONAL),
-            ("with a count of shape (1,)", _emotion_with(held=jnp.zeros(1, int)), EMOTIONAL),
-            ("with an average of whole numbers", _emotion_with(short=jnp.zeros((), int)), EMOTIONAL),
-            ("with an average of shape (2,)", _emotion_with(long=jnp.zeros(2)), EMOTIONAL),
-            ("with an average that is a word", _emotion_with(long="long"), EMOTIONAL),
-            ("with a signal that is a number", _emotion_with(should_stop=jnp.zeros(())), EMOTIONAL),
+            ("with numbers of a history too short", _emotion_with(numbers=_other_length(-1)), EMOTIONAL),
+            ("with numbers of a history too long", _emotion_with(numbers=_other_length(1)), EMOTIONAL),
+            ("with one number", _emotion_with(numbers=lambda _: jnp.zeros(())), EMOTIONAL),
+            ("with numbers that are whole", _emotion_with(numbers=lambda old: old.astype(int)), EMOTIONAL),
+            ("with numbers that are truths", _emotion_with(numbers=lambda old: old != 0), EMOTIONAL),
+            ("with numbers of a row", _emotion_with(numbers=lambda old: old[None]), EMOTIONAL),
+            ("with numbers that are a word", _emotion_with(numbers=lambda _: "long"), EMOTIONAL),
+            ("with counts of floats", _emotion_with(counts=lambda _: jnp.zeros(3)), EMOTIONAL),
+            ("with counts None", _emotion_with(counts=lambda _: None), EMOTIONAL),
+            ("with counts of shape (1,)", _emotion_with(counts=_other_length(-2)), EMOTIONAL),
+            ("with counts that are truths", _emotion_with(counts=lambda old: old != 0), EMOTIONAL),
         ]
     ],
 ]

@@ -136,6 +136,7 @@ from emo_optax._wrappers.early_stop_monitor import EarlyStopState as EarlyStopSt
 from emo_optax._wrappers.early_stop_monitor import early_stop as early_stop
 from emo_optax._wrappers.emotional import emotional as emotional
 from emo_optax._wrappers.emotional import get_emotion as get_emotion
+from emo_optax._wrappers.emotional import set_emotion as set_emotion
 from emo_optax._wrappers.get_pulse import Drive as Drive
 from emo_optax._wrappers.get_pulse import Pulse as Pulse
 from emo_optax._wrappers.get_pulse import get_drive as get_drive

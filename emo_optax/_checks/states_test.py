@@ -112,7 +112,9 @@ def test_a_flag_and_a_count_may_be_set_by_their_names(in_jit: bool) -> None:
         if "gain" not in inspect.signature(getattr(emo_optax, name)).parameters:
             continue  # The emotion of v2.0 is not the memory of this member.
         optimizer = optax.chain(optax.clip(1.0), emo_optax.create_optimizer(name, 0.1))
-        state = optax.tree.set(optimizer.init(PARAMS), should_stop=True, felt=7, short=1, long=0.5)
+        init = optimizer.init(PARAMS)
+        state = emo_optax.set_emotion(init, should_stop=True, felt=7, short=1, long=np.float64(0.5))
+        assert kinds(state) == kinds(init)
         update = jax.jit(optimizer.update) if in_jit else optimizer.update
         _, state = update(PARAMS, state, PARAMS, value=1.0)
         emotion = emo_optax.get_emotion(state)
@@ -128,17 +130,37 @@ def test_a_flag_and_a_count_may_be_set_by_their_names(in_jit: bool) -> None:
 @pytest.mark.parametrize("in_jit", [False, True])
 def test_a_number_of_another_kind_is_refused_by_its_place(field: str, value: Any, in_jit: bool) -> None:
     optimizer = emo_optax.emo_sens(0.1)
-    state = optax.tree.set(optimizer.init(PARAMS), **{field: value})
-    update = jax.jit(optimizer.update) if in_jit else optimizer.update
-    with pytest.raises((TypeError, ValueError), match=rf"{field}\b.*(must be an array|is bool)"):
-        update(PARAMS, state, PARAMS, value=1.0)
+    state = optimizer.init(PARAMS)
+    change = lambda state: emo_optax.set_emotion(state, **{field: value})
+    with pytest.raises(TypeError, match=rf"EmotionState.{field} must be"):
+        (jax.jit(change) if in_jit else change)(state)
 
 
 def test_a_number_where_an_array_of_another_shape_belongs_is_refused() -> None:
     optimizer = emo_optax.emo_sens(0.1)
-    state = optax.tree.set(optimizer.init(PARAMS), history=0.5)
-    with pytest.raises(TypeError, match=r"history of the optimizer's state must be an array of float32"):
+    with pytest.raises(TypeError, match=r"history must be a number of the shape \(32,\)"):
+        emo_optax.set_emotion(optimizer.init(PARAMS), history=0.5)
+    state = optax.tree.set(optimizer.init(PARAMS), numbers=0.5)
+    with pytest.raises(TypeError, match=r"numbers of the optimizer's state must be an array of float32"):
         optimizer.update(PARAMS, state, PARAMS, value=1.0)
+
+
+def test_a_value_that_no_emotion_has_is_refused() -> None:
+    with pytest.raises(TypeError, match="no value 'joy'; its values are felt, held, short"):
+        emo_optax.set_emotion(emo_optax.emo_sens(0.1).init(PARAMS), joy=1.0)
+    with pytest.raises(ValueError, match="no emotion and no pulse"):
+        emo_optax.set_emotion(optax.adam(0.1).init(PARAMS), felt=1)
+
+
+def test_the_values_of_a_pulse_are_set_by_their_names() -> None:
+    optimizer = emo_optax.emo_sens3(0.1)
+    state = emo_optax.set_emotion(optimizer.init(PARAMS), level=2, held=np.int64(3), should_stop=np.True_)
+    assert kinds(state) == kinds(optimizer.init(PARAMS))
+    pulse = emo_optax.get_pulse(state)
+    assert (float(pulse.level), int(pulse.held), bool(pulse.should_stop)) == (2.0, 3, True)
+    assert int(pulse.felt) == 0
+    _, state = optimizer.update(PARAMS, state, PARAMS, value=1.0)
+    assert (int(emo_optax.get_pulse(state).held), int(emo_optax.get_pulse(state).felt)) == (3, 1)
 
 
 def test_the_functions_that_take_a_state_ask_for_arrays() -> None:
@@ -159,10 +181,11 @@ def test_the_monitor_and_the_looks_take_numbers() -> None:
     state: Any = stop.init()
     for number in (True, np.bool_(True)):
         assert stop.update(state._replace(is_quiet=number), 1.0).is_quiet.dtype == jnp.bool_
-    changed = state._replace(emotion=state.emotion._replace(felt=3, short=1))
+    changed = state._replace(emotion=state.emotion.replace(felt=3, short=1))
     for update in (stop.update, jax.jit(stop.update)):
         assert int(update(changed, 1.0).emotion.felt) == 4
     optimizer = emo_optax.emo_sens(0.1)
-    state = optax.tree.set(optimizer.init(PARAMS), should_stop=False, felt=2, short=1, scalar=0.5)
+    values = {"should_stop": False, "felt": 2, "short": 1, "scalar": 0.5}
+    state = emo_optax.set_emotion(optimizer.init(PARAMS), **values)
     assert emo_optax.get_metrics(state)["emotion/felt"] == 2.0
     assert float(emo_optax.get_emotion(state).step_scale) == 0.5

@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._checks.states import check_kind
 from emo_optax._checks.validation import check_flag, check_learning_rate, check_loss, takes_extra_args
 from emo_optax._pieces.dtypes import keep_dtypes, scale_by_learning_rate
-from emo_optax._pieces.early_stop import went_quiet
 from emo_optax._pieces.emotion import (
+    LENGTH,
     EmotionState,
     check_emotion,
-    init_emotion,
+    remember,
     shared_emotion,
     wide_dtype,
 )
@@ -32,20 +31,24 @@ from emo_optax._pieces.weight_decay import WeightDecayMode, place_weight_decay
 
 
 class DriveState(NamedTuple):
-    """The memory of the losses that v3.6.1 keeps.
+    """The memory of the losses that v3.6.1 keeps, in two arrays.
 
     Attributes:
-        emotion: counts, short and long average, scalar, the last 32 scalars and the stop signal. The scalar
-            is above 0 where the loss is below its trend: v3 has the opposite sign of v2.0.
-        medium: the medium average of the loss, shape `[]`, in the unit of the loss.
+        emotion: counts, short and long average, scalar, the last 32 scalars and the stop signal; the medium
+            average is the last of its numbers. The scalar is above 0 where the loss is below its trend: v3
+            has the opposite sign of v2.0.
     """
 
     emotion: EmotionState
-    medium: jax.Array
+
+    @property
+    def medium(self) -> jax.Array:
+        """The medium average of the loss, shape `[]`, in the unit of the loss."""
+        return self.emotion.numbers[..., LENGTH]
 
 
 def init_drive(dtype: Any) -> DriveState:
-    """Returns the state before the first loss, each field in its own buffer.
+    """Returns the state before the first loss, each array in its own buffer.
 
     Args:
         dtype: the floating-point dtype of the state, float32 or float64.
@@ -58,7 +61,7 @@ def init_drive(dtype: Any) -> DriveState:
 
     Source: EmoNavi v3.6.1 by muooon.
     """
-    return DriveState(init_emotion(dtype), jnp.zeros([], dtype))
+    return DriveState(EmotionState(jnp.zeros([LENGTH + 1], dtype), jnp.zeros([3], jnp.int32)))
 
 
 def feel_drive(state: DriveState, loss: jax.Array) -> DriveState:
@@ -81,7 +84,7 @@ def feel_drive(state: DriveState, loss: jax.Array) -> DriveState:
         The state after this step.
 
     Raises:
-        ValueError: for a state whose fields have other shapes or dtypes.
+        ValueError: for a state whose arrays have other shapes or dtypes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,18 +97,15 @@ def feel_drive(state: DriveState, loss: jax.Array) -> DriveState:
 
     Source: EmoNavi v3.6.1 by muooon.
     """
-    check_emotion(state.emotion)
-    check_kind("emotion.medium", state.medium, jnp.floating, ())
+    check_emotion(state.emotion, 1)
     old = state.emotion
     averages, felt, held = move_averages(
         Averages(old.short, state.medium, old.long), loss, old.felt, old.held
     )
     is_felt = held == old.held
     scalar = relative_scalar(averages, jnp.maximum(averages.long, FLOOR))
-    history = jnp.where(is_felt, jnp.concatenate([old.history[1:], scalar[None]]), old.history)
-    should_stop = old.should_stop | (is_felt & went_quiet(history, felt))
-    emotion = EmotionState(felt, held, averages.short, averages.long, scalar, history, should_stop)
-    return DriveState(emotion, averages.medium)
+    short, medium, long = averages
+    return DriveState(remember(old, is_felt, short, long, scalar, felt, held, [medium]))
 
 
 def drive_factor(scalar: jax.Array) -> jax.Array:
@@ -192,7 +192,7 @@ def share_drive(
         value: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ShareDriveState]:
-        loss = average_over_replicas(check_loss(value, state.drive.medium.dtype), axis_name)
+        loss = average_over_replicas(check_loss(value, state.drive.emotion.numbers.dtype), axis_name)
         drive = feel_drive(state.drive, loss)
         extra_args = {
             **extra_args,

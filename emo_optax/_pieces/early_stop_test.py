@@ -72,9 +72,9 @@ def test_losses_held_do_not_count_towards_the_32() -> None:
 def test_a_loss_held_neither_sets_nor_clears_the_signal() -> None:
     state = emo_optax.init_emotion(jnp.float32)
     # A history as quiet as this would stop, were a loss felt.
-    state = state._replace(felt=jnp.asarray(40, jnp.int32))
+    state = state.replace(felt=jnp.asarray(40, jnp.int32))
     assert not feel(state, jnp.asarray(np.nan, jnp.float32)).should_stop
-    state = state._replace(should_stop=jnp.asarray(True))
+    state = state.replace(should_stop=jnp.asarray(True))
     assert bool(feel(state, jnp.asarray(np.nan, jnp.float32)).should_stop)
 
 

@@ -1,5 +1,6 @@
 """Emotion: from the loss to one scalar, once a step for a whole optimizer."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._checks.errors import EMOTION_MISSING, EmotionMissingError
-from emo_optax._checks.states import check_kinds, with_arrays
+from emo_optax._checks.states import with_arrays
 from emo_optax._checks.validation import (
     check_factor,
     check_loss,
@@ -17,29 +18,43 @@ from emo_optax._checks.validation import (
     takes_extra_args,
 )
 from emo_optax._pieces.early_stop import WINDOW, went_quiet
+from emo_optax._pieces.packed import PackedState, Part, check_packed
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
 
+_SCALARS = 3
+"""The numbers of an emotion before its history."""
+LENGTH = _SCALARS + WINDOW
+"""The numbers of an emotion."""
 
-class EmotionState(NamedTuple):
-    """The statistics of the losses that an optimizer keeps; every field is an array of shape `[]` but one.
+
+class EmotionState(PackedState):
+    """The statistics of the losses that an optimizer keeps, in two arrays.
+
+    Each value is read by its name, as in `state.scalar`, and `state.replace(should_stop=False)` changes
+    values. All have the shape `[]` but `history`:
+
+    - `felt`: losses felt so far, int32.
+    - `held`: losses skipped because they were not finite, int32.
+    - `short`: the short average of the loss, in the loss's unit.
+    - `long`: the long average of the loss, in the loss's unit.
+    - `scalar`: the emotion scalar of the last finite loss, in [-1, 1]; 0 before any.
+    - `history`: the last 32 scalars, oldest first, shape `[32]`; 0 for steps not taken yet.
+    - `should_stop`: whether training has ever gone quiet, bool; stays set.
 
     Attributes:
-        felt: losses felt so far, int32.
-        held: losses skipped because they were not finite, int32.
-        short: the short average of the loss, in the loss's unit.
-        long: the long average of the loss, in the loss's unit.
-        scalar: the emotion scalar of the last finite loss, in [-1, 1]; 0 before any.
-        history: the last 32 scalars, oldest first, shape `[32]`; 0 for steps not taken yet.
-        should_stop: whether training has ever gone quiet, bool; stays set.
+        numbers: `short`, `long`, `scalar` and `history`, shape `[35]`; further numbers follow where other
+            pieces of the optimizer keep theirs here.
+        counts: `felt`, `held` and `should_stop`, int32, shape `[3]`.
     """
 
-    felt: jax.Array
-    held: jax.Array
-    short: jax.Array
-    long: jax.Array
-    scalar: jax.Array
-    history: jax.Array
-    should_stop: jax.Array
+    __slots__ = ()
+    felt = Part("counts", 0)
+    held = Part("counts", 1)
+    short = Part("numbers", 0)
+    long = Part("numbers", 1)
+    scalar = Part("numbers", 2)
+    history = Part("numbers", slice(_SCALARS, LENGTH))
+    should_stop = Part("counts", 2, is_flag=True)
 
 
 class Emotion(NamedTuple):
@@ -75,7 +90,7 @@ def wide_dtype(tree: Any) -> Any:
 
 
 def init_emotion(dtype: Any) -> EmotionState:
-    """Returns the emotion of an optimizer that has seen no loss, each field in its own buffer.
+    """Returns the emotion of an optimizer that has seen no loss, each array in its own buffer.
 
     Args:
         dtype: the floating-point dtype of the state, float32 or float64.
@@ -88,15 +103,7 @@ def init_emotion(dtype: Any) -> EmotionState:
 
     Source: EmoSens and EmoNavi v2.0 by muooon.
     """
-    return EmotionState(
-        felt=jnp.zeros([], jnp.int32),
-        held=jnp.zeros([], jnp.int32),
-        short=jnp.zeros([], dtype),
-        long=jnp.zeros([], dtype),
-        scalar=jnp.zeros([], dtype),
-        history=jnp.zeros([WINDOW], dtype),
-        should_stop=jnp.zeros([], jnp.bool_),
-    )
+    return EmotionState(jnp.zeros([LENGTH], dtype), jnp.zeros([3], jnp.int32))
 
 
 def feel(
@@ -133,7 +140,7 @@ def feel(
         The emotion after this step.
 
     Raises:
-        ValueError: for a state whose fields have other shapes or dtypes.
+        ValueError: for a state whose arrays have other shapes or dtypes.
         TypeError: for a number in a dtype of less than 32 bits, which is too coarse for it.
 
     Example:
@@ -149,7 +156,7 @@ def feel(
     """
     check_emotion(state)
     check_precisions(short_factor=short_factor, long_factor=long_factor, gain=gain)
-    dtype = state.scalar.dtype
+    dtype = state.numbers.dtype
     is_first = state.felt == 0
     is_finite = jnp.isfinite(loss)
     loss = jnp.where(is_finite, loss, jnp.zeros([], dtype))
@@ -170,23 +177,62 @@ def feel(
     scalar = jnp.tanh(steepness * (short - long))
     felt = jnp.where(is_felt, optax.safe_increment(state.felt), state.felt)
     held = jnp.where(is_felt, state.held, optax.safe_increment(state.held))
-    extended = jnp.concatenate([state.history[1:], scalar[None]])
-    history = jnp.where(is_felt, extended, state.history)
-    is_quiet = went_quiet(history, felt, mean_below=mean_below, variance_below=variance_below)
-    should_stop = state.should_stop | (is_felt & is_quiet)
-    return EmotionState(felt, held, short, long, scalar, history, should_stop)
-
-
-def check_emotion(state: EmotionState) -> None:
-    """Raises a `ValueError` unless every field has its shape and its kind of numbers."""
-    kinds = {"felt": jnp.integer, "held": jnp.integer, "should_stop": jnp.bool_}
-    shapes = {"history": (WINDOW,)}
-    check_kinds(
-        [
-            (f"emotion.{name}", field, kinds.get(name, jnp.floating), shapes.get(name, ()))
-            for name, field in state._asdict().items()
-        ]
+    return remember(
+        state,
+        is_felt,
+        short,
+        long,
+        scalar,
+        felt,
+        held,
+        mean_below=mean_below,
+        variance_below=variance_below,
     )
+
+
+def remember(
+    before: EmotionState,
+    is_felt: jax.Array,
+    short: jax.Array,
+    long: jax.Array,
+    scalar: jax.Array,
+    felt: jax.Array,
+    held: jax.Array,
+    more: Sequence[jax.Array] = (),
+    *,
+    mean_below: jax.typing.ArrayLike = 0.05,
+    variance_below: jax.typing.ArrayLike = 0.005,
+) -> EmotionState:
+    """Returns the state with new values, the scalar in its history, and the stop signal of that history.
+
+    Args:
+        before: the state before this step.
+        is_felt: whether the loss was felt, bool, shape `[]`.
+        short: the new short average, shape `[]`.
+        long: the new long average, shape `[]`.
+        scalar: the new emotion scalar, shape `[]`.
+        felt: the new count of felt losses, shape `[]`.
+        held: the new count of held losses, shape `[]`.
+        more: the numbers that follow the history, each of shape `[]`.
+        mean_below: as in `went_quiet`.
+        variance_below: as in `went_quiet`.
+    """
+    extended = jnp.concatenate([before.history[1:], scalar[None]])
+    history = jnp.where(is_felt, extended, before.history)
+    numbers = jnp.concatenate([jnp.stack([short, long, scalar]), history, *(each[None] for each in more)])
+    # The barrier makes XLA read the history from the array. Without it XLA computes the history again in
+    # each loop that reads it, and compiles longer.
+    numbers = jax.lax.optimization_barrier(numbers)
+    is_quiet = went_quiet(
+        numbers[_SCALARS:LENGTH], felt, mean_below=mean_below, variance_below=variance_below
+    )
+    should_stop = before.should_stop | (is_felt & is_quiet)
+    return EmotionState(numbers, jnp.stack([felt, held, should_stop.astype(felt.dtype)]))
+
+
+def check_emotion(state: EmotionState, more: int = 0) -> None:
+    """Raises a `ValueError` unless both arrays have their lengths and their kinds of numbers."""
+    check_packed("emotion", state, EmotionState, LENGTH + more, 3)
 
 
 class ShareEmotionState(NamedTuple):
@@ -261,7 +307,7 @@ def share_emotion(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ShareEmotionState]:
         state = with_arrays(state, init_fn, updates if params is None else params)
-        loss = check_loss(value, state.emotion.scalar.dtype)
+        loss = check_loss(value, state.emotion.numbers.dtype)
         if axis_name is not None:
             loss = average_over_replicas(loss, axis_name)
         emotion = feel(

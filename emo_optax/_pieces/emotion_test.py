@@ -24,15 +24,15 @@ def feel_all(losses: Any, dtype: Any = jnp.float32, **options: float) -> Emotion
 def same(state: EmotionState, other: EmotionState, *, but: tuple[str, ...] = ()) -> bool:
     return all(
         np.array_equal(getattr(state, name), getattr(other, name))
-        for name in EmotionState._fields
+        for name in EmotionState.parts()
         if name not in but
     )
 
 
 def test_before_any_loss_everything_is_zero() -> None:
     state = emo_optax.init_emotion(jnp.float32)
-    assert [np.shape(field) for field in state] == [(), (), (), (), (), (32,), ()]
-    assert not any(np.any(np.asarray(field)) for field in state)
+    assert [np.shape(value) for value in state.named().values()] == [(), (), (), (), (), (32,), ()]
+    assert not any(np.any(np.asarray(value)) for value in state.named().values())
 
 
 def test_averages_start_at_the_first_loss_so_the_first_scalar_is_zero() -> None:
@@ -197,9 +197,8 @@ def test_emotion_is_float64_where_a_parameter_is() -> None:
     with jax.enable_x64(True):
         double = optimizer.init({"a": jnp.ones(1, jnp.float32), "b": jnp.ones(1, jnp.float64)})
         single = optimizer.init({"a": jnp.ones(1, jnp.float32), "b": jnp.ones(1, jnp.bfloat16)})
-    assert {double.emotion[i].dtype for i in (2, 3, 4, 5)} == {np.dtype(np.float64)}
-    assert {single.emotion[i].dtype for i in (2, 3, 4, 5)} == {np.dtype(np.float32)}
-    assert {double.emotion[i].dtype for i in (0, 1)} == {np.dtype(np.int32)}
+    assert (double.emotion.numbers.dtype, single.emotion.numbers.dtype) == (np.float64, np.float32)
+    assert {each.emotion.counts.dtype for each in (double, single)} == {np.dtype(np.int32)}
 
 
 @pytest.mark.parametrize("option", ["short_factor", "long_factor", "gain"])

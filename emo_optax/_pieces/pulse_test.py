@@ -191,7 +191,7 @@ def test_an_option_out_of_its_range_is_refused(make: Any, option: str, values: A
 
 def test_a_state_of_another_kind_is_refused() -> None:
     state = emo_optax.init_pulse(jnp.float32)
-    for wrong in ({"level": jnp.ones(2)}, {"felt": jnp.ones([])}, {"should_stop": jnp.ones([])}):
+    for wrong in ({"numbers": jnp.ones(9)}, {"numbers": jnp.ones(10, int)}, {"counts": jnp.ones(3)}):
         with pytest.raises(ValueError, match=f"pulse.{next(iter(wrong))}"):
             emo_optax.feel_pulse(state._replace(**wrong), jnp.asarray(1.0))
 

@@ -104,7 +104,7 @@ def share_pulse(
         value: Any = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, SharePulseState]:
-        loss = average_over_replicas(check_loss(value, state.pulse.level.dtype), axis_name)
+        loss = average_over_replicas(check_loss(value, state.pulse.numbers.dtype), axis_name)
         pulse = feel_pulse(state.pulse, loss, scope.at(state.scope_state), **options._asdict())
         extra_args = {**extra_args, "value": value if axis_name is None else loss, "pulse": pulse}
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
@@ -198,7 +198,7 @@ class _PulseSchedule:
 
     def update(self, state: PulseState, *, value: Any = None, **extra_args: Any) -> PulseState:
         del extra_args
-        loss = average_over_replicas(check_loss(value, state.level.dtype), self._axis_name)
+        loss = average_over_replicas(check_loss(value, state.numbers.dtype), self._axis_name)
         return feel_pulse(state, loss, self._scope, ceiling=self._ceiling, **self._options._asdict())
 
     def __call__(self, state: PulseState, **extra_args: Any) -> jax.Array:

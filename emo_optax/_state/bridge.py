@@ -13,6 +13,7 @@ from emo_optax._members.ref_adamw_mini_schedule_free import RefMomentsState
 from emo_optax._pieces.divergence import DivergenceState
 from emo_optax._pieces.drive import DriveState
 from emo_optax._pieces.emotion import EmotionState
+from emo_optax._pieces.packed import PackedState
 from emo_optax._pieces.pilot import PilotState, SteeredState
 from emo_optax._pieces.pulse import PulseState
 from emo_optax._pieces.rounding import RoundStochasticallyState, RoundWithKahanState, is_narrow
@@ -220,6 +221,11 @@ def _exchange_steered(
     )
 
 
+def _swapped(node: PackedState, title: str, swap: Callable[[str, jax.Array], jax.Array]) -> PackedState:
+    """Exchanges the values of a packed state."""
+    return node.replace(**{name: swap(f"{title}/{name}", value) for name, value in node.named().items()})
+
+
 def _rule(state: optax.OptState) -> str:
     found = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, tuple(_RULES)))
     kinds = {type(node) for node in found}
@@ -248,19 +254,16 @@ def _exchange(
 
     def visit(node: Any) -> Any:
         if isinstance(node, EmotionState):
-            return EmotionState(
-                **{name: swap(f"emotion/{name}", leaf) for name, leaf in node._asdict().items()}
-            )
+            return _swapped(node, "emotion", swap)
         if isinstance(node, DivergenceState):
             return DivergenceState(
                 **{name: swap(f"divergence/{name}", leaf) for name, leaf in node._asdict().items()}
             )
         if isinstance(node, DriveState):
-            return DriveState(_exchange(node.emotion, swap), swap("emotion/medium", node.medium))
+            emotion, medium = _exchange(node.emotion, swap), swap("emotion/medium", node.medium)
+            return DriveState(emotion._replace(numbers=emotion.numbers.at[..., -1].set(medium)))
         if isinstance(node, PulseState):
-            return PulseState(
-                **{name: swap(f"pulse/{name}", leaf) for name, leaf in node._asdict().items()}
-            )
+            return _swapped(node, "pulse", swap)
         if isinstance(node, SteeredState):
             return _exchange_steered(node, swap, swap_tree)
         if isinstance(node, ScaleByFreshSignState):

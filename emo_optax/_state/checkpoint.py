@@ -17,7 +17,7 @@ from emo_shared.files import check_digest, read_file, write_file
 from emo_shared.header import CODES, Part
 from emo_shared.version import __version__
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 """The version of a checkpoint's layout."""
 FORMAT = "emo_optax checkpoint"
 

@@ -182,9 +182,9 @@ def rewrite(path: Path, **changes: str | None) -> None:
     [
         (
             {"version": "0"},
-            r"has the layout 0, written by emo_optax 0\.1\.0; this release reads the layout 1",
+            r"has the layout 0, written by emo_optax 0\.1\.0; this release reads the layout 2",
         ),
-        ({"version": "2"}, "has the layout 2.*Load it with that release, save_arrays of to_arrays"),
+        ({"version": "1"}, "has the layout 1.*Load it with that release, save_arrays of to_arrays"),
         ({"version": None}, "has the layout None"),
         ({"format": "emo_torch checkpoint"}, "no checkpoint of emo_optax, but emo_torch checkpoint"),
         ({"format": None}, "no checkpoint of emo_optax, but a file of another origin"),

@@ -92,7 +92,7 @@ def test_sam_feels_the_loss_at_the_perturbed_parameters() -> None:
         expected = add(expected, updates)
         close(params, expected)
     close(emo_optax.get_emotion(state), emo_optax.get_emotion(alone_state))
-    assert state.opt_state.emotion.should_stop.dtype == jnp.bool_
+    assert state.opt_state.emotion.counts.dtype == jnp.int32
 
 
 def test_sam_in_opaque_mode_gets_its_gradient_function_and_the_optimizer_the_loss() -> None:

@@ -106,7 +106,7 @@ def early_stop(
         state = with_arrays(state, lambda _: init(), None)
         emotion = feel(
             state.emotion,
-            average_over_replicas(check_loss(loss, state.emotion.scalar.dtype), axis_name),
+            average_over_replicas(check_loss(loss, state.emotion.numbers.dtype), axis_name),
             short_factor=short_factor,
             long_factor=long_factor,
             gain=gain,

@@ -21,6 +21,7 @@ from emo_optax._checks.validation import (
 from emo_optax._pieces.dtypes import keep_dtypes, scale_by_learning_rate
 from emo_optax._pieces.early_stop import went_quiet
 from emo_optax._pieces.emotion import Emotion, EmotionState, ShareEmotionState, share_emotion
+from emo_optax._pieces.pulse import PulseState
 from emo_optax._pieces.replicas import AxisName
 from emo_optax._pieces.rounding import Rounding
 from emo_optax._pieces.shadow_effect import (
@@ -190,7 +191,7 @@ def get_emotion(state: optax.OptState) -> Emotion:
             "of a chain or wrapper around one. get_pulse is for the third generation."
         )
     # Some frameworks wrap each array of a state in an object; such an object converts to the array.
-    felt = EmotionState(*(jnp.asarray(field) for field in felt))
+    felt = EmotionState(*(jnp.asarray(array) for array in felt))
     shadow = first_node_of(state if shared is None else shared.inner_state, BlendWithShadowState)
     return Emotion(
         short=felt.short,
@@ -203,3 +204,41 @@ def get_emotion(state: optax.OptState) -> Emotion:
         felt=felt.felt,
         held=felt.held,
     )
+
+
+def set_emotion(state: optax.OptState, **values: Any) -> optax.OptState:
+    """Returns a nested optimizer state with other values in its emotion, or in its pulse.
+
+    Args:
+        state: the state of an optimizer with an emotion or a pulse in it, at any depth inside of wrappers.
+        **values: the new values by the names of `EmotionState` or of `PulseState`, such as
+            `should_stop=False`: arrays, Python's or NumPy's numbers, each of the shape of the old value.
+
+    Returns:
+        The new state, on the same devices. If several optimizers are combined (`optax.partition`), each has
+        the new values.
+
+    Raises:
+        ValueError: if there is no emotion and no pulse in the state.
+        TypeError: for a name that the emotion lacks, for a value of another kind, such as a float for a
+            count, and for a value of another shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import emo_optax
+        >>> state = emo_optax.emo_sens().init(jnp.ones(2))
+        >>> state = emo_optax.set_emotion(state, short=2.5, felt=3)
+        >>> print(emo_optax.get_emotion(state).short, emo_optax.get_emotion(state).felt)
+        2.5 3
+    """
+    kinds = (EmotionState, PulseState)
+
+    def change(node: Any) -> Any:
+        return node.replace(**values) if isinstance(node, kinds) else node
+
+    def is_leaf(node: Any) -> bool:
+        return isinstance(node, kinds)
+
+    if not any(map(is_leaf, jax.tree.leaves(state, is_leaf=is_leaf))):
+        raise ValueError("There is no emotion and no pulse in this state, whose values could be set.")
+    return jax.tree.map(change, state, is_leaf=is_leaf)

@@ -78,7 +78,7 @@ def get_pulse(state: optax.OptState) -> Pulse:
             "get_emotion is for the other members of the family."
         )
     # Some frameworks wrap each array of a state in an object; such an object converts to the array.
-    felt = PulseState(*(jnp.asarray(field) for field in found))
+    felt = PulseState(*(jnp.asarray(array) for array in found))
     shadow = first_node_of(state, BlendWithShadowState)
     return Pulse(
         pulse=felt.pulse,
@@ -157,12 +157,13 @@ def get_drive(state: optax.OptState) -> Drive:
             "There is no emotion of v3.6.1 in this state. Pass the state of emo_navi36, emo_fact36, "
             "emo_lynx36 or scale_by_drive, or of a chain or wrapper around one."
         )
-    felt = EmotionState(*(jnp.asarray(field) for field in found.emotion))
+    found = DriveState(EmotionState(*(jnp.asarray(array) for array in found.emotion)))
+    felt = found.emotion
     shadow = first_node_of(state, BlendWithShadowState)
     return Drive(
         drive=drive_factor(felt.scalar),
         short=felt.short,
-        medium=jnp.asarray(found.medium),
+        medium=found.medium,
         long=felt.long,
         scalar=felt.scalar,
         trust=trust_of(felt.scalar),

@@ -142,7 +142,7 @@ def test_counts_and_float64_come_through_whole() -> None:
         _, state = optimizer.update(params, optimizer.init(params), params, value=0.1)
         assert emo_optax.get_metrics(state)["emotion/long"] == 0.1
     state = emo_optax.track_emotion().init(PARAMS)
-    state = state._replace(emotion=state.emotion._replace(felt=jnp.asarray(2**24 + 1)))
+    state = state._replace(emotion=state.emotion.replace(felt=2**24 + 1))
     assert emo_optax.get_metrics(state)["emotion/felt"] == 2**24 + 1
 
 

@@ -135,7 +135,8 @@ def test_partitioned_members_feel_alike_and_the_first_ones_emotion_is_found() ->
     assert len(emotions) == 2
     assert_same(emotions[0], emotions[1])
     found = emo_optax.get_emotion(state)
-    assert_same((found.short, found.scalar, found.felt), tuple(emotions[0][i] for i in (2, 4, 0)))
+    first = emotions[0]
+    assert_same((found.short, found.scalar, found.felt), (first.short, first.scalar, first.felt))
 
 
 def test_multi_steps_feels_the_last_loss_of_each_group() -> None:
