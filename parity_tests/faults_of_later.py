@@ -8,7 +8,7 @@ FAULTS_OF_LATER = tuple(
         ("optax", "trust", "(0.3, 0.05, 0.01)", "(0.3, 0.055, 0.01)", "the medium average", "EmoSens3"),
         ("optax", "trust", "(scalar) > 0.625", "(scalar) > 0.999", "the bound of the shadow", "EmoNavi36"),
         ("optax", "drive", "8.0 * jnp.abs", "8.08 * jnp.abs", "emoDrive longer by 1 %", "EmoNavi36"),
-        ("optax", "pulse", "scalar, 0.7)", "scalar, 0.71)", "the course", "EmoSens3"),
+        ("optax", "pulse", "0.97, 0.7])", "0.97, 0.71])", "the course", "EmoSens3"),
         ("optax", "pulse", "settled = 0.8 *", "settled = 0.81 *", "the level that settles", "EmoSens3"),
         ("optax", "sign_rules", "0.03), rest)", "0.03), 2.0 * rest)", "the least freshness", "EmoTion"),
         ("optax", "sign_rules", "HELD_STEPS = 55", "HELD_STEPS = 5", "the norm let go early", "EmoVoid"),
