@@ -131,7 +131,10 @@ def test_a_flag_and_a_count_may_be_set_by_their_names(in_jit: bool) -> None:
 def test_a_number_of_another_kind_is_refused_by_its_place(field: str, value: Any, in_jit: bool) -> None:
     optimizer = emo_optax.emo_sens(0.1)
     state = optimizer.init(PARAMS)
-    change = lambda state: emo_optax.set_emotion(state, **{field: value})
+
+    def change(state: Any) -> Any:
+        return emo_optax.set_emotion(state, **{field: value})
+
     with pytest.raises(TypeError, match=rf"EmotionState.{field} must be"):
         (jax.jit(change) if in_jit else change)(state)
 
