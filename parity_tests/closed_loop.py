@@ -28,16 +28,19 @@ FLOAT32_EPOCHS = {
     "emo_tion": 2,
     "emo_void": 3,
     "emo_lynx36": 1,
+    "emo_pilot": 1,
 }
 """How many epochs some members are held to the band in float32; the others as long as in float64.
 
 A member that takes a sign, or chooses a rule by the scalar, does one thing on one side of a border and
 another thing on the other side. In float32 a rounding of a gradient, fed back, sooner or later decides on
-which side a number lies, and every processor rounds in its own way. These are the epochs before the first
-such decision, whatever the processor: `parity_tests.roundings` finds it with noise, and
-`closed_loop_test.py` holds these numbers to it. In float64 a rounding is 2^29 times smaller, and the same
-decisions stand far from a border: only EmoTion, which divides by the difference of nearly equal sums, has
-such a decision there, in the epochs that `FLOAT64_EPOCHS` leaves out.
+which side a number lies, and every processor rounds in its own way. EmoPilot lengthens its steps as
+long as they agree with the gradients: at such a length a rounding of float32 grows several times in each
+epoch. These are the epochs before the first such decision or growth, whatever the processor:
+`parity_tests.roundings` finds it with noise, and `closed_loop_test.py` holds these numbers to it. In
+float64 a rounding is 2^29 times smaller, and the same decisions stand far from a border: only EmoTion,
+which divides by the difference of nearly equal sums, has such a decision there, in the epochs that
+`FLOAT64_EPOCHS` leaves out.
 """
 
 FLOAT64_EPOCHS = {"emo_tion": 4}
