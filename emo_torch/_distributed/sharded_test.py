@@ -15,6 +15,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 import emo_torch
 from emo_torch._distributed.processes_test import Place, in_processes
 from emo_torch._distributed.training_test import (
+    KINDS,
     LOSSES,
     MEMBERS,
     Net,
@@ -33,11 +34,16 @@ from emo_torch._pieces.sums import multi_tensor_norm_of, norm_of
 WAYS: dict[str, dict[str, Any]] = {"single": {"foreach": False}, "multi": {"foreach": True}}
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        *((name, "multi") for name in MEMBERS),
+        *((name, "single") for name in (*KINDS, "emo_pilot", "emo_tion")),
+    ],
+)
 @in_processes(2)
 def test_sharded_parameters_step_as_whole_ones(place: Place, name: str, way: str) -> None:
-    # Each mode with each way, and with each kind of rule, at one member at least.
+    # Each mode with each way, at one member at least; of the single way, one member of each kind.
     mode = ("decoupled", "l2", "absolute")[(MEMBERS.index(name) + list(WAYS).index(way)) % 3]
     options = {**options_of(name, mode), **WAYS[way], "maximize": way == "multi"}
     net = sharded(place)
