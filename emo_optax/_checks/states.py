@@ -94,7 +94,7 @@ def with_arrays(state: Any, init: Callable[[Any], Any], params: Any) -> Any:
     """Returns a state in which each number that a user put there is an array of the dtype of its place.
 
     A number is a Python scalar, a NumPy scalar or, under `jax.jit`, the weakly typed array that JAX makes
-    of a Python scalar, as in `optax.tree.set(state, theta=0.5)`. A state of arrays alone is
+    of a Python scalar, as in `optax.tree.set(state, ratio=0.5)`. A state of arrays alone is
     returned as it is, without cost.
 
     Args:

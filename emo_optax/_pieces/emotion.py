@@ -155,6 +155,21 @@ def feel(
     Source: EmoSens and EmoNavi v2.0 by muooon.
     """
     check_emotion(state)
+    options = {"short_factor": short_factor, "long_factor": long_factor, "gain": gain}
+    return _move(state, loss, (), mean_below=mean_below, variance_below=variance_below, **options)
+
+
+def _move(
+    state: EmotionState,
+    loss: jax.Array,
+    more: Sequence[jax.Array],
+    *,
+    short_factor: jax.typing.ArrayLike,
+    long_factor: jax.typing.ArrayLike,
+    gain: jax.typing.ArrayLike,
+    **bounds: jax.typing.ArrayLike,
+) -> EmotionState:
+    """As `feel`, with the numbers that follow the history."""
     check_precisions(short_factor=short_factor, long_factor=long_factor, gain=gain)
     dtype = state.numbers.dtype
     is_first = state.felt == 0
@@ -177,17 +192,8 @@ def feel(
     scalar = jnp.tanh(steepness * (short - long))
     felt = jnp.where(is_felt, optax.safe_increment(state.felt), state.felt)
     held = jnp.where(is_felt, state.held, optax.safe_increment(state.held))
-    return remember(
-        state,
-        is_felt,
-        short,
-        long,
-        scalar,
-        felt,
-        held,
-        mean_below=mean_below,
-        variance_below=variance_below,
-    )
+    values = short, long, scalar, felt, held
+    return remember(state, is_felt, *values, more, **bounds)
 
 
 def remember(
@@ -198,24 +204,13 @@ def remember(
     scalar: jax.Array,
     felt: jax.Array,
     held: jax.Array,
-    more: Sequence[jax.Array] = (),
-    *,
-    mean_below: jax.typing.ArrayLike = 0.05,
-    variance_below: jax.typing.ArrayLike = 0.005,
+    more: Sequence[jax.Array],
+    **bounds: jax.typing.ArrayLike,
 ) -> EmotionState:
     """Returns the state with new values, the scalar in its history, and the stop signal of that history.
 
-    Args:
-        before: the state before this step.
-        is_felt: whether the loss was felt, bool, shape `[]`.
-        short: the new short average, shape `[]`.
-        long: the new long average, shape `[]`.
-        scalar: the new emotion scalar, shape `[]`.
-        felt: the new count of felt losses, shape `[]`.
-        held: the new count of held losses, shape `[]`.
-        more: the numbers that follow the history, each of shape `[]`.
-        mean_below: as in `went_quiet`.
-        variance_below: as in `went_quiet`.
+    All values have the shape `[]`. `more` are the numbers that follow the history, and `bounds` those of
+    `went_quiet`.
     """
     extended = jnp.concatenate([before.history[1:], scalar[None]])
     history = jnp.where(is_felt, extended, before.history)
@@ -223,9 +218,7 @@ def remember(
     # The barrier makes XLA read the history from the array. Without it XLA computes the history again in
     # each loop that reads it, and compiles longer.
     numbers = jax.lax.optimization_barrier(numbers)
-    is_quiet = went_quiet(
-        numbers[_SCALARS:LENGTH], felt, mean_below=mean_below, variance_below=variance_below
-    )
+    is_quiet = went_quiet(numbers[_SCALARS:LENGTH], felt, **bounds)
     should_stop = before.should_stop | (is_felt & is_quiet)
     return EmotionState(numbers, jnp.stack([felt, held, should_stop.astype(felt.dtype)]))
 
@@ -289,6 +282,21 @@ def share_emotion(
 
     Source: EmoSens v2.0 by muooon.
     """
+    return share_with_numbers(
+        inner, (), short_factor=short_factor, long_factor=long_factor, gain=gain, axis_name=axis_name
+    )
+
+
+def share_with_numbers(
+    inner: optax.GradientTransformation,
+    more: Sequence[jax.typing.ArrayLike],
+    *,
+    short_factor: jax.typing.ArrayLike,
+    long_factor: jax.typing.ArrayLike,
+    gain: jax.typing.ArrayLike,
+    axis_name: AxisName,
+) -> optax.GradientTransformationExtraArgs:
+    """As `share_emotion`; the array of numbers also keeps `more`, the options of other pieces."""
     check_factor("short_factor", short_factor)
     check_factor("long_factor", long_factor)
     check_not_negative("gain", gain)
@@ -296,7 +304,11 @@ def share_emotion(
     inner = takes_extra_args(inner)
 
     def init_fn(params: optax.Params) -> ShareEmotionState:
-        return ShareEmotionState(init_emotion(wide_dtype(params)), inner.init(params))
+        emotion = init_emotion(wide_dtype(params))
+        if more:
+            options = [jnp.asarray(option, emotion.numbers.dtype)[None] for option in more]
+            emotion = emotion._replace(numbers=jnp.concatenate([emotion.numbers, *options]))
+        return ShareEmotionState(emotion, inner.init(params))
 
     def update_fn(
         updates: optax.Updates,
@@ -307,15 +319,14 @@ def share_emotion(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ShareEmotionState]:
         state = with_arrays(state, init_fn, updates if params is None else params)
-        loss = check_loss(value, state.emotion.numbers.dtype)
+        dtype = state.emotion.numbers.dtype
+        loss = check_loss(value, dtype)
         if axis_name is not None:
             loss = average_over_replicas(loss, axis_name)
-        emotion = feel(
-            state.emotion,
-            loss,
-            short_factor=short_factor,
-            long_factor=long_factor,
-            gain=gain,
+        check_emotion(state.emotion, len(more))
+        options = [jnp.asarray(option, dtype) for option in more]
+        emotion = _move(
+            state.emotion, loss, options, short_factor=short_factor, long_factor=long_factor, gain=gain
         )
         if axis_name is not None:
             value = loss  # Replicas that read the loss in `inner` must stay equal, too.

@@ -129,14 +129,17 @@ def row_and_column_means(gradient: jax.Array, eps: Any) -> tuple[jax.Array, jax.
 class FilterByEmotionState(NamedTuple):
     """The options of the filter, for `get_metrics`, and the state of the inner transformation.
 
+    In the members and in `emotional` the array of numbers of the emotion ends with `theta` and eps, and the
+    fields here are `()`.
+
     Attributes:
-        theta: the threshold of the last step, shape `[]`.
+        theta: the threshold of the last step, shape `[]`, or `()`.
         keep: which elements move, by one name: `{"elements": ()}` for `keep_elements`,
-            `{"rows_and_columns": eps}` with eps of shape `[]`, or `{"custom": ()}`.
+            `{"rows_and_columns": eps}` with eps of shape `[]` or `()`, or `{"custom": ()}`.
         inner_state: the state of the inner transformation.
     """
 
-    theta: jax.Array
+    theta: jax.Array | tuple[()]
     keep: dict[str, Any]
     inner_state: optax.OptState
 
@@ -195,6 +198,25 @@ def filter_by_emotion(
 
     Source: EmoSens v2.0 by muooon.
     """
+    return filter_with_options(inner, theta, keep, in_emotion=False)
+
+
+def options_of_filter(theta: jax.typing.ArrayLike, keep: Keep) -> list[jax.typing.ArrayLike]:
+    """Returns the options of a filter that are numbers, for the numbers of an emotion: theta, and eps."""
+    eps = [eps for eps in _keep_by_name(keep).values() if not isinstance(eps, tuple)]
+    return [theta, *eps]
+
+
+def with_options(state: FilterByEmotionState, options: jax.Array) -> FilterByEmotionState:
+    """Returns the state of a filter with the options that an emotion has."""
+    keep = dict.fromkeys(state.keep, options[..., -1]) if "rows_and_columns" in state.keep else state.keep
+    return state._replace(theta=options[..., 0], keep=keep)
+
+
+def filter_with_options(
+    inner: optax.GradientTransformation, theta: jax.typing.ArrayLike, keep: Keep, *, in_emotion: bool
+) -> optax.GradientTransformationExtraArgs:
+    """As `filter_by_emotion`; `in_emotion` says whether the emotion keeps `options_of_filter`."""
     check_not_negative("theta", theta)
     check_function("keep", keep)
     inner = takes_extra_args(inner)
@@ -202,6 +224,8 @@ def filter_by_emotion(
 
     def init_fn(params: optax.Params) -> FilterByEmotionState:
         dtype = wide_dtype(params)
+        if in_emotion:
+            return FilterByEmotionState((), dict.fromkeys(keep_by_name, ()), inner.init(params))
         return FilterByEmotionState(
             theta=jnp.array(theta, dtype),
             keep={
@@ -244,6 +268,8 @@ def filter_by_emotion(
             return jax.lax.select(kept, update, jnp.zeros_like(update))
 
         updates = jax.tree.map(let_through, updates, gradients)
+        if in_emotion:
+            return updates, state._replace(inner_state=inner_state)
         theta_now = _like(state.theta, theta)
         keep_now = {
             name: before if isinstance(before := state.keep[name], tuple) else _like(before, eps)

@@ -328,7 +328,7 @@ def test_specs_of_parameters_map_onto_every_state(name: str, rounding: str, wrap
     plain = [
         jnp.shape(leaf) for leaf, spec in zip(jax.tree.leaves(state), specs, strict=True) if spec == "none"
     ]
-    assert set(plain) <= {(), (3,), (4,), (10,), (35,), (36,)}
+    assert set(plain) <= {(), (3,), (4,), (10,), (35,), (36,), (37,)}
 
 
 def tree_of(value: bool) -> dict[str, bool]:

@@ -1,6 +1,7 @@
 """Any optimizer made emotional, and access to its emotion."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,14 +21,15 @@ from emo_optax._checks.validation import (
 )
 from emo_optax._pieces.dtypes import keep_dtypes, scale_by_learning_rate
 from emo_optax._pieces.early_stop import went_quiet
-from emo_optax._pieces.emotion import Emotion, EmotionState, ShareEmotionState, share_emotion
+from emo_optax._pieces.emotion import Emotion, EmotionState, ShareEmotionState, share_with_numbers
 from emo_optax._pieces.pulse import PulseState
 from emo_optax._pieces.replicas import AxisName
 from emo_optax._pieces.rounding import Rounding
 from emo_optax._pieces.shadow_effect import (
     Keep,
-    filter_by_emotion,
+    filter_with_options,
     keep_elements,
+    options_of_filter,
     scale_by_emotion,
     step_scale,
 )
@@ -113,18 +115,56 @@ def emotional(
     check_flag("shadow_effect", shadow_effect)
     check_not_negative("theta", theta)
     check_function("keep", keep)
+    piece: optax.GradientTransformation = takes_extra_args(inner)
+    options: list[jax.typing.ArrayLike] = []
+    if shadow_effect:
+        piece, options = _with_effect(piece, theta, keep)
+    return _with_emotion(
+        piece,
+        options,
+        use_shadow=use_shadow,
+        shadow_ratio=shadow_ratio,
+        shadow_rate=shadow_rate,
+        short_factor=short_factor,
+        long_factor=long_factor,
+        gain=gain,
+        rounding=rounding,
+        axis_name=axis_name,
+    )
+
+
+def _with_effect(
+    inner: optax.GradientTransformation, theta: jax.typing.ArrayLike, keep: Keep
+) -> tuple[optax.GradientTransformation, list[jax.typing.ArrayLike]]:
+    """Returns a transformation, filtered and scaled, and the options that its emotion keeps."""
+    filtered = filter_with_options(inner, theta, keep, in_emotion=True)
+    return optax.chain(filtered, scale_by_emotion()), options_of_filter(theta, keep)
+
+
+def _with_emotion(
+    piece: optax.GradientTransformation,
+    options: Sequence[jax.typing.ArrayLike],
+    *,
+    use_shadow: bool,
+    shadow_ratio: ShadowRatio,
+    shadow_rate: jax.typing.ArrayLike,
+    rounding: Rounding,
+    **emotion: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Puts an emotion, and a shadow, around a transformation."""
     check_flag("use_shadow", use_shadow)
     check_shadow_ratio(shadow_ratio)
     check_factor("shadow_rate", shadow_rate)
-    piece: optax.GradientTransformation = takes_extra_args(inner)
-    if shadow_effect:
-        piece = optax.chain(filter_by_emotion(piece, theta, keep=keep), scale_by_emotion())
     if use_shadow:
         piece = blend_with_shadow(piece, shadow_ratio, shadow_rate=shadow_rate)
-    piece = share_emotion(
-        piece, short_factor=short_factor, long_factor=long_factor, gain=gain, axis_name=axis_name
-    )
-    return keep_dtypes(piece, rounding)
+    return keep_dtypes(share_with_numbers(piece, options, **emotion), rounding)
+
+
+_OF_EMOTION = (
+    *("use_shadow", "shadow_ratio", "shadow_rate", "short_factor", "long_factor", "gain"),
+    *("rounding", "axis_name"),
+)
+"""The options of `emotional` that `emotional_rule` takes too, with the same defaults."""
 
 
 def emotional_rule(
@@ -149,13 +189,13 @@ def emotional_rule(
     check_learning_rate(learning_rate)
     divisor = learning_rate if decoupled_weight_decay else None
     decay = place_weight_decay(weight_decay_mode, weight_decay, mask, divisor)
-    step = rule
-    if shadow_effect:
-        step = optax.chain(filter_by_emotion(rule, theta, keep=keep), scale_by_emotion())
+    step, options = _with_effect(rule, theta, keep) if shadow_effect else (rule, [])
     chain = optax.chain(step, decay["decoupled"], scale_by_learning_rate(learning_rate), decay["absolute"])
     if first is not None:
         chain = step_first(optax.chain(first, scale_by_learning_rate(learning_rate)), chain)
-    return emotional(optax.chain(decay["l2"], chain), shadow_effect=False, **emotion)
+    known = inspect.signature(emotional).parameters
+    usual = {name: known[name].default for name in _OF_EMOTION}
+    return _with_emotion(optax.chain(decay["l2"], chain), options, **{**usual, **emotion})
 
 
 def get_emotion(state: optax.OptState) -> Emotion:

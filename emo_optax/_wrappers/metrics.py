@@ -10,7 +10,7 @@ import optax
 from emo_optax._checks.states import first_node_of, nodes_of
 from emo_optax._checks.validation import check_not_negative
 from emo_optax._pieces.drive import DriveState
-from emo_optax._pieces.emotion import ShareEmotionState, wide_dtype
+from emo_optax._pieces.emotion import LENGTH, ShareEmotionState, wide_dtype
 from emo_optax._pieces.pilot import PilotState, get_pilot
 from emo_optax._pieces.pulse import PulseState
 from emo_optax._pieces.shadow_effect import (
@@ -19,6 +19,7 @@ from emo_optax._pieces.shadow_effect import (
     ScaleByEmotionState,
     keep_elements,
     keep_rows_and_columns,
+    with_options,
 )
 from emo_optax._wrappers.emotional import get_emotion
 from emo_optax._wrappers.get_pulse import get_drive, get_pulse
@@ -157,6 +158,8 @@ def _of_emotion(
         scales = first_node_of(inside, ScaleByEmotionState) is not None
     has_filter = shadow_effect is not False
     filtering = first_node_of(inside, FilterByEmotionState) if has_filter else None
+    if filtering is not None and isinstance(filtering.theta, tuple):
+        filtering = with_options(filtering, jnp.asarray(shared.emotion.numbers)[..., LENGTH:])
     if filtering is None and shadow_effect:
         filtering = FilterByEmotionState(jnp.asarray(1e-4), {"elements": ()}, None)
     scale, own = emotion.step_scale, {}
