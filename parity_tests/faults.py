@@ -97,7 +97,8 @@ def planted(fault: Fault) -> Iterator[dict[str, Member]]:
     healthy = {name: module for name, module in sys.modules.items() if name.split(".")[0] == package}
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / package
-        shutil.copytree(ROOT / package, copy, ignore=shutil.ignore_patterns("*_test.py", "__pycache__"))
+        # With Python's compiled files, which are valid for all files but the faulty one.
+        shutil.copytree(ROOT / package, copy, ignore=shutil.ignore_patterns("*_test.*"))
         path = copy / fault.file if "/" in fault.file else next(copy.rglob(f"{fault.file}.py"))
         text = path.read_text()
         if text.count(fault.old) != 1:
