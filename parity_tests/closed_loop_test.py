@@ -1,5 +1,8 @@
 """A Flax model and its PyTorch copy, each on its own gradients, stay together for 300 steps."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -40,13 +43,18 @@ FLOAT32 = [(optimizer, dtype) for optimizer, dtype in closed_loop.pairs() if dty
 HELD = dict.fromkeys((*FLOAT32, *(pair for pair in HELD_FOR_LESS if closed_loop.epochs(*pair))))
 
 
-@pytest.mark.parametrize(("optimizer", "dtype"), HELD)
+def _beside_its_cache(pairs: Iterable[tuple[str, str]]) -> list[Any]:
+    """Sends the trainings of one member to one process, which keeps its losses without noise."""
+    return [pytest.param(*pair, marks=pytest.mark.xdist_group(f"noise-{pair[0]}")) for pair in pairs]
+
+
+@pytest.mark.parametrize(("optimizer", "dtype"), _beside_its_cache(HELD))
 def test_no_rounding_decides_while_a_member_is_held_to_the_band(optimizer: str, dtype: str) -> None:
     share = roundings.share_of_band(optimizer, dtype=dtype)
     assert 0.0 < share < 0.5
 
 
-@pytest.mark.parametrize(("optimizer", "dtype"), HELD_FOR_LESS)
+@pytest.mark.parametrize(("optimizer", "dtype"), _beside_its_cache(HELD_FOR_LESS))
 def test_a_rounding_decides_later_in_the_members_that_are_held_for_less(optimizer: str, dtype: str) -> None:
     # PyTorch against itself: no difference of the packages can be the reason.
     shares = (
