@@ -174,19 +174,18 @@ def measure(batch: CompiledBatch, *, weighs: bool) -> tuple[Sums, Sums]:
     return products, squares / np.maximum(batch.layout.sizes[PARAM], 1)
 
 
-def move(batch: CompiledBatch, lengths: Tensor, gate: float, rate: float) -> Sums:
+def move(batch: CompiledBatch, lengths: NDArray[Any], gate: float, rate: float) -> Sums:
     """Takes one step; returns 0 and the second and the third product of `with_agreement`.
 
     Args:
         batch: the parameters, for which `measure` was called.
-        lengths: the length of the step of each parameter, shape `[n]`, on the CPU.
+        lengths: the length of the step of each parameter, shape `[n]`, in the dtype of the computation.
         gate: the factor of the gradients.
         rate: how far the averaged weights follow, in [0, 1].
     """
-    lengths = lengths.to(wide_dtype(batch.params[0])).contiguous()
     products = np.zeros(3)
     given = _Pilot(
-        measures=0, lengths=lengths.data_ptr(), gate=gate, rate=rate, products=products.ctypes.data
+        measures=0, lengths=lengths.ctypes.data, gate=gate, rate=rate, products=products.ctypes.data
     )
     kept: _Weights | None = batch.layout.prepared.get(_WEIGHTS)
     if kept is not None:

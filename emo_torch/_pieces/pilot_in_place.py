@@ -111,7 +111,7 @@ class PilotArrays:
         if steered.step > 1:
             with np.errstate(all="ignore"):
                 size = self._root(products[0]) * self._root(products[2]) + self._tiny
-                agreement = np.clip(products[1] / size, real(-1.0), real(1.0))
+                agreement = np.minimum(np.maximum(products[1] / size, real(-1.0)), real(1.0))
         new = (steered.step, own.skipped[()], *steered.emotion, steered.norm, steered.gate, agreement)
         new = (*new, steered.agreement_square, steered.courage, longest, bound)
         for field, value in zip(own, new, strict=True):
@@ -172,7 +172,7 @@ class PilotArrays:
             growth = real(0.05) * faster * (z + real(0.4) * fall)
             exponent = growth + self._warm_up(courage, rate, step)
         moved_courage = courage * self._of_torch(Tensor.exp_, exponent)
-        return moved, np.clip(moved_courage, least, most)
+        return moved, np.minimum(np.maximum(moved_courage, least), most)
 
     def _warm_up(self, courage: Any, rate: Any, step: int) -> Any:
         """Returns the number of `warm_up`."""

@@ -102,7 +102,8 @@ def step_batch(
         pilot_ways.step_batch(batch, lengths, pilot, is_finite)
     elif is_finite:
         rate = average_rate(pilot.step, wide_dtype(batch.params[0]))
-        return torch.from_numpy(compiled.move(batch, lengths, pilot.gate.item(), rate.item()))
+        numbers = lengths.to(rate.dtype).contiguous().numpy()
+        return torch.from_numpy(compiled.move(batch, numbers, pilot.gate.item(), rate.item()))
     return None
 
 
@@ -151,10 +152,10 @@ def move_by_numbers(
     for (number, batch), mean_squares in zip(batches, means, strict=True):
         share, peak = rates[number]
         wide = wide_dtype(batch.params[0])
-        ceilings = step_ceiling(torch.from_numpy(mean_squares).to(wide))
-        bounds, count = bounds + int((ceilings < peak).sum()), count + len(ceilings)
-        kind = np.float64 if wide == torch.float64 else np.float32
-        lengths = ceilings.clamp_(max=peak).mul_(float(kind(steered.courage) * kind(share)))
+        ceilings = step_ceiling(torch.from_numpy(mean_squares).to(wide)).numpy()
+        kind = ceilings.dtype.type
+        bounds, count = bounds + int(np.count_nonzero(ceilings < kind(peak))), count + len(ceilings)
+        lengths = kind(steered.courage) * kind(share) * np.minimum(ceilings, kind(peak))
         rate = min(kind(1.0) / (kind(steered.step) + kind(8.0)) * kind(9.0), kind(1.0))
         total += compiled.move(batch, lengths, float(steered.gate), float(rate)).astype(real)
         longest.append(lengths.max().item())
