@@ -90,7 +90,8 @@ def test_hyperparameters_injected_in_float32_train_bfloat16_parameters_as_withou
 def test_a_state_with_injected_hyperparameters_may_be_made_in_jit(name: str) -> None:
     optimizer, params = injected(name, 1e-2, hyperparam_dtype=jnp.float32), make_params(jnp.bfloat16)
     made, compiled = optimizer.init(params), jax.jit(optimizer.init)(params)
-    assert jax.tree.structure(made) == jax.tree.structure(compiled)
+    structure: Any = jax.tree.structure(made)
+    assert structure == jax.tree.structure(compiled)
     for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(compiled), strict=True):
         assert one.dtype == other.dtype
         assert one.weak_type == other.weak_type

@@ -256,7 +256,8 @@ def test_the_mix_is_the_same_from_the_momentum_after_the_step(b1: float, b2: flo
     def mix(gradient: jax.Array, before: jax.Array) -> jax.Array:
         # The momentum is stored between two steps.
         after = jax.lax.optimization_barrier(average(gradient, before, b2))
-        return interpolate(gradient, before, after, b1, b2)
+        mixed: jax.Array = interpolate(gradient, before, after, b1, b2)
+        return mixed
 
     with jax.enable_x64(True):
         found = np.asarray(mix(gradient, before), np.float64)

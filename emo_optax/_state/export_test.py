@@ -64,8 +64,8 @@ def test_a_step_that_was_written_and_read_gives_the_same_results(name: str) -> N
     exported = jax.export.export(step)(NARROW, state, jnp.asarray(1.0))
     back = jax.export.deserialize(exported.serialize())
     assert (back.in_tree, back.out_tree) == (exported.in_tree, exported.out_tree)
-    for one, other in ((back.in_avals, exported.in_avals), (back.out_avals, exported.out_avals)):
-        assert [(aval.shape, aval.dtype) for aval in one] == [(aval.shape, aval.dtype) for aval in other]
+    for avals, wanted in ((back.in_avals, exported.in_avals), (back.out_avals, exported.out_avals)):
+        assert [(aval.shape, aval.dtype) for aval in avals] == [(aval.shape, aval.dtype) for aval in wanted]
     if name in ALIKE:
         return
     read = jax.jit(back.call)

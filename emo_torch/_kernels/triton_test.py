@@ -108,7 +108,7 @@ def patch_triton_once() -> None:
     from triton.runtime import interpreter
 
     internals: dict[str, Any] = vars(interpreter)
-    patch = internals.get("_patch_lang")
+    patch: Any = internals.get("_patch_lang")
 
     def patch_where_needed(function: Any) -> Any:
         seen = [value for value in function.__globals__.values() if value is tl or value is tl.core]
