@@ -143,6 +143,7 @@ ONE_SIDED = {
         "_members/reference_test.py": "members against NumPy; PyTorch's are in _step/emotional_test.py",
         "_pieces/dtypes.py": "updates are rounded at the end; PyTorch moves parameters in place",
         "_pieces/meta_gradient_test.py": "gradients through updates, which are functions here",
+        "_pieces/compact_chain.py": "the tree of a state, which costs time in a compiled step",
         "_pieces/packed.py": "a compiled step takes a fixed time for each array; PyTorch has none",
         "_pieces/pulse_reference_test.py": "the pulse against NumPy; the twin is held by the recordings",
         "_pieces/pulse_test.py": "in PyTorch in _members/later_generations_test.py",

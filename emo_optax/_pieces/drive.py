@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._checks.validation import check_flag, check_learning_rate, check_loss, takes_extra_args
+from emo_optax._pieces.compact_chain import compact_chain, stateless
 from emo_optax._pieces.dtypes import keep_dtypes, scale_by_learning_rate
 from emo_optax._pieces.emotion import (
     LENGTH,
@@ -253,7 +254,7 @@ def scale_by_drive(
         return jax.tree.map(lambda update: factor.astype(update.dtype) * update, updates), state
 
     piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)
-    return piece if shared else share_drive(piece, axis_name=axis_name)
+    return stateless(piece) if shared else share_drive(piece, axis_name=axis_name)
 
 
 def driven_rule(
@@ -271,7 +272,7 @@ def driven_rule(
     check_learning_rate(learning_rate)
     check_flag("use_shadow", use_shadow)
     decay = place_weight_decay(weight_decay_mode, weight_decay, mask)
-    step = optax.chain(
+    step = compact_chain(
         decay["l2"],
         rule,
         scale_by_drive(shared=True),

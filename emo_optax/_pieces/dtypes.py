@@ -9,6 +9,7 @@ import optax
 
 from emo_optax._checks.states import check_state, nodes_of, with_arrays
 from emo_optax._checks.validation import checked_gradients, checked_params
+from emo_optax._pieces.compact_chain import stateless
 from emo_optax._pieces.emotion import EmotionState, wide_dtype
 from emo_optax._pieces.rounding import Rounding, add_rounding
 
@@ -71,11 +72,13 @@ def _have_other_shapes(*pairs: tuple[Any, Any]) -> bool:
 
 def scale_by_learning_rate(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     """As `optax.scale_by_learning_rate`, without implicit promotion where the learning rate is an array."""
-    if not isinstance(learning_rate, jax.Array | np.ndarray):
+    if callable(learning_rate):
         return optax.scale_by_learning_rate(learning_rate)
+    if not isinstance(learning_rate, jax.Array | np.ndarray):
+        return stateless(optax.scale_by_learning_rate(learning_rate))
 
     def scale(update: jax.Array) -> jax.Array:
         dtype = wide_dtype((learning_rate, update))
         return -jnp.asarray(learning_rate, dtype) * update.astype(dtype)
 
-    return optax.stateless(lambda updates, _: jax.tree.map(scale, updates))
+    return stateless(optax.stateless(lambda updates, _: jax.tree.map(scale, updates)))

@@ -192,8 +192,7 @@ def _move(
     scalar = jnp.tanh(steepness * (short - long))
     felt = jnp.where(is_felt, optax.safe_increment(state.felt), state.felt)
     held = jnp.where(is_felt, state.held, optax.safe_increment(state.held))
-    values = short, long, scalar, felt, held
-    return remember(state, is_felt, *values, more, **bounds)
+    return remember(state, is_felt, short, long, scalar, felt, held, more, **bounds)
 
 
 def remember(

@@ -9,6 +9,7 @@ import optax
 
 from emo_optax._checks.errors import EmotionMissingError
 from emo_optax._checks.validation import check_flag, check_loss, check_not_negative, takes_extra_args
+from emo_optax._pieces.compact_chain import compact_chain, stateless
 from emo_optax._pieces.dtypes import keep_dtypes
 from emo_optax._pieces.emotion import wide_dtype
 from emo_optax._pieces.pulse import LossUnit, PulseOptions, PulseState, Scope, feel_pulse, init_pulse
@@ -180,7 +181,7 @@ def scale_by_pulse(
 
     piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)
     if shared:
-        return piece
+        return stateless(piece)
     options = PulseOptions(stopcoef, steady, spike_limit, loss_unit)
     return share_pulse(piece, learning_rate, axis_name=axis_name, **options._asdict())
 
@@ -274,7 +275,7 @@ def pulsed_rule(
     """
     check_flag("use_shadow", use_shadow)
     decay = place_weight_decay(weight_decay_mode, weight_decay, mask)
-    step = optax.chain(
+    step = compact_chain(
         decay["l2"], rule, decay["decoupled"], scale_by_pulse(shared=True), decay["absolute"]
     )
     member = share_pulse(around(blend_by_trust(step) if use_shadow else step), learning_rate, **pulse)

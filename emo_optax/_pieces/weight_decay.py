@@ -18,6 +18,7 @@ from emo_optax._checks.validation import (
     initial_value,
     is_number,
 )
+from emo_optax._pieces.compact_chain import stateless
 from emo_optax._pieces.emotion import wide_dtype
 
 WeightDecayMode = Literal["decoupled", "absolute", "l2"]
@@ -120,7 +121,9 @@ def add_weight_decay(
         return jax.tree.map(decay, updates, params), state
 
     piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)
-    return piece if mask is None else optax.masked(piece, checked_mask(mask))
+    if mask is not None:
+        return optax.masked(piece, checked_mask(mask))
+    return piece if callable(weight_decay) or divisor is not None else stateless(piece)
 
 
 def decay_mask(params: optax.Params) -> Any:
@@ -156,4 +159,4 @@ def place_weight_decay(
             f"leave it away for weight_decay_mode={mode!r}"
         )
     decay = add_weight_decay(weight_decay, mask, divisor=divisor, sign=-1.0 if mode == "absolute" else 1.0)
-    return {place: decay if place == mode else optax.identity() for place in MODES}
+    return {place: decay if place == mode else stateless(optax.identity()) for place in MODES}

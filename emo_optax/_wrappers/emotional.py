@@ -19,6 +19,7 @@ from emo_optax._checks.validation import (
     check_shadow_ratio,
     takes_extra_args,
 )
+from emo_optax._pieces.compact_chain import compact_chain, stateless
 from emo_optax._pieces.dtypes import keep_dtypes, scale_by_learning_rate
 from emo_optax._pieces.early_stop import went_quiet
 from emo_optax._pieces.emotion import Emotion, EmotionState, ShareEmotionState, share_with_numbers
@@ -118,7 +119,8 @@ def emotional(
     piece: optax.GradientTransformation = takes_extra_args(inner)
     options: list[jax.typing.ArrayLike] = []
     if shadow_effect:
-        piece, options = _with_effect(piece, theta, keep)
+        pieces, options = _with_effect(piece, theta, keep)
+        piece = compact_chain(*pieces)
     return _with_emotion(
         piece,
         options,
@@ -135,10 +137,10 @@ def emotional(
 
 def _with_effect(
     inner: optax.GradientTransformation, theta: jax.typing.ArrayLike, keep: Keep
-) -> tuple[optax.GradientTransformation, list[jax.typing.ArrayLike]]:
-    """Returns a transformation, filtered and scaled, and the options that its emotion keeps."""
+) -> tuple[list[optax.GradientTransformation], list[jax.typing.ArrayLike]]:
+    """Returns the pieces that filter and scale a transformation, and the options that its emotion keeps."""
     filtered = filter_with_options(inner, theta, keep, in_emotion=True)
-    return optax.chain(filtered, scale_by_emotion()), options_of_filter(theta, keep)
+    return [filtered, stateless(scale_by_emotion())], options_of_filter(theta, keep)
 
 
 def _with_emotion(
@@ -189,13 +191,14 @@ def emotional_rule(
     check_learning_rate(learning_rate)
     divisor = learning_rate if decoupled_weight_decay else None
     decay = place_weight_decay(weight_decay_mode, weight_decay, mask, divisor)
-    step, options = _with_effect(rule, theta, keep) if shadow_effect else (rule, [])
-    chain = optax.chain(step, decay["decoupled"], scale_by_learning_rate(learning_rate), decay["absolute"])
+    step, options = _with_effect(rule, theta, keep) if shadow_effect else ([rule], [])
+    rate = scale_by_learning_rate(learning_rate)
+    pieces = [*step, decay["decoupled"], rate, decay["absolute"]]
     if first is not None:
-        chain = step_first(optax.chain(first, scale_by_learning_rate(learning_rate)), chain)
+        pieces = [step_first(compact_chain(first, rate), compact_chain(*pieces))]
     known = inspect.signature(emotional).parameters
     usual = {name: known[name].default for name in _OF_EMOTION}
-    return _with_emotion(optax.chain(decay["l2"], chain), options, **{**usual, **emotion})
+    return _with_emotion(compact_chain(decay["l2"], *pieces), options, **{**usual, **emotion})
 
 
 def get_emotion(state: optax.OptState) -> Emotion:

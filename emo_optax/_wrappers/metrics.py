@@ -155,10 +155,12 @@ def _of_emotion(
     inside = None if shared is None else shared.inner_state
     scales = shadow_effect
     if scales is None:
-        scales = first_node_of(inside, ScaleByEmotionState) is not None
+        own_filter = first_node_of(inside, FilterByEmotionState)
+        is_whole_effect = own_filter is not None and isinstance(own_filter.theta, tuple)
+        scales = is_whole_effect or first_node_of(inside, ScaleByEmotionState) is not None
     has_filter = shadow_effect is not False
     filtering = first_node_of(inside, FilterByEmotionState) if has_filter else None
-    if filtering is not None and isinstance(filtering.theta, tuple):
+    if filtering is not None and isinstance(filtering.theta, tuple):  # Of a member or of `emotional`.
         filtering = with_options(filtering, jnp.asarray(shared.emotion.numbers)[..., LENGTH:])
     if filtering is None and shadow_effect:
         filtering = FilterByEmotionState(jnp.asarray(1e-4), {"elements": ()}, None)
