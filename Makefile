@@ -22,6 +22,8 @@ $(TESTS): export JAX_COMPILATION_CACHE_DIR = $(CACHE)
 $(TESTS): export JAX_COMPILATION_CACHE_MAX_SIZE = 8000000000
 $(TESTS): export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 $(TESTS): export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
+# Threads of compiled code that wait for others sleep, and take no time from the tests of another process.
+$(TESTS): export OMP_WAIT_POLICY ?= passive
 # XLA of JAX 0.10.0 says of each kept program that this processor is not the one that it names; it is.
 $(TESTS): export TF_CPP_MIN_LOG_LEVEL = 3
 
