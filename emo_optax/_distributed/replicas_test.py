@@ -66,11 +66,12 @@ def work(address: str, index: int) -> None:
         state = multihost_utils.host_local_array_to_global_array(optimizer.init(jnp.ones(3)), mesh, P())
         for _ in range(5):
             params, state = step(params, state, batch)
-        leaves = [np.asarray(leaf.addressable_data(0)) for leaf in jax.tree.leaves((params, state))]
+        local = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), (params, state))
+        leaves = jax.tree.leaves(local)
         results[name] = {
             "bits": [leaf.tobytes().hex() for leaf in leaves],
             "params": leaves[0].tolist(),
-            "felt": int(leaves[1]),
+            "felt": int(emo_optax.get_emotion(local[1]).felt),
         }
     print(json.dumps(results))
     jax.distributed.shutdown()
