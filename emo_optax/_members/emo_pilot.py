@@ -83,7 +83,7 @@ def emo_pilot(
     .. math::
         g &\leftarrow g\,\min(1,\, 2.5\,N / \lVert g \rVert) \\
         k &\leftarrow \text{courage}(k, a, s), \qquad
-            a \leftarrow \frac{\langle g,\, u_{prev} \rangle}{\lVert g \rVert\,\lVert u_{prev} \rVert} \\
+            a \leftarrow \frac{\langle g,\, m_{prev} \rangle}{\lVert g \rVert\,\lVert m_{prev} \rVert} \\
         u &= \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \epsilon} \\
         p &\leftarrow p - \eta_p\,(u + wd\,p), \qquad
             \eta_p = k\,\min\bigl(\eta,\, 0.08\,\min(0.1, \max(0.02, \mathrm{RMS}(p)))\bigr) \\
@@ -167,13 +167,12 @@ def emo_pilot(
         u: jax.Array = (m / first) / (jnp.sqrt(v / second) + hyperparameter(eps, dtype))
         return u
 
-    def products(g: jax.Array, mu: jax.Array, nu: jax.Array, step: jax.Array) -> tuple[jax.Array, ...]:
-        def each(g: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, ...]:
-            # Before the first step there is no direction: step 0 would divide 0 by 0.
-            u = direction(mu, nu, jnp.maximum(step, 1), g.dtype)
-            return g * g, g * u, u * u
+    def products(g: jax.Array, mu: jax.Array) -> tuple[jax.Array, ...]:
+        def each(g: jax.Array, mu: jax.Array) -> tuple[jax.Array, ...]:
+            m = mu.astype(g.dtype)
+            return g * g, g * m, m * m
 
-        return sums_of(each, g, mu, nu)
+        return sums_of(each, g, mu)
 
     def move(g: jax.Array, mu: jax.Array, nu: jax.Array, factor: jax.Array) -> tuple[jax.Array, jax.Array]:
         dtype = g.dtype
@@ -211,8 +210,8 @@ def emo_pilot(
                 weights,
                 decays,
             )
-        leaves = zip(*map(jax.tree.leaves, (gradients, moments.mu, moments.nu)), strict=True)
-        each = [jnp.stack(products(g, m, v, old.step)).astype(dtype) for g, m, v in leaves]
+        leaves = zip(*map(jax.tree.leaves, (gradients, moments.mu)), strict=True)
+        each = [jnp.stack(products(g, m)).astype(dtype) for g, m in leaves]
         rate = learning_rate_at(learning_rate, old)
         total, means = whole_sums(each, weights, dtype, shard_axis_name)
         pilot, is_finite = steer(

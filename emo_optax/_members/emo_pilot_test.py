@@ -85,10 +85,9 @@ def reference(
         g = {n: factor * x for n, x in g.items()}
         if t > 1:
             norm_average += max(0.05, 1 / t) * (factor * norm - norm_average)
-            u = direction(t - 1)
-            size = math.sqrt(sum(float((x * x).sum()) for x in u.values()))
+            size = math.sqrt(sum(float((x * x).sum()) for x in m.values()))
             # The agreement of this step is for the next step.
-            last, a = a, sum(float((g[n] * u[n]).sum()) for n in p) / (factor * norm * size)
+            last, a = a, sum(float((g[n] * m[n]).sum()) for n in p) / (factor * norm * size)
             if t > 2:
                 a2 += 0.05 * (last * last - a2)
             rise, fall = max(0.0, (s - 0.5) / 0.5), max(0.0, (-s - 0.5) / 0.5)

@@ -134,8 +134,9 @@ def with_agreement(state: PilotState, products: jax.Array) -> PilotState:
 
     Args:
         state: the scalars after this step.
-        products: over all parameters together <g, g>, <g, u> and <u, u> of the gradient g and the last
-            direction u, shape `[3]`. At the first step there is no last direction: the agreement stays 0.
+        products: over all parameters together <g, g>, <g, d> and <d, d> of the gradient g and the direction
+            d before it, shape `[3]`; d is the first moments of EmoPilot, or the last update of `autopilot`.
+            At the first step there is no direction: the agreement stays 0.
     """
     agreement = quotient(products[1], root(products[0]) * root(products[2]))
     agreement = jnp.where(state.step > 1, jnp.clip(agreement, -1.0, 1.0), jnp.zeros_like(agreement))

@@ -46,8 +46,8 @@ typedef struct {
 typedef struct {
     int64_t measures;    /* 1 for the pass that measures, 0 for the pass that moves */
     int64_t weighs;      /* whether the squares of the weights are added up, before or after the weights move */
-    double *products;    /* over all tensors: <g, g> of a pass that measures, and <g, u> and <u, u> of a pass that
-                            moves; u is the last direction */
+    double *products;    /* over all tensors: <g, g> of a pass that measures, and <g, m> and <m, m> of a pass that
+                            moves; m is the first moment before the step */
     double *squares;     /* the sum of the squares of each tensor's weights */
     uint8_t *known;      /* for the pass that measures: the tensors whose squares are known, unless their marks
                             differ; NULL for none */

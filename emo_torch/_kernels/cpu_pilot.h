@@ -1,8 +1,8 @@
 /* Included by cpu.c, once for each dtype: EmoPilot, which measures in one pass and moves in another pass.
  *
- * The pass that measures adds up <g, g> of the gradients. The pass that moves adds up <g, u> and <u, u> of the
- * gradients and the last direction u, for the next step. The squares of the weights are added up after the weights
- * have moved, or by the pass that measures where the weights have changed since then.
+ * The pass that measures adds up <g, g> of the gradients. The pass that moves adds up <g, m> and <m, m> of the
+ * gradients and the first moments m before the step, for the next step. The squares of the weights are added up
+ * after the weights have moved, or by the pass that measures where the weights have changed since then.
  *
  * Both passes cut tensors into blocks that depend only on the sizes of the tensors. The sums of the blocks are
  * added up in the order of the blocks, so that the bits are the same for any number of threads. A thread has the
@@ -25,9 +25,9 @@ INLINE void NAME(correct)(NAME(Corrections) *found, const Rule *rule, double ste
                                  (REAL)(-1 / expm1(steps * log(rule->b2)))};
 }
 
-/* The denominator of Adam's direction. */
-INLINE REAL NAME(pilot_root)(REAL second, REAL eps, NAME(Corrections) corrections) {
-    return SQRT(second * corrections.second) + eps;
+/* Adam's direction. */
+INLINE REAL NAME(pilot_direction)(REAL first, REAL second, REAL eps, NAME(Corrections) corrections) {
+    return first * corrections.first / (SQRT(second * corrections.second) + eps);
 }
 
 /* Returns the sum of the squares of the weights of a part. It is one function for both passes, so that the bits are
@@ -54,44 +54,29 @@ INLINE double NAME(measure_part)(int64_t count, const REAL *params, const REAL *
 /* The numbers that are the same for all elements of a tensor. */
 typedef struct {
     REAL sign, weight_decay, eps, gate, b2, c1, c2, length, rate;
-    NAME(Corrections) last, corrections; /* for the last direction, and for the direction of this step */
+    NAME(Corrections) corrections;
 } NAME(Flight);
 
-/* The least eps for which two directions share a division: the product of two roots is then far above 0. */
-#define LEAST_EPS 1e-15
-
-/* Moves a part, and adds <g, u> and <u, u> to the sums; u is the last direction. A division takes longer than all
- * other operations of an element, apart from the roots: with `shares`, both directions are quotients of one division. */
+/* Moves a part, and adds <g, m> and <m, m> to the sums; m is the first moment before the step. */
 INLINE void NAME(move_part)(
     int64_t count, REAL *restrict params, const REAL *restrict grads, REAL *restrict firsts,
     REAL *restrict seconds, REAL *restrict averages, const NAME(Flight) flight, const int mode,
-    const int keeps_average, const int shares, double *sums) {
+    const int keeps_average, double *sums) {
     const REAL decay = mode == DECOUPLED ? flight.length * flight.weight_decay : flight.weight_decay;
     REAL products = 0, lengths = 0;
 #pragma omp simd reduction(+ : products, lengths)
     for (int64_t index = 0; index < count; index++) {
         REAL weight = params[index];
         const REAL grad = NAME(uphill)(grads[index], weight, flight.sign, flight.weight_decay, mode);
-        const REAL last_root = NAME(pilot_root)(seconds[index], flight.eps, flight.last);
-        const REAL last_first = firsts[index] * flight.last.first;
+        const REAL last = firsts[index];
+        products += grad * last;
+        lengths += last * last;
         const REAL gated = grad * flight.gate;
-        const REAL first = NAME(follow)(firsts[index], gated, flight.c1);
+        const REAL first = NAME(follow)(last, gated, flight.c1);
         const REAL second = seconds[index] * flight.b2 + flight.c2 * gated * gated;
         firsts[index] = first;
         seconds[index] = second;
-        const REAL root = NAME(pilot_root)(second, flight.eps, flight.corrections);
-        REAL last, change;
-        if (shares) {
-            const REAL inverse = 1 / (last_root * root);
-            last = last_first * (root * inverse);
-            change = first * flight.corrections.first * (last_root * inverse);
-        } else {
-            last = last_first / last_root;
-            change = first * flight.corrections.first / root;
-        }
-        products += grad * last;
-        lengths += last * last;
-        change *= flight.length;
+        REAL change = NAME(pilot_direction)(first, second, flight.eps, flight.corrections) * flight.length;
         if (mode != L2) change += weight * decay;
         weight -= change;
         params[index] = weight;
@@ -104,22 +89,19 @@ INLINE void NAME(move_part)(
 /* A part of a tensor in the pass that moves. */
 static void NAME(move_tile)(const Job *job, const NAME(Tile) *tile, REAL *averages, int64_t count,
                             const NAME(Flight) *flight, double *sums) {
-#define MOVE(mode, averages, keeps_average, shares)                                                \
-    NAME(move_part)(count, tile->params, tile->grads, tile->firsts, tile->seconds, averages, *flight, mode, \
-                    keeps_average, shares, sums)
 #define MOVE_PART(mode)                                                                            \
     do {                                                                                           \
-        if (averages == NULL && shares) MOVE(mode, NULL, 0, 1);                                    \
-        else if (averages == NULL) MOVE(mode, NULL, 0, 0);                                         \
-        else if (shares) MOVE(mode, averages, 1, 1);                                               \
-        else MOVE(mode, averages, 1, 0);                                                           \
+        if (averages == NULL)                                                                      \
+            NAME(move_part)(count, tile->params, tile->grads, tile->firsts, tile->seconds, NULL, *flight, mode, 0, \
+                            sums);                                                                 \
+        else                                                                                       \
+            NAME(move_part)(count, tile->params, tile->grads, tile->firsts, tile->seconds, averages, *flight, \
+                            mode, 1, sums);                                                        \
     } while (0)
-    const int shares = flight->eps >= (REAL)LEAST_EPS;
     if (job->mode == DECOUPLED) MOVE_PART(DECOUPLED);
     else if (job->mode == ABSOLUTE) MOVE_PART(ABSOLUTE);
     else MOVE_PART(L2);
 #undef MOVE_PART
-#undef MOVE
 }
 
 /* Whether the pass that measures adds up the squares of a tensor's weights. */
@@ -141,17 +123,13 @@ static void NAME(measure_block)(const NAME(Work) *work, int64_t tensor, Share bl
     }
 }
 
-/* One block of a tensor in the pass that moves. `found` are the corrections of the block before: for the last
- * direction, and for the direction of this step. */
+/* One block of a tensor in the pass that moves. `found` are the corrections of the block before. */
 static void NAME(move_block)(const NAME(Work) *work, int64_t tensor, Share block, NAME(Corrections) *found,
                              double *sums) {
     const Job *job = work->job;
     const Pilot *pilot = job->pilot;
     const Rule *rule = work->rule;
-    const double steps = *pilot->steps[tensor];
-    /* Before its first step a parameter has no direction: step 0 would divide 0 by 0. */
-    NAME(correct)(&found[0], rule, steps < 1 ? 1 : steps);
-    NAME(correct)(&found[1], rule, steps + 1);
+    NAME(correct)(found, rule, *pilot->steps[tensor] + 1);
     const NAME(Flight) flight = {
         .sign = job->maximize ? -1 : 1,
         .weight_decay = (REAL)job->weight_decay,
@@ -162,8 +140,7 @@ static void NAME(move_block)(const NAME(Work) *work, int64_t tensor, Share block
         .c2 = (REAL)(1.0 - rule->b2),
         .length = ((const REAL *)pilot->lengths)[tensor],
         .rate = (REAL)pilot->rate,
-        .last = found[0],
-        .corrections = found[1],
+        .corrections = *found,
     };
     REAL *averages = pilot->averages == NULL ? NULL : (REAL *)pilot->averages[tensor];
     for (int64_t from = block.begin; from < block.end; from += ROOM) {
@@ -193,7 +170,7 @@ static void NAME(pilot_share)(const Job *job, const int64_t *starts, const int64
         .room = room,
         .tile_room = ROOM,
     };
-    NAME(Corrections) found[2] = {{-1, 0, 0}, {-1, 0, 0}};
+    NAME(Corrections) found = {-1, 0, 0};
     for (int64_t turn = 0; turn < job->tensors; turn++) {
         const int64_t tensor = measures ? turn : job->tensors - 1 - turn;
         const int64_t size = size_of(job, tensor), many = NAME(pilot_blocks)(job, tensor);
@@ -204,7 +181,7 @@ static void NAME(pilot_share)(const Job *job, const int64_t *starts, const int64
             const Share block = {from, size - from < PILOT_BLOCK ? size : from + PILOT_BLOCK};
             double *own_sums = sums + 4 * (first_blocks[tensor] + place);
             if (measures) NAME(measure_block)(&work, tensor, block, own_sums);
-            else NAME(move_block)(&work, tensor, block, found, own_sums);
+            else NAME(move_block)(&work, tensor, block, &found, own_sums);
         }
     }
 }
@@ -272,4 +249,3 @@ static int NAME(pilot_pass)(const Job *job) {
 }
 
 #undef PILOT_BLOCK
-#undef LEAST_EPS

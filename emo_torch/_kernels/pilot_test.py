@@ -171,20 +171,6 @@ def test_a_ceiling_that_comes_later_finds_no_outdated_squares() -> None:
     assert_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-16, 1e-15, 1e-8, 1.0])
-def test_two_directions_of_one_division_are_those_of_two(eps: float) -> None:
-    ours, theirs = made(eps=eps), made(eps=eps)
-    for group in theirs[1].param_groups:
-        group["fused"] = False
-    for step in range(6):
-        take(*ours, step)
-        take(*theirs, step)
-    for one, other in zip(ours[0], theirs[0], strict=True):
-        torch.testing.assert_close(one, other, rtol=2e-5, atol=1e-7)
-    pilots = [own[1].pilot for own in (ours, theirs)]
-    torch.testing.assert_close(pilots[0].agreement, pilots[1].agreement, rtol=1e-5, atol=1e-7)
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_step_by_numbers_has_the_bits_of_a_step_by_tensors(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -49,7 +49,7 @@ class EmoPilot(SteeredOptimizer):
     .. math::
         g &\leftarrow g\,\min(1,\, 2.5\,N / \lVert g \rVert) \\
         k &\leftarrow \text{courage}(k, a, s), \qquad
-            a \leftarrow \frac{\langle g,\, u_{prev} \rangle}{\lVert g \rVert\,\lVert u_{prev} \rVert} \\
+            a \leftarrow \frac{\langle g,\, m_{prev} \rangle}{\lVert g \rVert\,\lVert m_{prev} \rVert} \\
         u &= \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \epsilon} \\
         p &\leftarrow p - \eta_p\,(u + wd\,p), \qquad
             \eta_p = k\,\min\bigl(\eta,\, 0.08\,\min(0.1, \max(0.02, \mathrm{RMS}(p)))\bigr) \\

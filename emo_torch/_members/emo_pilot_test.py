@@ -88,9 +88,8 @@ def reference(
         g = {n: factor * x for n, x in g.items()}
         if t > 1:
             usual += max(0.05, 1 / t) * (factor * norm - usual)
-            u = direction(t - 1)
             # The agreement of this step is for the next step.
-            last, a = a, dot(g, u) / (factor * norm * math.sqrt(dot(u, u)))
+            last, a = a, dot(g, m) / (factor * norm * math.sqrt(dot(m, m)))
             if t > 2:
                 a2 += 0.05 * (last * last - a2)
             rise, fall = max(0.0, (s - 0.5) / 0.5), max(0.0, (-s - 0.5) / 0.5)

@@ -147,8 +147,9 @@ def with_agreement(state: PilotState, products: Tensor) -> PilotState:
 
     Args:
         state: the scalars after this step.
-        products: over all parameters together <g, g>, <g, u> and <u, u> of the gradient g and the last
-            direction u, shape `[3]`. At the first step there is no last direction: the agreement stays 0.
+        products: over all parameters together <g, g>, <g, d> and <d, d> of the gradient g and the direction
+            d before it, shape `[3]`; d is the first moments of EmoPilot, or the last update of `Autopilot`.
+            At the first step there is no direction: the agreement stays 0.
     """
     tiny = torch.finfo(products.dtype).tiny
     agreement = (products[1] / (products[0].sqrt() * products[2].sqrt() + tiny)).clamp(-1.0, 1.0)

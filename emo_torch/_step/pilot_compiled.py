@@ -63,7 +63,7 @@ def take_compiled(
 def measure_all(
     batches: list[Batch | CompiledBatch], weighs: list[bool]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns for each batch the products of gradients and last directions, and the mean squares.
+    """Returns for each batch the products of gradients and first moments, and the mean squares.
 
     The products have shape `[3]`; there is a mean square for each parameter. All sharded parameters of a
     mesh take one reduction together. Of the products of a compiled batch, only the first one is known

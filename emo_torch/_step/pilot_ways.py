@@ -83,19 +83,18 @@ def _direction(firsts: list[Tensor], seconds: list[Tensor], steps: Tensor, group
 def measure(batch: Batch, *, weighs: bool) -> Tensor:
     """Returns sums over this process's parts of the parameters, shape `[3 + n]`.
 
-    The sums are the three products of gradients and last directions (see `steer`), and the squares of each
-    parameter.
+    The sums are the three products of gradients and first moments (see `with_agreement`), and the squares
+    of each parameter.
 
     Args:
         batch: the parameters.
         weighs: whether the squares are needed; otherwise they are 0.
     """
-    # Before its first step a parameter has no direction: step 0 would divide 0 by 0.
-    last = _direction(batch.firsts, batch.seconds, batch.steps.clamp(min=1.0), batch.group)
-    grads, directions, weights = (
-        [local_part(each).flatten() for each in tensors] for tensors in (batch.grads, last, batch.weights)
+    grads, firsts, weights = (
+        [local_part(each).flatten() for each in tensors]
+        for tensors in (batch.grads, batch.firsts, batch.weights)
     )
-    pairs = [(grads, grads), (grads, directions), (directions, directions), (weights, weights)]
+    pairs = [(grads, grads), (grads, firsts), (firsts, firsts), (weights, weights)]
     sums = [
         torch.stack([dot(a, b) for a, b in zip(left, right, strict=True)])
         for left, right in pairs[: 3 + weighs]
