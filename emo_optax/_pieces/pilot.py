@@ -290,7 +290,7 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
         ...     updates, state = optimizer.update(grads, state, params, value=loss)
         ...     params = optax.apply_updates(params, updates)
         >>> average = emo_optax.eval_params(state, params)
-        >>> bool(jnp.sum(average**2) > jnp.sum(params**2))  # The average lies between start and end.
+        >>> bool(jnp.sum(average**2) < jnp.sum(params**2))  # The weights swing around the minimum.
         True
     """
     trees = [node.average for node in nodes_of(state, SteeredState) if jax.tree.leaves(node.average)]
