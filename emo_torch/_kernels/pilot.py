@@ -171,6 +171,9 @@ def measure(batch: CompiledBatch, *, weighs: bool) -> tuple[Sums, Sums]:
         kept.seen = np.fromiter(map(_version_of, batch.params), np.int64, len(batch.params))
         np.equal(kept.versions, kept.seen, out=kept.known, casting="unsafe")
     _run(batch, given)
+    if kept is not None:
+        # New sums belong to no marks until the weights move, and a step that is skipped moves no weights.
+        kept.versions = np.where(kept.known, kept.versions, -1)
     return products, squares / np.maximum(batch.layout.sizes[PARAM], 1)
 
 

@@ -158,6 +158,21 @@ def test_eval_mode_skipped_steps_and_parameters_without_gradient_keep_the_bits()
     assert_equal(ours, theirs)
 
 
+def test_weights_that_are_replaced_for_a_skipped_step_alone_leave_no_squares_behind() -> None:
+    ours, theirs = made(), made()
+    for step in range(8):
+        for own in (ours, theirs):
+            if own is theirs:
+                own[1]._step_memory = StepMemory()
+            take(*own, step)
+            if step == 5:
+                kept = own[0][0].detach().clone()
+                _through_data(own[0][0])
+                own[1].step(loss=float("nan"))
+                own[0][0].data.copy_(kept)
+    assert_equal(ours, theirs)
+
+
 def test_a_ceiling_that_comes_later_finds_no_outdated_squares() -> None:
     ours, theirs = made(), made()
     for step in range(9):

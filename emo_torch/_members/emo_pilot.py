@@ -66,6 +66,9 @@ class EmoPilot(SteeredOptimizer):
     step by its learning rate over its largest learning rate so far; the results are best without a
     schedule.
 
+    Change weights between two steps in place under `torch.no_grad()`, as `torch.nn.init` does. A write to a
+    part of a parameter through `param.data` or NumPy can reach RMS(p) one step late in compiled code.
+
     Args:
         params: the parameters, or groups of parameters with their own options.
         lr: eta, a number >= 0 or a tensor of one element.
