@@ -5,6 +5,7 @@ It imports neither framework: each package is tested where the other's is hidden
 
 import gc
 import re
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -37,16 +38,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection() -> None:
-    """Collects no garbage while tests are collected: each pass would visit thousands of tests."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collects no garbage while tests are collected, and leaves modules and tests out of later collections.
+
+    Each pass would visit thousands of tests.
+    """
     gc.disable()
-
-
-def pytest_collection_finish() -> None:
-    """Collects garbage again, and leaves modules and tests out of it."""
-    gc.freeze()
-    gc.enable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_unconfigure() -> None:
