@@ -7,6 +7,7 @@ from typing import Any
 
 import optax
 
+from emo_optax._checks.errors import STATE_OF_ANOTHER
 from emo_optax._checks.validation import takes_extra_args
 
 
@@ -46,7 +47,8 @@ def compact_chain(*pieces: optax.GradientTransformation) -> optax.GradientTransf
     ) -> tuple[optax.Updates, optax.OptState]:
         states: Any = (state,) if len(kept) == 1 else state
         if len(states) != len(kept):
-            raise ValueError(f"The state has {len(states)} parts, and the chain {len(kept)}")
+            problem = f"it has {len(states)} parts, and the chain has {len(kept)}"
+            raise ValueError(STATE_OF_ANOTHER.format(problem=problem))
         before, after = iter(states), []
         for part in parts:
             if isinstance(part, Stateless):
