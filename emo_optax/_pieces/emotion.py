@@ -208,8 +208,8 @@ def remember(
 ) -> EmotionState:
     """Returns the state with new values, the scalar in its history, and the stop signal of that history.
 
-    All values have the shape `[]`. `more` are the numbers that follow the history, and `bounds` those of
-    `went_quiet`.
+    All values have the shape `[]`. `more` are the numbers that follow the history, and `bounds` are the
+    bounds of `went_quiet`.
     """
     extended = jnp.concatenate([before.history[1:], scalar[None]])
     history = jnp.where(is_felt, extended, before.history)

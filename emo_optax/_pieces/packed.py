@@ -15,7 +15,7 @@ from emo_optax._checks.states import check_kinds
 
 
 class Part:
-    """The place of a value in an array of a state; read from a state it is the value.
+    """The place of a value in an array of a state. As an attribute of a state it gives the value.
 
     Args:
         array: the array, "numbers" or "counts".

@@ -54,7 +54,8 @@ class Pilot(NamedTuple):
         long: the long average of the loss, in the unit of the loss.
         noise: the standard deviation of the loss around its trend, in the unit of the loss.
         scalar: the emotion scalar s, in [-1, 1]; above 0 the loss is above its trend.
-        agreement: the cosine of the last gradient and the direction before it, in [-1, 1].
+        agreement: the cosine of the last gradient and the first moments before it, in [-1, 1]; in
+            `autopilot` the last change is in the place of the first moments.
         courage: the factor on the learning rate.
         gate: the factor that the last gradient was multiplied by, in [0, 1].
         ceiling_bound: the share of the parameters whose last step the ceiling bounded, in [0, 1].

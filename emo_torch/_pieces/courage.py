@@ -15,7 +15,8 @@ class CourageState(NamedTuple):
     """Courage, and the size of the agreements so far; every field has the shape `[]`.
 
     Attributes:
-        agreement: the cosine a of the last gradient and the direction before it, in [-1, 1].
+        agreement: the cosine a of the last gradient and the direction before it, in [-1, 1]; the direction
+            is the first moments of EmoPilot, or the last change by the optimizer in `Autopilot`.
         agreement_square: the average of its square.
         courage: the factor k on the step, > 0.
     """
@@ -66,7 +67,7 @@ def move_courage(
 
     Args:
         state: the courage before this step.
-        agreement: a, the cosine of the last gradient and the direction before it, in [-1, 1], shape `[]`.
+        agreement: a, the agreement of the step before, in [-1, 1], shape `[]` (see `CourageState`).
         scalar: s, the scale-free emotion scalar, in [-1, 1], shape `[]` (see `feel_relative`).
         step: t, the number of this step, counted from 1, an integer tensor of shape `[]`. The first two
             steps have no agreement of the step before: `agreement` is 0.
