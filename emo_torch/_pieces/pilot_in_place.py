@@ -118,7 +118,7 @@ class PilotArrays:
             field[()] = value
 
     def _of_torch(self, function: Any, value: Any) -> Any:
-        """Returns a function of PyTorch, which works in place, of a number."""
+        """Returns the result for a number of a function of PyTorch that works in place."""
         self._number[()] = value
         function(self._tensor)
         return self._number[()]
