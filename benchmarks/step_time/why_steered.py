@@ -25,7 +25,7 @@ TWICE = (
     "pass can move them earlier."
 )
 IN_JAX = (
-    TWICE + " The products with the last direction could be computed while the moments move; XLA makes one "
+    TWICE + " The products with the first moments could be computed while the moments move; XLA makes one "
     "loop for each sum and for each array that a step returns, and reads both moments and the weights once "
     "more."
 )
