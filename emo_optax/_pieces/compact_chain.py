@@ -34,6 +34,7 @@ def compact_chain(*pieces: optax.GradientTransformation) -> optax.GradientTransf
     """
     parts = [takes_extra_args(piece) for piece in pieces]
     kept = [part for part in parts if not isinstance(part, Stateless)]
+    empty = [part.init(()) if isinstance(part, Stateless) else None for part in parts]
 
     def init_fn(params: optax.Params) -> optax.OptState:
         states = tuple(part.init(params) for part in kept)
@@ -50,9 +51,9 @@ def compact_chain(*pieces: optax.GradientTransformation) -> optax.GradientTransf
             problem = f"it has {len(states)} parts, and the chain has {len(kept)}"
             raise ValueError(STATE_OF_ANOTHER.format(problem=problem))
         before, after = iter(states), []
-        for part in parts:
+        for part, nothing in zip(parts, empty, strict=True):
             if isinstance(part, Stateless):
-                updates, _ = part.update(updates, part.init(()), params, **extra_args)
+                updates, _ = part.update(updates, nothing, params, **extra_args)
             else:
                 updates, own = part.update(updates, next(before), params, **extra_args)
                 after.append(own)

@@ -15,7 +15,7 @@ from emo_optax._pieces.emotion import (
     EmotionState,
     check_emotion,
     remember,
-    shared_emotion,
+    shared_scalar,
     wide_dtype,
 )
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
@@ -250,7 +250,7 @@ def scale_by_drive(
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del params, extra_args
-        factor = drive_factor(shared_emotion(emotion).scalar)
+        factor = drive_factor(shared_scalar(emotion))
         return jax.tree.map(lambda update: factor.astype(update.dtype) * update, updates), state
 
     piece = optax.GradientTransformationExtraArgs(init_fn, update_fn)

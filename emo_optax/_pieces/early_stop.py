@@ -46,6 +46,17 @@ def went_quiet(
     published code appends once per parameter tensor.
     """
     check_precisions(mean_below=mean_below, variance_below=variance_below)
+    return quiet(history, felt, mean_below=mean_below, variance_below=variance_below)
+
+
+def quiet(
+    history: jax.Array,
+    felt: jax.Array,
+    *,
+    mean_below: jax.typing.ArrayLike = 0.05,
+    variance_below: jax.typing.ArrayLike = 0.005,
+) -> jax.Array:
+    """As `went_quiet`, for bounds that are checked."""
     mean = jnp.mean(jnp.abs(history))
     variance = jnp.mean(jnp.square(history - jnp.mean(history)))
     return (felt >= WINDOW) & (mean < mean_below) & (variance < variance_below)

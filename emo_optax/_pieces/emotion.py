@@ -17,7 +17,7 @@ from emo_optax._checks.validation import (
     hyperparameter,
     takes_extra_args,
 )
-from emo_optax._pieces.early_stop import WINDOW, went_quiet
+from emo_optax._pieces.early_stop import WINDOW, quiet
 from emo_optax._pieces.packed import PackedState, Part, check_packed
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
 
@@ -156,6 +156,7 @@ def feel(
     """
     check_emotion(state)
     options = {"short_factor": short_factor, "long_factor": long_factor, "gain": gain}
+    check_precisions(**options, mean_below=mean_below, variance_below=variance_below)
     return _move(state, loss, (), mean_below=mean_below, variance_below=variance_below, **options)
 
 
@@ -169,10 +170,12 @@ def _move(
     gain: jax.typing.ArrayLike,
     **bounds: jax.typing.ArrayLike,
 ) -> EmotionState:
-    """As `feel`, with the numbers that follow the history."""
-    check_precisions(short_factor=short_factor, long_factor=long_factor, gain=gain)
+    """As `feel`, with the numbers that follow the history; both arrays and the options are checked."""
     dtype = state.numbers.dtype
-    is_first = state.felt == 0
+    # By their places: reading by names is slower where a step is traced.
+    before_short, before_long = state.numbers[0], state.numbers[1]
+    before_felt, before_held = state.counts[0], state.counts[1]
+    is_first = before_felt == 0
     is_finite = jnp.isfinite(loss)
     loss = jnp.where(is_finite, loss, jnp.zeros([], dtype))
 
@@ -183,15 +186,15 @@ def _move(
         moved = before + rate * (loss - before)
         return jnp.where(is_first, loss, moved)
 
-    short = average(state.short, short_factor)
-    long = average(state.long, long_factor)
+    short = average(before_short, short_factor)
+    long = average(before_long, long_factor)
     is_felt = is_finite & jnp.isfinite(short) & jnp.isfinite(long)
-    short = jnp.where(is_felt, short, state.short)
-    long = jnp.where(is_felt, long, state.long)
+    short = jnp.where(is_felt, short, before_short)
+    long = jnp.where(is_felt, long, before_long)
     steepness = gain if type(gain) is float else hyperparameter(gain, dtype)
     scalar = jnp.tanh(steepness * (short - long))
-    felt = jnp.where(is_felt, optax.safe_increment(state.felt), state.felt)
-    held = jnp.where(is_felt, state.held, optax.safe_increment(state.held))
+    felt = jnp.where(is_felt, optax.safe_increment(before_felt), before_felt)
+    held = jnp.where(is_felt, before_held, optax.safe_increment(before_held))
     return remember(state, is_felt, short, long, scalar, felt, held, more, **bounds)
 
 
@@ -211,14 +214,14 @@ def remember(
     All values have the shape `[]`. `more` are the numbers that follow the history, and `bounds` are the
     bounds of `went_quiet`.
     """
-    extended = jnp.concatenate([before.history[1:], scalar[None]])
-    history = jnp.where(is_felt, extended, before.history)
+    known = before.numbers[_SCALARS:LENGTH]
+    history = jnp.where(is_felt, jnp.concatenate([known[1:], scalar[None]]), known)
     numbers = jnp.concatenate([jnp.stack([short, long, scalar]), history, *(each[None] for each in more)])
     # The barrier makes XLA read the history from the array. Without it XLA computes the history again in
     # each loop that reads it, and compiles longer.
     numbers = jax.lax.optimization_barrier(numbers)
-    is_quiet = went_quiet(numbers[_SCALARS:LENGTH], felt, **bounds)
-    should_stop = before.should_stop | (is_felt & is_quiet)
+    is_quiet = quiet(numbers[_SCALARS:LENGTH], felt, **bounds)
+    should_stop = (before.counts[2] != 0) | (is_felt & is_quiet)
     return EmotionState(numbers, jnp.stack([felt, held, should_stop.astype(felt.dtype)]))
 
 
@@ -385,3 +388,10 @@ def shared_emotion(emotion: EmotionState | None) -> EmotionState:
     if emotion is None:
         raise EmotionMissingError(EMOTION_MISSING)
     return emotion
+
+
+def shared_scalar(emotion: EmotionState | None) -> jax.Array:
+    """Returns the emotion scalar of the enclosing transformation, or raises an error if there is none."""
+    if emotion is None:
+        raise EmotionMissingError(EMOTION_MISSING)
+    return emotion.numbers[2]

@@ -15,7 +15,7 @@ from emo_optax._checks.validation import (
     is_number,
     takes_extra_args,
 )
-from emo_optax._pieces.emotion import EmotionState, shared_emotion, wide_dtype
+from emo_optax._pieces.emotion import EmotionState, shared_scalar, wide_dtype
 
 Keep = Callable[[jax.Array, jax.Array], jax.Array]
 """A gradient and the tolerance theta (1 + |s|), a scalar of its dtype, to the elements that move."""
@@ -244,7 +244,7 @@ def filter_with_options(
         **extra_args: Any,
     ) -> tuple[optax.Updates, FilterByEmotionState]:
         state = with_arrays(state, init_fn, updates if params is None else params)
-        scalar = shared_emotion(emotion).scalar
+        scalar = shared_scalar(emotion)
         tolerance = jnp.asarray(theta, scalar.dtype) * (1.0 + jnp.abs(scalar))
         gradients = updates
         updates, inner_state = inner.update(
@@ -324,7 +324,7 @@ def scale_by_emotion() -> optax.GradientTransformationExtraArgs:
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScaleByEmotionState]:
         del params, extra_args
-        scale = step_scale(shared_emotion(emotion).scalar)
+        scale = step_scale(shared_scalar(emotion))
         # The scale is the left factor, so that all leaves have the same loop and XLA on a CPU compiles it
         # once: XLA compares expressions with the order of their factors.
         return jax.tree.map(lambda update: scale.astype(update.dtype) * update, updates), state

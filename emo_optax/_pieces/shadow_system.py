@@ -9,7 +9,7 @@ import optax
 
 from emo_optax._checks.states import check_kind, with_arrays
 from emo_optax._checks.validation import check_factor, check_params, check_shadow_ratio, takes_extra_args
-from emo_optax._pieces.emotion import EmotionState, shared_emotion, wide_dtype
+from emo_optax._pieces.emotion import EmotionState, shared_scalar, wide_dtype
 
 ShadowRatio = Literal["v2.0", "v1.0"] | Callable[[jax.Array], jax.Array]
 """ "v2.0", "v1.0", or a function of the scalar (shape `[]`) to a ratio in [0, 1]."""
@@ -146,7 +146,7 @@ def blend_with_shadow(
     ) -> tuple[optax.Updates, BlendWithShadowState]:
         check_params(params)
         state = with_arrays(state, init_fn, params)
-        scalar = shared_emotion(emotion).scalar
+        scalar = shared_scalar(emotion)
         wanted = jnp.asarray(ratio_of(scalar), state.ratio.dtype)
         wakes = wanted > 0
         pulls = wakes & state.exists

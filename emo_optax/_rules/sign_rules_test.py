@@ -103,10 +103,10 @@ def test_replicas_and_shares_of_parameters_step_as_the_whole(name: str) -> None:
 
 def test_a_moment_may_be_narrow() -> None:
     optimizer = emo_optax.emo_tion(moment_dtype=jnp.bfloat16)
-    params = jnp.ones(3)
+    params = jnp.ones(7)
     state = optimizer.init(params)
     assert emo_optax.to_arrays(state)["exp_avg/"].dtype == np.float32
-    moment = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (3,)]
+    moment = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (7,)]
     assert [leaf.dtype for leaf in moment] == [jnp.bfloat16]
 
 
