@@ -26,8 +26,8 @@ TWICE = (
 )
 IN_JAX = (
     TWICE + " The products with the first moments could be computed while the moments move; XLA makes one "
-    "loop for each sum and for each array that a step returns, and reads both moments and the weights once "
-    "more."
+    "loop for each sum and for each array that a step returns, and reads the first moments and the weights "
+    "once more."
 )
 
 
