@@ -117,6 +117,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "more_options": (
             {"average": False, "min_courage": 0.5, "max_courage": 2.0, "gate_limit": 1.5},
             {"max_courage": 1.0, "weight_decay": 0.1},
+            {"lr": 1e-3},  # Small enough for the warm-up.
         ),
     },
     "emo_zeal": {"steps": MappingProxyType({("l2", "bfloat16"): 150})},

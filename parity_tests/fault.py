@@ -36,7 +36,7 @@ SHOWN_WITH = {
     "stop without absolute value": "fading",
     "stop bound": "fading",
     "stop one step late": "constant",
-    "warm-up that fades": "constant",
+    "warm-up that fades": "lr=0.001",
     "courage where the loss rises": "rising",
     "ceiling of small parameters": "fading",
     "a loss that is not finite is not skipped": "not_finite_first",
