@@ -190,6 +190,7 @@ ONE_SIDED = {
         "_wrappers/listen_test.py": "the same",
         "_wrappers/pulse_scheduler.py": "a scheduler of PyTorch; Optax has `pulse_schedule`",
         "_wrappers/pulse_scheduler_test.py": "the same",
+        "_pieces/arrays_in_place.py": "what the following files share",
         "_pieces/drive_in_place.py": "numbers on the CPU without calls of PyTorch; XLA compiles them",
         "_pieces/drive_in_place_test.py": "the same",
         "_pieces/pulse_in_place.py": "numbers on the CPU without calls of PyTorch; XLA compiles them",

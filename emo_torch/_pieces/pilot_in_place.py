@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emo_torch._pieces.arrays_in_place import ArraysInPlace
 from emo_torch._pieces.courage import USUAL_STEP
 from emo_torch._pieces.pilot import PilotState
 from emo_torch._pieces.relative_emotion import QUIET_STEPS
@@ -34,28 +35,18 @@ class Steered(NamedTuple):
     courage: Any
 
 
-class PilotArrays:
+class PilotArrays(ArraysInPlace):
     """The memory of the tensors of a pilot on the CPU, as NumPy arrays.
 
-    On the CPU, NumPy's numbers are computed with the same roundings as tensors. Only functions that differ
-    between libraries are left to PyTorch. PyTorch divides a number by a tensor as the number times the
-    reciprocal of the tensor.
+    Only functions that differ between libraries are left to PyTorch. PyTorch divides a number by a tensor
+    as the number times the reciprocal of the tensor.
 
     Args:
         state: the pilot, whose tensors are on the CPU.
-
-    Attributes:
-        places: the addresses of the tensors when the arrays were made.
-        dtype: the dtype of the numbers at that time.
-        real: the type of NumPy's numbers of this dtype.
-        fields: the array of each tensor, in the order of `PilotState`.
     """
 
     def __init__(self, state: PilotState) -> None:
-        # These arrays keep the memory alive, so that no new tensor can have one of these addresses.
-        self.places, self.dtype = list(map(Tensor.data_ptr, state)), state.norm.dtype
-        self.real: Any = np.float64 if self.dtype == torch.float64 else np.float32
-        self.fields: Any = PilotState._make(field.numpy() for field in state)
+        super().__init__(state, state.norm.dtype)
         self._tensor = torch.zeros((), dtype=self.dtype)
         self._number = self._tensor.numpy()
         self._tiny = self.real(torch.finfo(self.dtype).tiny)
@@ -63,7 +54,7 @@ class PilotArrays:
 
     def fits(self, state: PilotState) -> bool:
         """Returns whether the state still has the tensors of these arrays."""
-        return self.dtype == state.norm.dtype and self.places == list(map(Tensor.data_ptr, state))
+        return self.fit(state, state.norm.dtype)
 
     def steer(
         self,

@@ -9,29 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emo_torch._pieces.arrays_in_place import ArraysInPlace
 from emo_torch._pieces.emotion import is_on_cpu
 from emo_torch._pieces.pulse import LossUnit, PulseState, feel_pulse
 from emo_torch._pieces.trust import FACTORS, FLOOR
-
-
-class PulseArrays:
-    """The memory of a pulse's tensors on the CPU, as NumPy arrays.
-
-    Args:
-        state: the pulse, whose tensors are on the CPU.
-
-    Attributes:
-        places: the addresses of the tensors when the arrays were made.
-        dtype: the dtype of the averages at that time.
-        real: the type of NumPy's numbers of this dtype.
-        fields: the array of each tensor, in the order of `PulseState`.
-    """
-
-    def __init__(self, state: PulseState) -> None:
-        # These arrays keep the memory alive, so that no new tensor can have one of these addresses.
-        self.places, self.dtype = list(map(Tensor.data_ptr, state)), state.short.dtype
-        self.real: Any = np.float64 if self.dtype == torch.float64 else np.float32
-        self.fields: Any = PulseState._make(field.numpy() for field in state)
 
 
 def feel_pulse_in_place(
@@ -43,8 +24,8 @@ def feel_pulse_in_place(
     steady: bool,
     spike_limit: float | None,
     loss_unit: LossUnit,
-    arrays: PulseArrays | None = None,
-) -> PulseArrays | None:
+    arrays: ArraysInPlace | None = None,
+) -> ArraysInPlace | None:
     """Like `feel_pulse`, to the last bit, with the state's own tensors.
 
     On the CPU, NumPy's numbers are computed with the same roundings as tensors. Only the hyperbolic tangent
@@ -77,8 +58,8 @@ def feel_pulse_in_place(
         for tensor, new in zip(state, felt, strict=True):
             tensor.copy_(new)
         return None
-    if arrays is None or arrays.places != list(map(Tensor.data_ptr, state)) or arrays.dtype != loss.dtype:
-        arrays = PulseArrays(state)
+    if arrays is None or not arrays.fit(state, loss.dtype):
+        arrays = ArraysInPlace(state, state.short.dtype)
     with np.errstate(all="ignore"):
         is_felt = _move(arrays, loss.item(), spike_limit, loss_unit)
         state.scalar.tanh_()
@@ -88,14 +69,14 @@ def feel_pulse_in_place(
     return arrays
 
 
-def _unit(arrays: PulseArrays, loss_unit: LossUnit) -> Any:
+def _unit(arrays: ArraysInPlace, loss_unit: LossUnit) -> Any:
     if isinstance(loss_unit, str):
         first = arrays.fields.unit[()]
         return first if first > 0.0 else arrays.real(1.0)
     return arrays.real(1.0 if loss_unit is None else loss_unit)
 
 
-def _move(arrays: PulseArrays, number: float, spike_limit: float | None, loss_unit: LossUnit) -> bool:
+def _move(arrays: ArraysInPlace, number: float, spike_limit: float | None, loss_unit: LossUnit) -> bool:
     """Moves the averages and the unit; leaves the quotient of which s is the tangent in `scalar`."""
     own, real = arrays.fields, arrays.real
     is_felt = math.isfinite(number)
@@ -124,7 +105,7 @@ def _move(arrays: PulseArrays, number: float, spike_limit: float | None, loss_un
     return is_felt
 
 
-def _beat(arrays: PulseArrays, is_felt: bool, stopcoef: float, steady: bool, loss_unit: LossUnit) -> None:
+def _beat(arrays: ArraysInPlace, is_felt: bool, stopcoef: float, steady: bool, loss_unit: LossUnit) -> None:
     """Moves the averages of the scalar, the level and the stop signal."""
     if not is_felt:
         return
@@ -150,7 +131,7 @@ def _beat(arrays: PulseArrays, is_felt: bool, stopcoef: float, steady: bool, los
     own.should_stop[()] = bool(distance - noise >= real(0.3) and is_low)
 
 
-def _pulse(arrays: PulseArrays, power: float, scope: float | Tensor) -> Any:
+def _pulse(arrays: ArraysInPlace, power: float, scope: float | Tensor) -> Any:
     """Returns the pulse of a level and of a power of the course, as `pulse_of`."""
     real = arrays.real
     if isinstance(scope, Tensor):

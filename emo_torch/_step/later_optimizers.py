@@ -20,6 +20,7 @@ from emo_torch._checks.validation import (
     check_not_negative,
     check_ways,
 )
+from emo_torch._pieces.arrays_in_place import ArraysInPlace
 from emo_torch._pieces.drive import Drive, DriveState, drive_factor, init_drive
 from emo_torch._pieces.drive_in_place import DriveArrays, feel_drive_in_place
 from emo_torch._pieces.early_stop import went_quiet
@@ -32,7 +33,7 @@ from emo_torch._pieces.pulse import (
     pulse_from,
     pulse_of,
 )
-from emo_torch._pieces.pulse_in_place import PulseArrays, feel_pulse_in_place
+from emo_torch._pieces.pulse_in_place import feel_pulse_in_place
 from emo_torch._pieces.replicas import LossGroup
 from emo_torch._pieces.rounding import check_rounding
 from emo_torch._pieces.smoothed_norm import NO_NORM
@@ -160,7 +161,7 @@ class PulseOptimizer(LossOptimizer):
     shared_options = (*PULSE_OPTIONS, "notify", "maximize")
 
     _pulse: PulseState
-    _arrays: PulseArrays | None = None
+    _arrays: ArraysInPlace | None = None
     _shadow_exists: Tensor
     _shadow_ratio: Tensor
 
