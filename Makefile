@@ -46,33 +46,40 @@ help:
 	@echo "make notebooks    run the notebooks again"
 	@echo "make clean        remove what the others made"
 
+# Python compiles a module when it is first imported: nearly all modules of the dependencies never are.
 $(VENV)/ready: pyproject.toml constraints.txt hatch_build.py hatch_metadata.py
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
+		-c constraints.txt -e ".[dev]"
 	@touch $@
 
-# The compiled code: built by the editable install, and again where its sources change. Without a C compiler
-# everything goes on without it.
+# The compiled code needs Python and a C compiler only, so it is built beside the downloads; the editable install
+# keeps a library that is up to date. Without a C compiler everything goes on without it.
 COMPILED = emo_torch/_kernels/emo_kernels.json
-$(COMPILED): $(VENV)/ready $(wildcard emo_torch/_kernels/*.c emo_torch/_kernels/*.h) emo_torch/build.py
-	-$(VENV)/bin/python emo_torch/build.py
+$(COMPILED): $(wildcard emo_torch/_kernels/*.c emo_torch/_kernels/*.h) emo_torch/build.py
+	-$(PYTHON) emo_torch/build.py
+
+READY = $(VENV)/ready $(COMPILED)
+.PHONY: set-up
+set-up:
+	@$(MAKE) --no-print-directory --jobs=2 $(READY)
 
 # In place, for a checkout that is used through PYTHONPATH. Without a C compiler the command says so.
 build:
 	-$(PYTHON) emo_torch/build.py
 
-demo: $(VENV)/ready $(COMPILED)
+demo: set-up
 	$(VENV)/bin/python -m examples.digits $(ARGS)
 
 # One core checks types while the other one installs the wheel.
-test: $(VENV)/ready $(COMPILED)
+test: set-up
 	rm -rf $(CACHE)
 	$(MAKE) --jobs=2 lint smoke
 	$(MAKE) suites
 	$(MAKE) parity
 
 # For the inner loop; what has a process of its own or compiles much is left to `make test`.
-check: $(VENV)/ready $(COMPILED) lint
+check: set-up lint
 	$(VENV)/bin/python $(PYTEST) -q --fast emo_shared emo_optax emo_torch parity_tests
 
 isolated: smoke suites
@@ -88,18 +95,18 @@ QUICK = $(OLDER) --xla_backend_optimization_level=0
 suites: export XLA_FLAGS ?= $(QUICK)
 
 # Each package's own tests run without the other's framework: once is enough.
-suites: $(VENV)/ready $(COMPILED)
+suites: set-up
 	$(VENV)/bin/python -m parity_tests.isolated --only suites --workers $(WORKERS)
 
 # XLA's defaults, which users have, compile what depends on them: the bounds of memory and time of a compiled step,
 # and the lockstep in float32. `make test-oldest` and `make test-newest` compile the whole lockstep with them.
 LOCKSTEP = parity_tests/lockstep_test.py
-parity: $(VENV)/ready $(COMPILED)
+parity: set-up
 	$(VENV)/bin/python $(PYTEST) -k "compiled_step or float32" emo_optax/_compiled_step_test.py $(LOCKSTEP)
 	XLA_FLAGS="$${XLA_FLAGS-$(OLDER)}" $(VENV)/bin/python $(PYTEST) -k "not (lockstep_test and float32)" \
 		emo_shared parity_tests examples benchmarks website $(INTEGRATIONS)
 
-processors: $(VENV)/ready $(COMPILED)
+processors: set-up
 	$(VENV)/bin/python -m parity_tests.processors $(ARGS)
 
 # What is downloaded is said before it is.
@@ -125,7 +132,7 @@ test-trainers: .venv-trainers/ready
 	.venv-trainers/bin/python $(PYTEST) $(INTEGRATIONS)
 
 # Timings: never beside tests, nor with their one thread.
-bench: $(VENV)/ready $(COMPILED)
+bench: set-up
 	$(VENV)/bin/python -m benchmarks.step_time $(ARGS)
 
 $(VENV)/docs-ready: $(VENV)/ready

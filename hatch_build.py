@@ -18,6 +18,8 @@ class CompiledCode(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Builds in place for an editable install, else into the wheel, which belongs to a platform then.
 
+        A library in place that fits its sources is kept.
+
         Args:
             version: "editable" or "standard".
             build_data: what hatchling asks of a hook.
@@ -26,6 +28,8 @@ class CompiledCode(BuildHookInterface[Any]):
         is_editable = version == "editable"
         self._temporary = tempfile.TemporaryDirectory()
         folder = build.SOURCES if is_editable else Path(self._temporary.name)
+        if is_editable and build.is_built(folder):
+            return
         try:
             built = build.build(folder)
         except build.BuildError as error:

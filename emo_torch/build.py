@@ -97,6 +97,21 @@ def build(folder: Path) -> Built:
         raise BuildError(f"{' '.join(compiler)}: {error}") from error
 
 
+def is_built(folder: Path) -> bool:
+    """Returns whether a folder has the library of the current sources, for all levels of this machine.
+
+    Args:
+        folder: where `build` put the library and its record.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        digest = hashlib.sha256((folder / LIBRARY).read_bytes()).hexdigest()
+        fits = (record["sha256"], record["sources"]) == (digest, source_digest())
+        return fits and record["levels"] == _wanted_levels()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def find_compiler() -> list[str]:
     """Returns the command of the C compiler; raises a `BuildError` where there is none."""
     for name in (os.environ.get("CC", "cc"), "cc", "gcc", "clang"):

@@ -46,6 +46,23 @@ def test_a_library_and_its_record_are_built(tmp_path: Path) -> None:
 
 
 @needs_compiler
+def test_a_library_that_fits_its_sources_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not build.is_built(tmp_path)
+    built = build.build(tmp_path)
+    assert build.is_built(tmp_path)
+    with monkeypatch.context() as other_flags:
+        other_flags.setattr(build, "FLAGS", ("-O1", *build.FLAGS[1:]))
+        assert not build.is_built(tmp_path)
+    with monkeypatch.context() as more_levels:
+        more_levels.setattr(build, "_wanted_levels", lambda: ["plain", "avx2"])
+        assert not build.is_built(tmp_path)
+    built.library.write_bytes(built.library.read_bytes()[:-1])
+    assert not build.is_built(tmp_path)
+    built.record.write_text("[]")
+    assert not build.is_built(tmp_path)
+
+
+@needs_compiler
 def test_a_compiler_without_openmp_builds_for_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
