@@ -45,7 +45,8 @@ def outcomes() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         settings, report = Path(folder) / "pytest.ini", Path(folder) / "report.xml"
         settings.write_text("[pytest]\nmarkers = xdist_group\n")
-        warnings = ("-W", "error", "-W", "ignore:A learning rate of")
+        ignored = ("A learning rate of", "Error reading persistent compilation cache entry")
+        warnings = ("-W", "error", *(part for text in ignored for part in ("-W", f"ignore:{text}")))
         options = ("-c", settings, f"--junitxml={report}", *warnings, "--import-mode=importlib")
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *options, __file__],
