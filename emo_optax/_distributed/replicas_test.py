@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import emo_optax
+from emo_optax._devices_test import QUICK
 
 FOLDER = Path(emo_optax.__file__).parent.parent
 
@@ -83,7 +84,7 @@ def results() -> list[dict[str, Any]]:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     paths = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = {**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK}
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, address, str(index)],

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import emo_optax
+from emo_optax._devices_test import FLAGS
 
 FOLDER = Path(emo_optax.__file__).parent.parent
-FLAG = "--xla_force_host_platform_device_count=8"
 LOSSES = (3.0, 2.5, 2.6, 2.2, 9.0, 2.0, 1.9, float("nan"), 1.7, 1.6)
 
 
@@ -82,7 +82,7 @@ def work() -> None:
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     paths = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAG}
+    environment = {**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
     done = subprocess.run(
         [sys.executable, __file__],
         env=environment,

@@ -10,6 +10,8 @@ import pytest
 
 import emo_optax
 from emo_optax._members.reference_test import (
+    SHAPES,
+    SOME,
     Reference,
     Tree,
     find_in_state,
@@ -130,7 +132,11 @@ def _check_moments(member: str, state: Any, reference: Reference) -> None:
 def test_member_and_its_state_follow_the_definition(member: str, case: str) -> None:
     options = {**CASES, **CATS_CASES}[case]
     losses = _gaps(spiky_losses()) if case == "gaps in the loss" else spiky_losses()
-    params, grads = make_params(), make_grads()
+    names = SHAPES if case in ("defaults", "shadow") else SOME
+    params, grads = make_params(names=names), make_grads(names=names)
+    mask = options.get("mask")
+    if mask is not None:
+        options = {**options, "mask": {name: mask[name] for name in names}}
     reference = Reference(member, params, **options)
     expected: list[Tree] = []
     ratios = []
@@ -163,7 +169,7 @@ def test_member_and_its_state_follow_the_definition(member: str, case: str) -> N
 
 @pytest.mark.parametrize("mode", ["decoupled", "l2"])
 def test_mask_may_be_a_function_of_the_parameters(mode: str) -> None:
-    params, grads = make_params(), make_grads(5)
+    params, grads = make_params(names=SOME), make_grads(5, names=SOME)
     mask = _is_small(params)
     assert set(mask.values()) == {True, False}
     options: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.3, "weight_decay_mode": mode}
@@ -178,7 +184,7 @@ def test_mask_may_be_a_function_of_the_parameters(mode: str) -> None:
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_member_in_float32_stays_near_the_definition(member: str) -> None:
-    params, grads = make_params(), make_grads(20)
+    params, grads = make_params(names=SOME), make_grads(20, names=SOME)
     reference = Reference(member, params, learning_rate=1e-2)
     for tree, loss in zip(grads, spiky_losses(), strict=False):
         reference.step(tree, loss)

@@ -10,12 +10,14 @@ import optax
 import pytest
 
 import emo_optax
-from emo_optax._members.reference_test import make_grads, make_params
+from emo_optax._members.reference_test import SHAPES, SOME, make_grads, make_params
 from emo_optax._pieces.pulse_reference_test import OF_36, THIRD, Reference, spiky_losses
 
 MEMBERS: dict[str, Callable[..., Any]] = {name: getattr(emo_optax, name) for name in (*THIRD, *OF_36)}
 every_member = pytest.mark.parametrize("name", MEMBERS)
 third_only = pytest.mark.parametrize("name", THIRD)
+each_memory = pytest.mark.parametrize("name", ["emo_sens3", "emo_navi36"])
+"""For what the memory of the losses decides; `every_member_test.py` has all members in other ways."""
 
 
 def rate_of(name: str) -> float:
@@ -62,7 +64,8 @@ def test_follows_the_definition(name: str, options: str) -> None:
     if options == "ours" and name in OF_36:
         return
     steps, chosen = 90, dict(OPTIONS[options])
-    losses, params, grads = spiky_losses(steps), make_params(), make_grads(steps)
+    names = SHAPES if options == "default" else SOME
+    losses, params, grads = spiky_losses(steps), make_params(names=names), make_grads(steps, names=names)
     losses[[0, 6, 40]] = np.nan, np.inf, np.nan
     mask = {key: key != "matrix" for key in params}
     reference = Reference(name, params, rate_of(name), mask=mask, **chosen)
@@ -96,7 +99,7 @@ def test_follows_the_definition(name: str, options: str) -> None:
 def test_one_trace_serves_all_and_states_keep_their_kinds(name: str, dtype: Any) -> None:
     schedule = optax.linear_schedule(rate_of(name), 0.1 * rate_of(name), 10)
     optimizer = MEMBERS[name](schedule, weight_decay=optax.constant_schedule(0.01), use_shadow=True)
-    params = {key: jnp.asarray(leaf, dtype) for key, leaf in make_params().items()}
+    params = {key: jnp.asarray(leaf, dtype) for key, leaf in make_params(names=SOME).items()}
     state, traces = optimizer.init(params), []
 
     def kinds(tree: Any) -> Any:
@@ -113,7 +116,13 @@ def test_one_trace_serves_all_and_states_keep_their_kinds(name: str, dtype: Any)
             updates, state = optimizer.update(grads, state, params, value=loss)
         return optax.apply_updates(params, updates), state
 
-    for grads, loss in zip(make_grads(8), (2.0, np.nan, 3e38, 0.0, -1.0, 5.0, 1.0, 1.0), strict=True):
+    whole = {key: jax.ShapeDtypeStruct(leaf.shape, dtype) for key, leaf in make_params().items()}
+    start = (whole, jax.eval_shape(optimizer.init, whole))
+    assert kinds(jax.eval_shape(step, *start, whole, jnp.float32(1.0))) == kinds(start)
+    traces.clear()
+    for grads, loss in zip(
+        make_grads(8, names=SOME), (2.0, np.nan, 3e38, 0.0, -1.0, 5.0, 1.0, 1.0), strict=True
+    ):
         before = kinds((params, state))
         grads = {key: jnp.asarray(leaf, dtype) for key, leaf in grads.items()}
         params, state = step(params, state, grads, jnp.asarray(loss, jnp.float32))
@@ -124,7 +133,7 @@ def test_one_trace_serves_all_and_states_keep_their_kinds(name: str, dtype: Any)
     assert int(look(name, state).held) == 1
 
 
-@every_member
+@each_memory
 def test_many_optimizers_run_side_by_side_under_vmap(name: str) -> None:
     optimizer = MEMBERS[name](rate_of(name), use_shadow=True)
     params = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2)), jnp.float32)
@@ -169,7 +178,7 @@ def _parameters(name: str) -> tuple[str, ...]:
     return names
 
 
-@every_member
+@each_memory
 def test_wrapped_and_alone_train_alike(name: str) -> None:
     params = {"a": jnp.asarray([1.0, -2.0]), "b": jnp.asarray([[3.0]])}
     make = MEMBERS[name]

@@ -1,6 +1,6 @@
 """The second generation in plain NumPy and float64, written from the definition, for other tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -24,6 +24,8 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "cube": (2, 3, 2),
     "tensor": (2, 1, 3, 2),
 }
+SOME = ("vector", "matrix")
+"""For what does not depend on shapes: XLA compiles a step anew for each array."""
 
 
 class Reference:
@@ -159,12 +161,13 @@ def spiky_losses(steps: int = 60) -> np.ndarray:
     return losses[:steps]
 
 
-def make_params(seed: int = 0) -> Tree:
+def make_params(seed: int = 0, names: Iterable[str] = SHAPES) -> Tree:
     random = np.random.default_rng(seed)
-    return {name: random.normal(size=shape) for name, shape in SHAPES.items()}
+    tree = {name: random.normal(size=shape) for name, shape in SHAPES.items()}
+    return {name: tree[name] for name in names}
 
 
-def make_grads(steps: int = 60, seed: int = 1) -> list[Tree]:
+def make_grads(steps: int = 60, seed: int = 1, names: Iterable[str] = SHAPES) -> list[Tree]:
     """Gradients of many sizes: most of size 1, some of 1e-2, 1e-13 and 0, single or whole rows."""
     random = np.random.default_rng(seed)
     sizes = (1.0, 1.0, 1.0, 0.3, 1e-2, 1e-13, 0.0)
@@ -175,7 +178,7 @@ def make_grads(steps: int = 60, seed: int = 1) -> list[Tree]:
         }
         tree["matrix"][random.integers(4)] *= random.choice(sizes)
         tree["cube"][:, random.integers(3)] *= random.choice(sizes)
-        grads.append(tree)
+        grads.append({name: tree[name] for name in names})
     return grads
 
 

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import emo_optax
+from emo_optax._devices_test import OF_EACH_RULE
 from emo_optax._members.reference_test import find_in_state
 
 FEATURES = jnp.asarray(np.random.RandomState(0).normal(size=(4, 6, 3)), jnp.float32)
@@ -56,35 +57,28 @@ def test_the_optimizer_sees_the_mean_of_the_losses_once_each_k() -> None:
     np.testing.assert_array_equal(last_ones.inner_opt_state[-3:], [0.0, 6.0, 90.0])  # without the helper
 
 
-@pytest.mark.parametrize("name", emo_optax.list_optimizers())
+@pytest.mark.parametrize("name", OF_EACH_RULE)
 def test_micro_batches_equal_the_full_batch(name: str) -> None:
     alone = emo_optax.create_optimizer(name, 0.1)
     optimizer = emo_optax.accumulate(alone, 3)
 
-    @jax.jit
-    def micro_step(carry: Any, features: Any, targets: Any) -> Any:
+    def step_of(optimizer: Any, carry: Any, batch: Any) -> Any:
         params, state = carry
-        loss, grads = jax.value_and_grad(loss_of)(params, features, targets)
+        loss, grads = jax.value_and_grad(loss_of)(params, *batch)
         updates, state = optimizer.update(grads, state, params, value=loss)
         return optax.apply_updates(params, updates), state
 
-    @jax.jit
-    def full_step(carry: Any, features: Any, targets: Any) -> Any:
-        params, state = carry
-        loss, grads = jax.value_and_grad(loss_of)(params, features, targets)
-        updates, state = alone.update(grads, state, params, value=loss)
-        return optax.apply_updates(params, updates), state
+    def step(carry: Any, batch: Any) -> Any:
+        micro, full = carry
+        parts = jax.tree.map(lambda leaf: leaf.reshape(3, 2, *leaf.shape[1:]), batch)
+        micro, _ = jax.lax.scan(lambda each, part: (step_of(optimizer, each, part), None), micro, parts)
+        full = step_of(alone, full, batch)
+        return (micro, full), (micro[0], full[0])
 
-    micro, full = (start(), optimizer.init(start())), (start(), alone.init(start()))
-    for features, targets in zip(FEATURES, TARGETS, strict=True):
-        for part in range(3):
-            micro = micro_step(micro, features[2 * part : 2 * part + 2], targets[2 * part : 2 * part + 2])
-        full = full_step(full, features, targets)
-        for one, other in zip(
-            *map(jax.tree.leaves, (micro[0], full[0])),
-            strict=True,
-        ):
-            np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
+    begun = ((start(), optimizer.init(start())), (start(), alone.init(start())))
+    (micro, full), params = jax.jit(lambda *given: jax.lax.scan(step, *given))(begun, (FEATURES, TARGETS))
+    for one, other in zip(*map(jax.tree.leaves, params), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
     for one, other in zip(
         jax.tree.leaves(micro[1].multi_steps.inner_opt_state), jax.tree.leaves(full[1]), strict=True
     ):

@@ -180,12 +180,14 @@ def feel_pulse(
         ValueError: for a state whose arrays have other shapes or dtypes.
 
     Example:
+        >>> import jax
         >>> import jax.numpy as jnp
         >>> import emo_optax
+        >>> feel = jax.jit(emo_optax.feel_pulse, static_argnames="steady")
         >>> for steady in (False, True):
         ...     state = emo_optax.init_pulse(jnp.float32)
         ...     for loss in [1.0] * 300 + [3.0] + [1.0] * 300:  # flat, with one spike
-        ...         state = emo_optax.feel_pulse(state, jnp.asarray(loss), steady=steady)
+        ...         state = feel(state, jnp.asarray(loss), steady=steady)
         ...     print(f"{state.pulse:.1e}")
         3.0e-03
         1.0e-04

@@ -53,13 +53,11 @@ def test_replicas_under_vmap_feel_the_mean(make: Any) -> None:
         params = jnp.ones(2)
         return jax.lax.scan(step, (params, optimizer.init(params)), losses)[0]
 
-    together = jax.jit(jax.vmap(lambda losses: train(make(axis_name="i"), losses), 1, axis_name="i"))(
-        LOSSES
-    )
-    expected = jax.jit(lambda losses: train(make(), losses))(jnp.asarray(MEAN))
+    replicas = jax.jit(jax.vmap(lambda losses: train(make(axis_name="i"), losses), 1, axis_name="i"))
+    together, expected = replicas(LOSSES), replicas(jnp.stack([jnp.asarray(MEAN)] * 4, 1))
     for one, other in zip(jax.tree.leaves(together), jax.tree.leaves(expected), strict=True):
-        for replica in one:
-            np.testing.assert_allclose(replica, other, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+        np.testing.assert_array_equal(one, np.broadcast_to(one[:1], one.shape))
 
 
 def test_both_losses_are_averaged() -> None:

@@ -127,15 +127,16 @@ def round_with_kahan() -> optax.GradientTransformationExtraArgs:
         ValueError: from `update`, without `params`.
 
     Example:
+        >>> import jax
         >>> import jax.numpy as jnp
         >>> import optax
         >>> import emo_optax
         >>> for last in (optax.identity(), emo_optax.round_with_kahan()):
         ...     optimizer = optax.chain(optax.sgd(1e-3), last)
         ...     params = jnp.ones(1, jnp.bfloat16)
-        ...     state = optimizer.init(params)
+        ...     state, update = optimizer.init(params), jax.jit(optimizer.update)
         ...     for _ in range(100):
-        ...         updates, state = optimizer.update(jnp.ones(1), state, params)
+        ...         updates, state = update(jnp.ones(1), state, params)
         ...         params = optax.apply_updates(params, updates)
         ...     print(params)
         [1]
@@ -211,15 +212,16 @@ def round_stochastically(seed: int = 0) -> optax.GradientTransformationExtraArgs
         ValueError: for a seed out of its range; from `update`, without `params`.
 
     Example:
+        >>> import jax
         >>> import jax.numpy as jnp
         >>> import optax
         >>> import emo_optax
         >>> for last in (optax.identity(), emo_optax.round_stochastically()):
         ...     optimizer = optax.chain(optax.sgd(1e-3), last)
         ...     params = jnp.ones(1000, jnp.bfloat16)
-        ...     state = optimizer.init(params)
+        ...     state, update = optimizer.init(params), jax.jit(optimizer.update)
         ...     for _ in range(100):
-        ...         updates, state = optimizer.update(jnp.ones(1000), state, params)
+        ...         updates, state = update(jnp.ones(1000), state, params)
         ...         params = optax.apply_updates(params, updates)
         ...     print(f"{params.astype(jnp.float32).mean():.2f}")
         1.00

@@ -11,12 +11,17 @@ import optax
 import pytest
 
 import emo_optax
+from emo_optax._members.reference_test import find_in_state
 from emo_optax._pieces.rounding import Rounding, round_bits, rounding_keys, scramble
 
 FAMILY: list[Any] = [
     *(emo_optax.emo_sens, emo_optax.emo_airy, emo_optax.emo_cats),
     *(emo_optax.emo_navi, emo_optax.emo_fact, emo_optax.emo_lynx),
     *(emo_optax.emo_clan, emo_optax.emo_neco, emo_optax.emo_zeal),
+    emo_optax.ref_adamw_mini_schedule_free,
+]
+OF_EACH_RULE: list[Any] = [
+    *(emo_optax.emo_sens, emo_optax.emo_airy, emo_optax.emo_cats, emo_optax.emo_clan, emo_optax.emo_zeal),
     emo_optax.ref_adamw_mini_schedule_free,
 ]
 NARROW = [jnp.bfloat16, jnp.float16]
@@ -236,7 +241,15 @@ def descend(make: Any, dtype: Any, **options: Any) -> np.ndarray:
     return np.asarray(run(params, init(params)), np.float64)
 
 
-@pytest.mark.parametrize("make", FAMILY, ids=lambda make: make.__name__)
+@every_rounding
+def test_every_member_takes_the_option(rounding: Rounding) -> None:
+    kind = {"kahan": emo_optax.RoundWithKahanState, "stochastic": emo_optax.RoundStochasticallyState}
+    for make in FAMILY:
+        state = jax.eval_shape(make(rounding=rounding).init, jnp.ones(2, jnp.bfloat16))
+        assert find_in_state(state, kind[rounding]), make
+
+
+@pytest.mark.parametrize("make", OF_EACH_RULE, ids=lambda make: make.__name__)
 def test_small_steps_are_lost_in_plain_bfloat16_and_add_up_with_rounding(make: Any) -> None:
     exact = descend(make, jnp.float32).mean()
     assert exact < 2.96
