@@ -13,11 +13,15 @@ import optax
 import pytest
 
 import emo_optax
+from emo_optax._devices_test import OF_EACH_RULE
+from emo_optax._pieces.pulse_reference_test import OF_36, THIRD
 
 NAMES = emo_optax.list_optimizers()
 STATIC = ("mask", "shadow_ratio", "moment_dtype")
 every_member = pytest.mark.parametrize("name", NAMES)
 in_jit_or_not = pytest.mark.parametrize("in_jit", [False, True])
+LATER = (*THIRD, *OF_36)
+"""Injected in float32 beside bfloat16 parameters in later_generations_test.py."""
 half = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 
 
@@ -77,7 +81,7 @@ def test_a_state_made_in_nnx_jit_is_refused_likewise(dtype: Any) -> None:
         make()
 
 
-@every_member
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in LATER])
 def test_hyperparameters_injected_in_float32_train_bfloat16_parameters_as_without(name: str) -> None:
     optimizer = injected(name, 1e-2, hyperparam_dtype=jnp.float32)
     _, loss = train(optimizer, jnp.bfloat16)
@@ -131,6 +135,11 @@ def test_a_learning_rate_and_a_weight_decay_may_have_16_bits(name: str, dtype: A
     optimizer = emo_optax.create_optimizer(
         name, jnp.asarray(1e-2, dtype), weight_decay=jnp.asarray(0.1, dtype)
     )
+    params = make_params(jnp.float32)
+    moves, _ = jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p, value=1.0), params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(moves)} == {jnp.dtype(jnp.float32)}
+    if name not in OF_EACH_RULE:
+        return
     got, _ = train(optimizer, jnp.float32, 3)
     expected, _ = train(emo_optax.create_optimizer(name, 1e-2, weight_decay=0.1), jnp.float32, 3)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
@@ -294,6 +303,11 @@ STRICT: dict[str, tuple[Callable[[str], Any], str]] = {
 }
 
 
+DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64]
+REMEMBERING = ("emo_sens", "emo_sens3", "emo_navi36", "emo_pilot", "ref_adamw_mini_schedule_free")
+OF_EACH_MEMORY = [f"{name}, alone" for name in REMEMBERING]
+
+
 def _check_strict(case: str, dtype: Any) -> None:
     make, name = STRICT[case]
     params = make_params(dtype)
@@ -301,10 +315,11 @@ def _check_strict(case: str, dtype: Any) -> None:
         optimizer = make(name)
         state = jax.eval_shape(optimizer.init, params)
         values = (jnp.asarray(1.0, jnp.float32), jnp.asarray(1.0, dtype), 1.0, 2)
-        # The loss is read in one place of a member: all four losses for each member alone and for each
-        # piece, and one of them in turn for a member with options.
-        turn = list(STRICT).index(case) % 4
-        for value in values if not name or case.endswith(", alone") else values[turn : turn + 1]:
+        # Members of one memory read the loss in one place: all losses for one member of each memory and
+        # for each piece, and one of them in turn for any other member.
+        turn = (list(STRICT).index(case) + DTYPES.index(dtype)) % 4
+        has_all = not name or case in OF_EACH_MEMORY
+        for value in values if has_all else values[turn : turn + 1]:
             updates, after = jax.eval_shape(
                 lambda p, s, v: optimizer.update(p, s, p, value=v, val_value=v), params, state, value
             )
@@ -316,16 +331,20 @@ def _check_strict(case: str, dtype: Any) -> None:
             assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
 
 
-@pytest.mark.parametrize("case", STRICT)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def _in_turn() -> list[tuple[str, Any]]:
+    """Returns each case with a narrow and a wide dtype. A member alone and a piece have all four."""
+    cases: list[tuple[str, Any]] = []
+    for turn, (case, (_, name)) in enumerate(STRICT.items()):
+        has_all = not name or case.endswith(", alone")
+        dtypes = DTYPES if has_all else (DTYPES[turn % 2], DTYPES[2 + turn // 2 % 2])
+        cases += [(case, dtype) for dtype in dtypes]
+    return cases
+
+
+@pytest.mark.parametrize(("case", "dtype"), _in_turn())
 def test_no_dtype_is_promoted_without_a_word(case: str, dtype: Any) -> None:
-    _check_strict(case, dtype)
-
-
-@pytest.mark.parametrize("case", STRICT)
-def test_no_dtype_is_promoted_without_a_word_in_float64(case: str) -> None:
-    with jax.enable_x64(True):
-        _check_strict(case, jnp.float64)
+    with jax.enable_x64(dtype == jnp.float64):
+        _check_strict(case, dtype)
 
 
 @half_in_turn

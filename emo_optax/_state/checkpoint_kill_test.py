@@ -1,6 +1,6 @@
 """Kills a run with SIGKILL at random moments: it goes on from its checkpoint to the last bit.
 
-A server process imports JAX, does no work with it and starts no thread; each life of the run is a
+A server process imports JAX, traces the run's functions and starts no thread; each life of the run is a
 fork of it. What the lives do, they write to a log, a line at a time, which the test reads.
 """
 
@@ -37,30 +37,40 @@ needs_fork = pytest.mark.skipif(
 )
 
 
+OPTIMIZER = emo_optax.emo_sens(optax.linear_schedule(1e-2, 1e-3, STEPS), use_shadow=True)
+init = jax.jit(OPTIMIZER.init)
+
+
+@jax.jit
+def train_step(params: Any, state: Any, images: Any) -> Any:
+    def mean_loss(params: Any) -> Any:
+        return jnp.mean((jnp.tanh(images @ params["hidden"]) @ params["output"]) ** 2)
+
+    loss, grads = jax.value_and_grad(mean_loss)(params)
+    updates, state = OPTIMIZER.update(grads, state, params, value=loss)
+    return optax.apply_updates(params, updates), state
+
+
+def trace() -> None:
+    """Traces both functions, which all lives need; JAX starts no thread for that."""
+    shapes = {"hidden": (64, 32), "output": (32, 1)}
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    state = init.trace(params).out_info
+    train_step.trace(params, state, jax.ShapeDtypeStruct((16, 64), jnp.float32))
+
+
 def live(folder: Path, say: Callable[[str], None]) -> None:
     """One life of a run: from the last checkpoint, or the beginning, to the end."""
-
     # Compiled in the first life, which is not killed, and not again.
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    optimizer = emo_optax.emo_sens(optax.linear_schedule(1e-2, 1e-3, STEPS), use_shadow=True)
-
-    @jax.jit
-    def train_step(params: Any, state: Any, images: Any) -> Any:
-        def mean_loss(params: Any) -> Any:
-            return jnp.mean((jnp.tanh(images @ params["hidden"]) @ params["output"]) ** 2)
-
-        loss, grads = jax.value_and_grad(mean_loss)(params)
-        updates, state = optimizer.update(grads, state, params, value=loss)
-        return optax.apply_updates(params, updates), state
-
     first = np.random.default_rng(0)
     params = {
         "hidden": jnp.asarray((0.1 * first.normal(size=(64, 32))).astype(np.float32)),
         "output": jnp.asarray((0.1 * first.normal(size=(32, 1))).astype(np.float32)),
     }
     path = folder / "run.safetensors"
-    run: Any = {"params": params, "state": optimizer.init(params), "step": 0}
+    run: Any = {"params": params, "state": init(params), "step": 0}
     if path.exists():
         run = emo_optax.load_checkpoint(path, like=run)
     say(f"from {run['step']}")
@@ -82,6 +92,7 @@ def serve(folder: Path) -> None:
     chance = random.Random(0)
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(log, b"begun\n")
+    trace()
     assert len(os.listdir("/proc/self/task")) == 1  # Else a fork could hang.
     begun = time.monotonic()
     status = one_life(folder, log, None)
