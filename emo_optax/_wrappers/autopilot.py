@@ -83,10 +83,10 @@ def autopilot(
         >>> import emo_optax
         >>> optimizer = emo_optax.autopilot(optax.sgd(1e-3, momentum=0.9))
         >>> params = jnp.asarray([1.0, -2.0])
-        >>> state = optimizer.init(params)
+        >>> state, update = optimizer.init(params), jax.jit(optimizer.update)
         >>> for _ in range(200):
         ...     loss, grads = jax.value_and_grad(lambda p: jnp.sum(p**2))(params)
-        ...     updates, state = optimizer.update(grads, state, params, value=loss)
+        ...     updates, state = update(grads, state, params, value=loss)
         ...     params = optax.apply_updates(params, updates)
         >>> bool(loss < 1.0)  # SGD alone with this learning rate would be at 2.3.
         True
