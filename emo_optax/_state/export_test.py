@@ -41,8 +41,8 @@ OPTIMIZERS: dict[str, Any] = {
     "emotional": lambda: emo_optax.emotional(optax.adamw(0.1), use_shadow=True),
 }
 
-RUN = ("everything", "stochastic", "accumulate", "emo_tion", "emo_lynx36", "emo_pilot")
-RUN += ("ref_adamw_mini_schedule_free",)
+RUN = ["everything", "stochastic", "accumulate", "emo_tion", "emo_lynx36", "emo_pilot"]
+RUN += ["ref_adamw_mini_schedule_free"]
 """Cases that run what was read: rules and memories. In any case the program is read as it was written."""
 
 
