@@ -24,6 +24,7 @@ from emo_torch._members.emo_navi import EmoNavi as EmoNavi
 from emo_torch._members.emo_navi36 import EmoNavi36 as EmoNavi36
 from emo_torch._members.emo_neco import EmoNeco as EmoNeco
 from emo_torch._members.emo_pilot import EmoPilot as EmoPilot
+from emo_torch._members.emo_pilot_airy import EmoPilotAiry as EmoPilotAiry
 from emo_torch._members.emo_sens import EmoSens as EmoSens
 from emo_torch._members.emo_sens3 import EmoSens3 as EmoSens3
 from emo_torch._members.emo_tion import EmoTion as EmoTion

@@ -1,62 +1,18 @@
 """EmoPilot: Adam's direction, with a step length that the losses and gradients steer."""
 
-import functools
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from emo_optax._checks.hints import with_hints
-from emo_optax._checks.validation import (
-    check_choice,
-    check_decay_rate,
-    check_flag,
-    check_learning_rate,
-    check_loss,
-    check_moment_dtype,
-    check_not_negative,
-    check_order,
-    check_params,
-    checked_mask,
-    hyperparameter,
-    is_number,
-)
-from emo_optax._pieces.averaged_weights import average_rate, init_average, move_average
-from emo_optax._pieces.ceiling import step_ceiling
-from emo_optax._pieces.dtypes import keep_dtypes
-from emo_optax._pieces.emotion import wide_dtype
-from emo_optax._pieces.pilot import (
-    PilotState,
-    SteeredState,
-    choose_finite,
-    init_pilot,
-    learning_rate_at,
-    scheduled,
-    skip,
-    steer,
-    whole_sums,
-    with_agreement,
-)
-from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
+from emo_optax._members.options import options_of
+from emo_optax._pieces.replicas import AxisName
 from emo_optax._pieces.rounding import Rounding
-from emo_optax._pieces.sums import sums_of
-from emo_optax._pieces.weight_decay import MODES, WeightDecayMode
-from emo_optax._rules.moments import stored
-
-
-class PilotMomentsState(NamedTuple):
-    """Adam's moments: `mu` of the gradients, `nu` of their squares, trees like the parameters.
-
-    Attributes:
-        mu: the running averages of the gradients.
-        nu: the running averages of their squares.
-    """
-
-    mu: optax.Updates
-    nu: optax.Updates
+from emo_optax._pieces.weight_decay import WeightDecayMode
+from emo_optax._rules.directions import turn_by_adam
+from emo_optax._wrappers.piloted import piloted
 
 
 @with_hints
@@ -148,155 +104,5 @@ def emo_pilot(
 
     Source: ours; nearest published: MoMo (arXiv 2305.07583), hypergradient descent (Baydin et al., 2018).
     """
-    check_learning_rate(learning_rate)
-    check_decay_rate("b1", b1)
-    check_decay_rate("b2", b2)
-    check_pilot_options(eps, weight_decay, weight_decay_mode, min_courage, max_courage, gate_limit)
-    check_flag("average", average)
-    check_axis_name(axis_name)
-    check_axis_name(shard_axis_name)
-    moment_dtype = check_moment_dtype(moment_dtype, "emo_pilot")
-    mask_of = None if mask is None else checked_mask(mask)
-
-    def zeros(params: optax.Params) -> optax.Updates:
-        return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype or wide_dtype(p)), params)
-
-    def direction(mu: jax.Array, nu: jax.Array, step: jax.Array, dtype: Any) -> jax.Array:
-        m, v = mu.astype(dtype), nu.astype(dtype)
-        first, second = (correction(rate, step, dtype) for rate in (b1, b2))
-        u: jax.Array = (m / first) / (jnp.sqrt(v / second) + hyperparameter(eps, dtype))
-        return u
-
-    def products(g: jax.Array, mu: jax.Array) -> tuple[jax.Array, ...]:
-        def each(g: jax.Array, mu: jax.Array) -> tuple[jax.Array, ...]:
-            m = mu.astype(g.dtype)
-            return g * g, g * m, m * m
-
-        return sums_of(each, g, mu)
-
-    def move(g: jax.Array, mu: jax.Array, nu: jax.Array, factor: jax.Array) -> tuple[jax.Array, jax.Array]:
-        dtype = g.dtype
-        g = g * factor.astype(dtype)
-        m, v = mu.astype(dtype), nu.astype(dtype)
-        m = m + (1.0 - hyperparameter(b1, dtype)) * (g - m)
-        return m, hyperparameter(b2, dtype) * v + (1.0 - hyperparameter(b2, dtype)) * (g * g)
-
-    def init_fn(params: optax.Params) -> SteeredState:
-        moments = PilotMomentsState(zeros(params), zeros(params))
-        start = init_average(params) if average else ()
-        return SteeredState(init_pilot(wide_dtype(params)), moments, (), start)
-
-    def update_fn(
-        updates: optax.Updates,
-        state: SteeredState,
-        params: optax.Params,
-        *,
-        value: Any = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, SteeredState]:
-        del extra_args
-        check_params(params)
-        old, moments = state.pilot, state.rule
-        dtype = old.norm.dtype
-        loss = average_over_replicas(check_loss(value, dtype), axis_name)
-        weights = jax.tree.map(lambda p: p.astype(wide_dtype(p)), params)
-        gradients = jax.tree.map(lambda g, w: g.astype(w.dtype), updates, weights)
-        decays = jax.tree.map(lambda _: True, weights) if mask_of is None else mask_of(params)
-        decay_rate: Any = weight_decay(old.step) if callable(weight_decay) else weight_decay
-        if weight_decay_mode == "l2":
-            gradients = jax.tree.map(
-                lambda g, w, d: g + jnp.where(d, hyperparameter(decay_rate, g.dtype) * w, 0.0),
-                gradients,
-                weights,
-                decays,
-            )
-        leaves = zip(*map(jax.tree.leaves, (gradients, moments.mu)), strict=True)
-        each = [jnp.stack(products(g, m)).astype(dtype) for g, m in leaves]
-        rate = learning_rate_at(learning_rate, old)
-        total, means = whole_sums(each, weights, dtype, shard_axis_name)
-        pilot, is_finite = steer(
-            old,
-            loss,
-            total[0],
-            limit=gate_limit,
-            min_courage=min_courage,
-            max_courage=max_courage,
-            learning_rate=jnp.maximum(old.peak, rate),
-        )
-        pilot = with_agreement(pilot, total)
-        moved = jax.tree.map(lambda g, m, v: move(g, m, v, pilot.gate), gradients, moments.mu, moments.nu)
-        mu, nu = (jax.tree.map(lambda _, r, k=k: r[k], gradients, moved) for k in range(2))
-        kept = PilotMomentsState(
-            choose_finite(is_finite, stored(mu, moments.mu), moments.mu),
-            choose_finite(is_finite, stored(nu, moments.nu, is_square=True), moments.nu),
-        )
-        # From the moments after the step: XLA on a CPU would copy the ones before the step, which the new
-        # ones overwrite. Moments in another dtype are rounded only where they are stored.
-        if moment_dtype is None:
-            mu, nu = kept = jax.lax.optimization_barrier(kept)
-        u = jax.tree.map(lambda m, v, g: direction(m, v, pilot.step, g.dtype), mu, nu, gradients)
-        pilot, steps = step_lengths(pilot, weights, means, rate)
-
-        def change(u: jax.Array, p: jax.Array, w: jax.Array, length: jax.Array, decays: Any) -> jax.Array:
-            length = length.astype(w.dtype)
-            rate = hyperparameter(decay_rate, w.dtype)
-            down = -length * u
-            if weight_decay_mode == "decoupled":
-                down = down - jnp.where(decays, length * rate * w, 0.0)
-            if weight_decay_mode == "absolute":
-                down = down - jnp.where(decays, rate * w, 0.0)
-            if p.dtype != w.dtype:
-                down = (w + down) - w  # As emo_torch, which moves the weight in float32 and then rounds.
-            return jnp.where(is_finite, down, jnp.zeros_like(down))
-
-        changes = jax.tree.map(change, u, params, weights, steps, decays)
-        averaged = state.average
-        if average:
-            after = jax.tree.map(jnp.add, weights, changes)
-            averaged = move_average(state.average, after, average_rate(pilot.step, dtype))
-            averaged = choose_finite(is_finite, averaged, state.average)
-        return changes, SteeredState(skip(is_finite, pilot, old), kept, (), averaged)
-
-    return keep_dtypes(optax.GradientTransformationExtraArgs(init_fn, update_fn), rounding)
-
-
-def check_pilot_options(
-    eps: object,
-    weight_decay: object,
-    weight_decay_mode: object,
-    min_courage: object,
-    max_courage: object,
-    gate_limit: object,
-) -> None:
-    """Raises an error for an option of EmoPilot that is out of its range."""
-    check_not_negative("eps", eps)
-    check_not_negative("weight_decay", weight_decay, may_be_schedule=True)
-    check_choice("weight_decay_mode", weight_decay_mode, MODES)
-    check_not_negative("min_courage", min_courage)
-    check_not_negative("max_courage", max_courage)
-    check_order("min_courage", min_courage, "max_courage", max_courage)
-    check_not_negative("gate_limit", gate_limit)
-
-
-def correction(rate: Any, step: jax.Array, dtype: Any) -> jax.Array:
-    r"""Returns :math:`1 - b^t`, whose direct form loses 5 digits of float32 where b is near 1."""
-    if is_number(rate):
-        exponent = jnp.asarray(math.inf if rate == 0 else -math.log(rate), dtype)
-    else:
-        exponent = -jnp.log(jnp.asarray(rate, dtype))
-    return -jnp.expm1(-exponent * step.astype(dtype))
-
-
-def step_lengths(
-    pilot: PilotState, weights: optax.Params, means: list[jax.Array], rate: jax.Array
-) -> tuple[PilotState, Any]:
-    r"""Returns the step of each parameter, :math:`k\,\frac{\eta}{\eta_{max}} \min(\eta_{max}, C)`."""
-    peak = jnp.maximum(pilot.peak, rate)
-    if not means:
-        return pilot._replace(peak=peak), weights
-    ceilings = [step_ceiling(mean) for mean in means]
-    lengths = [pilot.courage.courage * scheduled(rate, peak) * jnp.minimum(peak, each) for each in ceilings]
-    bounds = [(each < peak).astype(peak.dtype) for each in ceilings]
-    longest = functools.reduce(jnp.maximum, lengths)
-    pilot = pilot._replace(peak=peak, longest=longest, bound=functools.reduce(jnp.add, bounds) / len(means))
-    return pilot, jax.tree.unflatten(jax.tree.structure(weights), lengths)
+    options = options_of(locals())
+    return piloted(turn_by_adam("emo_pilot", b1, b2, eps, moment_dtype), **options)

@@ -77,6 +77,21 @@ def _rescale_by_factors(b1: jax.typing.ArrayLike, eps: jax.typing.ArrayLike) -> 
     return update_fn
 
 
+def init_factors(params: optax.Params, moment_dtype: Any) -> tuple[optax.Params, optax.Params]:
+    """Returns averages over rows and over columns before the first gradient; for vectors zeros like them."""
+
+    # Sums of zeros, and not zeros: over many devices they have the sharding of the later means, like the
+    # parameters.
+    def mean_of(zero: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        return zero if zero.ndim < 2 else jnp.sum(zero, axis=axes, keepdims=True)
+
+    row, column = zero_moments(params, moment_dtype), zero_moments(params, moment_dtype)
+    return (
+        jax.tree.map(lambda zero: mean_of(zero, tuple(range(1, zero.ndim))), row),
+        jax.tree.map(lambda zero: mean_of(zero, (0,)), column),
+    )
+
+
 def is_matrix(tree: optax.Params) -> Any:
     """Says which leaves have 2 or more dimensions."""
     return jax.tree.map(lambda leaf: np.ndim(leaf) >= 2, tree)
@@ -136,16 +151,7 @@ def scale_by_factored_moments(
     rescale = _rescale_by_factors(b1, eps)
 
     def init_fn(params: optax.Params) -> ScaleByFactorsState:
-        # Sums of zeros, and not zeros: over many devices they have the sharding of the later means, like
-        # the parameters.
-        def mean_of(zero: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-            return zero if zero.ndim < 2 else jnp.sum(zero, axis=axes, keepdims=True)
-
-        row, column = zero_moments(params, moment_dtype), zero_moments(params, moment_dtype)
-        return ScaleByFactorsState(
-            jax.tree.map(lambda zero: mean_of(zero, tuple(range(1, zero.ndim))), row),
-            jax.tree.map(lambda zero: mean_of(zero, (0,)), column),
-        )
+        return ScaleByFactorsState(*init_factors(params, moment_dtype))
 
     def update_fn(
         updates: optax.Updates,

@@ -215,6 +215,7 @@ def check_fused(
     is_compiled: bool,
     has_triton: bool,
     has_kernel: bool,
+    has_code: bool = True,
 ) -> None:
     """Raises a `RuntimeError` where parameters cannot be stepped in compiled code, which was asked for.
 
@@ -224,7 +225,10 @@ def check_fused(
         is_compiled: whether there is compiled code for the CPU.
         has_triton: whether Triton is installed, which makes the code for CUDA.
         has_kernel: whether the optimizer has any for CUDA.
+        has_code: whether the optimizer has any at all.
     """
+    if not has_code:
+        raise RuntimeError(f"{owner} has no compiled code for fused=True: leave fused away")
     params = [params] if isinstance(params, Tensor) else list(params)
     tensors = [param[1] if isinstance(param, tuple) else param for param in params]
     wide = (torch.float32, torch.float64)

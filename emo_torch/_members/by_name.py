@@ -18,6 +18,7 @@ from emo_torch._members.emo_navi import EmoNavi
 from emo_torch._members.emo_navi36 import EmoNavi36
 from emo_torch._members.emo_neco import EmoNeco
 from emo_torch._members.emo_pilot import EmoPilot
+from emo_torch._members.emo_pilot_airy import EmoPilotAiry
 from emo_torch._members.emo_sens import EmoSens
 from emo_torch._members.emo_sens3 import EmoSens3
 from emo_torch._members.emo_tion import EmoTion
@@ -62,6 +63,7 @@ MEMBERS = {
         Member("emo_fact36", EmoFact36, generation=1),
         Member("emo_lynx36", EmoLynx36, generation=1),
         Member("emo_pilot", EmoPilot),
+        Member("emo_pilot_airy", EmoPilotAiry),
         Member("ref_adamw_mini_schedule_free", RefAdamWMiniScheduleFree),
     )
 }

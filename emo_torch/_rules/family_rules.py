@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.smoothed_norm import NO_NORM
-from emo_torch._rules import adam, factors, lion, sign_rules, signs
+from emo_torch._rules import adam, directions, factors, lion, sign_rules, signs
 from emo_torch._rules.recipe import Rule, State, init_zeros
 
 
@@ -94,6 +94,11 @@ def _init_pilot(param: Tensor, dtype: torch.dtype) -> State:
     return {**ADAM.init(param, dtype), "step": step}
 
 
+def _init_pilot_factors(param: Tensor, dtype: torch.dtype) -> State:
+    step = torch.zeros((), dtype=torch.float32, device=param.device)
+    return {**LION.init(param, dtype), **factors.init_factored_moments(param, dtype), "step": step}
+
+
 def _whole_step(*given: Any, **numbers: Any) -> Any:
     raise NotImplementedError("The formula of this rule is a whole step, with its own learning rate")
 
@@ -168,6 +173,16 @@ PILOT = Rule(
     kernel="PILOT",
     on_cuda=False,
     scalars=("step",),
+    turn=directions.turn_by_adam,
+)
+PILOT_FACTORS = Rule(
+    "pilot_factors",
+    lambda ndim: ("exp_avg", "row", "column") if ndim >= 2 else ("exp_avg", "exp_avg_sq"),
+    _init_pilot_factors,
+    _whole_step,
+    _whole_step,
+    scalars=("step",),
+    turn=directions.turn_by_factors,
 )
 NONE = Rule("none", lambda _: (), init_zeros(), _none, _multi_none, reads=())
 """No step at all: one of the first steps of EmoZeal."""

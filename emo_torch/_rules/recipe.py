@@ -48,6 +48,8 @@ class Rule:
         on_cuda: whether `_kernels/cuda_kernels.py` has the formula, too.
         scalars: the names of further moments that are one number for each parameter.
         may_be_8bit: whether the moments may be stored in 8 bits: all have the shape of the parameter.
+        turn: the formula of a rule under EmoPilot's scalars, in place of `single` and `multi`; see
+            `directions.py`.
         betas: the decay rates of the rule; `None` for the decay rates of the parameter group.
         prefix: the text before the names of the moments in the optimizer's state.
     """
@@ -62,6 +64,7 @@ class Rule:
     on_cuda: bool = True
     scalars: tuple[str, ...] = ()
     may_be_8bit: bool = False
+    turn: Callable[..., tuple[list[Tensor], list[State]]] | None = None
     betas: Betas | None = None
     prefix: str = ""
 
@@ -137,9 +140,14 @@ class Recipe:
         return self.title or self.rules[0].name
 
     @property
+    def has_kernel(self) -> bool:
+        """Whether all rules have a compiled formula."""
+        return all(rule.kernel is not None for rule in self.rules)
+
+    @property
     def on_cuda(self) -> bool:
         """Whether all rules have a kernel for CUDA."""
-        return all(rule.kernel is not None and rule.on_cuda for rule in self.rules)
+        return self.has_kernel and all(rule.on_cuda for rule in self.rules)
 
     @property
     def may_be_8bit(self) -> bool:

@@ -69,6 +69,8 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
     """The name of the recipe, which `to_arrays` writes into the arrays."""
     has_cuda_kernel = True
     """Whether `fused=True` can step the member on CUDA."""
+    has_compiled_code = True
+    """Whether `fused=True` can step the member at all."""
     loss_is_optional = False
     """Whether a step without a loss is allowed, and not an error."""
     shared_options: tuple[str, ...] = ("maximize",)
@@ -82,6 +84,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
         super().__init_subclass__(**given)
         if "recipe" in cls.__dict__:
             cls.rule, cls.has_cuda_kernel = cls.recipe.name, cls.recipe.on_cuda
+            cls.has_compiled_code = cls.recipe.has_kernel
         if "__init__" in cls.__dict__:
             cls.__init__ = with_hints(cls.__init__)  # type: ignore[method-assign]
 
@@ -325,6 +328,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
                     is_compiled=library() is not None,
                     has_triton=cuda.is_available(),
                     has_kernel=self.has_cuda_kernel,
+                    has_code=self.has_compiled_code,
                 )
             for name, value in shared.items():
                 param_group.setdefault(name, value)

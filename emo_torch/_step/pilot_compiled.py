@@ -122,7 +122,7 @@ def move_by_numbers(
     rates: list[tuple[Any, Any]],
     group: Group,
 ) -> None:
-    """Takes a whole step, for which `are_numbers` is true, with the bits of `EmoPilot._move`.
+    """Takes a whole step, for which `are_numbers` is true, with the bits of `PilotedOptimizer._move`.
 
     Args:
         arrays: the scalars.

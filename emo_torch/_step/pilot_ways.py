@@ -1,8 +1,7 @@
-"""The parts of a step of EmoPilot: batches of parameters, the products of a batch, and the step itself."""
+"""The parts of a step that EmoPilot steers: batches of parameters, their products, and the step itself."""
 
 from __future__ import annotations  # torch.compile traces no `list[...]` that is evaluated.
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -13,8 +12,8 @@ from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.pilot import PilotState
 from emo_torch._pieces.sums import dot
 from emo_torch._rules.moments import store
-from emo_torch._rules.recipe import Group, State
-from emo_torch._sharded import foreach_takes, local_part
+from emo_torch._rules.recipe import Group, Rule, State
+from emo_torch._sharded import local_part
 
 
 class Batch(NamedTuple):
@@ -22,26 +21,28 @@ class Batch(NamedTuple):
 
     Attributes:
         group: the parameter group.
+        rule: the rule of the optimizer, with a `turn`.
         params: the parameters.
         states: their states.
         weights: the parameters in the dtype of the computation.
         grads: the gradients in the dtype of the computation, pointing uphill, with "l2" decay added.
-        firsts: the first moments, in the dtype of the computation.
-        seconds: the second moments, in the dtype of the computation.
+        moments: the moments of the rule by name, in the dtype of the computation.
         steps: the number of steps that each parameter took, shape `[n]`.
     """
 
     group: Group
+    rule: Rule
     params: list[Tensor]
     states: list[State]
     weights: list[Tensor]
     grads: list[Tensor]
-    firsts: list[Tensor]
-    seconds: list[Tensor]
+    moments: list[State]
     steps: Tensor
 
 
-def batch_of(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> Batch:
+def batch_of(
+    group: Group, rule: Rule, params: list[Tensor], grads: list[Tensor], states: list[State]
+) -> Batch:
     """Returns a batch of parameters with everything in the dtype of the computation."""
     dtype = wide_dtype(params[0])
     weights = [param.to(dtype) for param in params]
@@ -50,34 +51,12 @@ def batch_of(group: Group, params: list[Tensor], grads: list[Tensor], states: li
         grads = list(torch._foreach_neg(grads))
     if group["weight_decay_mode"] == "l2":
         grads = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
-    return Batch(
-        group,
-        params,
-        states,
-        weights,
-        grads,
-        [state["exp_avg"].to(dtype) for state in states],
-        [state["exp_avg_sq"].to(dtype) for state in states],
-        torch.stack([state["step"].to(params[0].device) for state in states]),
-    )
-
-
-def _correction(rate: float, steps: Tensor, dtype: torch.dtype) -> Tensor:
-    r"""Returns :math:`1 - b^t`; computed directly, it loses 5 digits of float32 if b is near 1."""
-    exponent = math.inf if rate == 0.0 else -math.log(rate)
-    return -torch.expm1(-exponent * steps.to(dtype))
-
-
-def _direction(firsts: list[Tensor], seconds: list[Tensor], steps: Tensor, group: Group) -> list[Tensor]:
-    """Returns Adam's direction of each parameter, with the moments corrected for their start at 0."""
-    dtype = firsts[0].dtype
-    b1, b2 = group["betas"]
-    roots = list(torch._foreach_div(seconds, list(_correction(b2, steps, dtype).unbind())))
-    torch._foreach_sqrt_(roots)
-    torch._foreach_add_(roots, group["eps"])
-    directions = list(torch._foreach_div(firsts, list(_correction(b1, steps, dtype).unbind())))
-    torch._foreach_div_(directions, roots)
-    return directions
+    names = [rule.moments(param.ndim) for param in params]
+    moments = [
+        {name: state[name].to(dtype) for name in own} for own, state in zip(names, states, strict=True)
+    ]
+    steps = torch.stack([state["step"].to(params[0].device) for state in states])
+    return Batch(group, rule, params, states, weights, grads, moments, steps)
 
 
 def measure(batch: Batch, *, weighs: bool) -> Tensor:
@@ -92,7 +71,7 @@ def measure(batch: Batch, *, weighs: bool) -> Tensor:
     """
     grads, firsts, weights = (
         [local_part(each).flatten() for each in tensors]
-        for tensors in (batch.grads, batch.firsts, batch.weights)
+        for tensors in (batch.grads, [own["exp_avg"] for own in batch.moments], batch.weights)
     )
     pairs = [(grads, grads), (grads, firsts), (firsts, firsts), (weights, weights)]
     sums = [
@@ -131,17 +110,12 @@ def step_batch(batch: Batch, lengths: Tensor, pilot: PilotState, is_finite: Tens
     """Moves moments, weights and averages of a batch in the dtype of the computation."""
     group, weights = batch.group, batch.weights
     dtype, device = weights[0].dtype, lengths.device
-    b1, b2 = group["betas"]
     finite = is_finite.to(device)
     grads = torch._foreach_mul(batch.grads, pilot.gate.to(device=device, dtype=dtype))
-    if foreach_takes(weights):
-        firsts = list(torch._foreach_lerp(batch.firsts, grads, 1.0 - b1))
-    else:
-        firsts = [first.lerp(grad, 1.0 - b1) for first, grad in zip(batch.firsts, grads, strict=True)]
-    seconds = list(torch._foreach_mul(batch.seconds, b2))
-    torch._foreach_addcmul_(seconds, grads, grads, value=1.0 - b2)
     steps = batch.steps + 1.0
-    changes = _direction(firsts, seconds, steps, group)
+    assert batch.rule.turn is not None
+    numbers = batch.rule.numbers(group)
+    changes, moved_moments = batch.rule.turn(grads, batch.moments, steps, **numbers)
     lengths = lengths.to(dtype)
     torch._foreach_mul_(changes, list(lengths.unbind()))
     if group["weight_decay_mode"] == "decoupled":
@@ -151,9 +125,11 @@ def step_batch(batch: Batch, lengths: Tensor, pilot: PilotState, is_finite: Tens
         torch._foreach_add_(changes, torch._foreach_mul(weights, group["weight_decay"]))
     moved = torch._foreach_sub(weights, changes)
     for index, state in enumerate(batch.states):
-        weight, first, second = weights[index], batch.firsts[index], batch.seconds[index]
-        store("exp_avg", torch.where(finite, firsts[index], first), state["exp_avg"])
-        store("exp_avg_sq", torch.where(finite, seconds[index], second), state["exp_avg_sq"])
+        weight = weights[index]
+        for name, old in batch.moments[index].items():
+            # All but the first moment are averages of squares.
+            kind = name if name == "exp_avg" else "exp_avg_sq"
+            store(kind, torch.where(finite, moved_moments[index][name], old), state[name])
         state["step"].copy_(torch.where(finite, steps[index], batch.steps[index]))
         after = torch.where(finite, moved[index], weight)
         if group["average"]:
