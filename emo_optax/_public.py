@@ -20,8 +20,8 @@ from emo_optax._members.emo_lynx36 import emo_lynx36 as emo_lynx36
 from emo_optax._members.emo_navi import emo_navi as emo_navi
 from emo_optax._members.emo_navi36 import emo_navi36 as emo_navi36
 from emo_optax._members.emo_neco import emo_neco as emo_neco
-from emo_optax._members.emo_pilot import PilotMomentsState as PilotMomentsState
 from emo_optax._members.emo_pilot import emo_pilot as emo_pilot
+from emo_optax._members.emo_pilot_airy import emo_pilot_airy as emo_pilot_airy
 from emo_optax._members.emo_sens import emo_sens as emo_sens
 from emo_optax._members.emo_sens3 import emo_sens3 as emo_sens3
 from emo_optax._members.emo_tion import emo_tion as emo_tion
@@ -104,6 +104,8 @@ from emo_optax._pieces.weight_decay import add_weight_decay as add_weight_decay
 from emo_optax._pieces.weight_decay import decay_mask as decay_mask
 from emo_optax._rules.adam import ScaleByUncorrectedAdamState as ScaleByUncorrectedAdamState
 from emo_optax._rules.adam import scale_by_uncorrected_adam as scale_by_uncorrected_adam
+from emo_optax._rules.directions import PilotFactorsState as PilotFactorsState
+from emo_optax._rules.directions import PilotMomentsState as PilotMomentsState
 from emo_optax._rules.eight_bit import CodedMoment as CodedMoment
 from emo_optax._rules.factors import ScaleByFactorsState as ScaleByFactorsState
 from emo_optax._rules.factors import scale_by_factored_moments as scale_by_factored_moments

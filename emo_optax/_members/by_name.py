@@ -18,6 +18,7 @@ from emo_optax._members.emo_navi import emo_navi
 from emo_optax._members.emo_navi36 import emo_navi36
 from emo_optax._members.emo_neco import emo_neco
 from emo_optax._members.emo_pilot import emo_pilot
+from emo_optax._members.emo_pilot_airy import emo_pilot_airy
 from emo_optax._members.emo_sens import emo_sens
 from emo_optax._members.emo_sens3 import emo_sens3
 from emo_optax._members.emo_tion import emo_tion
@@ -62,6 +63,7 @@ MEMBERS = {
         Member("emo_fact36", emo_fact36, generation=1),
         Member("emo_lynx36", emo_lynx36, generation=1),
         Member("emo_pilot", emo_pilot),
+        Member("emo_pilot_airy", emo_pilot_airy),
         Member("ref_adamw_mini_schedule_free", ref_adamw_mini_schedule_free),
     )
 }

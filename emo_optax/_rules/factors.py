@@ -78,7 +78,7 @@ def _rescale_by_factors(b1: jax.typing.ArrayLike, eps: jax.typing.ArrayLike) -> 
 
 
 def init_factors(params: optax.Params, moment_dtype: Any) -> tuple[optax.Params, optax.Params]:
-    """Returns averages over rows and over columns before the first gradient; for vectors zeros like them."""
+    """Returns averages over rows and over columns before the first gradient; for vectors zeros."""
 
     # Sums of zeros, and not zeros: over many devices they have the sharding of the later means, like the
     # parameters.

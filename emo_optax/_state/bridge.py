@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from emo_optax._members.emo_pilot import PilotMomentsState
 from emo_optax._members.ref_adamw_mini_schedule_free import RefMomentsState
 from emo_optax._pieces.divergence import DivergenceState
 from emo_optax._pieces.drive import DriveState
@@ -20,6 +19,7 @@ from emo_optax._pieces.rounding import RoundStochasticallyState, RoundWithKahanS
 from emo_optax._pieces.shadow_system import BlendWithShadowState
 from emo_optax._pieces.weight_decay import AddWeightDecayState
 from emo_optax._rules.adam import ScaleByUncorrectedAdamState
+from emo_optax._rules.directions import PilotFactorsState, PilotMomentsState
 from emo_optax._rules.eight_bit import decode, encode, is_coded_moment
 from emo_optax._rules.factors import ScaleByFactorsState
 from emo_optax._rules.lion import ScaleByLionState
@@ -36,6 +36,7 @@ _TREES: dict[type, dict[str, str]] = {
     ScaleByFactorsState: {"row": "row", "column": "column"},
     RefMomentsState: {"mu": "exp_avg", "nu": "exp_avg_sq", "norm": "exp_avg_norm"},
     PilotMomentsState: {"mu": "exp_avg", "nu": "exp_avg_sq"},
+    PilotFactorsState: {"mu": "exp_avg", "row": "row", "column": "column"},
     RoundWithKahanState: {"compensation": "compensation"},
 }
 _RULES: dict[type, str] = {
@@ -46,6 +47,7 @@ _RULES: dict[type, str] = {
     ScaleByMomentumState: "cautious_sign_or_softsign",
     ScaleByFactorsState: "factored_moments",
     PilotMomentsState: "pilot",
+    PilotFactorsState: "pilot_factors",
     ScaleByUncorrectedAdamState: "uncorrected_adam",
     ScaleByLionState: "lion",
     RefMomentsState: "ref_adamw_mini_schedule_free",
@@ -202,8 +204,8 @@ def _exchange_steered(
     swap: Callable[[str, jax.Array], jax.Array],
     swap_tree: Callable[[str, Any], Any],
 ) -> SteeredState:
-    """Exchanges the state of `emo_pilot`; every parameter of `emo_torch.EmoPilot` counts its own steps."""
-    if not isinstance(node.rule, PilotMomentsState):
+    """Exchanges the state of a steered member; in `emo_torch` every parameter counts its own steps."""
+    if not isinstance(node.rule, PilotMomentsState | PilotFactorsState):
         raise ValueError("The state of `autopilot` has no plain arrays that emo_torch could read")
     fields = node.pilot._asdict()
     emotion, courage = fields.pop("emotion"), fields.pop("courage")

@@ -6,7 +6,6 @@ import jax
 import jax.export
 import optax
 
-from emo_optax._members.emo_pilot import PilotMomentsState
 from emo_optax._members.ref_adamw_mini_schedule_free import RefAdamWMiniScheduleFreeState, RefMomentsState
 from emo_optax._pieces.accumulation import AccumulateState
 from emo_optax._pieces.averaged_weights import AverageWeightsState
@@ -24,6 +23,7 @@ from emo_optax._pieces.shadow_system import BlendWithShadowState
 from emo_optax._pieces.share_pulse import SharePulseState
 from emo_optax._pieces.weight_decay import AddWeightDecayState
 from emo_optax._rules.adam import ScaleByUncorrectedAdamState
+from emo_optax._rules.directions import PilotFactorsState, PilotMomentsState
 from emo_optax._rules.eight_bit import CodedMoment
 from emo_optax._rules.factors import ScaleByFactorsState
 from emo_optax._rules.lion import ScaleByLionState
@@ -41,7 +41,8 @@ _OURS: tuple[type, ...] = (
     *(ScaleByLionState, ScaleByMomentumState, ScaleByRunawayState, ScaleByUncorrectedAdamState),
     *(ShareEmotionState, StepFirstState, SwitchByEmotionState),
     *(CodedMoment, Drive, Pilot, Pulse),
-    *(AverageWeightsState, CourageState, GateByNormState, PilotMomentsState, PilotState, SteeredState),
+    *(AverageWeightsState, CourageState, GateByNormState, PilotState, SteeredState),
+    *(PilotFactorsState, PilotMomentsState),
     *(RelativeEmotionState, DriveState, ShareDriveState, PulseState, SharePulseState),
     *(HoldNormState, ScaleByFreshSignState, ScaleBySignState),
 )

@@ -63,8 +63,8 @@ def turn_by_factors(
 
     Args:
         grads: the gradients of one device and dtype, the dtype of the computation.
-        moments: for each parameter `"exp_avg"` (m), and `"row"` (R) and `"column"` (C) or `"exp_avg_sq"` (v),
-            in the same dtype; not moved.
+        moments: for each parameter `"exp_avg"` (m), and `"row"` (R) and `"column"` (C) or `"exp_avg_sq"`
+            (v), in the same dtype; not moved.
         steps: t, the number of steps of each parameter, this one included, shape `[n]`.
         b1: decay rate of the momentum, in [0, 1).
         b2: decay rate of the second moment, in [0, 1).
