@@ -9,7 +9,7 @@ Donate parameters and state to a jitted step, `jax.jit(step, donate_argnums=(0, 
 new arrays over the old ones. Without donation a step holds both at once.
 
 Members (`create_optimizer("EmoSens")` makes one by name, `list_optimizers` lists the names):
-    emo_pilot                       finds the length of its steps; `eval_params` shows averaged weights
+    emo_pilot, emo_pilot_airy       find the length of their steps; `eval_params` shows averaged weights
     emo_sens, emo_airy, emo_cats    second generation: Adam's moments, row and column factors, Lion's signs
     emo_navi, emo_fact, emo_lynx    first generation: the same three rules, without the filter
     emo_clan, emo_neco, emo_zeal    several rules; the emotion chooses one for each step

@@ -159,7 +159,7 @@ def train_sharded(name: str, kind: str, layout: str) -> tuple[Any, Any, Any]:
 
 # One member of each rule, and each way to feel the loss; the other members are made of the same pieces.
 OF_EACH_RULE = ["emo_airy", "emo_cats", "emo_neco", "emo_zeal", "emo_lynx36", "emo_airy3", "emo_pilot"]
-OF_EACH_RULE += ["ref_adamw_mini_schedule_free"]
+OF_EACH_RULE += ["emo_pilot_airy", "ref_adamw_mini_schedule_free"]
 CASES = [
     *((name, "auto", "4x2, sharded parameters") for name in MEMBERS),
     *((name, "auto", "8, replicated parameters") for name in OF_EACH_RULE),

@@ -8,7 +8,7 @@
     optimizer.step(loss=loss)
 
 Members (`create_optimizer("emo_sens", params)` makes one by name, `list_optimizers` lists the names):
-    EmoPilot                     finds the length of its steps; `optimizer.eval()` shows averaged weights
+    EmoPilot, EmoPilotAiry       find the length of their steps; `optimizer.eval()` shows averaged weights
     EmoSens, EmoAiry, EmoCats    second generation: Adam's moments, row and column factors, Lion's signs
     EmoNavi, EmoFact, EmoLynx    first generation: the same three rules, without the filter
     EmoClan, EmoNeco, EmoZeal    several rules; the emotion chooses one for each step

@@ -29,6 +29,7 @@ FLOAT32_EPOCHS = {
     "emo_void": 3,
     "emo_lynx36": 1,
     "emo_pilot": 1,
+    "emo_pilot_airy": 1,
 }
 """How many epochs some members are held to the band in float32; the others as long as in float64.
 

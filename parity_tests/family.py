@@ -120,6 +120,7 @@ _OWN: dict[str, dict[str, Any]] = {
             {"lr": 1e-3},  # Small enough for the warm-up.
         ),
     },
+    "emo_pilot_airy": {"more_options": ({"max_courage": 1.0, "weight_decay": 0.1},)},
     "emo_zeal": {"steps": MappingProxyType({("l2", "bfloat16"): 150})},
     "ref_adamw_mini_schedule_free": {
         "more_options": (

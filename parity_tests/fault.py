@@ -27,6 +27,7 @@ class Fault(NamedTuple):
 
 REF = "RefAdamWMiniScheduleFree"
 PILOT = "EmoPilot"
+AIRY_PILOT = "EmoPilotAiry"
 REF_FILE = "ref_adamw_mini_schedule_free"
 
 _V1 = "shadow_ratio=v1.0"

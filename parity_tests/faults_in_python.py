@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from parity_tests.fault import PILOT, REF, REF_FILE, Fault
+from parity_tests.fault import AIRY_PILOT, PILOT, REF, REF_FILE, Fault
 from parity_tests.faults_of_eight_bit import FAULTS_OF_EIGHT_BIT
 from parity_tests.faults_of_later import FAULTS_OF_LATER
 
@@ -73,7 +73,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("emo_torch", "courage", "0.05 * (square - ", "0.06 * (square - ", "usual agreement", PILOT),
     Fault(
         "emo_optax",
-        "emo_pilot",
+        "_wrappers/piloted.py",
         "steer(\n            old,",
         "steer(\n            with_agreement(old, total),",
         "the courage uses the agreement of this step",
@@ -81,7 +81,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "emo_torch",
-        "_members/emo_pilot.py",
+        "_step/piloted.py",
         "steer(\n            before,",
         "steer(\n            with_agreement(before, total),",
         "the courage uses the agreement of this step",
@@ -116,7 +116,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("emo_torch", "averaged_weights", "9.0 / (", "8.0 / (", "window of the averaged weights", PILOT),
     Fault(
         "emo_optax",
-        "emo_pilot",
+        "directions",
         "v + (1.0 - hyperparameter(b2",
         "v + (1.01 - hyperparameter(b2",
         "nu",
@@ -137,6 +137,18 @@ FAULTS: tuple[Fault, ...] = (
         "",
         "a loss that is not finite is not skipped",
         PILOT,
+    ),
+    # EmoPilotAiry.
+    Fault("emo_optax", "directions", "row / jnp.mean(row) * column", "row * column", "factors", AIRY_PILOT),
+    Fault("emo_torch", "directions", "clamp_(min=1.0)", "clamp_(min=1.01)", "clipped u", AIRY_PILOT),
+    Fault("emo_torch", "directions", "row + LEAST_SQUARE", "row + 1e-3", "rows off", AIRY_PILOT),
+    Fault(
+        "emo_optax",
+        "directions",
+        "u: jax.Array = m / correction(b1, step",
+        "u: jax.Array = m / correction(b2, step",
+        "the momentum is corrected by the other rate",
+        AIRY_PILOT,
     ),
     # Shadow-effect.
     Fault("emo_optax", "shadow_effect", "1.0 - jnp.abs(scalar)", "1.0 - scalar", "scale without absolute"),

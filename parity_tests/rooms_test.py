@@ -159,6 +159,7 @@ ONE_SIDED = {
         "_wrappers/loss_from_gradient.py": "gradients that carry the loss; PyTorch has `listen`",
         "_wrappers/loss_from_gradient_test.py": "the same",
         "_wrappers/loss_from_gradient_refused_test.py": "the same",
+        "_wrappers/piloted.py": "a function; PyTorch's _step/piloted.py is a class",
         "_wrappers/injected_test.py": "`optax.inject_hyperparams`; PyTorch's groups hold numbers",
         "integrations/trainers_test.py": "libraries for JAX",
         "integrations/equinox_test.py": "a library for JAX",

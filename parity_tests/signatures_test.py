@@ -72,7 +72,7 @@ OF_PULSE = {
     *("share_pulse", "scale_by_pulse", "pulse_schedule", "feel_pulse"),
 }
 PILOT = {"learning_rate": 1e-2, "lr": 1e-2}
-OF_PILOT = {"emo_pilot", "EmoPilot"}
+OF_PILOT = {"emo_pilot", "emo_pilot_airy", "EmoPilot", "EmoPilotAiry"}
 NO_DECAY = {"weight_decay": 0.0}
 OF_NO_DECAY = {"emo_tion", "emo_void", "EmoTion", "EmoVoid"}
 

@@ -19,8 +19,10 @@ GENERATIONS = {
     3: "the third generation (v3.9.1 of the published code)",
     None: "no generation",
 }
+OURS = ("emo_pilot", "emo_pilot_airy")
 WHEN = {
     "emo_pilot": "You do not want to tune a learning rate. Start with the default; it is ours, and new.",
+    "emo_pilot_airy": "As EmoPilot, with a third less state. Start with the default; it is ours, and new.",
     "emo_sens": "You would take AdamW, and want the published second generation. Start with 1e-3; "
     "set `gain=0.05` in runs of a few hundred steps.",
     "emo_airy": "Memory is short. Start with a learning rate of 1e-3; up to 3e-3 in short runs.",
@@ -45,8 +47,8 @@ WHEN = {
 
 
 def in_order() -> list[str]:
-    """Returns the names of all members, EmoPilot first, then as in the registry."""
-    return ["emo_pilot", *(name for name in IN_TORCH if name != "emo_pilot")]
+    """Returns the names of all members, ours first, then as in the registry."""
+    return [*OURS, *(name for name in IN_TORCH if name not in OURS)]
 
 
 def make_in_optax(name: str) -> Any:
@@ -166,8 +168,8 @@ def page(name: str) -> str:
     known = differences(title)
     if known:
         parts.append(known)
-    if name == "emo_pilot":
-        parts.append("There is no published code: EmoPilot is ours.")
+    if name in OURS:
+        parts.append(f"There is no published code: {title} is ours.")
     else:
         parts.append("[All differences](../differences.md), those of every member included.")
     return "\n\n".join(parts) + "\n"

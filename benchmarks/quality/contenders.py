@@ -11,8 +11,8 @@ from optax import contrib
 
 import emo_optax
 from benchmarks.quality.directions import factors, piloted, signs
-from emo_optax._members import emo_pilot as member
 from emo_optax._pieces import courage, pilot, relative_emotion
+from emo_optax._wrappers import piloted as member
 
 Params = Any
 Make = Callable[[Any, int], optax.GradientTransformation]
@@ -62,6 +62,11 @@ def _momo(rate: Any, steps: int) -> optax.GradientTransformation:
     return contrib.momo_adam(rate)
 
 
+def _pilot_airy(rate: Any, steps: int) -> optax.GradientTransformation:
+    del steps
+    return emo_optax.emo_pilot_airy(rate)
+
+
 PILOT, ADAMW, AVERAGED = "EmoPilot", "AdamW", "AdamW + average"
 
 CONTENDERS = {
@@ -85,6 +90,7 @@ CONTENDERS = {
         Contender("prodigy", 1.0, lambda rate, _: contrib.prodigy(rate), _trained("Prodigy")),
         Contender("momo", 1e-2, _momo, _trained("MoMo-Adam")),
         Contender("muon", 1e-3, lambda rate, _: contrib.muon(rate), _trained("Muon")),
+        Contender("emo_pilot_airy", 1e-2, _pilot_airy, {"EmoPilotAiry": emo_optax.eval_params}),
         *(_member(name) for name in ("emo_sens", "emo_airy", "emo_cats")),
         *(
             _member(name)
@@ -181,6 +187,6 @@ DIRECTIONS = {
         _directed("signs (Lion, cautious)", signs),
     )
 }
-"""EmoPilot with another direction, on which `emo_pilot_airy` and `emo_pilot_cats` would be built."""
+"""EmoPilot with another direction. `emo_pilot_airy` is built on the second one."""
 
 ALL = CONTENDERS | LEFT_OUT | BOUNDED | DIRECTIONS

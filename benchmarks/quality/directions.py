@@ -1,4 +1,4 @@
-"""Other directions under the scalars of EmoPilot: factors or signs in place of Adam's moments."""
+"""Other directions under the scalars of EmoPilot: the study on which `emo_pilot_airy` was built."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._members.emo_pilot import step_lengths
 from emo_optax._pieces.averaged_weights import average_rate, init_average, move_average
 from emo_optax._pieces.pilot import (
     SteeredState,
@@ -18,6 +17,7 @@ from emo_optax._pieces.pilot import (
     whole_sums,
     with_agreement,
 )
+from emo_optax._wrappers.piloted import step_lengths
 
 
 def piloted(direction: optax.GradientTransformation, rate: Any) -> optax.GradientTransformationExtraArgs:

@@ -21,7 +21,7 @@ MEMBERS = emo_optax.list_optimizers()
 
 def scheduled(name: str, rounding: str) -> Any:
     schedules = (optax.linear_schedule(0.1, 0.0, 10), optax.constant_schedule(0.1))
-    without_shadow = ("emo_pilot", "ref_adamw_mini_schedule_free")
+    without_shadow = ("emo_pilot", "emo_pilot_airy", "ref_adamw_mini_schedule_free")
     options = {} if name in without_shadow else {"use_shadow": True}
     return emo_optax.create_optimizer(
         name, schedules[0], weight_decay=schedules[1], rounding=rounding, **options

@@ -41,7 +41,7 @@ class PilotFactorsState(NamedTuple):
     Attributes:
         mu: the momentum of the direction, a tree like the parameters.
         row: for a parameter of the shape `[n, m, ...]` the averages over rows, of the shape `[n, 1, ...]`;
-            for a parameter of 0 or 1 dimensions `optax.MaskedNode()`, which has no array.
+            for a parameter of 0 or 1 dimensions a single 0, so that shardings map onto all three trees.
         column: for a parameter of the shape `[n, m, ...]` the averages over columns, of the shape
             `[1, m, ...]`; for a parameter of 0 or 1 dimensions the averages of its squared elements.
     """
@@ -65,7 +65,7 @@ class Direction(NamedTuple):
     """
 
     init: Callable[[optax.Params], Any]
-    move: Callable[..., tuple[Any, ...]]
+    move: Callable[..., tuple[jax.Array, ...]]
     turn: Callable[..., jax.Array]
     are_squares: tuple[bool, ...]
     is_rounded: bool
@@ -130,15 +130,16 @@ def turn_by_factors(owner: str, b1: Any, b2: Any, eps: Any, moment_dtype: Any) -
     moment_dtype = _checked(owner, b1, b2, eps, moment_dtype)
 
     def init(params: optax.Params) -> PilotFactorsState:
-        def no_row(param: jax.Array, row: jax.Array) -> Any:
-            return optax.MaskedNode() if jnp.ndim(param) < 2 else row
+        def without_vectors(row: jax.Array) -> jax.Array:
+            return jnp.sum(row, keepdims=True) if row.ndim < 2 else row
 
         row, column = init_factors(params, moment_dtype)
-        return PilotFactorsState(
-            zero_moments(params, moment_dtype), jax.tree.map(no_row, params, row), column
-        )
+        momentum = zero_moments(params, moment_dtype)
+        return PilotFactorsState(momentum, jax.tree.map(without_vectors, row), column)
 
-    def move(g: jax.Array, step: jax.Array, m: jax.Array, row: Any, column: jax.Array) -> tuple[Any, ...]:
+    def move(
+        g: jax.Array, step: jax.Array, m: jax.Array, row: jax.Array, column: jax.Array
+    ) -> tuple[jax.Array, ...]:
         dtype = g.dtype
         if g.size == 0:  # A mean over nothing is NaN: an empty tensor's factors rest.
             return m, row, column
@@ -154,7 +155,7 @@ def turn_by_factors(owner: str, b1: Any, b2: Any, eps: Any, moment_dtype: Any) -
         u = u / jnp.maximum(jnp.sqrt(jnp.mean(u * u)), 1.0)
         return m + (1.0 - hyperparameter(b1, dtype)) * (u - m), row, column
 
-    def turn(step: jax.Array, m: jax.Array, row: Any, column: jax.Array) -> jax.Array:
+    def turn(step: jax.Array, m: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
         del row, column
         u: jax.Array = m / correction(b1, step, m.dtype)
         return u

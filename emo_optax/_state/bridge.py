@@ -242,8 +242,10 @@ def _exchange(
 ) -> optax.OptState:
     """Replaces every leaf by the result of `swap` for its name and value."""
 
-    def swap_tree(name: str, tree: Any) -> Any:
+    def swap_tree(name: str, tree: Any, least_ndim: int = 0) -> Any:
         def swap_leaf(path: Any, leaf: Any) -> Any:
+            if jnp.ndim(leaf) < least_ndim:
+                return leaf  # Stands in the place of averages that a vector does not have.
             if name == "compensation" and not is_narrow(leaf):
                 return leaf  # Stands in the place of a compensation that is not needed.
             if is_coded_moment(leaf):
@@ -268,6 +270,11 @@ def _exchange(
             return _swapped(node, "pulse", swap)
         if isinstance(node, SteeredState):
             return _exchange_steered(node, swap, swap_tree)
+        if isinstance(node, PilotFactorsState):
+            matrices = swap_tree("row", node.row, least_ndim=2)
+            return PilotFactorsState(
+                swap_tree("exp_avg", node.mu), matrices, swap_tree("column", node.column)
+            )
         if isinstance(node, ScaleByFreshSignState):
             return ScaleByFreshSignState(swap_tree("exp_avg", node.mu), swap("norm/kept", node.norm))
         if isinstance(node, HoldNormState):

@@ -27,7 +27,7 @@ TAKES = [
 ]
 REFUSED = {
     *("emo_airy", "emo_fact", "emo_clan", "emo_zeal"),
-    *("emo_pilot", "ref_adamw_mini_schedule_free"),
+    *("emo_pilot", "emo_pilot_airy", "ref_adamw_mini_schedule_free"),
 }
 CODED = [name for name in TAKES if name not in REFUSED]
 

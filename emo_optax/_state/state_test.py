@@ -305,7 +305,7 @@ WRAPPED: dict[str, Any] = {
 @pytest.mark.parametrize("rounding", ["nearest", "kahan", "stochastic"])
 @pytest.mark.parametrize("name", [*emo_optax.list_optimizers(), "emotional"])
 def test_specs_of_parameters_map_onto_every_state(name: str, rounding: str, wrapper: str) -> None:
-    without_shadow = ("emo_pilot", "ref_adamw_mini_schedule_free")
+    without_shadow = ("emo_pilot", "emo_pilot_airy", "ref_adamw_mini_schedule_free")
     options: dict[str, Any] = {} if name in without_shadow else {"use_shadow": True}
     if name == "emotional":
         tx = emo_optax.emotional(optax.sgd(0.1, momentum=0.9), rounding=rounding, **options)  # type: ignore[arg-type]

@@ -298,7 +298,7 @@ def test_the_loss_cannot_be_computed_without_parameters() -> None:
 WITHOUT_PARAMS = [
     name
     for name in emo_optax.list_optimizers()
-    if name.startswith("emo_") and name not in ("emo_pilot", "emo_tion", "emo_void")
+    if name.startswith("emo_") and name not in ("emo_pilot", "emo_pilot_airy", "emo_tion", "emo_void")
 ]
 
 

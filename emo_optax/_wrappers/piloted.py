@@ -78,9 +78,6 @@ def piloted(
 
         return sums_of(each, g, mu)
 
-    def as_dtype(own: tuple[Any, ...], dtype: Any) -> tuple[Any, ...]:
-        return tuple(jax.tree.map(lambda moment: moment.astype(dtype), each) for each in own)
-
     def init_fn(params: optax.Params) -> SteeredState:
         start = init_average(params) if average else ()
         return SteeredState(init_pilot(wide_dtype(params)), rule.init(params), (), start)
@@ -124,9 +121,9 @@ def piloted(
         )
         pilot = with_agreement(pilot, total)
 
-        def move(g: jax.Array, *own: Any) -> tuple[Any, ...]:
+        def move(g: jax.Array, *own: jax.Array) -> tuple[jax.Array, ...]:
             gated = g * pilot.gate.astype(g.dtype)
-            return rule.move(gated, pilot.step, *as_dtype(own, g.dtype))
+            return rule.move(gated, pilot.step, *(moment.astype(g.dtype) for moment in own))
 
         moved = jax.tree.map(move, gradients, *moments)
         news = [
@@ -143,8 +140,8 @@ def piloted(
         if not rule.is_rounded:
             news = kept = jax.lax.optimization_barrier(kept)
 
-        def turn(g: jax.Array, *own: Any) -> jax.Array:
-            return rule.turn(pilot.step, *as_dtype(own, g.dtype))
+        def turn(g: jax.Array, *own: jax.Array) -> jax.Array:
+            return rule.turn(pilot.step, *(moment.astype(g.dtype) for moment in own))
 
         u = jax.tree.map(turn, gradients, *news)
         pilot, steps = step_lengths(pilot, weights, means, rate)

@@ -38,7 +38,7 @@ WAYS: dict[str, dict[str, Any]] = {"single": {"foreach": False}, "multi": {"fore
     ("name", "way"),
     [
         *((name, "multi") for name in MEMBERS),
-        *((name, "single") for name in (*KINDS, "emo_pilot", "emo_tion")),
+        *((name, "single") for name in (*KINDS, "emo_pilot", "emo_pilot_airy", "emo_tion")),
     ],
 )
 @in_processes(2)

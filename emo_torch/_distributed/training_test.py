@@ -16,7 +16,8 @@ import emo_torch
 from emo_torch._distributed.processes_test import Place
 
 MEMBERS = tuple(emo_torch.list_optimizers())
-APART = tuple(name for name in MEMBERS if name not in ("emo_pilot", "emo_tion", "emo_void"))
+TOGETHER = ("emo_pilot", "emo_pilot_airy", "emo_tion", "emo_void")
+APART = tuple(name for name in MEMBERS if name not in TOGETHER)
 """Members that step the same if each parameter has its own optimizer: no norm over all parameters."""
 KINDS = ("emo_sens", "emo_airy", "emo_cats", "emo_clan", "ref_adamw_mini_schedule_free")
 """Members with all kinds of state and rules: every other member works like one of these."""
@@ -83,7 +84,7 @@ def options_of(name: str, mode: str = "decoupled", **more: Any) -> dict[str, Any
     options: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1, "weight_decay_mode": mode, **more}
     if name == "ref_adamw_mini_schedule_free":
         return {**options, "ref_max_steps": 10}
-    if name == "emo_pilot":
+    if name.startswith("emo_pilot"):
         return options
     options["use_shadow"] = True
     if name in ("emo_sens", "emo_airy", "emo_cats"):

@@ -17,7 +17,7 @@ MAKERS: dict[str, Callable[[Any], Any]] = {
     "Autopilot": lambda params: emo_torch.Autopilot(torch.optim.AdamW(params)),
 }
 READS_NORMS = {"emo_tion": "parameters", "emo_void": "parameters"}
-READS_NORMS |= {"emo_pilot": "gradients", "Autopilot": "gradients"}
+READS_NORMS |= {"emo_pilot": "gradients", "emo_pilot_airy": "gradients", "Autopilot": "gradients"}
 
 
 def _param(device: str) -> Any:

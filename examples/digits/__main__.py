@@ -113,8 +113,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Path]:
     """Returns the options of the command line: how to train, and where the picture goes."""
     parser = options()
     given = parser.parse_args(arguments)
-    if given.shadow and given.optimizer == "emo_pilot":
-        parser.error("argument --shadow: EmoPilot has no shadow; choose another --optimizer")
+    family = OPTIMIZERS[given.optimizer]
+    if given.shadow and family.memory == "pilot":
+        parser.error(f"argument --shadow: {family.title} has no shadow; choose another --optimizer")
     settings = Settings(
         optimizer=given.optimizer,
         learning_rate=given.learning_rate or OPTIMIZERS[given.optimizer].learning_rate,

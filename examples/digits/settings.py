@@ -25,6 +25,7 @@ class Family(NamedTuple):
 
 OPTIMIZERS = {
     "emo_pilot": Family("EmoPilot", 1e-2, memory="pilot"),
+    "emo_pilot_airy": Family("EmoPilotAiry", 1e-2, has_factors=True, memory="pilot"),
     "emo_sens": Family("EmoSens", 3e-3),
     "emo_airy": Family("EmoAiry", 2e-3, has_factors=True),
     "emo_cats": Family("EmoCats", 1e-3),
@@ -85,7 +86,7 @@ class Settings:
 
     @property
     def is_pilot(self) -> bool:
-        """Whether the optimizer is EmoPilot, which has a courage and averaged weights."""
+        """Whether EmoPilot's scalars steer the optimizer, which has a courage and averaged weights."""
         return self.memory == "pilot"
 
     def options(self) -> dict[str, bool]:
