@@ -35,7 +35,8 @@ def cases(
 ) -> list[Case]:
     """Returns the cases of some members and dtypes, with every kind of losses and every set of options.
 
-    A member whose rule a cousin shows, too, is driven half as long, with less.
+    A member whose rule a cousin shows, too, is driven half as long, with less. A direction under EmoPilot's
+    scalars is driven as long as EmoPilot: it has formulas of its own.
 
     Args:
         optimizers: the members' names in PyTorch.
@@ -48,7 +49,7 @@ def cases(
 
 
 def _of_member(member: Member, dtype: str, steps: int) -> list[Case]:
-    whole = steps if member.cousin is None else (steps + 1) // 2
+    whole = steps if member.cousin in (None, "EmoPilot") else (steps + 1) // 2
 
     def short(title: str) -> int:
         return min(whole, member.steps.get((title, dtype), whole))

@@ -51,19 +51,24 @@ def problem(seed: int = 0, steps: int = 40, dtype: Any = np.float64) -> tuple[An
     return cast(params), [cast(g) for g in grads], losses
 
 
+def adam(v: Any, g: Any, m: Any, t: int) -> Any:
+    """Moves Adam's moments; returns his direction."""
+    for n in g:
+        m[n] = 0.9 * m[n] + 0.1 * g[n]
+        v[n] = 0.999 * v.get(n, 0.0) + 0.001 * g[n] ** 2
+    return {n: (m[n] / (1 - 0.9**t)) / (np.sqrt(v[n] / (1 - 0.999**t)) + 1e-8) for n in g}
+
+
 def reference(
-    params: Any, grads: list[Any], losses: list[float], lr: float = 1e-2
+    params: Any, grads: list[Any], losses: list[float], lr: float = 1e-2, turn: Any = adam
 ) -> tuple[Any, Any, float]:
     """The rule in plain NumPy, one number after the other."""
     wd, kmin, kmax = 0.01, 0.03, 1000.0
     p = {k: v.copy() for k, v in params.items()}
-    m, v = ({k: np.zeros_like(x) for k, x in p.items()} for _ in range(2))
+    m, v = {k: np.zeros_like(x) for k, x in p.items()}, {}
     average = {k: x.copy() for k, x in p.items()}
     t, k, q, c, a, a2 = 0, 1.0, 0.0, 0.0, 0.0, 0.0
     short = long = previous = norm_average = 0.0
-
-    def direction(t: int) -> Any:
-        return {n: (m[n] / (1 - 0.9**t)) / (np.sqrt(v[n] / (1 - 0.999**t)) + 1e-8) for n in p}
 
     for g, loss in zip(grads, losses, strict=True):
         norm = math.sqrt(sum(float((x * x).sum()) for x in g.values()))
@@ -95,10 +100,7 @@ def reference(
                 growth = 0.05 * (1 + 40 / (t + 10)) * (math.tanh(last / math.sqrt(a2)) + 0.4 * fall)
                 growth += 6.0 / (t + 20) * max(0.0, math.log(0.008 / (k * lr)))
                 k = min(kmax, max(kmin, k * math.exp(-0.2 * rise if s > 0.5 else growth)))
-        for n in p:
-            m[n] = 0.9 * m[n] + 0.1 * g[n]
-            v[n] = 0.999 * v[n] + 0.001 * g[n] ** 2
-        u = direction(t)
+        u = turn(v, g, m, t)
         for n in p:
             ceiling = 0.08 * min(0.1, max(0.02, math.sqrt(float((p[n] ** 2).mean()))))
             step = k * min(lr, ceiling)

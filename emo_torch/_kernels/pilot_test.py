@@ -11,7 +11,7 @@ from torch import Tensor
 import emo_torch
 from emo_torch._kernels.job import library
 from emo_torch._kernels.memory import StepMemory
-from emo_torch._members import emo_pilot
+from emo_torch._step import piloted
 from emo_torch._testing import same_state
 
 pytestmark = pytest.mark.skipif(library() is None, reason="there is no compiled code")
@@ -195,7 +195,7 @@ def test_a_step_by_numbers_has_the_bits_of_a_step_by_tensors(
         del own[0][3], own[1].param_groups[2]  # Compiled code leaves tensors without elements to tensors.
         with monkeypatch.context() as patches:
             if own is theirs:
-                patches.setattr(emo_pilot, "are_numbers", lambda *_: False)
+                patches.setattr(piloted, "are_numbers", lambda *_: False)
             for step in range(9):
                 take(*own, step)
                 if step == 6:

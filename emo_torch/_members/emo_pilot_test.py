@@ -52,18 +52,23 @@ def problem(seed: int = 0, steps: int = 40) -> tuple[Arrays, list[Arrays], list[
     return params, grads, losses
 
 
+def adam(v: Arrays, g: Arrays, m: Arrays, t: int) -> Arrays:
+    """Moves Adam's moments; returns his direction."""
+    for n in g:
+        m[n] = 0.9 * m[n] + 0.1 * g[n]
+        v[n] = 0.999 * v.get(n, 0.0) + 0.001 * g[n] ** 2
+    return {n: (m[n] / (1 - 0.9**t)) / (np.sqrt(v[n] / (1 - 0.999**t)) + 1e-8) for n in g}
+
+
 def reference(
-    params: Arrays, grads: list[Arrays], losses: list[float], lr: float = 1e-2
+    params: Arrays, grads: list[Arrays], losses: list[float], lr: float = 1e-2, turn: Any = adam
 ) -> tuple[Arrays, Arrays, float]:
     """The rule in plain NumPy: parameters, averaged weights and courage at the end."""
     p = {name: value.copy() for name, value in params.items()}
-    m, v = ({name: np.zeros_like(value) for name, value in p.items()} for _ in range(2))
+    m, v = {name: np.zeros_like(value) for name, value in p.items()}, {}
     average = {name: value.copy() for name, value in p.items()}
     t, k, q, c, a, a2 = 0, 1.0, 0.0, 0.0, 0.0, 0.0
     short = long = previous = usual = 0.0
-
-    def direction(t: int) -> Arrays:
-        return {n: (m[n] / (1 - 0.9**t)) / (np.sqrt(v[n] / (1 - 0.999**t)) + 1e-8) for n in p}
 
     def dot(left: Arrays, right: Arrays) -> float:
         return sum(float((left[n] * right[n]).sum()) for n in p)
@@ -97,10 +102,7 @@ def reference(
                 growth = 0.05 * (1 + 40 / (t + 10)) * (math.tanh(last / math.sqrt(a2)) + 0.4 * fall)
                 growth += 6.0 / (t + 20) * max(0.0, math.log(0.008 / (k * lr)))
                 k = min(1000.0, max(0.03, k * math.exp(-0.2 * rise if s > 0.5 else growth)))
-        for n in p:
-            m[n] = 0.9 * m[n] + 0.1 * g[n]
-            v[n] = 0.999 * v[n] + 0.001 * g[n] ** 2
-        u = direction(t)
+        u = turn(v, g, m, t)
         for n in p:
             step = k * min(lr, 0.08 * min(0.1, max(0.02, math.sqrt(float((p[n] ** 2).mean())))))
             p[n] = p[n] - step * (u[n] + 0.01 * p[n])
