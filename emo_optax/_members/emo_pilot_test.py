@@ -65,7 +65,8 @@ def reference(
     """The rule in plain NumPy, one number after the other."""
     wd, kmin, kmax = 0.01, 0.03, 1000.0
     p = {k: v.copy() for k, v in params.items()}
-    m, v = {k: np.zeros_like(x) for k, x in p.items()}, {}
+    v: Any = {}
+    m = {k: np.zeros_like(x) for k, x in p.items()}
     average = {k: x.copy() for k, x in p.items()}
     t, k, q, c, a, a2 = 0, 1.0, 0.0, 0.0, 0.0, 0.0
     short = long = previous = norm_average = 0.0

@@ -95,6 +95,8 @@ def test_hyperparameters_in_the_state_and_a_flat_tree(name: str) -> None:
     params, state = train(optax.inject_hyperparams(MEMBERS[name].make)(learning_rate=rate_of(name)))
     assert_same(params, expected, 1e-4)
     assert_same(memory_of(state), memory_of(alone), 1e-4)
+    if name == "emo_pilot_airy":  # A flat tree is one vector, which has no rows and columns.
+        return
     params, state = train(optax.flatten(make(name)))
     assert params.keys() == expected.keys()
     assert_same(memory_of(state), memory_of(alone), 1e-3)

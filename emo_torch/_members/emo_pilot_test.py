@@ -65,7 +65,8 @@ def reference(
 ) -> tuple[Arrays, Arrays, float]:
     """The rule in plain NumPy: parameters, averaged weights and courage at the end."""
     p = {name: value.copy() for name, value in params.items()}
-    m, v = {name: np.zeros_like(value) for name, value in p.items()}, {}
+    v: Arrays = {}
+    m = {name: np.zeros_like(value) for name, value in p.items()}
     average = {name: value.copy() for name, value in p.items()}
     t, k, q, c, a, a2 = 0, 1.0, 0.0, 0.0, 0.0, 0.0
     short = long = previous = usual = 0.0
