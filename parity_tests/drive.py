@@ -12,6 +12,7 @@ import optax
 import torch
 
 from parity_tests.family import Member, optax_options, torch_options
+from parity_tests.tolerances import STEPS
 
 Arrays = dict[str, np.ndarray]
 
@@ -46,13 +47,21 @@ _TENSORS: dict[int, tuple[np.ndarray, torch.Tensor]] = {}
 """Read-only arrays and their tensors, by the `id` of the array, which stays alive here."""
 
 
-def to_gradient(array: np.ndarray) -> torch.Tensor:
-    """Copies an array into a new tensor; a read-only array is converted once in a process."""
+def give_gradient(param: torch.Tensor, array: np.ndarray) -> None:
+    """Copies an array into the gradient of a parameter, which stays the same tensor at all steps.
+
+    A read-only array is converted once in a process.
+    """
     if array.flags.writeable:
-        return to_torch(array)
-    if id(array) not in _TENSORS:
-        _TENSORS[id(array)] = array, to_torch(array)
-    return _TENSORS[id(array)][1].clone()
+        gradient = to_torch(array)
+    else:
+        if id(array) not in _TENSORS:
+            _TENSORS[id(array)] = array, to_torch(array)
+        gradient = _TENSORS[id(array)][1]
+    if param.grad is None:
+        param.grad = gradient.to(param.device, copy=True)
+    else:
+        param.grad.copy_(gradient)
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -82,6 +91,8 @@ def compiled(factory: Callable[..., Any], options: tuple[tuple[str, Any], ...]) 
 
 NOT_LEAVES = frozenset({"version", "rule"})
 """Arrays of a saved state that identify it, and hold no number of a step."""
+_OF_SHADOWS = frozenset({"emotion/shadow_exists", "emotion/shadow_ratio"})
+"""Memory that an optimizer without shadows does not save."""
 
 
 def check_row(rows: Arrays, index: int, shown: Arrays) -> None:
@@ -144,13 +155,16 @@ class OptaxDrive:
         The states are stacked and named once for all steps. The last step and the steps that `keep` chose
         must be, to the bit, as `params` and `state` showed them.
         """
-        params, states = jax.tree.map(lambda *leaves: np.stack(leaves), *self._kept)
-        rows = {f"param/{name}": array for name, array in params.items()}
+        steps = len(self._kept)
+        # As long as the longest run: each length is one more program for each operation that names.
+        longest = [*self._kept, *self._kept[-1:] * (STEPS - steps)]
+        params, states = jax.tree.map(lambda *leaves: np.stack(leaves), *longest)
+        rows = {f"param/{name}": array[:steps] for name, array in params.items()}
         for name, leaf in jax.vmap(self._named_leaves)(states).items():
-            array = np.asarray(leaf)
+            array = np.asarray(leaf)[:steps]
             is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
             rows[name] = array.astype(np.float32) if is_narrow else array
-        for index, shown in (self._shown | {len(self._kept) - 1: self._row()}).items():
+        for index, shown in (self._shown | {steps - 1: self._row()}).items():
             check_row(rows, index, shown)
         return rows
 
@@ -161,8 +175,8 @@ class TorchDrive:
     def __init__(
         self, member: Member, params: Arrays, options: dict[str, Any], device: str = "cpu"
     ) -> None:
-        self._device = device
-        self._kept: list[Arrays] = []
+        self._kept: list[dict[str, Any]] = []
+        self._shown: dict[int, Arrays] = {}
         self._params = {
             name: torch.nn.Parameter(to_torch(array).to(device)) for name, array in params.items()
         }
@@ -174,7 +188,7 @@ class TorchDrive:
     def step(self, grads: Arrays, loss: float) -> None:
         """Takes one step with given gradients and loss."""
         for name, param in self._params.items():
-            param.grad = to_gradient(grads[name]).to(self._device)
+            give_gradient(param, grads[name])
         self.optimizer.step(loss=loss)
 
     def params(self) -> Arrays:
@@ -187,13 +201,59 @@ class TorchDrive:
         return arrays
 
     def keep(self) -> None:
-        """Keeps the parameters and the state of this step for `history`."""
-        self._kept.append({f"param/{name}": leaf for name, leaf in self.params().items()} | self.state())
+        """Keeps the parameters and the state of this step for `history`.
+
+        The tensors of the state are copied as they are, which is quick. After steps 1, 2, 4, 8 and so on,
+        also keeps the values of `params` and `state`, which `history` checks.
+        """
+        tensors = self._tensors()
+        if not self._kept:
+            # Codes, and numbers that are no tensors, are for the bridge alone.
+            self._has_tensors = tensors.keys() == self._row().keys() - NOT_LEAVES
+        if not self._has_tensors:
+            self._kept.append(self._row())
+            return
+        self._kept.append({name: tensor.clone() for name, tensor in tensors.items()})
+        steps = len(self._kept)
+        if steps & (steps - 1) == 0:
+            self._shown[steps - 1] = self._row()
+
+    def _row(self) -> Arrays:
+        """Returns the current values of `params` and `state`, under the names of `history`."""
+        return {f"param/{name}": array for name, array in self.params().items()} | self.state()
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Returns the tensors from which the values of `_row` are read, where each has one."""
+        found = self.optimizer.named_memory()
+        if not self.optimizer.param_groups[0].get("use_shadow"):
+            found = {name: tensor for name, tensor in found.items() if name not in _OF_SHADOWS}
+        for name, param in self._params.items():
+            found[f"param/{name}"] = param.detach()
+            for key, tensor in self.optimizer.state[param].items():
+                if key != "shadow_exists":
+                    found[f"{key}/{name}"] = tensor
+        return found
 
     def history(self) -> Arrays:
-        """Returns all kept parameters (`param/...`) and states, each with the steps as first axis."""
+        """Returns all kept parameters (`param/...`) and states, each with the steps as first axis.
+
+        The last step and the steps that `keep` chose must be, to the bit, as `params` and `state` showed
+        them.
+        """
         names = self._kept[0].keys() - NOT_LEAVES
-        return {name: np.stack([row[name] for row in self._kept]) for name in names}
+        if not self._has_tensors:
+            return {name: np.stack([row[name] for row in self._kept]) for name in names}
+        rows = {}
+        for name in names:
+            leaf = torch.stack([row[name] for row in self._kept]).cpu()
+            is_narrow = leaf.is_floating_point() and leaf.element_size() < 4
+            if name.startswith("param/"):
+                rows[name] = to_numpy(leaf)
+            else:
+                rows[name] = (leaf.float() if is_narrow else leaf).numpy()
+        for index, shown in (self._shown | {len(self._kept) - 1: self._row()}).items():
+            check_row(rows, index, shown)
+        return rows
 
 
 SIDES: dict[str, Any] = {"optax": OptaxDrive, "torch": TorchDrive}

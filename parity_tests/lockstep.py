@@ -27,6 +27,7 @@ class Case(NamedTuple):
         losses: a kind of `sequences.LOSSES`.
         steps: how many steps.
         seed: of the parameters, gradients and losses.
+        few: whether to drive only the parameters of `sequences.FEW`.
     """
 
     optimizer: str
@@ -35,6 +36,7 @@ class Case(NamedTuple):
     losses: str = "spiky"
     steps: int = 300
     seed: int = 0
+    few: bool = False
 
 
 class Lockstep(NamedTuple):
@@ -75,11 +77,12 @@ def trajectory(
     with jax.enable_x64(case.dtype == "float64"):
         # Small arrays have no codes.
         shapes = LARGE if case.options.get("moment_dtype") == EIGHT_BIT else None
-        start = sequences.params(case.dtype, case.seed, shapes)
+        start = _some(sequences.params(case.dtype, case.seed, shapes), case)
         given = _reversed(start) if is_reversed else start
         drive = SIDES[side](member or FAMILY[case.optimizer], given, case.options, device)
         if shapes is None:
-            grads = sequences.all_gradients(case.dtype, case.seed, case.steps)
+            drawn = sequences.all_gradients(case.dtype, case.seed, case.steps)
+            grads = [_some(grad, case) for grad in drawn]
         else:
             grads = [sequences.gradients(start, step, case.seed) for step in range(case.steps)]
         if is_reversed:
@@ -92,6 +95,11 @@ def trajectory(
     if is_reversed:
         rows = {name: np.flip(row, tuple(range(1, row.ndim))) for name, row in rows.items()}
     return {name: rows[name] for name in sorted(rows)}
+
+
+def _some(arrays: Arrays, case: Case) -> Arrays:
+    """Returns the arrays of the parameters that a case drives."""
+    return {name: arrays[name] for name in sequences.FEW} if case.few else arrays
 
 
 def _reversed(arrays: Arrays) -> Arrays:

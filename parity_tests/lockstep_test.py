@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from parity_tests.cases import STEPS, cases, program
+from parity_tests.cases import STEPS, cases, program, with_few_shapes
 from parity_tests.family import FAMILY
 from parity_tests.lockstep import Case, compare, run, trajectory
 from parity_tests.sequences import LOSSES
@@ -18,11 +18,11 @@ def _name(case: Case) -> str:
 
 def _of_one_program(case: Case) -> Any:
     """Sends cases that Optax compiles to one program to one process, which compiles it once."""
-    group = program(case.optimizer, case.options, case.dtype)
+    group = program(case.optimizer, case.options, case.dtype, case.few)
     return pytest.param(case, id=_name(case), marks=pytest.mark.xdist_group(group))
 
 
-@pytest.mark.parametrize("case", [_of_one_program(case) for case in cases()])
+@pytest.mark.parametrize("case", [_of_one_program(with_few_shapes(case)) for case in cases()])
 def test_stays_in_step(case: Case) -> None:
     result = run(case)
     assert result.first_excess is None, result.first_excess

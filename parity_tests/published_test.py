@@ -16,7 +16,7 @@ from emo_optax._pieces.pulse_reference_test import Reference
 from emo_shared.names import plain_name
 from parity_tests.drive import OptaxDrive, TorchDrive
 from parity_tests.family import FAMILY, Member
-from parity_tests.recordings_test import FOLDER, LATER, RECORDINGS
+from parity_tests.recordings_test import LATER, RECORDINGS, load
 from parity_tests.tolerances import RECORDING
 
 MIDDLE = 24
@@ -50,7 +50,8 @@ class Before:
     """The published code's state after some steps, from recorded numbers and the published formulas."""
 
     def __init__(self, case: dict[str, Any], steps: int) -> None:
-        recorded = np.load(FOLDER / case["file"])
+        recorded = load(case)
+        self.recorded = recorded
         self.names = sorted(case["shapes"])  # The order in which the drives have them.
         self.losses = [float(loss) for loss in recorded["losses"]]
         self.grads = {name: recorded[f"grads/{name}"] for name in self.names}
@@ -225,7 +226,7 @@ def test_a_recorded_run_goes_on_from_its_middle(case: dict[str, Any], side: Any)
         assert all(window in note for note in notes), notes
         assert bool(notes) == (case["generation"] not in LATER and len(before.names) > 1)
         tolerance = RECORDING["float64"]
-        recorded = np.load(FOLDER / case["file"])
+        recorded = before.recorded
         for step in range(MIDDLE, case["steps"]):
             drive.step({name: grad[step] for name, grad in before.grads.items()}, before.losses[step])
             for name, param in drive.params().items():

@@ -106,6 +106,9 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "empty_rows": (3, 0),
 }
 
+FEW = ("vector", "matrix", "conv")
+"""Names of `SHAPES` with one of each kind: for what does not depend on a shape."""
+
 
 def losses(kind: str, steps: int, seed: int = 0) -> np.ndarray:
     """Returns the losses of a run, float64, shape `[steps]`."""
