@@ -152,6 +152,12 @@ def _description(case: Case) -> str:
     return f"{case.optimizer}, {options}, {case.losses}"
 
 
+def _has_codes(fault: Fault, case: Case) -> bool:
+    """Returns whether a fault in codes can show in a case: compiled code has codes in float32 and below."""
+    is_compiled = fault.file.endswith((".c", ".h"))
+    return "moment_dtype" in case.options and not (is_compiled and case.dtype == "float64")
+
+
 def find(fault: Fault) -> str | None:
     """Returns the first comparison that finds a fault, or `None`."""
     side, other = ("optax", "torch") if fault.package == "emo_optax" else ("torch", "optax")
@@ -159,7 +165,7 @@ def find(fault: Fault) -> str | None:
         for index, case in enumerate(CASES):
             if fault.by not in ("", case.optimizer):
                 continue
-            if fault.is_coded and "moment_dtype" not in case.options:
+            if fault.is_coded and not _has_codes(fault, case):
                 continue
             where = _description(case)
             if SHOWN_WITH.get(fault.what, "") not in where:
