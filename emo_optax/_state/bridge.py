@@ -244,13 +244,13 @@ def _exchange(
 
     def swap_tree(name: str, tree: Any, least_ndim: int = 0) -> Any:
         def swap_leaf(path: Any, leaf: Any) -> Any:
-            if jnp.ndim(leaf) < least_ndim:
-                return leaf  # Stands in the place of averages that a vector does not have.
             if name == "compensation" and not is_narrow(leaf):
                 return leaf  # Stands in the place of a compensation that is not needed.
             if is_coded_moment(leaf):
                 table = table_of(name)
                 return encode(swap_leaf(path, decode(leaf, table)), table)
+            if jnp.ndim(leaf) < least_ndim:
+                return leaf  # Stands in the place of averages that a vector does not have.
             own = _OF_VECTORS.get(name, name) if jnp.ndim(leaf) < 2 else name
             return swap(f"{prefix}{own}/{jax.tree_util.keystr(path, simple=True, separator='.')}", leaf)
 
