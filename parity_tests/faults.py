@@ -175,7 +175,7 @@ def find(fault: Fault) -> str | None:
             try:
                 faulty = trajectory(side, case, member=family[case.optimizer])
                 found = compare(faulty, _reference(other, index), case).first_excess
-            except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            except (AssertionError, RuntimeError, ValueError) as error:
                 return f"{where}: {str(error).splitlines()[0]}"
             if found is not None:
                 return f"{where}: {found[1]}, step {found[0]}"

@@ -209,8 +209,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "emo_optax",
         "emotional",
-        'step, decay["decoupled"],',
-        'decay["decoupled"], step,',
+        '[*step, decay["decoupled"],',
+        '[decay["decoupled"], *step,',
         "decay before the rule",
     ),
     Fault(
