@@ -55,6 +55,16 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformationExtraArgs:
     return optax.chain(optax.clip_by_global_norm(MAX_NORM), optimizer)
 
 
+def turn(tree: Any) -> Any:
+    """Returns a tree whose arrays have their last axis first."""
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), tree)
+
+
+def turn_back(tree: Any) -> Any:
+    """Returns a tree whose arrays have their first axis last."""
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), tree)
+
+
 def output_axis_first(
     inner: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformationExtraArgs:
@@ -64,12 +74,6 @@ def output_axis_first(
     convolution counts the output channels, in Flax it is the kernel's height: without this, the two
     would be different optimizers. A training in Flax alone does not need it.
     """
-
-    def turn(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), tree)
-
-    def turn_back(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), tree)
 
     def init(params: optax.Params) -> optax.OptState:
         return inner.init(turn(params))
@@ -136,6 +140,7 @@ class FlaxRun:
         optimizer = make_optimizer(settings)
         self._state = optimizer.init(self._params)
         self._is_pilot = settings.is_pilot
+        self._is_turned = OPTIMIZERS[settings.optimizer].has_factors
         self._train_step = make_train_step(graph, optimizer, memory=settings.memory)
         self._scores = jax.jit(lambda params, images: nnx.merge(graph, params)(images))
 
@@ -150,7 +155,12 @@ class FlaxRun:
 
     def evaluate(self, images: NDArray[Any], labels: NDArray[np.int64]) -> tuple[float, float]:
         """Returns the share of digits that the network tells rightly now, and its loss on them."""
-        params = emo_optax.eval_params(self._state, self._params) if self._is_pilot else self._params
+        params = self._params
+        if self._is_pilot:
+            # The average is in the state, which has the axes that the optimizer sees.
+            seen = turn(params) if self._is_turned else params
+            params = emo_optax.eval_params(self._state, seen)
+            params = turn_back(params) if self._is_turned else params
         scores = self._scores(params, images)
         loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, labels))
         return float(np.mean(np.asarray(scores.argmax(axis=-1)) == labels)), float(loss)
