@@ -26,8 +26,8 @@ class CompiledCode(BuildHookInterface[Any]):
         """
         build = _build_module(Path(self.root))
         is_editable = version == "editable"
-        self._temporary = tempfile.TemporaryDirectory()
-        folder = build.SOURCES if is_editable else Path(self._temporary.name)
+        self._temporary = None if is_editable else tempfile.TemporaryDirectory()
+        folder = build.SOURCES if self._temporary is None else Path(self._temporary.name)
         if is_editable and build.is_built(folder):
             return
         try:
@@ -49,7 +49,8 @@ class CompiledCode(BuildHookInterface[Any]):
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
         """Removes the library that is in the wheel now."""
-        self._temporary.cleanup()
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
 
 def _build_module(root: Path) -> ModuleType:

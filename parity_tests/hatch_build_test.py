@@ -43,8 +43,13 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def prepare(hook: Any, monkeypatch: pytest.MonkeyPatch, reason: str = "") -> tuple[Any, list[Path]]:
-    """Returns the hook's object, and where it asked for the library; `reason` lets the build fail."""
+def prepare(
+    hook: Any, monkeypatch: pytest.MonkeyPatch, reason: str = "", *, is_built: bool = False
+) -> tuple[Any, list[Path]]:
+    """Returns the hook's object, and where it asked for the library; `reason` lets the build fail.
+
+    `is_built` says that an up-to-date library is in place, whatever this checkout has.
+    """
     build, asked = hook._build_module(ROOT), list[Path]()
 
     def fake(folder: Path) -> Any:
@@ -54,6 +59,7 @@ def prepare(hook: Any, monkeypatch: pytest.MonkeyPatch, reason: str = "") -> tup
         return build.Built(folder / build.LIBRARY, folder / build.RECORD, ("plain",), True)
 
     monkeypatch.setattr(build, "build", fake)
+    monkeypatch.setattr(build, "is_built", lambda _: is_built)
     monkeypatch.setattr(hook, "_build_module", lambda _: build)
     return hook.CompiledCode(), asked
 
@@ -75,11 +81,14 @@ def test_a_wheel_with_compiled_code_is_one_for_this_platform(
     assert not folder.exists()
 
 
-def test_an_editable_install_has_it_beside_the_sources(hook: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, asked = prepare(hook, monkeypatch)
+@pytest.mark.parametrize("is_built", [False, True], ids=["missing", "up-to-date"])
+def test_an_editable_install_has_it_beside_the_sources(
+    hook: Any, monkeypatch: pytest.MonkeyPatch, is_built: bool
+) -> None:
+    own, asked = prepare(hook, monkeypatch, is_built=is_built)
     data: dict[str, Any] = {"force_include": {}}
     own.initialize("editable", data)
-    assert asked == [ROOT / "emo_torch" / "_kernels"]
+    assert asked == ([] if is_built else [ROOT / "emo_torch" / "_kernels"])
     assert data == {"force_include": {}}
     own.finalize("editable", data, "")
 
