@@ -94,12 +94,12 @@ smoke: $(VENV)/ready
 OLDER = --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 QUICK = $(OLDER) --xla_backend_optimization_level=0
 suites: export XLA_FLAGS ?= $(QUICK)
-# `make parity` tests the compiled step, as XLA's defaults compile it for users.
-suites: export PYTEST_ADDOPTS ?= --ignore=emo_optax/_compiled_step_test.py
 
-# Each package's own tests run without the other's framework: once is enough.
+# Each package's own tests run without the other's framework: once is enough. `make parity` tests the compiled step,
+# as XLA's defaults compile it for users.
 suites: set-up
-	$(VENV)/bin/python -m parity_tests.isolated --only suites --workers $(WORKERS)
+	$(VENV)/bin/python -m parity_tests.isolated --only suites --workers $(WORKERS) \
+		--ignore emo_optax/_compiled_step_test.py
 
 # XLA's defaults, which users have, compile what depends on them: the bounds of memory and time of a compiled step,
 # and the lockstep in float32. `make test-oldest` and `make test-newest` compile the whole lockstep with them.

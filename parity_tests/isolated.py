@@ -17,6 +17,7 @@ import sys
 import tempfile
 import venv
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,8 +122,15 @@ def smoke(package: str, wheel: Path, folder: Path) -> None:
     _run(python, "-I", "-W", "error", "-c", code, cwd=folder, environment=variables)
 
 
-def suite(package: str, folder: Path, workers: str) -> None:
-    """Runs the tests of a package while the other's framework is hidden."""
+def suite(package: str, folder: Path, workers: str, leave_out: Sequence[str] = ()) -> None:
+    """Runs the tests of a package while the other's framework is hidden.
+
+    Args:
+        package: "emo_optax" or "emo_torch".
+        folder: an empty folder for what hides the framework.
+        workers: how many processes.
+        leave_out: files of tests that are not run.
+    """
     absent = PACKAGES[package].absent
     place = folder / f"without_{absent[0]}"
     place.mkdir()
@@ -131,7 +139,8 @@ def suite(package: str, folder: Path, workers: str) -> None:
     print(f"testing {package} without {', '.join(absent)}", flush=True)
     options = ("-n", workers, "--dist", "loadgroup", "--durations=20", "-q")
     # The integrations are tested where the other libraries are installed.
-    ignored = ("-p", "no:cacheprovider", "--ignore-glob=*/integrations/*")
+    ignored = ["-p", "no:cacheprovider", "--ignore-glob=*/integrations/*"]
+    ignored += [f"--ignore={path}" for path in leave_out]
     _run(sys.executable, "-m", "pytest", *options, *ignored, package, environment=environment)
 
 
@@ -140,6 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m parity_tests.isolated", description=__doc__)
     parser.add_argument("--only", choices=["smoke", "suites"], help="default: both")
     parser.add_argument("--workers", default="2", help="processes of a suite; default: %(default)s")
+    parser.add_argument("--ignore", action="append", default=[], help="a file of tests that is not run")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -149,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
                 smoke(package, wheel, folder)
         if given.only != "smoke":
             for package in PACKAGES:
-                suite(package, folder, given.workers)
+                suite(package, folder, given.workers, given.ignore)
 
 
 if __name__ == "__main__":
