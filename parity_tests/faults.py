@@ -212,6 +212,8 @@ def main(arguments: list[str] | None = None) -> int:
             lines.append(f"| {fault.package} | {fault.what} | {found or '**nothing**'} |")
     console.print(table)
     count = f"{len(faults)} faults, {len(faults) - missed} found"
+    if len(faults) < len(ALL):
+        count += f"; {len(ALL) - len(faults)} more cannot be planted on this machine"
     console.print(count)
     if given.report is not None:
         given.report.parent.mkdir(parents=True, exist_ok=True)
