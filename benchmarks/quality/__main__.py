@@ -37,8 +37,9 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.quality.contenders import ALL
-from benchmarks.quality.plan import Cell, cells
-from benchmarks.quality.report import draw, write
+from benchmarks.quality.picture import draw
+from benchmarks.quality.plan import HELD_BACK, Cell, cells
+from benchmarks.quality.report import write
 from benchmarks.quality.tasks import tasks
 from benchmarks.quality.training import train
 from examples.yardstick.store import Result, Store
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = options().parse_args(arguments)
     store = Store(given.folder / "results.json")
     wanted = [cell for cell in cells(held_back=True) if re.search(given.only, cell.key)]
-    held_back = {name for name, task in tasks().items() if task.kind == "held back"}
+    held_back = {name for name, task in tasks().items() if task.kind in HELD_BACK}
     wanted = [cell for cell in wanted if given.held_back or cell.task not in held_back]
     missing = [cell for cell in wanted if cell.key not in store][: 0 if given.report else given.most]
     console = Console(stderr=True)

@@ -82,18 +82,18 @@ def run_normalised(layers: list[Params], inputs: jax.Array) -> jax.Array:
     return apply(layers[-1], inputs)
 
 
-def recurrent(key: jax.Array) -> Params:
-    """Returns the parameters of a gated recurrent network of 32 cells over rows of 8 pixels."""
+def recurrent(key: jax.Array, inputs: int = 8, outputs: int = 10) -> Params:
+    """Returns the parameters of a gated recurrent network of 32 cells over rows of numbers."""
     keys = jax.random.split(key, 3)
     return {
-        "inputs": dense(keys[0], 8, 96),
+        "inputs": dense(keys[0], inputs, 96),
         "cells": dense(keys[1], 32, 96),
-        "scores": dense(keys[2], 32, 10),
+        "scores": dense(keys[2], 32, outputs),
     }
 
 
 def run_recurrent(params: Params, images: jax.Array) -> jax.Array:
-    """Returns the scores of images `[batch, 8, 8]`, read row by row."""
+    """Returns the scores of images `[batch, rows, columns]`, read row by row."""
     hidden = jnp.zeros((len(images), 32))
     for row in range(images.shape[1]):
         seen = jnp.split(apply(params["inputs"], images[:, row]), 3, axis=-1)

@@ -9,9 +9,10 @@ from benchmarks.quality import __main__ as command
 from benchmarks.quality import plan
 from benchmarks.quality.contenders import ALL, DEFAULTS
 from benchmarks.quality.plan import Cell
-from benchmarks.quality.report import DIVERGED, Losses, mean_over_tasks, over_adamw
+from benchmarks.quality.report import DIVERGED, Losses, mean_over_tasks, over_adamw, write
 from benchmarks.quality.tasks import tasks
 from benchmarks.quality.training import Trouble, train
+from examples.yardstick.store import Store
 
 SMALL = (Cell("rates", "factors", "emo_pilot"), Cell("rates", "factors", "adamw"))
 
@@ -56,6 +57,31 @@ def test_a_call_that_is_stopped_resumes(tmp_path: Path, monkeypatch: pytest.Monk
     assert "| 1 | diverged | 1 | 1 |" in text
 
 
+def test_tables_show_more_seeds_and_rules_without_a_piece_in_spikes(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results.json")
+    for cell in plan.cells(held_back=True):
+        if cell.study == "seeds":
+            losses = [1.0 if seed % 2 else 3.0 for seed in cell.seeds]
+            store.put(cell.key, {cell.contender: [[losses for _ in cell.rates]]})
+        elif cell.study == "left out, spikes":
+            size = 1.0 if cell.contender == "whole" else 2.0
+            spikes = [
+                [[size * (1 + index)] * 3 for _ in cell.rates] for index, _ in enumerate(cell.troubles)
+            ]
+            store.put(cell.key, {cell.contender: spikes})
+    store.put(
+        Cell("left out", "mlp", "whole", (1e-4,), (0, 1)).key,
+        {"whole": [[[1.0, 1.0]] * 4]},
+    )
+    store.put(Cell("rates", "mlp", "adamw").key, {"AdamW": [[[1.0] * 3] * 11]})
+    write(store, tmp_path)
+    text = (tmp_path / "tables.md").read_text()
+    assert "12 seeds" in text
+    assert "| emo_pilot | 2.000 ± 0.302 |" in text
+    assert "| whole | 1 | 1 | 2 | 2 | 3 | 3 | 4 | 4 |" in text
+    assert "| without gate | 2 | 2 | 4 | 4 | 6 | 6 | 8 | 8 |" in text
+
+
 def test_ratios_are_those_over_adamw_at_its_best_rate() -> None:
     losses: Losses = {
         ("mlp", "AdamW"): np.array([2.0, 0.5]),
@@ -77,6 +103,6 @@ def test_the_plan_names_what_is_known() -> None:
     assert len({cell.key for cell in found}) == len(found)
     assert {cell.task for cell in found} == set(tasks())
     assert {cell.contender for cell in found} == set(ALL)
-    held_back = {name for name, task in tasks().items() if task.kind == "held back"}
+    held_back = {name for name, task in tasks().items() if task.kind in plan.HELD_BACK}
     assert not held_back & {cell.task for cell in plan.cells()}
     assert set(DEFAULTS.values()) <= set(plan.RATES)

@@ -1,16 +1,14 @@
-"""Tables and a picture of the stored results: losses over AdamW's losses at its best learning rate."""
+"""Tables of the stored results: losses over AdamW's losses at its best learning rate."""
 
 import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.quality.contenders import ADAMW, AVERAGED, DEFAULTS, PILOT
-from benchmarks.quality.plan import RATES, Cell, cells
+from benchmarks.quality.plan import HELD_BACK, LOSSES_OVER_RATES, RATES, Cell, cells
 from benchmarks.quality.tasks import tasks
 from examples.yardstick.store import Store
 
@@ -20,8 +18,8 @@ FEWEST = 4
 DIVERGED = 1e3
 """The ratio that stands for a run that diverged, and the largest that counts in a mean."""
 
-TUNED = ("yardstick", "other")
 OURS = (PILOT, ADAMW, AVERAGED)
+SOME = (*OURS, "EmoPilotAiry")
 ALL_ROWS = tuple(DEFAULTS)
 
 Losses = dict[tuple[str, str], NDArray[np.float64]]
@@ -122,7 +120,11 @@ def _rates_section(
 
 
 def _single(store: Store, study: str) -> list[tuple[Cell, dict[str, Any]]]:
-    return [(cell, store.get(cell.key)) for cell in cells() if cell.study == study and cell.key in store]
+    return [
+        (cell, store.get(cell.key))
+        for cell in cells(held_back=True)
+        if cell.study == study and cell.key in store
+    ]
 
 
 def _mean(losses: Any) -> float:
@@ -213,7 +215,48 @@ def _left_out_section(store: Store, losses: Losses) -> Rows:
     names = ", ".join(dict.fromkeys(cell.task for cell, _ in found))
     text = f"EmoPilot without one of its pieces, 2 seeds; the tasks are {names}."
     head = ["EmoPilot", *(f"{rate:g}" for rate in found[0][0].rates)]
-    return ["## The value of each piece", "", text, "", *table(head, rows)]
+    lines = ["## The value of each piece", "", text, "", *table(head, rows)]
+    spikes = _single(store, "left out, spikes")
+    if spikes:
+        text = "Digits, perceptron, with a disturbance at step 150 of 300: the final loss over that of the"
+        lines += [f"{text} whole rule in the undisturbed run, 3 seeds.", "", *_spikes_table(spikes)]
+    return lines
+
+
+def _spikes_table(found: list[tuple[Cell, dict[str, Any]]]) -> Rows:
+    first = found[0][0]
+    calm = found[0][1][first.contender][0]
+    head = ["EmoPilot"]
+    rows = [[cell.contender] for cell, _ in found]
+    for place, (trouble, _) in enumerate(first.troubles):
+        for index, rate in enumerate(first.rates):
+            head.append(f"{trouble}, {rate:g}")
+            for row, (cell, result) in zip(rows, found, strict=True):
+                row.append(number(_mean(result[cell.contender][place][index]) / _mean(calm[index])))
+    return table(head, rows)
+
+
+def _seeds_section(store: Store) -> Rows:
+    found = _single(store, "seeds")
+    if not found:
+        return []
+    count = len(found[0][0].seeds)
+    rows = []
+    for _, result in found:
+        for row, losses in result.items():
+            known = np.asarray([[np.inf if x is None else x for x in rate] for rate in losses[0]])
+            error = known.std(-1, ddof=1) / count**0.5
+            rows.append([row, *(f"{m:.3f} ± {e:.3f}" for m, e in zip(known.mean(-1), error, strict=True))])
+    text = (
+        f"The transformer on patches of images, {count} seeds: the mean test loss and its standard error."
+    )
+    return [
+        "## A held-back task with more seeds",
+        "",
+        text,
+        "",
+        *table(["optimizer", *(f"{r:g}" for r in RATES)], rows),
+    ]
 
 
 def _directions_section(store: Store, losses: Losses) -> Rows:
@@ -284,9 +327,18 @@ def write(store: Store, folder: Path) -> None:
         "learning rates, 3 seeds. Less is better. EmoPilot, AdamW + average and schedule-free AdamW are",
         "evaluated with their averaged weights.",
         "",
-        *_rates_section(ratios, "Learning rates: EmoPilot and AdamW, tasks for tuning", TUNED, OURS),
+        *_rates_section(
+            ratios, "Learning rates: EmoPilot and AdamW, tasks for tuning", LOSSES_OVER_RATES, OURS
+        ),
         *_rates_section(ratios, "Learning rates: tasks that were held back", ("held back",), OURS),
-        *_rates_section(ratios, "Learning rates: all optimizers, tasks for tuning", TUNED, ALL_ROWS),
+        *_rates_section(
+            ratios, "Learning rates: tasks that were held back later", ("held back later",), SOME
+        ),
+        *_rates_section(ratios, "Learning rates: all tasks that were held back", HELD_BACK, SOME),
+        *_seeds_section(store),
+        *_rates_section(
+            ratios, "Learning rates: all optimizers, tasks for tuning", LOSSES_OVER_RATES, ALL_ROWS
+        ),
         *_long_section(store),
         *_troubles_section(store),
         *_batches_section(store),
@@ -297,48 +349,3 @@ def write(store: Store, folder: Path) -> None:
     ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tables.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-
-
-STYLES = {
-    PILOT: ("#c2255c", "-", 4.0),
-    ADAMW: ("#1864ab", "-", 2.2),
-    AVERAGED: ("#1864ab", "--", 2.2),
-    "AdamW + cosine": ("#4dabf7", ":", 2.2),
-    "AdamW, schedule-free": ("#2b8a3e", "-", 2.2),
-    "MoMo-Adam": ("#e67700", "-", 2.2),
-    "Prodigy": ("#5f3dc4", "-.", 2.2),
-    "Muon": ("#868e96", "-", 2.2),
-    "EmoSens": ("#212529", ":", 2.2),
-}
-"""Colour, line and width by row; the rows that the picture shows."""
-
-
-def draw(store: Store, path: Path) -> None:
-    """Draws the final loss over learning rates, the mean over the tasks that every shown row has."""
-    ratios = over_adamw(losses_over_rates(store))
-    names, rows = shared(ratios, ("yardstick", "other", "held back"), tuple(STYLES))
-    figure = Figure(figsize=(10, 6.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for row, (colour, line, width) in STYLES.items():
-        mean = mean_over_tasks(ratios, row, names)
-        if mean is not None and row in rows:
-            # Later rows below earlier ones: EmoPilot stays visible.
-            order = 10.0 - list(STYLES).index(row)
-            options: dict[str, Any] = {"color": colour, "linestyle": line, "linewidth": width}
-            axes.plot(RATES, mean, label=row, marker="o", markersize=width + 2, zorder=order, **options)
-    axes.axhline(1.0, color="#495057", linewidth=1.2)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_ylim(0.6, 150.0)
-    ticks = (0.7, 1, 2, 5, 10, 20, 50)
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
-    axes.minorticks_off()
-    axes.tick_params(labelsize=15)
-    axes.set_xlabel("learning rate", fontsize=17)
-    axes.set_ylabel("test loss / AdamW's at its best rate", fontsize=17)
-    axes.set_title(f"Final loss over learning rates, mean of {len(names)} small tasks", fontsize=18)
-    axes.grid(color="#dee2e6", linewidth=0.8)
-    axes.legend(fontsize=14, ncols=2, loc="upper center")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", metadata={"Software": None})

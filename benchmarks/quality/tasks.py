@@ -1,4 +1,4 @@
-"""The tasks: the four kinds of the yardstick, seven of other kinds, three held back, and a large one.
+"""The tasks: the four kinds of the yardstick, seven of other kinds, eleven held back, and a large one.
 
 All but one are small. All data is made in place, or comes with scikit-learn or Python, or is the licence
 text of this repository. A task is pure functions of JAX, so that one compiled program trains it with all
@@ -7,64 +7,18 @@ seeds and learning rates at once.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from numpy.typing import NDArray
 
 from benchmarks.quality import networks
+from benchmarks.quality.later_tasks import LATER
+from benchmarks.quality.task import Array, Data, Task, classes, entropy, layers, normal, squares
 from benchmarks.quality.texts import CONTEXT, help_texts, text
 from examples.digits import data
-
-Array = NDArray[Any]
-Data = tuple[Array, Array]
-
-
-class Task(NamedTuple):
-    """Something to learn.
-
-    Attributes:
-        name: its name in results.
-        title: its name for readers.
-        kind: "yardstick" or "other" for tasks on which EmoPilot may be tuned, "held back" for tasks that
-            nobody looked at before the rule was fixed, "long", "large" and "fine-tuning" for other studies.
-        start: from a key to the first parameters.
-        loss: from parameters, frozen parameters, inputs and targets to the loss, an array of shape `[]`.
-        train: inputs and targets to learn from; the first axes count the examples.
-        test: the same for testing.
-        batch_size: how many examples make one step.
-        frozen: from a key to arrays that are not trained.
-        measure: the function for the test, if not `loss`.
-        known: inputs and targets that the network had learnt before the training, to measure forgetting.
-    """
-
-    name: str
-    title: str
-    kind: str
-    start: Callable[[jax.Array], Any]
-    loss: Callable[[Any, Any, jax.Array, jax.Array], jax.Array]
-    train: Callable[[], Data]
-    test: Callable[[], Data]
-    batch_size: int = 32
-    frozen: Callable[[jax.Array], Any] = lambda _: ()
-    measure: Callable[[Any, Any, jax.Array, jax.Array], jax.Array] | None = None
-    known: Callable[[], Data] | None = None
-
-
-def _entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, labels))
-
-
-def _classes(network: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    return lambda params, _, inputs, labels: _entropy(network(params, inputs), labels)
-
-
-def _squares(network: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    return lambda params, _, inputs, targets: jnp.mean(jnp.square(network(params, inputs) - targets))
-
 
 # The data. A function of the whole data, so that nothing is made before it is needed.
 
@@ -104,7 +58,7 @@ def _text(index: int) -> Callable[[], Data]:
 
 def _language(params: Any, frozen: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
     del frozen
-    return _entropy(networks.run_transformer(params, inputs), targets)
+    return entropy(networks.run_transformer(params, inputs), targets)
 
 
 def _adapted(params: Any, frozen: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -136,18 +90,14 @@ def _pretrained(key: jax.Array) -> Any:
     return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, 500))[0][0]
 
 
-def _normal(seed: int, *shape: int) -> Array:
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
 def _teacher(count: int, seed: int) -> Callable[[], Data]:
     """Outputs of a fixed network with noise that has heavy tails."""
 
     def make() -> Data:
-        inputs = _normal(seed, count, 16)
+        inputs = normal(seed, count, 16)
         tails = np.random.default_rng(seed + 1).uniform(0.1, 1.1, (count, 1)).astype(np.float32)
-        exact = np.tanh(inputs @ _normal(1, 16, 24) / 4) @ _normal(2, 24, 1) / 5
-        return inputs, exact + 0.1 * _normal(seed + 2, count, 1) / tails
+        exact = np.tanh(inputs @ normal(1, 16, 24) / 4) @ normal(2, 24, 1) / 5
+        return inputs, exact + 0.1 * normal(seed + 2, count, 1) / tails
 
     return make
 
@@ -158,10 +108,10 @@ def _huber(params: Any, _: Any, inputs: jax.Array, targets: jax.Array) -> jax.Ar
 
 def _ratings(count: int, seed: int) -> Callable[[], Data]:
     def make() -> Data:
-        users, things = _normal(3, 200, 4), _normal(4, 150, 4)
+        users, things = normal(3, 200, 4), normal(4, 150, 4)
         pairs = np.random.default_rng(seed).integers(0, (200, 150), (count, 2))
         exact = (users[pairs[:, 0]] * things[pairs[:, 1]]).sum(-1) / 2
-        return pairs, exact + 0.3 * _normal(seed + 1, count)
+        return pairs, exact + 0.3 * normal(seed + 1, count)
 
     return make
 
@@ -180,7 +130,7 @@ def _spiral(count: int, seed: int) -> Callable[[], Data]:
     def make() -> Data:
         angle = 9 * np.sqrt(np.random.default_rng(seed).random(count, np.float32))
         points = np.stack([angle * np.cos(angle), angle * np.sin(angle)], 1) / 3
-        points = points + 0.1 * _normal(seed + 1, count, 2)
+        points = points + 0.1 * normal(seed + 1, count, 2)
         return points, points
 
     return make
@@ -207,14 +157,14 @@ def _surprise(params: Any, _: Any, points: jax.Array, targets: jax.Array) -> jax
 
 def noisy_scores(inputs: Array) -> Array:
     """Returns the logarithms of the true probabilities of 8 classes."""
-    scores = np.tanh(inputs @ _normal(11, 16, 24) / 4) @ _normal(12, 24, 8) / 3
+    scores = np.tanh(inputs @ normal(11, 16, 24) / 4) @ normal(12, 24, 8) / 3
     logarithms: Array = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
     return logarithms
 
 
 def _noisy(count: int, seed: int) -> Callable[[], Data]:
     def make() -> Data:
-        inputs = _normal(seed, count, 16)
+        inputs = normal(seed, count, 16)
         chance = np.random.default_rng(seed + 1).gumbel(size=(count, 8))
         return inputs, (noisy_scores(inputs) + chance).argmax(-1)
 
@@ -223,7 +173,7 @@ def _noisy(count: int, seed: int) -> Callable[[], Data]:
 
 def _true_noisy(count: int, seed: int) -> Callable[[], Data]:
     def make() -> Data:
-        inputs = _normal(seed, count, 16)
+        inputs = normal(seed, count, 16)
         return inputs, noisy_scores(inputs)
 
     return make
@@ -252,7 +202,7 @@ def _counts(count: int, seed: int) -> Callable[[], Data]:
 
     def make() -> Data:
         kinds = np.random.default_rng(seed).integers(0, 12, (count, 4))
-        each = 0.7 * _normal(21, 4, 12)[np.arange(4), kinds]
+        each = 0.7 * normal(21, 4, 12)[np.arange(4), kinds]
         rates = np.exp(each.sum(-1) / 2 + 0.5 * each[:, 0] * each[:, 1])
         return kinds, np.random.default_rng(seed + 1).poisson(rates).astype(np.float32)
 
@@ -271,15 +221,11 @@ def _counter(key: jax.Array) -> Any:
     return {"table": table, "layers": networks.perceptron(key, (24, 32, 1))}
 
 
-def _layers(*sizes: int) -> Callable[[jax.Array], Any]:
-    return lambda key: networks.perceptron(key, sizes)
-
-
 @functools.cache
 def tasks() -> dict[str, Task]:
     """Returns the tasks by name."""
-    perceptron = _classes(networks.run)
-    tanh = _squares(lambda params, inputs: networks.run(params, inputs, jnp.tanh))
+    perceptron = classes(networks.run)
+    tanh = squares(lambda params, inputs: networks.run(params, inputs, jnp.tanh))
     ratings = {"users": (200, 8), "things": (150, 8)}
 
     def tables(key: jax.Array) -> Any:
@@ -290,10 +236,10 @@ def tasks() -> dict[str, Task]:
         }
 
     every = [
-        Task("mlp", "Digits, perceptron", "yardstick", _layers(64, 64, 10), perceptron, _flat(0), _flat(1)),
+        Task("mlp", "Digits, perceptron", "yardstick", layers(64, 64, 10), perceptron, _flat(0), _flat(1)),
         Task(
             *("cnn", "Digits, convolutions", "yardstick", networks.convolutions),
-            *(_classes(networks.run_convolutions), _images(0), _images(1)),
+            *(classes(networks.run_convolutions), _images(0), _images(1)),
         ),
         Task(
             *("transformer", "Text, transformer", "yardstick", _transformer),
@@ -306,32 +252,32 @@ def tasks() -> dict[str, Task]:
             known=_text(1),
         ),
         Task(
-            *("autoencoder", "Digits, autoencoder", "other", _layers(64, 48, 8, 48, 64)),
+            *("autoencoder", "Digits, autoencoder", "other", layers(64, 48, 8, 48, 64)),
             *(tanh, _images_twice(0), _images_twice(1)),
         ),
         Task(
-            *("teacher", "Regression with heavy tails", "other", _layers(16, 48, 48, 1)),
+            *("teacher", "Regression with heavy tails", "other", layers(16, 48, 48, 1)),
             *(_huber, _teacher(4096, 30), _teacher(1024, 40)),
         ),
         Task(
             *("recurrent", "Digits, recurrent", "other", networks.recurrent),
-            *(_classes(networks.run_recurrent), _images(0), _images(1)),
+            *(classes(networks.run_recurrent), _images(0), _images(1)),
         ),
         Task(
             *("factors", "Ratings, embeddings", "other", tables),
-            *(_squares(_rate), _ratings(8192, 50), _ratings(2048, 60), 64),
+            *(squares(_rate), _ratings(8192, 50), _ratings(2048, 60), 64),
         ),
-        Task("wave", "A function of one variable", "other", _layers(1, 32, 32, 1), tanh, _wave, _wave, 64),
+        Task("wave", "A function of one variable", "other", layers(1, 32, 32, 1), tanh, _wave, _wave, 64),
         Task(
             *("normalised", "Digits, batch normalisation", "other", networks.normalised),
-            *(_classes(networks.run_normalised), _flat(0), _flat(1)),
+            *(classes(networks.run_normalised), _flat(0), _flat(1)),
         ),
         Task(
             *("density", "Density of a spiral", "other", _mixture),
             *(_surprise, _spiral(4096, 70), _spiral(1024, 80), 64),
         ),
         Task(
-            *("noisy", "Noisy labels", "long", _layers(16, 64, 8)),
+            *("noisy", "Noisy labels", "long", layers(16, 64, 8)),
             *(perceptron, _noisy(65536, 90), _true_noisy(4096, 100), 16),
             measure=_divergence,
         ),
@@ -346,10 +292,10 @@ def tasks() -> dict[str, Task]:
         ),
         Task(
             *("patches", "Digits, patch transformer", "held back", networks.patch_transformer),
-            *(_classes(networks.run_patch_transformer), _images(0), _images(1)),
+            *(classes(networks.run_patch_transformer), _images(0), _images(1)),
         ),
         Task(
-            *("contrast", "Digits, contrastive", "held back", _layers(64, 64, 16)),
+            *("contrast", "Digits, contrastive", "held back", layers(64, 64, 16)),
             *(_alike, _flat(0), _flat(1), 48),
         ),
         Task(
@@ -357,4 +303,4 @@ def tasks() -> dict[str, Task]:
             *(_deviance, _counts(4096, 110), _counts(2048, 120)),
         ),
     ]
-    return {task.name: task for task in every}
+    return {task.name: task for task in (*every, *LATER)}

@@ -10,7 +10,7 @@ import optax
 from numpy.typing import NDArray
 
 from benchmarks.quality.contenders import Contender
-from benchmarks.quality.tasks import Task
+from benchmarks.quality.task import Task
 
 
 class Trouble(NamedTuple):
