@@ -99,11 +99,29 @@ def to_arrays(state: optax.OptState) -> Arrays:
         "version": np.asarray(ARRAYS_VERSION, np.int32),
         "rule": np.frombuffer(_rule(state).encode(), np.uint8),
     }
-    for name, leaf in named_leaves(state).items():
+    for name, leaf in named_leaves(_on_host(state)).items():
         array = np.asarray(leaf)
         is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
         arrays[name] = array.astype(np.float32) if is_narrow else array
     return arrays
+
+
+def _on_host(state: optax.OptState) -> optax.OptState:
+    """Returns a state with NumPy arrays in the place of JAX's arrays, all copied at once.
+
+    NumPy reads a value from an array without a program of XLA, which JAX compiles for each shape.
+    """
+    leaves, tree = jax.tree.flatten(state)
+    places = [
+        index
+        for index, leaf in enumerate(leaves)
+        if isinstance(leaf, jax.Array)
+        and leaf.is_fully_addressable
+        and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+    ]
+    for index, array in zip(places, jax.device_get([leaves[index] for index in places]), strict=True):
+        leaves[index] = array
+    return jax.tree.unflatten(tree, leaves)
 
 
 def named_leaves(state: optax.OptState) -> dict[str, jax.Array]:
@@ -225,7 +243,11 @@ def _exchange_steered(
 
 def _swapped(node: PackedState, title: str, swap: Callable[[str, jax.Array], jax.Array]) -> PackedState:
     """Exchanges the values of a packed state."""
-    return node.replace(**{name: swap(f"{title}/{name}", value) for name, value in node.named().items()})
+    old = node.named()
+    new = {name: swap(f"{title}/{name}", value) for name, value in old.items()}
+    # Who only reads gets all values back: a packed state with the same values takes many programs.
+    changed = {name: value for name, value in new.items() if value is not old[name]}
+    return node.replace(**changed) if changed else node
 
 
 def _rule(state: optax.OptState) -> str:
@@ -248,7 +270,9 @@ def _exchange(
                 return leaf  # Stands in the place of a compensation that is not needed.
             if is_coded_moment(leaf):
                 table = table_of(name)
-                return encode(swap_leaf(path, decode(leaf, table)), table)
+                decoded = decode(leaf, table)
+                swapped = swap_leaf(path, decoded)
+                return leaf if swapped is decoded else encode(swapped, table)
             if jnp.ndim(leaf) < least_ndim:
                 return leaf  # Stands in the place of averages that a vector does not have.
             own = _OF_VECTORS.get(name, name) if jnp.ndim(leaf) < 2 else name
@@ -264,8 +288,11 @@ def _exchange(
                 **{name: swap(f"divergence/{name}", leaf) for name, leaf in node._asdict().items()}
             )
         if isinstance(node, DriveState):
-            emotion, medium = _exchange(node.emotion, swap), swap("emotion/medium", node.medium)
-            return DriveState(emotion._replace(numbers=emotion.numbers.at[..., -1].set(medium)))
+            emotion, medium = _exchange(node.emotion, swap), node.medium
+            swapped = swap("emotion/medium", medium)
+            if swapped is not medium:
+                emotion = emotion._replace(numbers=emotion.numbers.at[..., -1].set(swapped))
+            return DriveState(emotion)
         if isinstance(node, PulseState):
             return _swapped(node, "pulse", swap)
         if isinstance(node, SteeredState):
