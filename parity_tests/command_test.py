@@ -1,21 +1,33 @@
 """The command: each framework in a process of its own, a table, a page, and an honest exit status."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from parity_tests import __main__ as command
 from parity_tests import cases, closed_loop
-from parity_tests.processes import find_gpu
+from parity_tests.processes import find_gpu, trajectories
 from parity_tests.tolerances import LOCKSTEP, Tolerance
 
 FEW = ["--optimizer", "EmoCats", "--dtype", "float32", "--steps", "4"]
+pytestmark = pytest.mark.xdist_group("the parity command")
+
+_known: dict[tuple[str, str], Any] = {}
+
+
+def _once(side: str, chosen: Any, place: str, *given: Any) -> Any:
+    """Runs a side once for all tests: its process takes longer to start than to step."""
+    if (side, place) not in _known:
+        _known[side, place] = trajectories(side, chosen, place, *given)
+    return _known[side, place]
 
 
 @pytest.fixture(autouse=True)
 def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves two runs of each side, and no training."""
     every = cases.cases
+    monkeypatch.setattr(command, "trajectories", _once)
     monkeypatch.setattr(command, "cases", lambda *given: every(*given)[:2])
     monkeypatch.setattr(closed_loop, "pairs", lambda _: [])
 

@@ -1,5 +1,6 @@
 """Runs each framework in a process of its own, on CPU or on a GPU, and brings the arrays together."""
 
+import functools
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ _FIND = {
 }
 
 
+@functools.cache
 def find_gpu() -> str | None:
     """Returns the name of the GPU that both frameworks can use, or `None`."""
     names = []
