@@ -39,6 +39,28 @@ def test_one_member_of_a_partition_is_not() -> None:
     assert "exp_avg/bias" not in arrays
 
 
+@pytest.mark.parametrize(
+    ("name", "length"), [("emo_sens", 23), ("emo_navi36", 29), ("emo_sens3", 31), ("emo_pilot", 37)]
+)
+def test_a_state_is_read_without_a_program_of_xla(
+    name: str, length: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    # An axis of a length that no other test has, so that no program is in a cache.
+    state = jax.vmap(lambda _: emo_optax.create_optimizer(name, 1e-3).init(PARAMS))(jnp.arange(length))
+    with jax.log_compiles():
+        arrays = emo_optax.to_arrays(state)
+        assert [record for record in caplog.records if "Compiling" in record.getMessage()] == []
+        # The log is where programs are seen.
+        jax.jit(lambda x: x + 1.0)(1.0)
+        assert any("Compiling" in record.getMessage() for record in caplog.records)
+    assert arrays["exp_avg/weight"].shape == (length, 2, 3)
+
+
+def test_a_key_beside_a_state_is_no_array_to_copy() -> None:
+    state = {"key": jax.random.key(0), "name": "run", "emo": emo_optax.emo_sens().init(PARAMS)}
+    assert emo_optax.to_arrays(state)["exp_avg/weight"].shape == (2, 3)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int64", "bool", "complex64", "<U4", "S4", "O", "m8[s]"])
 def test_floats_are_not_read_from_another_kind(dtype: str) -> None:
     expected = emo_optax.to_arrays(emo_optax.emo_sens().init(PARAMS))
