@@ -28,6 +28,8 @@ FLOAT32_EPOCHS = {
     "emo_tion": 2,
     "emo_void": 3,
     "emo_lynx36": 1,
+    "emo_airy3": 3,
+    "emo_fact36": 0,
     "emo_pilot": 1,
     "emo_pilot_airy": 1,
 }

@@ -39,7 +39,8 @@ HELD_FOR_LESS = [
     *((optimizer, "float32") for optimizer in closed_loop.FLOAT32_EPOCHS),
     *((optimizer, "float64") for optimizer in closed_loop.FLOAT64_EPOCHS),
 ]
-FLOAT32 = [(optimizer, dtype) for optimizer, dtype in closed_loop.pairs() if dtype == "float32"]
+EVERY = (*closed_loop.WITH_EMOTION, *closed_loop.LATER)
+FLOAT32 = [(optimizer, dtype) for optimizer, dtype in closed_loop.pairs(EVERY) if dtype == "float32"]
 HELD = dict.fromkeys((*FLOAT32, *(pair for pair in HELD_FOR_LESS if closed_loop.epochs(*pair))))
 
 
