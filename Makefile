@@ -93,7 +93,7 @@ smoke: $(VENV)/ready
 # `make test-newest`.
 OLDER = --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 QUICK = $(OLDER) --xla_backend_optimization_level=0
-suites: export XLA_FLAGS ?= $(QUICK)
+check suites: export XLA_FLAGS ?= $(QUICK)
 
 # Each package's own tests run without the other's framework: once is enough. `make parity` tests the compiled step,
 # as XLA's defaults compile it for users.

@@ -18,8 +18,16 @@ SLOW = re.compile(
     | ^emo_torch/_\w+/(any_optimizer|emotional|rounding|sync|torch_optim|ways)(_\w+)?_test
     | ^emo_optax/_\w+/(aliases|any_optimizer|first_generation|injected)_test
     | ^emo_optax/_\w+/(reference|rounding|state|wrappers)_test
-    | ^emo_optax/_members/ref_adamw_mini_schedule_free_test
-    | ^parity_tests/(?!__init__|compare|divergence|rooms|signatures|versions)
+    | ^emo_optax/_members/(emo_pilot|emo_pilot_airy|ref_adamw_mini_schedule_free)_test
+    | ^emo_optax/_wrappers/(bind|every_member|loss_from_gradient)_test
+    | ^emo_optax/_pieces/(accumulation|meta_gradient|pulse|replicas)_test
+    | ^emo_optax/(_promotion|_checks/states|_rules/(eight_bit|rules|sign_rules)|_state/export)_test
+    | ^emo_torch/(build|_schedulers|_pieces/pulse_in_place|_state/(saver|state|state_copies))_test
+    | ^emo_torch/_kernels/(blocked|changes|coded|cuda_codes|loader|memory|narrow)_test
+    | ^emo_torch/_members/(emo_pilot|emo_pilot_loops|first_generation)_test
+    | /(autopilot|checkpoint_refused|eight_bit_state|hints)_test
+    | /(later_generations|pilot_in_place|shadow_effect)_test
+    | ^parity_tests/(?!__init__|compare|rooms|signatures|versions)
     """,
     re.VERBOSE,
 )
