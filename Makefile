@@ -88,8 +88,8 @@ isolated: smoke suites
 smoke: $(VENV)/ready
 	$(VENV)/bin/python -m parity_tests.isolated --only smoke
 
-# XLA's older emitters compile the programs of the tests in half the CPU time; for emo_optax's own tests, LLVM also
-# leaves its optimizations out. XLA's defaults compile for a part of `make parity`, and for `make test-oldest` and
+# XLA's older emitters compile the programs of the tests in half the CPU time; for emo_optax's own tests and `make check`,
+# LLVM also leaves its optimizations out. XLA's defaults compile for a part of `make parity`, and for `make test-oldest` and
 # `make test-newest`.
 OLDER = --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 QUICK = $(OLDER) --xla_backend_optimization_level=0

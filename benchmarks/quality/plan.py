@@ -55,6 +55,8 @@ TROUBLES = (
     ("loss x 100", Trouble(unit=100.0)),
 )
 SPIKES = TROUBLES[:4]
+"""The run without trouble, and the disturbances that gate and cut are for."""
+
 BATCH_SIZES = (4, 16, 64, 256)
 
 

@@ -19,7 +19,7 @@ DIVERGED = 1e3
 """The ratio that stands for a run that diverged, and the largest that counts in a mean."""
 
 OURS = (PILOT, ADAMW, AVERAGED)
-SOME = (*OURS, "EmoPilotAiry")
+WITH_AIRY = (*OURS, "EmoPilotAiry")
 ALL_ROWS = tuple(DEFAULTS)
 
 Losses = dict[tuple[str, str], NDArray[np.float64]]
@@ -37,13 +37,18 @@ def number(value: float) -> str:
     return "diverged" if not value < 0.999 * DIVERGED else f"{value:.3g}"
 
 
+def _by_seed(losses: Any) -> NDArray[np.float64]:
+    """Returns the losses of the runs without trouble, `[rates, seeds]`; infinite where one diverged."""
+    return np.asarray([[np.inf if loss is None else loss for loss in rate] for rate in losses[0]])
+
+
 def losses_over_rates(store: Store) -> Losses:
     """Returns the mean loss over the seeds by task and row, shape `[rates]`; infinite where it diverged."""
     found: Losses = {}
     for cell in cells(held_back=True):
         if cell.study == "rates" and cell.key in store:
             for row, losses in store.get(cell.key).items():
-                known = np.asarray([[np.inf if x is None else x for x in rate] for rate in losses[0]])
+                known = _by_seed(losses)
                 found[cell.task, row] = known.mean(-1)
     return found
 
@@ -244,7 +249,7 @@ def _seeds_section(store: Store) -> Rows:
     rows = []
     for _, result in found:
         for row, losses in result.items():
-            known = np.asarray([[np.inf if x is None else x for x in rate] for rate in losses[0]])
+            known = _by_seed(losses)
             error = known.std(-1, ddof=1) / count**0.5
             rows.append([row, *(f"{m:.3f} ± {e:.3f}" for m, e in zip(known.mean(-1), error, strict=True))])
     text = (
@@ -332,9 +337,9 @@ def write(store: Store, folder: Path) -> None:
         ),
         *_rates_section(ratios, "Learning rates: tasks that were held back", ("held back",), OURS),
         *_rates_section(
-            ratios, "Learning rates: tasks that were held back later", ("held back later",), SOME
+            ratios, "Learning rates: tasks that were held back later", ("held back later",), WITH_AIRY
         ),
-        *_rates_section(ratios, "Learning rates: all tasks that were held back", HELD_BACK, SOME),
+        *_rates_section(ratios, "Learning rates: all tasks that were held back", HELD_BACK, WITH_AIRY),
         *_seeds_section(store),
         *_rates_section(
             ratios, "Learning rates: all optimizers, tasks for tuning", LOSSES_OVER_RATES, ALL_ROWS
