@@ -1,6 +1,7 @@
 """For the tests of ways to pass losses: an optimizer that writes down its losses."""
 
 import functools
+import inspect
 import re
 import warnings
 from pathlib import Path
@@ -17,6 +18,12 @@ COMPILED_MEMBERS = tuple(
     name for name in emo_torch.list_optimizers() if MEMBERS[name].make.recipe.rules[0].kernel is not None
 )
 """The names of the members that compiled code can step."""
+WITHOUT_SHADOW = tuple(
+    name
+    for name, member in MEMBERS.items()
+    if "use_shadow" not in inspect.signature(member.make).parameters
+)
+"""The names of the members that have no shadow."""
 PAGES = Path(__file__).parents[1] / "docs" / "trainers"
 
 

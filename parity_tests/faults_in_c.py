@@ -1,6 +1,6 @@
 """Faults in the compiled code, for `parity_tests.faults`."""
 
-from parity_tests.fault import REF, Fault
+from parity_tests.fault import AIRY_PILOT, REF, Fault
 
 FAULTS_IN_C = tuple(
     Fault("emo_torch", f"_kernels/cpu_{file}.h", old, new, f"compiled: {what}", by)
@@ -83,6 +83,34 @@ FAULTS_IN_C = tuple(
             "(weight - averages[index])",
             "the average forgets",
             "EmoPilot",
+        ),
+        (
+            "pilot_factors",
+            "factors[row] / mean * flight",
+            "factors[row] * flight",
+            "rows that are not divided by their mean",
+            AIRY_PILOT,
+        ),
+        (
+            "pilot_factors",
+            "sums[index] * share + LEAST_SQUARE",
+            "sums[index] * share * (REAL)1.01 + LEAST_SQUARE",
+            "the means of squares are larger by 1 %",
+            AIRY_PILOT,
+        ),
+        (
+            "pilot_factors",
+            "first * flight.corrections.first * flight.length",
+            "first * flight.length",
+            "the momentum is not corrected",
+            AIRY_PILOT,
+        ),
+        (
+            "pilot_run",
+            "return size < 1 ? 1 : 1 / size;",
+            "return size < 2 ? 1 : 1 / size;",
+            "clipped u",
+            AIRY_PILOT,
         ),
         ("ref", "< -most ? -most", "< -most ? most", "the injection's lower bound", REF),
         ("run", "before < 0 ? norm", "before < 2 ? norm", "the norm forgets", REF),

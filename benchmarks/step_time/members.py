@@ -81,7 +81,7 @@ def written(make: str, size: float | None) -> int:
     if make not in REGISTRY:
         return _WRITTEN[make]
     rule = _rule_at(REGISTRY[make], size)
-    return 1 + (len(rule.moments(2)) if rule.moments(2) == rule.moments(1) else 0)
+    return 1 + len(set(rule.moments(1)) & set(rule.moments(2)))
 
 
 def read_before(make: str) -> int:

@@ -7,6 +7,7 @@ Triton, and `blocked.py` takes it with PyTorch's own operations where there is n
 from emo_torch._kernels.describe import FILTERS as FILTERS
 from emo_torch._kernels.describe import FIRST_STEPS as FIRST_STEPS
 from emo_torch._kernels.describe import RULES as RULES
+from emo_torch._kernels.describe import STEERED as STEERED
 from emo_torch._kernels.describe import FusedRule as FusedRule
 from emo_torch._kernels.describe import FusedStep as FusedStep
 from emo_torch._kernels.describe import Signal as Signal

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 import emo_torch
-from emo_torch._kernels import FusedRule, FusedStep, blocked
+from emo_torch._kernels import STEERED, FusedRule, FusedStep, blocked
 from emo_torch._members.by_name import MEMBERS as REGISTRY
 from emo_torch._step import ways as _ways
 from emo_torch._testing import COMPILED_MEMBERS
 
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5}
 # The way in blocks leaves all steps of these rules to the other ways.
-LEFT = ("sign", "fresh_sign", "pilot")
+LEFT = ("sign", "fresh_sign", *STEERED)
 MEMBERS = tuple(name for name in COMPILED_MEMBERS if REGISTRY[name].make.recipe.rules[0].name not in LEFT)
 ADAMS = ("emo_sens", "emo_navi")
 # Other ways take some steps of EmoNeco and EmoZeal, and all steps of the third excluded member.

@@ -42,7 +42,7 @@ from emo_torch._kernels.changes_layouts_test import (
 from emo_torch._members.by_name import MEMBERS
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._step.later_optimizers import NormOptimizer
-from emo_torch._testing import COMPILED_MEMBERS
+from emo_torch._testing import COMPILED_MEMBERS, WITHOUT_SHADOW
 
 CASES_IN_THE_SUITE = 100
 SHAPES = ((), (7,), (4, 6), (33, 9), (3, 4, 5), (64, 8), (70_000,), (0, 3))
@@ -98,7 +98,7 @@ class Side:
 
     def memory_of_sums(self) -> list[Tensor]:
         """Returns memory that depends on sums over all parameters; EmoTion enlarges their last digits."""
-        has_sums = isinstance(self.optimizer, NormOptimizer | emo_torch.EmoPilot)
+        has_sums = isinstance(self.optimizer, NormOptimizer | emo_torch.EmoPilot | emo_torch.EmoPilotAiry)
         return list(self.optimizer.named_memory().values()) if has_sums else []
 
 
@@ -129,7 +129,7 @@ class Changes(RuleBasedStateMachine):
         params = [_random(shape, dtype, seed) for seed, shape in enumerate(shapes)]
         groups = [group for group in (params[:cut], params[cut:]) if group]
         options: dict[str, Any] = {"lr": 1e-2, "weight_decay_mode": mode}
-        if name not in ("ref_adamw_mini_schedule_free", "emo_pilot"):
+        if name not in WITHOUT_SHADOW:
             options["use_shadow"] = use_shadow
         if is_coded and MEMBERS[name].make.recipe.may_be_8bit:
             options["moment_dtype"] = EIGHT_BIT

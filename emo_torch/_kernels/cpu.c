@@ -21,7 +21,7 @@ static int omp_get_num_threads(void) { return 1; }
 #define INLINE static inline __attribute__((always_inline))
 
 /* In the order of RULES in describe.py. */
-enum { ADAM, LION, CAUTIOUS, SOFTSIGN, FACTORS, REF, SIGN, FRESH, PILOT };
+enum { ADAM, LION, CAUTIOUS, SOFTSIGN, FACTORS, REF, SIGN, FRESH, PILOT, PILOT_FACTORS };
 /* In the order of MODES in ../_pieces/weight_decay.py. */
 enum { DECOUPLED, ABSOLUTE, L2 };
 /* In the order of FILTERS in describe.py. */
@@ -56,6 +56,10 @@ typedef struct {
     double gate, rate;   /* the factor of the gradient, and how far averaged weights follow */
     float **steps;       /* the number of steps that each tensor took */
     void **averages;     /* the averaged weights; NULL without averages */
+    /* For the rule PILOT_FACTORS. */
+    void **rows;   /* the averages over rows, in the dtype of the second moments; those over columns, and the averages
+                      of elements, are the second moments */
+    void *factors; /* for each matrix a number for each row and each column, kept from pass to pass */
 } Pilot;
 
 typedef struct {
@@ -85,13 +89,13 @@ typedef struct {
     /* For the members of v3.6.1 and v3.9.1. */
     int64_t trusts; /* whether shadows follow at every step, by `shadow_rate`: the rule of blend_by_trust */
     double weights; /* the factor of the weights before the step, for the rules SIGN and FRESH */
-    const Pilot *pilot; /* for the rule PILOT only, which has no shadow, no filter and no scale */
+    const Pilot *pilot; /* for the rules PILOT and PILOT_FACTORS, which have no shadow, no filter and no scale */
     const void *tables; /* for CODED moments: two structures `Code`, of first and of second moments */
 } Job;
 
 /* job.py compares these three numbers with its own numbers before it passes a job. Increase JOB_VERSION with
  * each change of the structures above. */
-enum { JOB_VERSION = 6 };
+enum { JOB_VERSION = 7 };
 int64_t emo_job_version(void) { return JOB_VERSION; }
 int64_t emo_job_size(void) { return (int64_t)sizeof(Job); }
 int64_t emo_rule_size(void) { return (int64_t)sizeof(Rule); }
@@ -173,6 +177,8 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 #include "cpu_factors.h"
 #include "cpu_tiles.h"
 #include "cpu_pilot.h"
+#include "cpu_pilot_factors.h"
+#include "cpu_pilot_run.h"
 #include "cpu_run.h"
 #undef REAL
 #undef MAY_BE_NARROW
@@ -195,6 +201,8 @@ INLINE int64_t choice(const int64_t *chosen, int64_t most) {
 #include "cpu_factors.h"
 #include "cpu_tiles.h"
 #include "cpu_pilot.h"
+#include "cpu_pilot_factors.h"
+#include "cpu_pilot_run.h"
 #include "cpu_run.h"
 
 #include "cpu_least.h"

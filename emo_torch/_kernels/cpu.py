@@ -195,7 +195,7 @@ def describe(
         if fixed is None and tensors[0].dtype not in known:
             return None
     rows, columns = size, np.zeros_like(size)
-    if any(rule.kind == "factored_moments" for rule in spec.rules):
+    if any(rule.shape == "factors" for rule in spec.rules):
         rows, columns = np.array(list(map(rows_and_columns, shapes)), np.int64).T.copy()
         if columns.max() > MOST_COLUMNS:
             return None
@@ -207,6 +207,8 @@ def describe(
     except RuntimeError:
         return None  # Tensors of this layout have no address.
     by_factor = {"0": np.where(columns > 0, rows, size), "1": np.where(columns > 0, columns, size)}
+    if spec.rules[0].is_steered:  # The averages of a vector are in the second stream only.
+        by_factor["0"] = np.where(columns > 0, rows, 0)
     sizes = {key: by_factor[key[2]] if "factors" in key else size for key in streams}
     sizes.update({key: np.ones_like(size) for key in (NORM, EXISTS, STEP) if key in streams})
     dtypes = {key: tensors[0].dtype for key, tensors in streams.items()}

@@ -1,16 +1,11 @@
-/* Included by cpu.c, once for each dtype: EmoPilot, which measures in one pass and moves in another pass.
+/* Included by cpu.c, once for each dtype: the blocks of EmoPilot, which measures in one pass and moves in another pass.
  *
  * The pass that measures adds up <g, g> of the gradients. The pass that moves adds up <g, m> and <m, m> of the
  * gradients and the first moments m before the step, for the next step. The squares of the weights are added up
  * after the weights have moved, or by the pass that measures where the weights have changed since then.
  *
- * Both passes cut tensors into blocks that depend only on the sizes of the tensors. The sums of the blocks are
- * added up in the order of the blocks, so that the bits are the same for any number of threads. A thread has the
- * same blocks in both passes. The second pass begins with the last block, which is still in the cache. */
-
-/* The elements of a block. Sums are in the dtype of the computation over parts of ROOM elements, and narrow streams
- * are copied to that dtype, one such part at a time. */
-#define PILOT_BLOCK 65536
+ * Sums are in the dtype of the computation over parts of at most ROOM elements. Narrow streams are copied to that
+ * dtype, one such part at a time. */
 
 /* The factors that correct the moments of a tensor for their start at 0. */
 typedef struct {
@@ -56,6 +51,25 @@ typedef struct {
     REAL sign, weight_decay, eps, gate, b2, c1, c2, length, rate;
     NAME(Corrections) corrections;
 } NAME(Flight);
+
+/* Returns the numbers of a tensor. `found` are the corrections of the block before. */
+static NAME(Flight) NAME(flight_of)(const Job *job, int64_t tensor, NAME(Corrections) *found) {
+    const Pilot *pilot = job->pilot;
+    const Rule *rule = &job->rule[0];
+    NAME(correct)(found, rule, *pilot->steps[tensor] + 1);
+    return (NAME(Flight)){
+        .sign = job->maximize ? -1 : 1,
+        .weight_decay = (REAL)job->weight_decay,
+        .eps = (REAL)rule->eps,
+        .gate = (REAL)pilot->gate,
+        .b2 = (REAL)rule->b2,
+        .c1 = (REAL)(1.0 - rule->b1),
+        .c2 = (REAL)(1.0 - rule->b2),
+        .length = ((const REAL *)pilot->lengths)[tensor],
+        .rate = (REAL)pilot->rate,
+        .corrections = *found,
+    };
+}
 
 /* Moves a part, and adds <g, m> and <m, m> to the sums; m is the first moment before the step. */
 INLINE void NAME(move_part)(
@@ -128,20 +142,7 @@ static void NAME(move_block)(const NAME(Work) *work, int64_t tensor, Share block
                              double *sums) {
     const Job *job = work->job;
     const Pilot *pilot = job->pilot;
-    const Rule *rule = work->rule;
-    NAME(correct)(found, rule, *pilot->steps[tensor] + 1);
-    const NAME(Flight) flight = {
-        .sign = job->maximize ? -1 : 1,
-        .weight_decay = (REAL)job->weight_decay,
-        .eps = (REAL)rule->eps,
-        .gate = (REAL)pilot->gate,
-        .b2 = (REAL)rule->b2,
-        .c1 = (REAL)(1.0 - rule->b1),
-        .c2 = (REAL)(1.0 - rule->b2),
-        .length = ((const REAL *)pilot->lengths)[tensor],
-        .rate = (REAL)pilot->rate,
-        .corrections = *found,
-    };
+    const NAME(Flight) flight = NAME(flight_of)(job, tensor, found);
     REAL *averages = pilot->averages == NULL ? NULL : (REAL *)pilot->averages[tensor];
     for (int64_t from = block.begin; from < block.end; from += ROOM) {
         const int64_t count = block.end - from < ROOM ? block.end - from : ROOM;
@@ -151,101 +152,3 @@ static void NAME(move_block)(const NAME(Work) *work, int64_t tensor, Share block
         NAME(close_tile)(work, &tile, tensor, from, count);
     }
 }
-
-INLINE int64_t NAME(pilot_blocks)(const Job *job, int64_t tensor) {
-    return (size_of(job, tensor) + PILOT_BLOCK - 1) / PILOT_BLOCK;
-}
-
-/* All blocks that belong to a thread: a block belongs to the thread in whose share its first element is. */
-static void NAME(pilot_share)(const Job *job, const int64_t *starts, const int64_t *first_blocks, Share own,
-                              double *sums) {
-    const int measures = (int)job->pilot->measures;
-    const Rule *rule = &job->rule[0];
-    REAL room[4 * ROOM];
-    const NAME(Work) work = {
-        .job = job,
-        .rule = rule,
-        .is_narrow = job->param_kind != WIDE || job->grad_kind != WIDE || rule->first_kind != WIDE ||
-                     rule->second_kind != WIDE,
-        .room = room,
-        .tile_room = ROOM,
-    };
-    NAME(Corrections) found = {-1, 0, 0};
-    for (int64_t turn = 0; turn < job->tensors; turn++) {
-        const int64_t tensor = measures ? turn : job->tensors - 1 - turn;
-        const int64_t size = size_of(job, tensor), many = NAME(pilot_blocks)(job, tensor);
-        if (starts[tensor] >= own.end || starts[tensor] + size <= own.begin) continue;
-        for (int64_t step = 0; step < many; step++) {
-            const int64_t place = measures ? step : many - 1 - step, from = place * PILOT_BLOCK;
-            if (starts[tensor] + from < own.begin || starts[tensor] + from >= own.end) continue;
-            const Share block = {from, size - from < PILOT_BLOCK ? size : from + PILOT_BLOCK};
-            double *own_sums = sums + 4 * (first_blocks[tensor] + place);
-            if (measures) NAME(measure_block)(&work, tensor, block, own_sums);
-            else NAME(move_block)(&work, tensor, block, &found, own_sums);
-        }
-    }
-}
-
-/* Elements of a tensor, spread over the tensor, which show whether the weights were written without a new version. */
-INLINE double NAME(mark)(const Job *job, int64_t tensor, int place) {
-    const int64_t last = size_of(job, tensor) - 1;
-    return last < 0 ? 0 : ((const REAL *)job->params[tensor])[last * place / (MARKS - 1)];
-}
-
-/* Compares the marks of the tensors whose squares are known; other marks make the squares unknown. */
-static void NAME(compare_marks)(const Job *job) {
-    const Pilot *pilot = job->pilot;
-    for (int64_t tensor = 0; tensor < job->tensors; tensor++)
-        for (int place = 0; pilot->known[tensor] && place < MARKS; place++)
-            if (pilot->marks[MARKS * tensor + place] != NAME(mark)(job, tensor, place)) pilot->known[tensor] = 0;
-}
-
-/* Takes one of the two passes; returns 0, or 1 if memory is missing, before anything has changed. */
-static int NAME(pilot_pass)(const Job *job) {
-    const Pilot *pilot = job->pilot;
-    const size_t tensors = (size_t)job->tensors;
-    int64_t *first_blocks = malloc(sizeof(int64_t) * (tensors + 1)), *starts = malloc(sizeof(int64_t) * (tensors + 1));
-    double *sums = NULL;
-    int64_t blocks = 0, total = 0;
-    if (first_blocks != NULL && starts != NULL) {
-        for (int64_t tensor = 0; tensor < job->tensors; tensor++) {
-            first_blocks[tensor] = blocks;
-            starts[tensor] = total;
-            blocks += NAME(pilot_blocks)(job, tensor);
-            total += size_of(job, tensor);
-        }
-        sums = calloc(4 * (size_t)blocks + 1, sizeof(double));
-    }
-    if (sums == NULL) {
-        free(first_blocks);
-        free(starts);
-        return 1;
-    }
-    if (pilot->measures && pilot->known != NULL) NAME(compare_marks)(job);
-#pragma omp parallel num_threads((int)job->threads)
-    {
-        /* OpenMP may give fewer threads than `job->threads`. */
-        const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        NAME(pilot_share)(job, starts, first_blocks, share_of(total, thread, threads), sums);
-    }
-    for (int64_t tensor = 0; tensor < job->tensors; tensor++) {
-        const int weighs = pilot->measures ? NAME(weighs)(pilot, tensor) : (int)pilot->weighs;
-        const double *own = sums + 4 * first_blocks[tensor];
-        if (weighs) pilot->squares[tensor] = 0;
-        for (int64_t block = 0; block < NAME(pilot_blocks)(job, tensor); block++, own += 4) {
-            for (int kind = 0; kind < 3; kind++) pilot->products[kind] += own[kind];
-            if (weighs) pilot->squares[tensor] += own[3];
-        }
-        if (pilot->measures) continue;
-        /* Written after all blocks: other threads read the old number of steps. */
-        *pilot->steps[tensor] += 1;
-        for (int place = 0; pilot->weighs && place < MARKS; place++)
-            pilot->marks[MARKS * tensor + place] = NAME(mark)(job, tensor, place);
-    }
-    free(first_blocks);
-    free(starts);
-    free(sums);
-    return 0;
-}
-
-#undef PILOT_BLOCK

@@ -287,7 +287,7 @@ static void NAME(run)(const NAME(Work) *work) {
 int NAME(emo_step)(const Job *job) {
     NAME(Work) work = {.job = job, .longest = 1};
     const Rule *rule = work.rule = &job->rule[choice(job->chosen, job->rules)];
-    if (rule->kind == PILOT) return NAME(pilot_pass)(job);
+    if (rule->kind == PILOT || rule->kind == PILOT_FACTORS) return NAME(pilot_pass)(job);
     const REAL tolerance = *(const REAL *)job->tolerance;
     NAME(Signal) *signal = &work.signal;
     signal->sign = job->maximize ? -1 : 1;

@@ -73,7 +73,7 @@ typedef struct {
 } NAME(Tile);
 
 /* The streams of a tile that are needed, as bits: parameters, gradients, first and second moments. */
-enum { NAME(ALL_STREAMS) = 15, NAME(NO_MOMENTS) = 3, NAME(GRADIENTS) = 2 };
+enum { NAME(ALL_STREAMS) = 15, NAME(NO_MOMENTS) = 3, NAME(GRADIENTS) = 2, NAME(SECONDS) = 8 };
 
 #if MAY_BE_NARROW
 INLINE void *NAME(place_of)(void *const *tensors, int64_t tensor, int64_t from, int64_t kind) {

@@ -13,6 +13,8 @@ from emo_torch._rules.recipe import Recipe
 
 RULES = tuple(rule.name for rule in KERNELS)
 """The rules that compiled code has, in the order of the `enum` in cpu.c."""
+STEERED = tuple(rule.name for rule in KERNELS if rule.turn is not None)
+"""The rules among them that are under EmoPilot's scalars."""
 FILTERS = ("all", "elements", "rows_and_columns", "matrices", "scaled")
 """The filters of a step, in the order of the `enum` in cpu.c.
 
@@ -52,14 +54,27 @@ class FusedRule(NamedTuple):
         return "whole" if vector == matrix else "factors"
 
     @property
-    def moments_each(self) -> int:
-        """The number of moments of a parameter; moments of one number are not counted."""
-        return len(_moments_of(self.kind)[0])
+    def is_steered(self) -> bool:
+        """Whether the rule is under EmoPilot's scalars: `pilot.py` takes its step."""
+        return self.kind in STEERED
 
     def moments(self, ndim: int) -> tuple[str, ...]:
         """Returns the names of the moments of a parameter with `ndim` dimensions."""
         names = _moments_of(self.kind)[ndim >= 2]
         return tuple(self.prefix + name for name in names) if self.prefix else names
+
+    def streams(self) -> tuple[tuple[tuple[str, str, str], int], ...]:
+        """Returns for each stream of moments its key in a layout and the index of its name in `moments`.
+
+        A stream has a tensor for each parameter. A rule with more moments for a matrix than for a vector
+        has a momentum first. For a vector, both streams of factors are the last moment.
+        """
+        vector, matrix = _moments_of(self.kind)
+        shape = self.shape
+        if len(vector) == len(matrix):
+            return tuple(((self.prefix, shape, str(place)), place) for place in range(len(vector)))
+        factors = (((self.prefix, shape, str(place)), place + 1) for place in range(2))
+        return ((self.prefix, "whole", "0"), 0), *factors
 
 
 class FusedStep(NamedTuple):

@@ -13,7 +13,7 @@ from emo_torch._kernels.loader import load_library
 
 logger = logging.getLogger("emo_torch")
 
-JOB_VERSION = 6
+JOB_VERSION = 7
 """Goes up with each change of `Job`. A library with another `JOB_VERSION` is not used."""
 FUNCTIONS = {torch.float32: "emo_step_float", torch.float64: "emo_step_double"}
 """The function that carries out a job, by the dtype of the computation."""

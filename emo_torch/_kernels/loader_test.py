@@ -133,7 +133,15 @@ def test_compiled_code_can_be_switched_off(
 # Levels of instructions.
 
 SHAPES = ((33, 7), (64, 8), (129,), (1,), (3, 5, 2), (1025,))
-SUMS = {"emo_airy", "emo_clan", "emo_fact", "emo_neco", "emo_zeal", "ref_adamw_mini_schedule_free"}
+SUMS = {
+    "emo_airy",
+    "emo_clan",
+    "emo_fact",
+    "emo_neco",
+    "emo_pilot_airy",
+    "emo_zeal",
+    "ref_adamw_mini_schedule_free",
+}
 """The members with sums: each level of instructions groups the terms differently. Others have no sums."""
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-12}
 

@@ -28,6 +28,7 @@ NAMES = (
     "emo_clan",
     "ref_adamw_mini_schedule_free",
     "emo_pilot",
+    "emo_pilot_airy",
 )
 SHAPES = ((7,), (33, 9), (3, 4, 5), (70, 8), (1300,), (20, 600), ())
 KEPT = {
@@ -88,7 +89,7 @@ def _train(
         param.requires_grad_()
         if gradients is not None:
             param.grad_dtype = gradients
-    if name == "emo_pilot":  # It has no shadow.
+    if name.startswith("emo_pilot"):  # It has no shadow.
         own: dict[str, Any] = {}
         options.pop("use_shadow", None)
     else:

@@ -41,9 +41,9 @@ from emo_torch._pieces.rounding import ROUNDINGS
 from emo_torch._pieces.weight_decay import MODES
 
 Sums = NDArray[np.float64]
-_KIND = "pilot"
-_FIRST, _SECOND = (("", "whole", place) for place in "01")
-_WEIGHTS = "weights"
+_FIRST = ("", "whole", "0")
+_ROWS = ("", "factors", "0")
+_WEIGHTS, _FACTORS = "weights", "factors"
 _MARKS = 4
 _version_of = operator.attrgetter("_version")
 
@@ -63,6 +63,8 @@ class _Pilot(ctypes.Structure):
         ("rate", ctypes.c_double),
         ("steps", ctypes.c_void_p),
         ("averages", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+        ("factors", ctypes.c_void_p),
     )
 
 
@@ -95,22 +97,25 @@ class CompiledBatch(NamedTuple):
     """Parameters of one group and one dtype that compiled code moves.
 
     Attributes:
+        kind: the name of the rule in `RULES`.
         group: the options of the parameter group, with keys for rounding at random.
         params: the parameters.
         layout: the layout of parameters, gradients and states.
     """
 
+    kind: str
     group: dict[str, Any]
     params: list[Tensor]
     layout: Layout
 
 
 def take(
-    params: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any]
+    kind: str, params: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any]
 ) -> tuple[list[CompiledBatch], list[int]]:
     """Returns the parameters that compiled code can move, and the indices of the others.
 
     Args:
+        kind: the name of the rule in `RULES`.
         params: the parameters of a group; as `Params` they keep their layout from step to step.
         grads: the gradients of the parameters.
         states: the states of the parameters.
@@ -123,19 +128,19 @@ def take(
     if layout is not None:
         dimensions = tuple(next(iter(layout.names.values())))
         # After a change of options, the states have other names.
-        if layout.names != names_of(((_KIND, ""),), params[0], group, dimensions):
+        if layout.names != names_of(((kind, ""),), params[0], group, dimensions):
             layout = None
     if layout is None:
-        layout = _layout_of(params, grads, states, group)
+        layout = _layout_of(kind, params, grads, states, group)
     if layout is not None:
         if isinstance(params, Params):
             params.layout, params.finder = layout, found.finder
-        return [CompiledBatch(group, params, layout)], []
+        return [CompiledBatch(kind, group, params, layout)], []
     by_dtype: dict[tuple[torch.dtype, ...], list[int]] = {}
     left = overlapping_parameters(params, grads, states)
     for index, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
         fits = param.dtype in DTYPES and index not in left
-        seen = _layout_of([param], [grad], [state], group) if fits else None
+        seen = _layout_of(kind, [param], [grad], [state], group) if fits else None
         if seen is not None:
             by_dtype.setdefault(tuple(seen.dtypes.values()), []).append(index)
     batches, rest = [], set(range(len(params)))
@@ -143,9 +148,9 @@ def take(
         own, read, kept = ([some[index] for index in indices] for some in (params, grads, states))
         keys = group.get(KEYS)
         given = group if keys is None else {**group, KEYS: keys[indices]}
-        layout = _layout_of(own, read, kept, given)  # type: ignore[arg-type]
+        layout = _layout_of(kind, own, read, kept, given)  # type: ignore[arg-type]
         if layout is not None:
-            batches.append(CompiledBatch(given, own, layout))  # type: ignore[arg-type]
+            batches.append(CompiledBatch(kind, given, own, layout))  # type: ignore[arg-type]
             rest.difference_update(indices)
     return batches, sorted(rest)
 
@@ -215,11 +220,24 @@ def _weights_of(batch: CompiledBatch, *, weighs: bool) -> _Weights | None:
     return kept
 
 
+def _factors_of(batch: CompiledBatch) -> int | None:
+    """Returns the address of a number for each row and column of the matrices, kept for the next pass."""
+    layout = batch.layout
+    if _ROWS not in layout.begins:
+        return None
+    if _FACTORS not in layout.prepared:
+        counts = np.where(layout.columns > 0, layout.rows + layout.columns, 0)
+        real = np.float64 if wide_dtype(batch.params[0]) == torch.float64 else np.float32
+        layout.prepared[_FACTORS] = np.zeros(max(1, int(counts.sum())), real)
+    numbers: NDArray[Any] = layout.prepared[_FACTORS]
+    return numbers.ctypes.data
+
+
 def _layout_of(
-    params: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any]
+    kind: str, params: list[Tensor], grads: list[Tensor], states: list[State], group: dict[str, Any]
 ) -> Layout | None:
     """Returns the layout of the tensors; `None` if compiled code cannot take all of them."""
-    spec = FusedStep((FusedRule(_KIND, group["betas"], group["eps"]),), "all")
+    spec = FusedStep((FusedRule(kind, group["betas"], group["eps"]),), "all")
     # Tensors made in inference mode have no versions.
     if params[0].dtype not in DTYPES or any(param.is_inference() for param in params):
         return None
@@ -237,10 +255,13 @@ def _run(batch: CompiledBatch, pilot: _Pilot) -> None:
     assert found is not None
     addresses = batch.layout.addresses
     at = addresses.streams
-    pilot.steps, pilot.averages = at[STEP], at.get(AVERAGE)
+    pilot.steps, pilot.averages, pilot.rows = at[STEP], at.get(AVERAGE), at.get(_ROWS)
+    pilot.factors = _factors_of(batch)
     enough = max(1, addresses.elements // LEAST_SHARE)
-    kinds = kind_of(dtypes[_FIRST]), kind_of(dtypes[_SECOND])
-    rule = Rule(RULES.index(_KIND), *group["betas"], group["eps"], at[_FIRST], at[_SECOND], *kinds)
+    # The averages of columns are in the place of the second moments.
+    second = ("", "whole" if pilot.rows is None else "factors", "1")
+    kinds = kind_of(dtypes[_FIRST]), kind_of(dtypes[second])
+    rule = Rule(RULES.index(batch.kind), *group["betas"], group["eps"], at[_FIRST], at[second], *kinds)
     keys: Tensor | None = group.get(KEYS)
     job = Job(
         tensors=len(batch.params),

@@ -1,4 +1,4 @@
-"""EmoPilot in compiled C: sums of squares that are kept between two steps have the bits of new sums."""
+"""EmoPilot and EmoPilotAiry in compiled C: the formulas, and kept sums with the bits of new sums."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +14,14 @@ from emo_torch._kernels.memory import StepMemory
 from emo_torch._step import piloted
 from emo_torch._testing import same_state
 
-pytestmark = pytest.mark.skipif(library() is None, reason="there is no compiled code")
-# Two blocks, of which the last one is not full; a matrix; one element; no element.
-SHAPES = ((65536 + 1500,), (40, 33), (1,), (0, 3))
+pytestmark = [
+    pytest.mark.skipif(library() is None, reason="there is no compiled code"),
+    pytest.mark.parametrize("member", ["EmoPilot", "EmoPilotAiry"]),
+]
+# Two blocks, of which the last one is not full; a matrix of several blocks; one element; no element.
+SHAPES = ((65536 + 1500,), (400, 33), (1,), (0, 3))
+# For the factors: few columns, a row longer than a part, a matrix that threads share, many dimensions.
+MATRICES = ((90, 8), (70, 4), (5, 1), (3, 1500), (300, 900), (4, 3, 2, 5), (1, 7), (70000,), (6,))
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "no average": {"average": False},
@@ -29,15 +34,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def made(dtype: torch.dtype = torch.float32, **options: Any) -> tuple[list[Tensor], Any]:
-    """Returns parameters in three groups, and their optimizer."""
+def made(member: str, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[list[Tensor], Any]:
+    """Returns parameters in three groups, and an optimizer of a member for them."""
     source = torch.Generator().manual_seed(0)
     params: list[Tensor] = [
         torch.nn.Parameter((0.05 * torch.randn(shape, generator=source)).to(dtype)) for shape in SHAPES
     ]
     groups: Any = [{"params": params[:2]}, {"params": params[2:3], "weight_decay": 0.02}]
     groups.append({"params": params[3:]})  # Tensors without elements have no plan, and so no kept sums.
-    return params, emo_torch.EmoPilot(groups, fused=True, **options)
+    return params, getattr(emo_torch, member)(groups, fused=True, **options)
 
 
 def take(params: list[Tensor], optimizer: Any, step: int, *, without: int | None = None) -> None:
@@ -65,8 +70,8 @@ def assert_equal(ours: tuple[list[Tensor], Any], theirs: tuple[list[Tensor], Any
     ("name", "dtype"),
     [*((name, torch.float32) for name in OPTIONS), ("l2", torch.float64), ("defaults", torch.bfloat16)],
 )
-def test_kept_squares_have_the_bits_of_new_sums(name: str, dtype: torch.dtype) -> None:
-    ours, theirs = made(dtype, **OPTIONS[name]), made(dtype, **OPTIONS[name])
+def test_kept_squares_have_the_bits_of_new_sums(member: str, name: str, dtype: torch.dtype) -> None:
+    ours, theirs = made(member, dtype, **OPTIONS[name]), made(member, dtype, **OPTIONS[name])
     threads = torch.get_num_threads()
     for step in range(7):
         torch.set_num_threads(1 + step % 3)
@@ -113,9 +118,9 @@ def _loaded(param: Tensor) -> None:
 )
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_weight_that_changes_between_two_steps_is_seen(
-    change: Callable[[Tensor], None], place: int
+    member: str, change: Callable[[Tensor], None], place: int
 ) -> None:
-    ours, theirs = made(), made()
+    ours, theirs = made(member), made(member)
     for step in range(8):
         take(*ours, step)
         theirs[1]._step_memory = StepMemory()
@@ -126,8 +131,8 @@ def test_a_weight_that_changes_between_two_steps_is_seen(
     assert_equal(ours, theirs)
 
 
-def test_only_the_changed_weights_are_added_up_again() -> None:
-    params, optimizer = made()
+def test_only_the_changed_weights_are_added_up_again(member: str) -> None:
+    params, optimizer = made(member)
     for step in range(5):
         take(params, optimizer, step)
     assert known(optimizer) == [[1, 1], [1]]
@@ -139,8 +144,8 @@ def test_only_the_changed_weights_are_added_up_again() -> None:
     assert known(optimizer) == [[1, 1], [1]]
 
 
-def test_eval_mode_skipped_steps_and_parameters_without_gradient_keep_the_bits() -> None:
-    ours, theirs = made(), made()
+def test_eval_mode_skipped_steps_and_parameters_without_gradient_keep_the_bits(member: str) -> None:
+    ours, theirs = made(member), made(member)
     for step in range(14):
         for own in (ours, theirs):
             if own is theirs:
@@ -158,8 +163,8 @@ def test_eval_mode_skipped_steps_and_parameters_without_gradient_keep_the_bits()
     assert_equal(ours, theirs)
 
 
-def test_weights_that_are_replaced_for_a_skipped_step_alone_leave_no_squares_behind() -> None:
-    ours, theirs = made(), made()
+def test_weights_that_are_replaced_for_a_skipped_step_alone_leave_no_squares_behind(member: str) -> None:
+    ours, theirs = made(member), made(member)
     for step in range(8):
         for own in (ours, theirs):
             if own is theirs:
@@ -173,8 +178,8 @@ def test_weights_that_are_replaced_for_a_skipped_step_alone_leave_no_squares_beh
     assert_equal(ours, theirs)
 
 
-def test_a_ceiling_that_comes_later_finds_no_outdated_squares() -> None:
-    ours, theirs = made(), made()
+def test_a_ceiling_that_comes_later_finds_no_outdated_squares(member: str) -> None:
+    ours, theirs = made(member), made(member)
     for step in range(9):
         for own in (ours, theirs):
             if own is theirs:
@@ -188,9 +193,9 @@ def test_a_ceiling_that_comes_later_finds_no_outdated_squares() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_step_by_numbers_has_the_bits_of_a_step_by_tensors(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    member: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, theirs = made(**OPTIONS[name]), made(**OPTIONS[name])
+    ours, theirs = made(member, **OPTIONS[name]), made(member, **OPTIONS[name])
     for own in (ours, theirs):
         del own[0][3], own[1].param_groups[2]  # Compiled code leaves tensors without elements to tensors.
         with monkeypatch.context() as patches:
@@ -203,3 +208,63 @@ def test_a_step_by_numbers_has_the_bits_of_a_step_by_tensors(
     assert theirs[1]._arrays is None
     assert ours[1]._arrays is not None
     assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float64) for name in OPTIONS if name != "narrow moments"),
+        *((name, torch.float32) for name in ("defaults", "narrow moments")),
+        *((name, torch.bfloat16) for name in ("l2", "narrow moments", "kahan", "stochastic")),
+        ("defaults", torch.float16),
+    ],
+)
+def test_compiled_code_follows_the_formulas_for_every_shape(
+    member: str, name: str, dtype: torch.dtype
+) -> None:
+    options = OPTIONS.get(name, {"rounding": name})
+    source = torch.Generator().manual_seed(0)
+    runs: list[tuple[list[Tensor], Any]] = []
+    starts = [(0.1 * torch.randn(shape, generator=source)).to(dtype) for shape in MATRICES]
+    threads = torch.get_num_threads()
+    for fused, count in ((True, 1), (True, 2), (True, 3), (False, 1)):
+        torch.set_num_threads(count)
+        params: list[Tensor] = [torch.nn.Parameter(start.clone()) for start in starts]
+        optimizer = getattr(emo_torch, member)(params, fused=fused, **options)
+        for step in range(9):
+            generator = torch.Generator().manual_seed(step)
+            for param in params:
+                # One extreme gradient, for the gate.
+                grad = (100.0 if step == 7 else 1.0) * torch.randn(param.shape, generator=generator)
+                param.grad = grad.to(dtype)
+            optimizer.step(loss=2.0 * 0.9**step)
+        runs.append((params, optimizer))
+    torch.set_num_threads(threads)
+    compiled, formulas = runs[0], runs[-1]
+    for other in runs[1:-1]:
+        assert_equal(compiled, other)
+    # A rounding to two bytes that differs is one unit of the dtype.
+    is_narrow = dtype.itemsize == 2 or "moment_dtype" in options
+    bound = 0.02 if is_narrow else 1e-5 if dtype == torch.float32 else 1e-12
+    for ours, theirs in zip(compiled[0], formulas[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=bound, atol=bound * 0.1)
+        pairs = [
+            (compiled[1].state[ours][key], formulas[1].state[theirs][key])
+            for key in formulas[1].state[theirs]
+        ]
+        assert len(pairs) == len(compiled[1].state[ours])
+        for mine, wanted in pairs if not is_narrow else ():
+            torch.testing.assert_close(mine, wanted, rtol=10 * bound, atol=bound * 0.1)
+
+
+def test_a_gradient_that_is_not_finite_changes_no_moment(member: str) -> None:
+    params, optimizer = made(member)
+    for step in range(3):
+        take(params, optimizer, step)
+    before = [{name: value.clone() for name, value in optimizer.state[param].items()} for param in params]
+    assert params[1].grad is not None
+    params[1].grad[3, 2] = np.nan
+    optimizer.step(loss=1.0)
+    for param, kept in zip(params, before, strict=True):
+        assert all(torch.equal(optimizer.state[param][name], value) for name, value in kept.items())
+    assert int(optimizer.pilot.skipped) == 1

@@ -247,9 +247,9 @@ def sort_written(layout: Layout) -> Written | None:
     keys = [key for key in layout.begins if key not in (GRAD, EXISTS)]
     begins = np.concatenate([layout.begins[key] for key in keys])
     ends = np.concatenate([ends_of(layout, key, layout.begins[key]) for key in keys])
-    if layout.scales:  # A moment without codes has no scales.
-        begins, ends = begins[ends > begins], ends[ends > begins]
-    return _sorted(begins, ends)
+    # A moment without codes has no scales, and a vector no averages of rows.
+    is_there = ends > begins
+    return _sorted(begins[is_there], ends[is_there])
 
 
 def _sorted(begins: Numbers, ends: Numbers) -> Written | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from emo_shared.eight_bit import block_count
-from emo_torch._kernels import RULES, FusedRule
+from emo_torch._kernels import RULES, STEERED, FusedRule
 from emo_torch._kernels.find import PLAIN, Numbers
 from emo_torch._kernels.job import NARROW
 from emo_torch._kernels.plan import (
@@ -79,15 +79,16 @@ def names_with(
     names: Names = {}
     for kind, prefix in kinds:
         rule = FusedRule(kind, (0.0, 0.0), prefix=prefix)
-        for place in range(rule.moments_each):
+        for key, place in rule.streams():
             # Rules that share their moments have the same key.
-            names[prefix, rule.shape, str(place)] = {n: rule.moments(n)[place] for n in dimensions}
+            names[key] = {n: rule.moments(n)[: place + 1][-1] for n in dimensions}
     if "ref" in dict(kinds):
         names[NORM] = dict.fromkeys(dimensions, "exp_avg_norm")
-    if "pilot" in dict(kinds):
+    is_steered = any(kind in STEERED for kind, _ in kinds)
+    if is_steered:
         names[STEP] = dict.fromkeys(dimensions, "step")
     # `Autopilot` also has an option with the name "average", and stores its averages in other places.
-    if average and "pilot" in dict(kinds):
+    if average and is_steered:
         names[AVERAGE] = dict.fromkeys(dimensions, "average")
     if use_shadow:
         names[SHADOW] = dict.fromkeys(dimensions, "shadow")

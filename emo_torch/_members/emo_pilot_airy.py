@@ -51,13 +51,14 @@ class EmoPilotAiry(PilotedOptimizer):
         maximize: whether to maximize the loss; the sign of the given loss is turned, too.
         foreach: whether to step with all tensors at once; `None` for the choice of torch.optim.
         capturable: whether a step may become part of a CUDA graph; the loss is a tensor then.
-        fused: `None` or `False`: there is no compiled code.
+        fused: whether to step in compiled code, which takes dense tensors on the CPU; `None`: yes, if
+            possible and if `foreach` is `None`.
         process_group: the processes over which the loss is averaged, so that replicas take the same steps:
             `None` for all processes, `False` for this process alone.
 
     Raises:
         ValueError: for a hyperparameter out of its range.
-        RuntimeError: for `fused=True`; from `step`, in eval mode.
+        RuntimeError: from `step`, in eval mode.
 
     Example:
         >>> import torch

@@ -125,11 +125,6 @@ def test_factors_in_two_bytes_follow_the_rule(kept: torch.dtype) -> None:
     assert_close(params, reference(*with_a_cube(), turn=factors)[0].values(), 0.05)
 
 
-def test_there_is_no_compiled_code() -> None:
-    with pytest.raises(RuntimeError, match="EmoPilotAiry has no compiled code for fused=True"):
-        emo_torch.EmoPilotAiry([torch.nn.Parameter(torch.ones(2))], fused=True)
-
-
 @pytest.mark.parametrize("other", ["emo_pilot", "emo_airy"])
 def test_the_state_of_a_member_with_another_rule_is_refused(other: str) -> None:
     weight = torch.nn.Parameter(torch.ones(2, 3))

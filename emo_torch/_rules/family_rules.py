@@ -181,6 +181,8 @@ PILOT_FACTORS = Rule(
     _init_pilot_factors,
     _whole_step,
     _whole_step,
+    kernel="PILOT_FACTORS",
+    on_cuda=False,
     scalars=("step",),
     turn=directions.turn_by_factors,
 )
@@ -192,7 +194,7 @@ LION_BETAS = (0.9, 0.99)
 # Each rule of EmoClan has its own moments, named after the member that has the rule alone.
 NAVI, FACT, LYNX = ADAM.named("navi_"), FACTORS.named("fact_"), LION.named("lynx_", LION_BETAS)
 
-KERNELS = (ADAM, LION, CAUTIOUS_SIGN, SOFTSIGN, FACTORS, REF, SIGN, FRESH_SIGN, PILOT)
+KERNELS = (ADAM, LION, CAUTIOUS_SIGN, SOFTSIGN, FACTORS, REF, SIGN, FRESH_SIGN, PILOT, PILOT_FACTORS)
 """The rules that compiled code knows."""
 FIRST_STEP_RULES = (NONE, SOFTSIGN, CAUTIOUS_SIGN)
 """The rules that compiled code knows as a first step."""

@@ -28,6 +28,7 @@ from emo_torch._step.rounded import keys_of
 def take_compiled(
     memory: StepMemory,
     states: dict[Any, State],
+    kind: str,
     number: int,
     group: Group,
     tensors: GroupTensors,
@@ -40,6 +41,7 @@ def take_compiled(
     Args:
         memory: the step memory of the optimizer.
         states: the state of every parameter of the optimizer.
+        kind: the name of the optimizer's rule.
         number: the index of the group.
         group: the group.
         tensors: the parameters of the group that have a gradient, with gradients and states.
@@ -52,7 +54,7 @@ def take_compiled(
     options = group
     if group["rounding"] != "nearest":
         options = {**group, KEYS: keys_of(params, group, before=before, steps=steps)}
-    batches, rest = compiled.take(carried, grads, own, options)
+    batches, rest = compiled.take(kind, carried, grads, own, options)
     # A step by a plan has no new layout to store.
     if layout is None or carried.layout is not layout:
         memory.remember(number, group, states, GroupTensors(carried, grads, own))

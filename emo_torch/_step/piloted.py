@@ -175,7 +175,7 @@ class PilotedOptimizer(SteeredOptimizer):
                 memory = self._step_memory
                 steps = self.step_count() + 1
                 compiled, found = take_compiled(
-                    memory, self.state, number, group, found, before=before, steps=steps
+                    memory, self.state, rule.name, number, group, found, before=before, steps=steps
                 )
                 yield from ((number, batch) for batch in compiled)
                 params, grads, states = found

@@ -27,7 +27,11 @@ SHAPES = (
     *((70_001,), (301, 700)),  # Large enough for several threads.
 )
 MODES = ("decoupled", "absolute", "l2")
-WITHOUT_EMOTION = {"ref_adamw_mini_schedule_free": {"ref_max_steps": 10}, "emo_pilot": {}}
+WITHOUT_EMOTION = {
+    "ref_adamw_mini_schedule_free": {"ref_max_steps": 10},
+    "emo_pilot": {},
+    "emo_pilot_airy": {},
+}
 needs_compiler = pytest.mark.skipif(_fused.library() is None, reason="NO COMPILED CODE")
 Tensors = dict[str, Tensor]
 
