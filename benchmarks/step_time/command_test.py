@@ -85,11 +85,26 @@ def test_a_second_run_measures_only_what_is_missing(
     assert (tmp_path / "tables.md").read_text() == (output / "tables.md").read_text()
 
 
-def test_results_of_another_code_are_not_gone_on_with(
+def test_only_the_results_of_the_package_that_changed_are_measured_again(
+    output: Path, tmp_path: Path
+) -> None:
+    content = json.loads((output / "results.json").read_text())
+    frameworks = {key.split(",")[0] for key in content["cells"]}
+    assert frameworks == {"torch", "jax"}
+    content["environment"]["emo_optax"] = "another"
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    store = Store(path, environment())
+    assert store.environment == environment()
+    kept = {key for key in content["cells"] if key.startswith("torch, ")}
+    assert {cell.key for cell in cells(settings_of(parse(ARGUMENTS))) if cell in store} == kept
+
+
+def test_results_of_other_versions_of_both_packages_are_not_gone_on_with(
     output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = json.loads((output / "results.json").read_text())
-    content["environment"]["code"] = "another"
+    content["environment"] |= {"emo_optax": "another", "emo_torch": "another"}
     (tmp_path / "results.json").write_text(json.dumps(content))
     assert main([*ARGUMENTS, "--output", str(tmp_path)]) == 2
     assert "--fresh" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from benchmarks.step_time.plan import (
 from benchmarks.step_time.problems import PROBLEMS
 from benchmarks.step_time.results import Line, Place, Results, lines
 from benchmarks.step_time.rounds import BUSY, is_quiet
-from benchmarks.step_time.store import Store
+from benchmarks.step_time.store import CODE, Store
 from benchmarks.step_time.tables import (
     FRAMEWORKS,
     NO_GPU,
@@ -68,7 +68,10 @@ def _introduction(results: Results, environment: dict[str, str]) -> str:
     loads = [found["load"] for found in founds if found["load"] is not None]
     external = [cores for found in founds for cores in found["external"]]
     quiet = sum(map(is_quiet, external))
-    names = {**environment, "code": f"digest {environment.get('code', '')}"}
+    packages = CODE.values()
+    names = {
+        name: f"with digest {value}" if name in packages else value for name, value in environment.items()
+    }
     machine = "; ".join(f"{name} {value}" for name, value in names.items())
     devices = sorted({found["device"] for found in founds})
     load = f"The load average was {min(loads):.1f} to {max(loads):.1f}. " if loads else ""

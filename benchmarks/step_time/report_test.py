@@ -23,7 +23,7 @@ def found(seconds: dict[str, list[float]], external: list[float | None] | None =
 
 
 def store_of(path: Path, *pairs: tuple[Cell, dict[str, Any]]) -> tuple[list[Cell], Store]:
-    store = Store(path, {"processor": "abacus", "code": "0"})
+    store = Store(path, {"processor": "abacus", "emo_torch": "0"})
     for cell, result in pairs:
         store.put(cell, result)
     return [cell for cell, _ in pairs], store

@@ -17,6 +17,8 @@ PACKAGES = ("torch", "jax", "jaxlib", "optax", "numpy")
 ROOT = Path(__file__).parent.parent.parent
 
 Found = dict[str, Any]
+CODE = {"torch": "emo_torch", "jax": "emo_optax"}
+"""The package that each framework steps; the environment has a digest of its code under this name."""
 
 
 class OtherOriginError(Exception):
@@ -27,11 +29,12 @@ class Store:
     """The result of each cell, and the machine of the measurement.
 
     Args:
-        path: the file; read if it is there, else made with the first result.
+        path: the file; read if it is there, else made with the first result. If only the code of one
+            package has changed since, the results of the other package are kept.
         environment: machine and versions, as `environment()` tells them; `None` for those in the file.
 
     Raises:
-        OtherOriginError: for results of another machine or code.
+        OtherOriginError: for results of another machine, or if the code of both packages has changed.
         ValueError: if the file holds something else.
     """
 
@@ -42,12 +45,16 @@ class Store:
         if path.exists():
             kept, self._cells = _read(path)
             if environment is not None and kept != environment:
-                changed = [name for name in kept | environment if kept.get(name) != environment.get(name)]
-                raise OtherOriginError(
-                    f"The results in {path} are of another {', '.join(changed)}: measure anew with "
-                    "--fresh, or write the report of what is there with --report"
-                )
-            self.environment = kept
+                changed = {name for name in kept | environment if kept.get(name) != environment.get(name)}
+                if not len(changed) == 1 or not changed <= set(CODE.values()):
+                    raise OtherOriginError(
+                        f"The results in {path} are of another {', '.join(sorted(changed))}: measure anew "
+                        "with --fresh, or write the report of what is there with --report"
+                    )
+                # A key begins with the name of the framework: see `Cell.key`.
+                unchanged = tuple(f"{name}, " for name, package in CODE.items() if package not in changed)
+                self._cells = {key: cell for key, cell in self._cells.items() if key.startswith(unchanged)}
+            self.environment = environment or kept
         elif environment is None:
             raise ValueError(f"There are no results in {path}")
 
@@ -83,7 +90,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Found]]:
 
 
 def environment() -> dict[str, str]:
-    """Returns machine and versions, without names of hosts or places, and a digest of the code."""
+    """Returns machine and versions, without names of hosts or places, and digests of both packages."""
     return {
         "processor": _processor(),
         "cores": str(os.cpu_count()),
@@ -91,7 +98,7 @@ def environment() -> dict[str, str]:
         "compiler": _compiler(),
         "Python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
-        "code": _code(),
+        **{package: _code(package) for package in CODE.values()},
     }
 
 
@@ -121,10 +128,10 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _code() -> str:
+def _code(package: str) -> str:
+    """Returns a digest of the source files of a package."""
     digest = hashlib.sha256()
-    for package in ("emo_optax", "emo_torch"):
-        for file in sorted((ROOT / package).rglob("*")):
-            if file.suffix in (".py", ".c", ".h") and not file.stem.endswith("_test"):
-                digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for file in sorted((ROOT / package).rglob("*")):
+        if file.suffix in (".py", ".c", ".h") and not file.stem.endswith("_test"):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]

@@ -45,6 +45,38 @@ def sums_of(function: Callable[..., tuple[jax.Array, ...]], *arrays: jax.Array) 
     return tuple(sums)
 
 
+def mean_square_by_rows(
+    function: Callable[..., jax.Array], array: jax.Array, by_row: jax.Array, by_column: jax.Array
+) -> jax.Array:
+    """Returns the mean of the squared results of a function of an array and its factors.
+
+    Args:
+        function: from the array, or some of its rows, and the factors, to an array of the same shape.
+        array: shape `[n, m, ...]`.
+        by_row: a factor of each row, shape `[n, 1, ...]`.
+        by_column: a factor of each column, shape `[1, m, ...]`.
+
+    Returns:
+        The mean, shape `[]`.
+    """
+    columns = array.size // array.shape[0]
+    if not _is_blocked(array) or columns > BLOCK:
+        return jnp.mean(jnp.square(function(array, by_row, by_column)))
+    matrix, by_row, by_column = array.reshape(-1, columns), by_row.reshape(-1, 1), by_column.reshape(1, -1)
+    rows = BLOCK // columns
+    count, rest = divmod(matrix.shape[0], rows)
+
+    def block(index: jax.typing.ArrayLike) -> jax.Array:
+        start = (index * rows, 0)
+        some = lax.dynamic_slice(matrix, start, (rows, columns))
+        return jnp.square(function(some, lax.dynamic_slice(by_row, start, (rows, 1)), by_column))
+
+    total = jnp.sum(lax.fori_loop(1, count, lambda index, sums: sums + block(index), block(0)))
+    if rest:
+        total += jnp.sum(jnp.square(function(matrix[-rest:], by_row[-rest:], by_column)))
+    return total / array.size
+
+
 def _is_blocked(array: jax.Array) -> bool:
     """Returns whether an array is summed in blocks: a large array on a CPU that is one device."""
     # A block of an array that is split over devices would be collected from all of them.

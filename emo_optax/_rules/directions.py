@@ -16,6 +16,7 @@ from emo_optax._checks.validation import (
     is_number,
 )
 from emo_optax._pieces.shadow_effect import row_and_column_means
+from emo_optax._pieces.sums import mean_square_by_rows
 from emo_optax._rules.factors import init_factors
 from emo_optax._rules.moments import average, zero_moments
 
@@ -57,8 +58,8 @@ class Direction(NamedTuple):
     Attributes:
         init: from the parameters to the moments before the first gradient: trees, of which the first one,
             `mu`, is compared with the next gradients.
-        move: from the gated gradient of one parameter, the number of this step, and the moments of the
-            parameter, in the dtype of the computation, to the moved moments.
+        move: from the gradient of one parameter, the factor of the gate, the number of this step, and the
+            moments of the parameter, in the dtype of the computation, to the moved moments.
         turn: from the number of this step and the moved moments to the direction.
         are_squares: for each tree of moments, whether it has averages of squares.
         is_rounded: whether the moments may be kept in another dtype than that of the computation.
@@ -91,9 +92,12 @@ def turn_by_adam(owner: str, b1: Any, b2: Any, eps: Any, moment_dtype: Any) -> D
     def init(params: optax.Params) -> PilotMomentsState:
         return PilotMomentsState(zero_moments(params, moment_dtype), zero_moments(params, moment_dtype))
 
-    def move(g: jax.Array, step: jax.Array, m: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def move(
+        g: jax.Array, gate: jax.Array, step: jax.Array, m: jax.Array, v: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         del step
         dtype = g.dtype
+        g = g * gate
         m = m + (1.0 - hyperparameter(b1, dtype)) * (g - m)
         return m, hyperparameter(b2, dtype) * v + (1.0 - hyperparameter(b2, dtype)) * (g * g)
 
@@ -138,21 +142,32 @@ def turn_by_factors(owner: str, b1: Any, b2: Any, eps: Any, moment_dtype: Any) -
         return PilotFactorsState(momentum, jax.tree.map(without_vectors, row), column)
 
     def move(
-        g: jax.Array, step: jax.Array, m: jax.Array, row: jax.Array, column: jax.Array
+        g: jax.Array, gate: jax.Array, step: jax.Array, m: jax.Array, row: jax.Array, column: jax.Array
     ) -> tuple[jax.Array, ...]:
         dtype = g.dtype
         if g.size == 0:  # A mean over nothing is NaN: an empty tensor's factors rest.
             return m, row, column
+        least, corrected = hyperparameter(eps, dtype), correction(b2, step, dtype)
         if g.ndim < 2:
-            estimate = column = average(g * g, column, b2)
+            gated = g * gate
+            column = average(gated * gated, column, b2)
+            u = gated / (jnp.sqrt(column / corrected) + least)
+            size = jnp.mean(u * u)
         else:
-            rows, columns = row_and_column_means(g, LEAST_SQUARE)
-            row = average(rows.reshape(row.shape), row, b2)
-            column = average(columns.reshape(column.shape), column, b2)
+            # The means of the gradient as it is given: XLA on a CPU would store the gated gradient first.
+            rows, columns = row_and_column_means(g, 0.0)
+            row = average(gate * gate * rows.reshape(row.shape) + LEAST_SQUARE, row, b2)
+            column = average(gate * gate * columns.reshape(column.shape) + LEAST_SQUARE, column, b2)
             # Divided first: the product of two small factors would be 0.
-            estimate = row / jnp.mean(row) * column
-        u = g / (jnp.sqrt(estimate / correction(b2, step, dtype)) + hyperparameter(eps, dtype))
-        u = u / jnp.maximum(jnp.sqrt(jnp.mean(u * u)), 1.0)
+            by_row, by_column = jnp.sqrt(row / jnp.mean(row) / corrected), jnp.sqrt(column)
+
+            def update(g: jax.Array, by_row: jax.Array, by_column: jax.Array) -> jax.Array:
+                updated: jax.Array = g * gate / (by_row * by_column + least)
+                return updated
+
+            u = update(g, by_row, by_column)
+            size = mean_square_by_rows(update, g, by_row, by_column)
+        u = u / jnp.maximum(jnp.sqrt(size), 1.0)
         return m + (1.0 - hyperparameter(b1, dtype)) * (u - m), row, column
 
     def turn(step: jax.Array, m: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:

@@ -122,8 +122,8 @@ def piloted(
         pilot = with_agreement(pilot, total)
 
         def move(g: jax.Array, *own: jax.Array) -> tuple[jax.Array, ...]:
-            gated = g * pilot.gate.astype(g.dtype)
-            return rule.move(gated, pilot.step, *(moment.astype(g.dtype) for moment in own))
+            gate = pilot.gate.astype(g.dtype)
+            return rule.move(g, gate, pilot.step, *(moment.astype(g.dtype) for moment in own))
 
         moved = jax.tree.map(move, gradients, *moments)
         news = [
