@@ -139,7 +139,14 @@ FAULTS: tuple[Fault, ...] = (
         PILOT,
     ),
     # EmoPilotAiry.
-    Fault("emo_optax", "directions", "row / jnp.mean(row) * column", "row * column", "factors", AIRY_PILOT),
+    Fault(
+        "emo_optax",
+        "directions",
+        "row / jnp.mean(row) / corrected",
+        "row / corrected",
+        "factors",
+        AIRY_PILOT,
+    ),
     Fault("emo_torch", "directions", "clamp_(min=1.0)", "clamp_(min=1.01)", "clipped u", AIRY_PILOT),
     Fault("emo_torch", "directions", "row + LEAST_SQUARE", "row + 1e-3", "rows off", AIRY_PILOT),
     Fault(
