@@ -79,8 +79,8 @@ FAULTS_IN_C = tuple(
         ),
         (
             "pilot",
-            "(weight - averages[index]) * flight.rate",
-            "(weight - averages[index])",
+            "(params[index] - averages[index]) * rate",
+            "(params[index] - averages[index])",
             "the average forgets",
             "EmoPilot",
         ),
@@ -93,8 +93,8 @@ FAULTS_IN_C = tuple(
         ),
         (
             "pilot_factors",
-            "sums[index] * share + LEAST_SQUARE",
-            "sums[index] * share * (REAL)1.01 + LEAST_SQUARE",
+            "sums[index] * share * gate + LEAST_SQUARE",
+            "sums[index] * share * gate * (REAL)1.01 + LEAST_SQUARE",
             "the means of squares are larger by 1 %",
             AIRY_PILOT,
         ),

@@ -46,7 +46,7 @@ class Store:
             kept, self._cells = _read(path)
             if environment is not None and kept != environment:
                 changed = {name for name in kept | environment if kept.get(name) != environment.get(name)}
-                if not len(changed) == 1 or not changed <= set(CODE.values()):
+                if changed not in [{package} for package in CODE.values()]:
                     raise OtherOriginError(
                         f"The results in {path} are of another {', '.join(sorted(changed))}: measure anew "
                         "with --fresh, or write the report of what is there with --report"

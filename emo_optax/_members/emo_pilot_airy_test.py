@@ -88,6 +88,17 @@ def test_empty_and_one_element_arrays_and_rows_of_0() -> None:
     assert float(ended["one"][0, 0]) < 1.0
 
 
+def test_the_gate_cuts_an_enormous_gradient_to_its_limit_in_the_factors_too() -> None:
+    usual = np.asarray([[1e-9, -2e-9, 3e-9], [2e-9, 1e-9, -1e-9]], np.float32)
+    # The square of the gate is below all numbers of float32.
+    grads = [{"matrix": np.float32(unit) * usual} for unit in (1.0, 1e24)]
+    params = {"matrix": np.ones((2, 3), np.float32)}
+    _, state = run(emo_optax.emo_pilot_airy(), params, grads, [1.0, 1.0])
+    share = 0.001 * 0.999 + 0.001 * 2.5**2
+    wanted = share * np.square(usual.astype(np.float64)).mean(1, keepdims=True)
+    np.testing.assert_allclose(state.rule.row["matrix"], wanted, rtol=1e-5)
+
+
 def test_small_gradients_take_the_same_steps() -> None:
     params, grads, losses = with_a_cube()
     scaled = [jax.tree.map(lambda leaf: leaf * 1e-11, each) for each in grads]

@@ -156,8 +156,9 @@ def turn_by_factors(owner: str, b1: Any, b2: Any, eps: Any, moment_dtype: Any) -
         else:
             # The means of the gradient as it is given: XLA on a CPU would store the gated gradient first.
             rows, columns = row_and_column_means(g, 0.0)
-            row = average(gate * gate * rows.reshape(row.shape) + LEAST_SQUARE, row, b2)
-            column = average(gate * gate * columns.reshape(column.shape) + LEAST_SQUARE, column, b2)
+            # Twice by the gate, whose square can be below all numbers.
+            row = average(gate * (gate * rows.reshape(row.shape)) + LEAST_SQUARE, row, b2)
+            column = average(gate * (gate * columns.reshape(column.shape)) + LEAST_SQUARE, column, b2)
             # Divided first: the product of two small factors would be 0.
             by_row, by_column = jnp.sqrt(row / jnp.mean(row) / corrected), jnp.sqrt(column)
 

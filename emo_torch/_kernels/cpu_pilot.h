@@ -71,6 +71,14 @@ static NAME(Flight) NAME(flight_of)(const Job *job, int64_t tensor, NAME(Correct
     };
 }
 
+/* Changes a weight, by weight decay too, and moves the average of the weight. */
+INLINE void NAME(change_weight)(REAL *restrict params, REAL *restrict averages, int64_t index, REAL change, REAL decay,
+                                REAL rate, const int mode, const int keeps_average) {
+    if (mode != L2) change += params[index] * decay;
+    params[index] -= change;
+    if (keeps_average) averages[index] += (params[index] - averages[index]) * rate;
+}
+
 /* Moves a part, and adds <g, m> and <m, m> to the sums; m is the first moment before the step. */
 INLINE void NAME(move_part)(
     int64_t count, REAL *restrict params, const REAL *restrict grads, REAL *restrict firsts,
@@ -80,7 +88,7 @@ INLINE void NAME(move_part)(
     REAL products = 0, lengths = 0;
 #pragma omp simd reduction(+ : products, lengths)
     for (int64_t index = 0; index < count; index++) {
-        REAL weight = params[index];
+        const REAL weight = params[index];
         const REAL grad = NAME(uphill)(grads[index], weight, flight.sign, flight.weight_decay, mode);
         const REAL last = firsts[index];
         products += grad * last;
@@ -90,11 +98,8 @@ INLINE void NAME(move_part)(
         const REAL second = seconds[index] * flight.b2 + flight.c2 * gated * gated;
         firsts[index] = first;
         seconds[index] = second;
-        REAL change = NAME(pilot_direction)(first, second, flight.eps, flight.corrections) * flight.length;
-        if (mode != L2) change += weight * decay;
-        weight -= change;
-        params[index] = weight;
-        if (keeps_average) averages[index] += (weight - averages[index]) * flight.rate;
+        const REAL change = NAME(pilot_direction)(first, second, flight.eps, flight.corrections) * flight.length;
+        NAME(change_weight)(params, averages, index, change, decay, flight.rate, mode, keeps_average);
     }
     sums[1] += products;
     sums[2] += lengths;

@@ -76,10 +76,11 @@ static void NAME(measure_rows)(const NAME(Work) *work, int64_t tensor, Share blo
  * of the averages. */
 INLINE double NAME(settle)(int64_t count, REAL *restrict sums, void *restrict averages, int64_t each,
                            const NAME(Flight) *flight, const int kind) {
-    const REAL share = flight->gate * flight->gate / (REAL)each;
+    const REAL gate = flight->gate, share = gate / (REAL)each;
     double total = 0;
     for (int64_t index = 0; index < count; index++) {
-        const REAL mean = sums[index] * share + LEAST_SQUARE;
+        /* Twice by the gate, whose square can be below all numbers. */
+        const REAL mean = sums[index] * share * gate + LEAST_SQUARE;
         sums[index] = NAME(read)(averages, index, kind) * flight->b2 + mean * flight->c2;
         NAME(keep)(averages, index, sums[index], 1, kind);
         total += sums[index];
@@ -138,17 +139,13 @@ INLINE void NAME(move_turned)(int64_t count, REAL *restrict params, const REAL *
     REAL products = 0, lengths = 0;
 #pragma omp simd reduction(+ : products, lengths)
     for (int64_t index = 0; index < count; index++) {
-        REAL weight = params[index];
-        const REAL last = firsts[index];
+        const REAL weight = params[index], last = firsts[index];
         products += NAME(uphill)(grads[index], weight, flight.sign, flight.weight_decay, mode) * last;
         lengths += last * last;
         const REAL first = NAME(follow)(last, updates[index] * shrink, flight.c1);
         firsts[index] = first;
-        REAL change = first * flight.corrections.first * flight.length;
-        if (mode != L2) change += weight * decay;
-        weight -= change;
-        params[index] = weight;
-        if (keeps_average) averages[index] += (weight - averages[index]) * flight.rate;
+        const REAL change = first * flight.corrections.first * flight.length;
+        NAME(change_weight)(params, averages, index, change, decay, flight.rate, mode, keeps_average);
     }
     sums[1] += products;
     sums[2] += lengths;

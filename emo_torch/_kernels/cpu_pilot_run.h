@@ -164,7 +164,6 @@ static int NAME(open_pass)(NAME(Pass) *pass) {
         factors += job->rows[tensor] + job->columns[tensor];
         if (job->columns[tensor] > pass->longest) pass->longest = job->columns[tensor];
     }
-    pass->first_blocks[job->tensors] = blocks;
     pass->starts[job->tensors] = total;
     for (int64_t tensor = 0; tensor < job->tensors; tensor++) {
         int is_whole = !NAME(is_matrix)(job, tensor);

@@ -118,6 +118,19 @@ def test_gradients_of_any_size_take_the_same_steps(unit: float) -> None:
     assert_close(own, [param.detach().numpy() for param in wanted], 1e-4)
 
 
+@pytest.mark.parametrize("way", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+def test_the_gate_cuts_an_enormous_gradient_to_its_limit_in_the_factors_too(way: dict[str, Any]) -> None:
+    usual = torch.tensor([[1e-9, -2e-9, 3e-9], [2e-9, 1e-9, -1e-9]])
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = emo_torch.EmoPilotAiry([weight], **way)
+    for unit in (1.0, 1e24):  # The square of the gate is below all numbers of float32.
+        weight.grad = unit * usual
+        optimizer.step(loss=1.0)
+    share = 0.001 * 0.999 + 0.001 * 2.5**2
+    wanted = share * usual.square().mean(1, keepdim=True)
+    torch.testing.assert_close(optimizer.state[weight]["row"], wanted, rtol=1e-5, atol=0.0)
+
+
 @pytest.mark.parametrize("kept", [torch.float16, torch.bfloat16])
 def test_factors_in_two_bytes_follow_the_rule(kept: torch.dtype) -> None:
     params, optimizer = run(torch.float32, moment_dtype=kept)
