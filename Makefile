@@ -19,7 +19,7 @@ ARGS ?=
 # which took a third of the tests' time. Who reads what another process has half written gets a warning, which
 # pyproject.toml ignores, and compiles. Benchmarks keep nothing.
 CACHE = $(CURDIR)/build/jax-cache
-TESTS = test check isolated smoke suites parity processors test-oldest test-newest test-trainers
+TESTS = test check isolated smoke suites parity processors sanitized test-oldest test-newest test-trainers
 $(TESTS): export JAX_COMPILATION_CACHE_DIR = $(CACHE)
 $(TESTS): export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 $(TESTS): export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
@@ -37,6 +37,7 @@ help:
 	@echo "make build        compile the C of emo_torch in place, without an install"
 	@echo "make lint         style and types only"
 	@echo "make processors   both frameworks under several instruction sets"
+	@echo "make sanitized    the compiled code of emo_torch under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make test-oldest  each package and parity on the oldest versions that are admitted"
 	@echo "make test-newest  each package and parity on the newest versions"
 	@echo "make test-trainers  optimizers and trainers of other packages (the extra trainers)"
@@ -111,6 +112,9 @@ parity: set-up
 
 processors: set-up
 	$(VENV)/bin/python -m parity_tests.processors $(ARGS)
+
+sanitized: set-up
+	$(VENV)/bin/python -m parity_tests.sanitized $(ARGS)
 
 # What is downloaded is said before it is.
 .venv-oldest/ready: pyproject.toml constraints-oldest.txt

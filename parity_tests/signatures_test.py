@@ -111,8 +111,8 @@ def test_both_packages_name_their_options_alike() -> None:
         names = set(inspect.signature(ours).parameters)
         twins = set(inspect.signature(theirs).parameters)
         # Replicas are told apart by an axis here, by a group of processes there.
-        # EmoPilot needs sums over whole parameters.
-        shards = {"shard_axis_name"} if member.name == "EmoPilot" else set()
+        # EmoPilot and EmoPilotAiry need sums over whole parameters.
+        shards = {"shard_axis_name"} if member.name in ("EmoPilot", "EmoPilotAiry") else set()
         assert names - twins == {"learning_rate", "b1", "b2", "mask", "axis_name", *shards}
         here = {"params", "lr", "betas", "maximize", "foreach", "fused", "capturable", "process_group"}
         # The stop signal of the pulse is logged there; a transformation that is compiled cannot log.

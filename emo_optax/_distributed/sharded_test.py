@@ -1,4 +1,4 @@
-"""EmoPilot on parameters that are split over eight devices: the same steps, and one reduction in a step."""
+"""EmoPilot and EmoPilotAiry on parameters that are split over eight devices: steps as of whole ones."""
 
 import json
 import os
@@ -13,6 +13,8 @@ import pytest
 import emo_optax
 from emo_optax._devices_test import FLAGS
 
+# The reductions in a step; EmoPilotAiry also has means over columns, and the sizes of its updates.
+REDUCTIONS = {"emo_pilot": 1, "emo_pilot_airy": 3}
 FOLDER = Path(emo_optax.__file__).parent.parent
 LOSSES = (3.0, 2.5, 2.6, 2.2, 9.0, 2.0, 1.9, float("nan"), 1.7, 1.6)
 
@@ -54,28 +56,34 @@ def work() -> None:
 
     def mapped(optimizer: Any) -> Any:
         state = jax.eval_shape(optimizer.init, start)
-        specs = jax.tree.map(lambda leaf: P("x") if leaf.ndim else P(), (start, state))
+        # The averages of EmoPilotAiry over columns are whole, and so is its single 0 of a vector.
+        is_split = lambda leaf: leaf.ndim and leaf.shape[0] > 1
+        specs = jax.tree.map(lambda leaf: P("x") if is_split(leaf) else P(), (start, state))
         return jax.shard_map(
             step_of(optimizer),
             mesh=mesh,
             in_specs=(*specs, specs[0], P()),
             out_specs=specs,
-            check_vma=False,
         )
 
-    plain, inside = emo_optax.emo_pilot(), emo_optax.emo_pilot(shard_axis_name="x")
-    apart = NamedSharding(mesh, P("x"))
-    alone, _ = train(plain, jax.jit(step_of(plain)))
-    found: dict[str, Any] = {}
-    for name, result in {
-        "shard_map": train(inside, jax.jit(mapped(inside)), apart),
-        "NamedSharding": train(plain, jax.jit(step_of(plain)), apart),
-    }.items():
-        pairs = zip(jax.tree.leaves(result[0]), jax.tree.leaves(alone), strict=True)
-        gaps = [np.max(np.abs(np.asarray(a) - np.asarray(b)) / (1e-2 + np.abs(b))) for a, b in pairs]
-        split = [leaf.sharding.is_equivalent_to(apart, leaf.ndim) for leaf in jax.tree.leaves(result[0][0])]
-        found[name] = {"gap": float(max(gaps)), "reductions": result[1], "split": split}
-    found["skipped"] = int(emo_optax.get_pilot(alone[1]).skipped)
+    apart, found = NamedSharding(mesh, P("x")), {}
+    for member in REDUCTIONS:
+        make: Any = getattr(emo_optax, member)
+        plain, inside = make(), make(shard_axis_name="x")
+        alone, _ = train(plain, jax.jit(step_of(plain)))
+        for way, result in {
+            "shard_map": train(inside, jax.jit(mapped(inside)), apart),
+            "NamedSharding": train(plain, jax.jit(step_of(plain)), apart),
+        }.items():
+            pairs = zip(jax.tree.leaves(result[0]), jax.tree.leaves(alone), strict=True)
+            gaps = [np.max(np.abs(np.asarray(a) - np.asarray(b)) / (1e-2 + np.abs(b))) for a, b in pairs]
+            leaves = jax.tree.leaves(result[0][0])
+            found[f"{member}, {way}"] = {
+                "gap": float(max(gaps)),
+                "reductions": result[1],
+                "split": [leaf.sharding.is_equivalent_to(apart, leaf.ndim) for leaf in leaves],
+                "skipped": int(emo_optax.get_pilot(result[0][1]).skipped),
+            }
     print(json.dumps(found))
 
 
@@ -97,15 +105,18 @@ def found() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("way", ["shard_map", "NamedSharding"])
-def test_split_parameters_step_as_whole_ones(found: dict[str, Any], way: str) -> None:
-    assert found["skipped"] == 1
-    assert found[way]["gap"] < 1e-5
-    assert found[way]["split"] == [True, True]
+@pytest.mark.parametrize("member", REDUCTIONS)
+def test_split_parameters_step_as_whole_ones(found: dict[str, Any], member: str, way: str) -> None:
+    result = found[f"{member}, {way}"]
+    assert result["skipped"] == 1
+    assert result["gap"] < 1e-5
+    assert result["split"] == [True, True]
 
 
 @pytest.mark.parametrize("way", ["shard_map", "NamedSharding"])
-def test_a_step_takes_one_reduction(found: dict[str, Any], way: str) -> None:
-    assert found[way]["reductions"] == 1
+@pytest.mark.parametrize("member", REDUCTIONS)
+def test_a_step_takes_few_reductions(found: dict[str, Any], member: str, way: str) -> None:
+    assert found[f"{member}, {way}"]["reductions"] == REDUCTIONS[member]
 
 
 if __name__ == "__main__":

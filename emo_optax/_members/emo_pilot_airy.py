@@ -32,6 +32,7 @@ def emo_pilot_airy(
     moment_dtype: Any | None = None,
     rounding: Rounding = "nearest",
     axis_name: AxisName = None,
+    shard_axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps in Adafactor's direction with a momentum, as long as EmoPilot's scalars say.
 
@@ -68,7 +69,10 @@ def emo_pilot_airy(
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
-            Parameters that are split over devices go under `jax.jit`, where a mean is one of the whole.
+        shard_axis_name: the mapped axes over which all parameters are split along their first axis, for
+            norms, products and means over the whole under `jax.shard_map`. The averages over rows are
+            split as their parameters are, the averages over columns are whole. `None` where every replica
+            has whole parameters, and under jit, which admits any split.
 
     Returns:
         A transformation whose `update(grads, state, params, value=loss)` takes the loss at `params`,
@@ -97,4 +101,4 @@ def emo_pilot_airy(
     Source: ours; the direction is Adafactor's (Shazeer and Stern, 2018).
     """
     options = options_of(locals())
-    return piloted(turn_by_factors("emo_pilot_airy", b1, b2, eps, moment_dtype), **options)
+    return piloted(turn_by_factors("emo_pilot_airy", b1, b2, eps, moment_dtype, shard_axis_name), **options)

@@ -15,6 +15,7 @@ from emo_optax._checks.validation import (
     hyperparameter,
     is_number,
 )
+from emo_optax._pieces.replicas import AxisName
 from emo_optax._pieces.shadow_effect import row_and_column_means
 from emo_optax._pieces.sums import mean_square_by_rows
 from emo_optax._rules.factors import init_factors
@@ -110,7 +111,9 @@ def turn_by_adam(owner: str, b1: Any, b2: Any, eps: Any, moment_dtype: Any) -> D
     return Direction(init, move, turn, (False, True), moment_dtype is not None)
 
 
-def turn_by_factors(owner: str, b1: Any, b2: Any, eps: Any, moment_dtype: Any) -> Direction:
+def turn_by_factors(
+    owner: str, b1: Any, b2: Any, eps: Any, moment_dtype: Any, shard_axis_name: AxisName = None
+) -> Direction:
     r"""Returns the momentum of Adafactor's direction.
 
     .. math::
@@ -130,8 +133,13 @@ def turn_by_factors(owner: str, b1: Any, b2: Any, eps: Any, moment_dtype: Any) -
         eps: the number added to the root, >= 0.
         moment_dtype: the floating-point dtype of the moments; `None` for the parameters' dtype, float32 at
             least.
+        shard_axis_name: the mapped axes over which the parameters are split along their first axis.
     """
     moment_dtype = _checked(owner, b1, b2, eps, moment_dtype)
+
+    def whole(mean: jax.Array) -> jax.Array:
+        found: jax.Array = mean if shard_axis_name is None else jax.lax.pmean(mean, shard_axis_name)
+        return found
 
     def init(params: optax.Params) -> PilotFactorsState:
         def without_vectors(row: jax.Array) -> jax.Array:
@@ -152,22 +160,23 @@ def turn_by_factors(owner: str, b1: Any, b2: Any, eps: Any, moment_dtype: Any) -
             gated = g * gate
             column = average(gated * gated, column, b2)
             u = gated / (jnp.sqrt(column / corrected) + least)
-            size = jnp.mean(u * u)
+            size = whole(jnp.mean(u * u))
         else:
             # The means of the gradient as it is given: XLA on a CPU would store the gated gradient first.
             rows, columns = row_and_column_means(g, 0.0)
+            columns = whole(columns)
             # Twice by the gate, whose square can be below all numbers.
             row = average(gate * (gate * rows.reshape(row.shape)) + LEAST_SQUARE, row, b2)
             column = average(gate * (gate * columns.reshape(column.shape)) + LEAST_SQUARE, column, b2)
             # Divided first: the product of two small factors would be 0.
-            by_row, by_column = jnp.sqrt(row / jnp.mean(row) / corrected), jnp.sqrt(column)
+            by_row, by_column = jnp.sqrt(row / whole(jnp.mean(row)) / corrected), jnp.sqrt(column)
 
             def update(g: jax.Array, by_row: jax.Array, by_column: jax.Array) -> jax.Array:
                 updated: jax.Array = g * gate / (by_row * by_column + least)
                 return updated
 
             u = update(g, by_row, by_column)
-            size = mean_square_by_rows(update, g, by_row, by_column)
+            size = whole(mean_square_by_rows(update, g, by_row, by_column))
         u = u / jnp.maximum(jnp.sqrt(size), 1.0)
         return m + (1.0 - hyperparameter(b1, dtype)) * (u - m), row, column
 

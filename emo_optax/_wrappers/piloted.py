@@ -138,7 +138,9 @@ def piloted(
         # From the moments after the step: XLA on a CPU would copy the ones before the step, which the new
         # ones overwrite. Moments in another dtype are rounded only where they are stored.
         if not rule.is_rounded:
-            news = kept = jax.lax.optimization_barrier(kept)
+            # Array by array: with parts of parameters, averages over columns are equal on all devices, and a
+            # barrier around them and other arrays would hide this from `jax.shard_map`.
+            news = kept = jax.tree.map(jax.lax.optimization_barrier, kept)
 
         def turn(g: jax.Array, *own: jax.Array) -> jax.Array:
             return rule.turn(pilot.step, *(moment.astype(g.dtype) for moment in own))
