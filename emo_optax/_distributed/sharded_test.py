@@ -57,8 +57,9 @@ def work() -> None:
     def mapped(optimizer: Any) -> Any:
         state = jax.eval_shape(optimizer.init, start)
         # The averages of EmoPilotAiry over columns are whole, and so is its single 0 of a vector.
-        is_split = lambda leaf: leaf.ndim and leaf.shape[0] > 1
-        specs = jax.tree.map(lambda leaf: P("x") if is_split(leaf) else P(), (start, state))
+        specs = jax.tree.map(
+            lambda leaf: P("x") if leaf.ndim and leaf.shape[0] > 1 else P(), (start, state)
+        )
         return jax.shard_map(
             step_of(optimizer),
             mesh=mesh,

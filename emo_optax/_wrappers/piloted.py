@@ -138,7 +138,7 @@ def piloted(
         # From the moments after the step: XLA on a CPU would copy the ones before the step, which the new
         # ones overwrite. Moments in another dtype are rounded only where they are stored.
         if not rule.is_rounded:
-            # Array by array: with parts of parameters, averages over columns are equal on all devices, and a
+            # Array by array: with parts of parameters, averages over columns are equal on all devices. A
             # barrier around them and other arrays would hide this from `jax.shard_map`.
             news = kept = jax.tree.map(jax.lax.optimization_barrier, kept)
 
