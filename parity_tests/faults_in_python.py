@@ -142,7 +142,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "emo_optax",
         "directions",
-        "row / jnp.mean(row) / corrected",
+        "row / whole(jnp.mean(row)) / corrected",
         "row / corrected",
         "factors",
         AIRY_PILOT,
