@@ -339,10 +339,12 @@ def write(store: Store, folder: Path) -> None:
         *_rates_section(
             ratios, "Learning rates: tasks that were held back later", ("held back later",), WITH_AIRY
         ),
-        *_rates_section(ratios, "Learning rates: all tasks that were held back", HELD_BACK, WITH_AIRY),
         *_seeds_section(store),
         *_rates_section(
             ratios, "Learning rates: all optimizers, tasks for tuning", LOSSES_OVER_RATES, ALL_ROWS
+        ),
+        *_rates_section(
+            ratios, "Learning rates: all optimizers, all tasks that were held back", HELD_BACK, ALL_ROWS
         ),
         *_long_section(store),
         *_troubles_section(store),
