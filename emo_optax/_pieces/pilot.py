@@ -294,7 +294,8 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
         >>> bool(jnp.sum(average**2) < jnp.sum(params**2))  # The weights swing around the minimum.
         True
     """
-    trees = [node.average for node in nodes_of(state, SteeredState) if jax.tree.leaves(node.average)]
+    # An average of no parameters is a tree, too; without averages it is `()`.
+    trees = [node.average for node in nodes_of(state, SteeredState) if not _is_missing(node.average)]
     trees += [node.average for node in nodes_of(state, AverageWeightsState)]
     if not trees:
         raise ValueError(
@@ -305,6 +306,10 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
     for tree in trees:
         params = _put_average(tree, params)
     return params
+
+
+def _is_missing(average: Any) -> bool:
+    return isinstance(average, tuple) and not average
 
 
 def _put_average(tree: Any, params: optax.Params) -> optax.Params:

@@ -117,7 +117,10 @@ def stored(moments: optax.Updates, before: optax.Updates, *, is_square: bool = F
     wide = (jnp.float32, jnp.float64)
     # Most moments are kept in the dtype that they are computed in. A moment in 8 bits has two leaves.
     if len(news) == len(olds) and all(
-        new.dtype in wide and not new.weak_type and hasattr(old, "dtype") and new.dtype == old.dtype
+        new.dtype in wide
+        and not getattr(new, "weak_type", False)
+        and hasattr(old, "dtype")
+        and new.dtype == old.dtype
         for new, old in zip(news, olds, strict=True)
     ):
         return moments

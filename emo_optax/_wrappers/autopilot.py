@@ -55,7 +55,8 @@ def autopilot(
 
     `gate`, `move_courage` and `step_ceiling` define N, k and C. The agreement is the cosine of the gradient
     and the last update of `inner`, and moves the courage of the next step; the state keeps the last update.
-    A step whose loss or gradient is not finite is skipped, and the state of `inner` stays as it was.
+    A step whose loss or gradient is not finite is skipped, and the state of `inner` stays as it was. A
+    parameter whose update by `inner` is not finite stays as it is in this step.
 
     Args:
         inner: the optimizer, learning rate included; weight decay in it is scaled with the step.
@@ -149,7 +150,7 @@ def autopilot(
         felt = jnp.where(is_finite, loss, old.emotion.previous)
         changes, rule = inner.update(gated, state.rule, params, value=felt, **extra_args)
         changes = jax.tree.map(lambda c, u: c.astype(u.dtype), changes, state.last)
-        pilot, scales = _scales(pilot, changes, means, shard_axis_name)
+        pilot, changes, scales = _scales(pilot, changes, means, shard_axis_name)
         scaled = jax.tree.map(
             lambda c, s: jnp.where(is_finite, c * s.astype(c.dtype), jnp.zeros_like(c)), changes, scales
         )
@@ -170,8 +171,10 @@ def autopilot(
 
 def _scales(
     pilot: PilotState, changes: optax.Updates, means: list[jax.Array], axis_name: AxisName
-) -> tuple[PilotState, Any]:
-    """Returns the factor for the update of each parameter: the courage, bounded by the ceiling.
+) -> tuple[PilotState, optax.Updates, Any]:
+    """Returns the updates, and the factor for each of them: the courage, bounded by the ceiling.
+
+    An update that is not finite, or too large to be measured, is none.
 
     Args:
         pilot: the scalars of this step.
@@ -180,11 +183,12 @@ def _scales(
         axis_name: the mapped axes over which the parameters are split.
     """
     if not means:
-        return pilot, changes
+        return pilot, changes, changes
     _, squares = whole_sums([], changes, pilot.norm.dtype, axis_name)
-    scales, lengths, bounds = [], [], []
+    scales, lengths, bounds, known = [], [], [], []
     for square, mean in zip(squares, means, strict=True):
-        size, ceiling = jnp.sqrt(square), USUAL_SIZE * step_ceiling(mean)
+        known.append(jnp.isfinite(square))
+        size, ceiling = jnp.sqrt(jnp.where(known[-1], square, 0.0)), USUAL_SIZE * step_ceiling(mean)
         is_bound = size > ceiling
         scales.append(
             pilot.courage.courage * jnp.where(is_bound, ceiling / jnp.where(is_bound, size, 1.0), 1.0)
@@ -193,4 +197,7 @@ def _scales(
         bounds.append(is_bound.astype(pilot.norm.dtype))
     bound = functools.reduce(jnp.add, bounds) / len(bounds)
     pilot = pilot._replace(longest=functools.reduce(jnp.maximum, lengths), bound=bound)
-    return pilot, jax.tree.unflatten(jax.tree.structure(changes), scales)
+    structure = jax.tree.structure(changes)
+    known, scales = (jax.tree.unflatten(structure, each) for each in (known, scales))
+    changes = jax.tree.map(lambda c, k: jnp.where(k, c, jnp.zeros_like(c)), changes, known)
+    return pilot, changes, scales

@@ -109,6 +109,8 @@ def piloted(
         leaves = zip(*map(jax.tree.leaves, (gradients, moments.mu)), strict=True)
         each = [jnp.stack(products(g, m)).astype(dtype) for g, m in leaves]
         rate = learning_rate_at(learning_rate, old)
+        has_rate = jnp.isfinite(rate)
+        rate = jnp.where(has_rate, rate, jnp.zeros_like(rate))
         total, means = whole_sums(each, weights, dtype, shard_axis_name)
         pilot, is_finite = steer(
             old,
@@ -119,6 +121,7 @@ def piloted(
             max_courage=max_courage,
             learning_rate=jnp.maximum(old.peak, rate),
         )
+        is_finite = is_finite & has_rate
         pilot = with_agreement(pilot, total)
 
         def move(g: jax.Array, *own: jax.Array) -> tuple[jax.Array, ...]:

@@ -1,9 +1,9 @@
-"""Hints for arguments that belong to another optimizer, and a warning about a very large learning rate."""
+"""Hints for arguments of another optimizer, and warnings about learning rates and narrow weights."""
 
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -166,6 +166,27 @@ def warn_of_large_rate(optimizer: Any, lr: Any) -> None:
         return
     _warned.add(name)
     message = f"A learning rate of {float(lr):g} is very large for {name}. {LARGE_RATE_ADVICE[name]}"
+    warnings.warn(message, EmoWarning, stacklevel=caller_level(("emo_torch", "torch", "contextlib")))
+
+
+def warn_of_narrow_weights(optimizer: Any, params: Iterable[Tensor]) -> None:
+    """Warns, once for each class, of weights below float32 where steps are read from the weights.
+
+    Args:
+        optimizer: the optimizer.
+        params: its parameters.
+    """
+    narrow = {param.dtype for param in params if param.is_floating_point() and param.itemsize < 4}
+    name = type(optimizer).__name__
+    if not narrow or name in _warned:
+        return
+    _warned.add(name)
+    message = (
+        f"{name} reads each step of the inner optimizer from the weights. With weights of "
+        f"{', '.join(map(str, narrow))} it loses steps that are shorter than the rounding of the weights, "
+        "and may hardly train. Keep the weights in float32 (torch.autocast computes in bfloat16), or use "
+        "EmoPilot, whose rounding='kahan' loses nothing."
+    )
     warnings.warn(message, EmoWarning, stacklevel=caller_level(("emo_torch", "torch", "contextlib")))
 
 

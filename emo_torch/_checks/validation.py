@@ -60,6 +60,16 @@ def check_scheduled_rate(lr: Any) -> None:
         raise ValueError(f"Invalid learning rate: {lr}; it must be finite")
 
 
+def check_peak(peak: Any) -> None:
+    """Raises an error unless the largest learning rate so far is a number >= 0 or a tensor; no sync."""
+    if isinstance(peak, Tensor) and peak.numel() == 1 and peak.is_floating_point():
+        return
+    if isinstance(peak, Tensor) or not 0.0 <= _known("peak_lr", peak) < math.inf:
+        raise ValueError(
+            f"Invalid peak_lr value: {peak!r}; the largest learning rate so far is a finite number >= 0"
+        )
+
+
 def check_decay_rates(betas: tuple[float, float]) -> None:
     """Raises an error unless the decay rates of the averages are two, in [0, 1)."""
     if not isinstance(betas, tuple | list):
@@ -192,6 +202,21 @@ def check_parameters(owner: str, params: Any) -> Any:
             "as `model.parameters()`, which can be read only once, was read before. Call it again"
         )
     return given
+
+
+def check_expanded(owner: str, params: Any) -> None:
+    """Raises a `ValueError` for a parameter of which several elements share one place in memory."""
+    # A generator can be read only once, so its parameters are not checked.
+    for param in params if isinstance(params, list | tuple) else [params]:
+        own = param[1] if isinstance(param, tuple) else param
+        is_known = isinstance(own, Tensor) and not torch.nn.parameter.is_lazy(own)
+        if not is_known or own.layout != torch.strided or own.numel() == 0:
+            continue
+        if any(size > 1 and step == 0 for size, step in zip(own.shape, own.stride(), strict=True)):
+            raise ValueError(
+                f"{owner} cannot step an expanded parameter, here of the shape {tuple(own.shape)}: its "
+                "elements share their memory. Pass a parameter made from tensor.clone()"
+            )
 
 
 def has_duplicates(params: Any) -> bool:

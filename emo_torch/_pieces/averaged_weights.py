@@ -36,6 +36,23 @@ def average_rate(step: Tensor, dtype: torch.dtype) -> Tensor:
     return (9.0 / (step.to(dtype) + 8.0)).clamp(max=1.0)
 
 
+def check_average(name: str, value: Any, param: Tensor) -> None:
+    """Raises a `ValueError` unless a saved value can be the average of a parameter, or its last change.
+
+    Args:
+        name: the name of the value in the state.
+        value: the saved value.
+        param: the parameter.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.is_meta:
+        kind = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"The state is damaged: {name!r} must be a tensor of floats, and is {kind}")
+    if value.shape != param.shape:
+        raise ValueError(
+            f"The state is damaged: {name!r} has another shape than its parameter, {tuple(param.shape)}"
+        )
+
+
 def swap_average(param: Tensor, state: dict[str, Tensor]) -> None:
     """Puts the average of a parameter into it, and the trained values into its state; no memory is kept.
 
@@ -65,8 +82,11 @@ def swap_back(param: Tensor, state: dict[str, Tensor]) -> None:
     """
     if "trained" in state:
         param.copy_(state.pop("trained"))
-    else:
-        swap_average(param, state)
+        return
+    # The trained values are in "average", also where the parameter got another dtype in eval mode.
+    average = param.clone()
+    param.copy_(state["average"])
+    state["average"].copy_(average)
 
 
 def set_mode(groups: Iterable[dict[str, Any]], states: Mapping[Any, Any], *, is_training: bool) -> None:
@@ -77,9 +97,11 @@ def set_mode(groups: Iterable[dict[str, Any]], states: Mapping[Any, Any], *, is_
         states: from a parameter to its state, with `"average"` where it is averaged.
         is_training: the mode to change to.
     """
-    for group in groups:
+    # Back in the opposite order: parameters may share their memory.
+    order = -1 if is_training else 1
+    for group in list(groups)[::order]:
         if group["train_mode"] is not is_training:
-            for param in group["params"]:
+            for param in group["params"][::order]:
                 state = states.get(param, {})
                 if "average" in state:
                     (swap_back if is_training else swap_average)(param, state)

@@ -139,7 +139,9 @@ def check_saved_memory(
             raise ValueError(f"The state lacks a part of the {title}: {', '.join(missing)}")
         for name in names if has_memory else ():
             value = saved[name]
-            is_one = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, int | float)
+            is_one = isinstance(value, int | float)
+            if isinstance(value, Tensor):
+                is_one = value.numel() == 1 and not value.is_meta
             if not is_one:
                 raise ValueError(f"The state is damaged: {name!r} must be one number, and is {value!r}")
             is_count = not held[name].is_floating_point()

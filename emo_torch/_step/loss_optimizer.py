@@ -16,6 +16,7 @@ from emo_torch._checks.hints import warn_of_large_rate, with_hints
 from emo_torch._checks.validation import (
     check_capture,
     check_duplicates,
+    check_expanded,
     check_fused,
     check_group_form,
     check_loss,
@@ -321,6 +322,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
             self.check_moments(options)
             self._check_shared_options(options, shared)
             check_duplicates(options["params"], foreach=options.get("foreach"))
+            check_expanded(type(self).__name__, options["params"])
             if options.get("fused"):
                 check_fused(
                     type(self).__name__,

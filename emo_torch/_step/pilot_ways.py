@@ -87,6 +87,7 @@ def scheduled(group: Group) -> tuple[float | Tensor, float | Tensor]:
     lr, peak = group["lr"], group["peak_lr"]
     if isinstance(lr, Tensor) or isinstance(peak, Tensor):
         lr = torch.as_tensor(lr).reshape(())
+        lr = torch.where(lr.isfinite(), lr, 0.0)  # A step with another one is skipped.
         peak = torch.maximum(lr, torch.as_tensor(peak, dtype=lr.dtype, device=lr.device))
         return torch.where(peak > 0.0, lr / torch.where(peak > 0.0, peak, 1.0), 0.0), peak
     peak = max(float(lr), float(peak))

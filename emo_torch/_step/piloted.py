@@ -17,9 +17,11 @@ from emo_torch._checks.validation import (
     check_moment_dtype,
     check_not_negative,
     check_order,
+    check_peak,
     check_ways,
 )
 from emo_torch._kernels.plan import GroupTensors
+from emo_torch._pieces.averaged_weights import check_average
 from emo_torch._pieces.ceiling import LEAST_CEILING, step_ceiling
 from emo_torch._pieces.emotion import is_on_cpu, wide_dtype
 from emo_torch._pieces.pilot import PilotState, steer, with_agreement
@@ -71,6 +73,7 @@ class PilotedOptimizer(SteeredOptimizer):
         check_choice("weight_decay_mode", options["weight_decay_mode"], MODES)
         for name in ("average", "train_mode"):
             check_flag(name, options[name])
+        check_peak(options["peak_lr"])
         check_ways(options)
         check_moment_dtype(options["moment_dtype"])
         check_rounding(options)
@@ -93,11 +96,8 @@ class PilotedOptimizer(SteeredOptimizer):
         super()._check_state_dict(loaded)
         for param, saved in self._saved_params(loaded):
             for name in ("average", "trained"):
-                if name in saved and getattr(saved[name], "shape", None) != param.shape:
-                    raise ValueError(
-                        f"The state is damaged: {name!r} has another shape than its parameter, "
-                        f"{tuple(param.shape)}"
-                    )
+                if name in saved:
+                    check_average(name, saved[name], param)
 
     # The step.
 
@@ -130,6 +130,9 @@ class PilotedOptimizer(SteeredOptimizer):
             learning_rate=largest([peak for _, peak in rates]),
         )
         self._keep_peaks(rates)
+        for group in self.param_groups:
+            if isinstance(group["lr"], Tensor):
+                is_finite = is_finite & group["lr"].isfinite().reshape(()).to(is_finite.device)
         lengths, bounds = [], []
         for (number, batch), squares in zip(batches, mean_squares, strict=True):
             share, peak = rates[number]
@@ -167,8 +170,10 @@ class PilotedOptimizer(SteeredOptimizer):
         before, (rule,) = 0, self.recipe.rules
         for number, group in enumerate(self.param_groups):
             params, grads, states = seen[number] or self._collect(group)
-            for state, param in zip(states, params, strict=True) if group["average"] else ():
-                if "average" not in state:
+            for state, param in zip(states, params, strict=True):
+                if not group["average"]:
+                    state.pop("average", None)  # An old average must not come back in eval mode.
+                elif "average" not in state:
                     state.update(self._missing_state(param, group, state))
             if params and rule.kernel is not None and use_fused(params, group):
                 found = GroupTensors(params, grads, states)

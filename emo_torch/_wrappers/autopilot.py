@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from emo_torch._checks.hints import warn_of_narrow_weights
 from emo_torch._checks.validation import (
     check_flag,
     check_group_form,
@@ -26,10 +27,11 @@ from emo_torch._pieces.pilot import PilotState, steer, with_agreement
 from emo_torch._pieces.replicas import LossGroup, Replicas
 from emo_torch._rules.recipe import Group, State
 from emo_torch._sharded import local_part, sum_of_parts
+from emo_torch._step.loss_memory import check_saved_memory
 from emo_torch._step.loss_optimizer import LossOptimizer
 from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._wrappers.inner_check import manner_of
-from emo_torch._wrappers.inner_state import check_moments_of, check_saver, unshare
+from emo_torch._wrappers.inner_state import check_moments_of, check_saver, divide_state, unshare
 
 USUAL_SIZE = 0.3
 """The usual root mean square of Adam's direction, for which `step_ceiling` was measured."""
@@ -49,7 +51,8 @@ class Autopilot(SteeredOptimizer):
     gradient and the last change by `inner`, and moves the courage of the next step; the last change is
     stored. A step whose loss or gradient is not finite is skipped, and the state of `inner` stays as it
     was: for this check a step waits once for the device. A step scales the gradients in place, as clipping
-    does.
+    does. A parameter whose change by `inner` is not finite stays as it is in this step. If `inner` raises
+    an error, weights and gradients are as they were; the state of `inner` is as the error left it.
 
     `param_groups` and `state` are the groups and the state of `inner`. Call the step of this optimizer, and
     no longer the step of `inner`.
@@ -131,6 +134,7 @@ class Autopilot(SteeredOptimizer):
         Optimizer.__setstate__(self, {"defaults": {**getattr(inner, "defaults", {}), **options}})
         for group in self.param_groups:
             group.update(options)
+        warn_of_narrow_weights(self, self._params())
         self._share_memory(self.first_memory(), self._device())
 
     @property
@@ -203,18 +207,25 @@ class Autopilot(SteeredOptimizer):
             learning_rate=0.0,  # No warm-up: the rule of `inner` may need a step of another size.
         )
         pilot = with_agreement(pilot, total)
-        if not bool(is_finite):
+        may_step, gate = torch.stack([is_finite.to(pilot.gate), pilot.gate]).tolist()
+        if not may_step:
             before.skipped.add_(1)
             return
-        for param in params:
+        befores = [param.clone() for param in params]
+        grads = [param.grad.clone() for param in params if param.grad is not None] if gate != 1.0 else []
+        for param in params if grads else ():
             own: Any = param.grad
             own.mul_(pilot.gate.to(device=param.device, dtype=own.dtype))
-        befores = [param.clone() for param in params]
         try:
             self._step_inner()
         except BaseException:
             for param, old in zip(params, befores, strict=True):
                 param.copy_(old)
+            for param, grad in zip(params, grads, strict=False):
+                if param.grad is None:
+                    param.grad = grad
+                else:
+                    param.grad.copy_(grad)
             raise
         lengths, bounds = [], []
         for param, old, state in zip(params, befores, states, strict=True):
@@ -231,7 +242,9 @@ class Autopilot(SteeredOptimizer):
         state, dtype = self._beside.setdefault(param, {}), wide_dtype(param)
         if "last" not in state:
             state["last"] = torch.zeros_like(param, dtype=dtype)
-        if average and "average" not in state:
+        if not average:
+            state.pop("average", None)  # An old average must not come back in eval mode.
+        elif "average" not in state:
             state["average"] = param.detach().to(dtype, copy=True)
         return state
 
@@ -243,7 +256,10 @@ class Autopilot(SteeredOptimizer):
         local = [local_part(each) for each in (change, wide)]
         sums = torch.stack([(each * each).sum() for each in local])
         size, mean = sum_of_parts(sums, param) / max(param.numel(), 1)
-        size, ceiling = size.sqrt(), USUAL_SIZE * step_ceiling(mean)
+        # A change that is not finite, or too large to be measured, is none.
+        is_known = size.isfinite()
+        local[0].masked_fill_(~is_known, 0.0)
+        size, ceiling = torch.where(is_known, size.sqrt(), 0.0), USUAL_SIZE * step_ceiling(mean)
         is_bound = size > ceiling
         share = torch.where(is_bound, ceiling / torch.where(is_bound, size, 1.0), 1.0)
         scale = pilot.courage.to(share) * share
@@ -292,6 +308,7 @@ class Autopilot(SteeredOptimizer):
         own = {key: value for key, value in param_group.items() if key not in self.shared_options}
         self.inner.add_param_group(own)
         self.param_groups[-1].update(shared)
+        warn_of_narrow_weights(self, self.param_groups[-1]["params"])
         self._share_memory(self._memory.tensors, self._memory.first.device)
 
     def state_dict(self) -> dict[str, Any]:
@@ -311,14 +328,14 @@ class Autopilot(SteeredOptimizer):
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state; a state of the inner optimizer alone leaves the scalars as they are.
+        """Loads a state; a state of the inner optimizer alone leaves scalars and averages as they are.
 
         Args:
             state_dict: the result of `state_dict()`; it is not changed.
 
         Raises:
-            ValueError: before anything is changed, if the state lacks a part of the scalars, or averages
-                have other shapes; and any error of the inner optimizer.
+            ValueError: before anything is changed, if a part of the scalars is missing or damaged, or
+                averages are damaged or have other shapes; and any error of the inner optimizer.
         """
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, state_dict)
@@ -326,33 +343,24 @@ class Autopilot(SteeredOptimizer):
         check_state_form(type(self).__name__, state_dict)
         check_saver(self.inner, state_dict)
         names = (*self._options, *self.memory_names())
+        is_whole = False
         for saved in state_dict["param_groups"]:
             missing = [name for name in names if name not in saved]
             if 0 < len(missing) < len(names):
                 raise ValueError(f"The state lacks a part of the pilot: {', '.join(missing)}")
-            if not missing:
+            is_whole = not missing
+            if is_whole:
                 self.check_options(saved)
-        beside: dict[Tensor, State] = {}
-        theirs = {**state_dict, "state": dict(state_dict["state"])}
-        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
-            for param, key in zip(group["params"], saved["params"], strict=False):
-                state = state_dict["state"].get(key, {})
-                own = {name: value for name, value in state.items() if str(name).startswith(_PREFIX)}
-                rest = {name: value for name, value in state.items() if name not in own}
-                theirs["state"][key] = rest
-                if not rest:
-                    theirs["state"].pop(key, None)
-                for name, value in own.items():
-                    if value.shape != param.shape:
-                        raise ValueError(
-                            f"The state is damaged: {name!r} has another shape than its parameter"
-                        )
-                    kept = value.detach().to(device=param.device, copy=True)
-                    beside.setdefault(param, {})[name.removeprefix(_PREFIX)] = kept
+                owner = type(self).__name__
+                check_saved_memory(
+                    owner, [saved], self.param_groups[0], self.memory_names(), self.memory_title
+                )
+        theirs, beside = divide_state(state_dict, self.param_groups, _PREFIX)
         here = [{name: group[name] for name in names} for group in self.param_groups]
         self.inner.load_state_dict(theirs)
         unshare(self.state, theirs)
-        self._beside = beside
+        if is_whole or beside:
+            self._beside = beside
         for group, old in zip(self.param_groups, here, strict=True):
             for name, value in old.items():
                 group.setdefault(name, value)

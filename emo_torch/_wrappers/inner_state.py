@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from emo_torch._pieces.averaged_weights import check_average
+from emo_torch._rules.recipe import Group, State
 from emo_torch._step.loss_memory import MEMBER, check_member
 from emo_torch._step.state_keeper import StateKeeper, tensors_in, without_shared
 
@@ -120,3 +122,35 @@ def unshare(states: Any, saved: Any) -> None:
     given = tensors_in(saved.get("state", {}))
     for key, state in states.items():
         states[key] = without_shared(state, given)
+
+
+def divide_state(
+    saved: Mapping[str, Any], groups: list[Group], prefix: str
+) -> tuple[dict[str, Any], dict[Tensor, State]]:
+    """Divides the state of an optimizer with another one inside of it.
+
+    Args:
+        saved: the state; it is not changed.
+        groups: the parameter groups of the optimizer that loads the state.
+        prefix: the text before the names of the outer optimizer's tensors.
+
+    Returns:
+        The state of the inner optimizer, and for each parameter copies of the outer optimizer's tensors.
+
+    Raises:
+        ValueError: for a damaged tensor of the outer optimizer.
+    """
+    theirs: dict[str, Any] = {**saved, "state": dict(saved["state"])}
+    ours: dict[Tensor, State] = {}
+    for group, kept in zip(groups, saved["param_groups"], strict=False):
+        for param, key in zip(group["params"], kept["params"], strict=False):
+            state = saved["state"].get(key, {})
+            own = {name: value for name, value in state.items() if str(name).startswith(prefix)}
+            theirs["state"][key] = {name: value for name, value in state.items() if name not in own}
+            if not theirs["state"][key]:
+                theirs["state"].pop(key, None)
+            for name, value in own.items():
+                check_average(name, value, param)
+                copied = value.detach().to(device=param.device, copy=True)
+                ours.setdefault(param, {})[name.removeprefix(prefix)] = copied
+    return theirs, ours
