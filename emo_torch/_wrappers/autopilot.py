@@ -54,6 +54,9 @@ class Autopilot(SteeredOptimizer):
     does. A parameter whose change by `inner` is not finite stays as it is in this step. If `inner` raises
     an error, weights and gradients are as they were; the state of `inner` is as the error left it.
 
+    Weights should be float32. Steps are read from the weights, so that weights of bfloat16 or float16 lose
+    steps that are shorter than their rounding; a warning says this.
+
     `param_groups` and `state` are the groups and the state of `inner`. Call the step of this optimizer, and
     no longer the step of `inner`.
 
