@@ -124,6 +124,26 @@ def _rates_section(
     return lines
 
 
+def _summary_section(ratios: Losses) -> Rows:
+    names, some = shared(ratios, (*LOSSES_OVER_RATES, *HELD_BACK), ALL_ROWS)
+    from_rate, to_rate = RATES.index(1e-4), RATES.index(1e-1)
+    rows = []
+    for row in some:
+        mean = mean_over_tasks(ratios, row, names)
+        if mean is not None:
+            default = mean[RATES.index(DEFAULTS[row])]
+            worst = mean[from_rate : to_rate + 1].max()
+            rows.append([row, *map(number, (default, mean.min(), worst))])
+    head = ["optimizer", "default rate", "best rate for all tasks", "worst rate from 1e-4 to 1e-1"]
+    return [
+        "## All optimizers on all tasks",
+        "",
+        f"Geometric mean over {len(names)} tasks: those for tuning, and those that were held back.",
+        "",
+        *table(head, rows),
+    ]
+
+
 def _single(store: Store, study: str) -> list[tuple[Cell, dict[str, Any]]]:
     return [
         (cell, store.get(cell.key))
@@ -332,6 +352,7 @@ def write(store: Store, folder: Path) -> None:
         "learning rates, 3 seeds. Less is better. EmoPilot, AdamW + average and schedule-free AdamW are",
         "evaluated with their averaged weights.",
         "",
+        *_summary_section(ratios),
         *_rates_section(
             ratios, "Learning rates: EmoPilot and AdamW, tasks for tuning", LOSSES_OVER_RATES, OURS
         ),
