@@ -49,7 +49,7 @@ def emo_pilot(
     `feel_relative`), k the courage (see `move_courage`), a the agreement, which moves the courage of the
     next step, RMS the root of the mean square of one parameter. Train on p; evaluate, save and export A,
     which `eval_params` finds in the state. A step whose loss or gradient is not finite is skipped: nothing
-    moves, and no state changes.
+    moves, and no state changes. So is a step whose learning rate from a schedule is not finite.
 
     The learning rate is a start, not a tuned value: a warm-up brings a smaller one to the usual step
     within about 20 steps (see `move_courage`), unless `max_courage` forbids it. A schedule multiplies the

@@ -31,7 +31,7 @@ class EmoPilot(PilotedOptimizer):
     `feel_relative`), k the courage (see `move_courage`), a the agreement, which moves the courage of the
     next step, RMS the root of the mean square of one parameter. Train on p; `eval()` puts A into the
     parameters, `train()` takes A out again. A step whose loss or gradient is not finite is skipped: nothing
-    moves, and no state changes.
+    moves, and no state changes. So is a step whose learning rate in a tensor is not finite.
 
     The learning rate is a start, not a tuned value: a warm-up brings a smaller one to the usual step
     within about 20 steps (see `move_courage`), unless `max_courage` forbids it. A schedule multiplies the
