@@ -345,19 +345,17 @@ class Autopilot(SteeredOptimizer):
             state_dict = state_dict if changed is None else changed
         check_state_form(type(self).__name__, state_dict)
         check_saver(self.inner, state_dict)
-        names = (*self._options, *self.memory_names())
-        is_whole = False
-        for saved in state_dict["param_groups"]:
+        scalars, saved_groups = self.memory_names(), state_dict["param_groups"]
+        names, is_whole = (*self._options, *scalars), False
+        for saved in saved_groups:
             missing = [name for name in names if name not in saved]
             if 0 < len(missing) < len(names):
                 raise ValueError(f"The state lacks a part of the pilot: {', '.join(missing)}")
-            is_whole = not missing
-            if is_whole:
+            if not missing:
+                is_whole = True
                 self.check_options(saved)
-                owner = type(self).__name__
-                check_saved_memory(
-                    owner, [saved], self.param_groups[0], self.memory_names(), self.memory_title
-                )
+        owner = type(self).__name__
+        check_saved_memory(owner, saved_groups, self.param_groups[0], scalars, self.memory_title)
         theirs, beside = divide_state(state_dict, self.param_groups, _PREFIX)
         here = [{name: group[name] for name in names} for group in self.param_groups]
         self.inner.load_state_dict(theirs)
