@@ -23,7 +23,6 @@ CHECKS = (
     "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
     "-g",
-    "-O1",
 )
 RUNTIMES = ("libasan.so", "libubsan.so")
 

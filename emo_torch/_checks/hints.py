@@ -162,32 +162,33 @@ def warn_of_large_rate(optimizer: Any, lr: Any) -> None:
     if not is_readable or not float(lr) >= LARGE_RATE:
         return
     name = _made_as(type(optimizer))
-    if name not in LARGE_RATE_ADVICE or name in _warned:
-        return
-    _warned.add(name)
-    message = f"A learning rate of {float(lr):g} is very large for {name}. {LARGE_RATE_ADVICE[name]}"
-    warnings.warn(message, EmoWarning, stacklevel=caller_level(("emo_torch", "torch", "contextlib")))
+    if name in LARGE_RATE_ADVICE:
+        advice = LARGE_RATE_ADVICE[name]
+        _warn_once(name, f"A learning rate of {float(lr):g} is very large for {name}. {advice}")
 
 
-def warn_of_narrow_weights(optimizer: Any, params: Iterable[Tensor]) -> None:
+def warn_of_narrow_weights(optimizer: Any, narrow: Iterable[Tensor]) -> None:
     """Warns, once for each class, of weights below float32 where steps are read from the weights.
 
     Args:
         optimizer: the optimizer.
-        params: its parameters.
+        narrow: its parameters below float32.
     """
-    narrow = {param.dtype for param in params if param.is_floating_point() and param.itemsize < 4}
-    name = type(optimizer).__name__
-    if not narrow or name in _warned:
-        return
-    _warned.add(name)
-    message = (
-        f"{name} reads each step of the inner optimizer from the weights. With weights of "
-        f"{', '.join(map(str, narrow))} it loses steps that are shorter than the rounding of the weights, "
-        "and may hardly train. Keep the weights in float32 (torch.autocast computes in bfloat16), or use "
-        "EmoPilot, whose rounding='kahan' loses nothing."
-    )
-    warnings.warn(message, EmoWarning, stacklevel=caller_level(("emo_torch", "torch", "contextlib")))
+    dtypes, name = {param.dtype for param in narrow}, type(optimizer).__name__
+    if dtypes:
+        _warn_once(
+            name,
+            f"{name} reads each step of the inner optimizer from the weights. With weights of "
+            f"{', '.join(map(str, dtypes))} it loses steps that are shorter than the rounding of the "
+            "weights, and may hardly train. Keep the weights in float32 (torch.autocast computes in "
+            "bfloat16), or use EmoPilot, whose rounding='kahan' loses nothing.",
+        )
+
+
+def _warn_once(name: str, message: str) -> None:
+    if name not in _warned:
+        _warned.add(name)
+        warnings.warn(message, EmoWarning, stacklevel=caller_level(("emo_torch", "torch", "contextlib")))
 
 
 def _made_as(cls: type) -> str:

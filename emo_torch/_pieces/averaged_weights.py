@@ -65,9 +65,7 @@ def swap_average(param: Tensor, state: dict[str, Tensor]) -> None:
     """
     average = state["average"]
     if average.dtype == param.dtype:
-        trained = param.clone()
-        param.copy_(average)
-        average.copy_(trained)
+        _exchange(param, average)
     else:
         state["trained"] = param.clone()
         param.copy_(average)
@@ -82,11 +80,15 @@ def swap_back(param: Tensor, state: dict[str, Tensor]) -> None:
     """
     if "trained" in state:
         param.copy_(state.pop("trained"))
-        return
-    # The trained values are in "average", also where the parameter got another dtype in eval mode.
-    average = param.clone()
-    param.copy_(state["average"])
-    state["average"].copy_(average)
+    else:
+        # The trained values are in "average", also where the parameter got another dtype in eval mode.
+        _exchange(param, state["average"])
+
+
+def _exchange(param: Tensor, other: Tensor) -> None:
+    kept = param.clone()
+    param.copy_(other)
+    other.copy_(kept)
 
 
 def set_mode(groups: Iterable[dict[str, Any]], states: Mapping[Any, Any], *, is_training: bool) -> None:

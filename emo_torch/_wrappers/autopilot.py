@@ -25,6 +25,7 @@ from emo_torch._pieces.ceiling import step_ceiling
 from emo_torch._pieces.emotion import wide_dtype
 from emo_torch._pieces.pilot import PilotState, steer, with_agreement
 from emo_torch._pieces.replicas import LossGroup, Replicas
+from emo_torch._pieces.rounding import is_narrow
 from emo_torch._rules.recipe import Group, State
 from emo_torch._sharded import local_part, sum_of_parts
 from emo_torch._step.loss_memory import check_saved_memory
@@ -137,7 +138,7 @@ class Autopilot(SteeredOptimizer):
         Optimizer.__setstate__(self, {"defaults": {**getattr(inner, "defaults", {}), **options}})
         for group in self.param_groups:
             group.update(options)
-        warn_of_narrow_weights(self, self._params())
+        warn_of_narrow_weights(self, filter(is_narrow, self._params()))
         self._share_memory(self.first_memory(), self._device())
 
     @property
@@ -311,7 +312,7 @@ class Autopilot(SteeredOptimizer):
         own = {key: value for key, value in param_group.items() if key not in self.shared_options}
         self.inner.add_param_group(own)
         self.param_groups[-1].update(shared)
-        warn_of_narrow_weights(self, self.param_groups[-1]["params"])
+        warn_of_narrow_weights(self, filter(is_narrow, self.param_groups[-1]["params"]))
         self._share_memory(self._memory.tensors, self._memory.first.device)
 
     def state_dict(self) -> dict[str, Any]:
