@@ -5,6 +5,7 @@ It imports neither framework: each package is tested where the other's is hidden
 
 import gc
 import re
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.getoption("--fast") and collection_path.is_file():
         return True if SLOW.search(collection_path.relative_to(ROOT).as_posix()) else None
     return None
+
+
+@pytest.fixture(autouse=True)
+def as_a_new_process() -> None:
+    """Forgets which warnings were given: a process warns once, and no test may depend on another."""
+    for package in ("emo_optax", "emo_torch"):
+        if hints := sys.modules.get(f"{package}._checks.hints"):
+            hints._warned.clear()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -32,9 +32,8 @@ def weight() -> torch.nn.Parameter:
 
 
 @pytest.fixture(autouse=True)
-def as_a_new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process warns once: each test starts like a new one, and takes no warning away from others."""
-    monkeypatch.setattr(_hints, "_warned", set())
+def every_warning_is_an_error() -> Iterator[None]:
+    """Large learning rates warn here too."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # A warning of torch.compile under one release of Python, as in pyproject.toml.

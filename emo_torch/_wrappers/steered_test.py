@@ -10,7 +10,6 @@ import torch
 from torch.nn import Parameter
 
 import emo_torch
-from emo_torch._checks import hints
 
 
 def steered(params: list[Parameter]) -> emo_torch.Autopilot:
@@ -188,6 +187,7 @@ def test_a_state_of_the_inner_optimizer_alone_leaves_the_averages() -> None:
     assert torch.equal(param, trained)
 
 
+@pytest.mark.filterwarnings("ignore:Autopilot reads each step")  # Of weights of float16.
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 1e2), (torch.float32, 1e17)])
 def test_a_change_that_is_not_finite_is_no_change(dtype: torch.dtype, size: float) -> None:
     param, calm = (Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=dtype)) for _ in range(2))
@@ -231,8 +231,7 @@ def test_an_error_of_the_inner_step_leaves_weights_and_gradients() -> None:
     assert runs[0][1] == runs[1][1] == pytest.approx(0.025)
 
 
-def test_narrow_weights_are_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hints, "_warned", set())
+def test_narrow_weights_are_warned_of_once() -> None:
     narrow = Parameter(torch.ones(3, dtype=torch.bfloat16))
     with pytest.warns(emo_torch.EmoWarning, match=r"weights of torch\.bfloat16.*EmoPilot"):
         steered([narrow])
