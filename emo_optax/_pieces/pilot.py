@@ -315,11 +315,11 @@ def _is_missing(average: Any) -> bool:
 def _put_average(tree: Any, params: optax.Params) -> optax.Params:
     """Returns the parameters with the averaged leaves in their place."""
 
-    def is_masked(node: Any) -> bool:
-        return isinstance(node, optax.MaskedNode)
+    def is_hole(node: Any) -> bool:
+        return node is None or isinstance(node, optax.MaskedNode)
 
     def put(average: Any, param: Any) -> Any:
-        if is_masked(average):
+        if is_hole(average):
             return param
         if jnp.shape(average) != jnp.shape(param):
             raise ValueError(
@@ -328,10 +328,10 @@ def _put_average(tree: Any, params: optax.Params) -> optax.Params:
             )
         return jnp.asarray(average).astype(jnp.result_type(param))
 
-    averages = jax.tree.leaves(tree, is_leaf=is_masked)
-    leaves, structure = jax.tree.flatten(params)
+    averages = jax.tree.leaves(tree, is_leaf=is_hole)
+    leaves, structure = jax.tree.flatten(params, is_leaf=is_hole)
     # By leaves where that is possible: `nnx.Optimizer` keeps the average in variables of another class than
     # the parameters are. A mask may also stand for a whole branch.
     if len(averages) == len(leaves):
         return jax.tree.unflatten(structure, map(put, averages, leaves))
-    return jax.tree.map(put, tree, params, is_leaf=is_masked)
+    return jax.tree.map(put, tree, params, is_leaf=is_hole)

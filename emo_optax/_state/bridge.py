@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from emo_optax._checks.states import nodes_of
 from emo_optax._members.ref_adamw_mini_schedule_free import RefMomentsState
 from emo_optax._pieces.divergence import DivergenceState
 from emo_optax._pieces.drive import DriveState
@@ -84,8 +85,9 @@ def to_arrays(state: optax.OptState) -> Arrays:
         `shadow/...`, `average/...`, `compensation/...` for each parameter that has them.
 
     Raises:
-        ValueError: if the state is no state of a member of the family, and if two of its arrays have one
-            name: two parameters whose paths read the same, or the states of two members.
+        ValueError: if the state is no state of a member of the family; if two of its arrays have one name:
+            two parameters whose paths read the same, or the states of two members; and if `accumulate` or
+            `optax.MultiSteps` holds gradients of a step that is not complete.
 
     Example:
         >>> import jax.numpy as jnp
@@ -95,6 +97,12 @@ def to_arrays(state: optax.OptState) -> Arrays:
         >>> print(arrays["exp_avg/weight"], arrays["emotion/felt"])
         [0. 0.] 0
     """
+    for node in nodes_of(state, optax.MultiStepsState):
+        if int(node.mini_step):
+            raise ValueError(
+                f"The state holds the gradients of {int(node.mini_step)} micro-batches of a step that is "
+                "not complete, and the arrays cannot hold gradients: call this function between two steps"
+            )
     arrays: Arrays = {
         "version": np.asarray(ARRAYS_VERSION, np.int32),
         "rule": np.frombuffer(_rule(state).encode(), np.uint8),
@@ -153,7 +161,8 @@ def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptStat
 
     Returns:
         The new state. Schedules continue at the step of the arrays, also schedules in
-        `optax.inject_hyperparams`. A stateful schedule of your own stays as `state` has it.
+        `optax.inject_hyperparams`, and the schedules of `accumulate` and `optax.MultiSteps`. A stateful
+        schedule of your own stays as `state` has it.
 
     Raises:
         TypeError: for anything but a dictionary of arrays.
@@ -190,6 +199,7 @@ def go_on_at(state: optax.OptState, steps: int) -> optax.OptState:
     wrapped = type(optax.schedules.WrappedSchedule(lambda count: count).init())
     injected = (optax.InjectStatefulHyperparamsState, optax.InjectHyperparamsState)
     counting = (optax.ScaleByScheduleState, wrapped)
+    containing = (*injected, optax.MultiStepsState)
 
     def visit(node: Any) -> Any:
         if isinstance(node, counting):
@@ -198,12 +208,13 @@ def go_on_at(state: optax.OptState, steps: int) -> optax.OptState:
             return RoundStochasticallyState(jnp.array(steps, jnp.int32))
         if isinstance(node, AddWeightDecayState) and isinstance(node.steps, jax.Array):
             return node._replace(steps=jnp.array(steps, jnp.int32))
-        if isinstance(node, injected):
+        if isinstance(node, containing):
             fields = {name: go_on_at(field, steps) for name, field in node._asdict().items()}
-            return node._replace(**{**fields, "count": jnp.array(steps, jnp.int32)})
+            counter = "count" if isinstance(node, injected) else "gradient_step"
+            return node._replace(**{**fields, counter: jnp.array(steps, jnp.int32)})
         return node
 
-    kinds = (*counting, RoundStochasticallyState, AddWeightDecayState, *injected)
+    kinds = (*counting, RoundStochasticallyState, AddWeightDecayState, *containing)
     return jax.tree.map(visit, state, is_leaf=lambda node: isinstance(node, kinds))
 
 

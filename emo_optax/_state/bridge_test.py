@@ -92,6 +92,8 @@ def _runs() -> dict[str, Any]:
         "injected outside": optax.inject_hyperparams(
             lambda scale: optax.chain(clipped, optax.scale(scale))
         )(schedule),
+        "accumulated": emo_optax.accumulate(emo_optax.emo_sens(schedule), lambda step: step // 4 + 1),
+        "accumulated by optax": optax.MultiSteps(emo_optax.emo_sens(), lambda step: step // 4 + 1),
     }
 
 
@@ -107,6 +109,18 @@ def test_schedules_go_on(name: str) -> None:
         ours, stayed = optimizer.update(grads, stayed, PARAMS, value=loss)
         theirs, moved = optimizer.update(grads, moved, PARAMS, value=loss)
         jax.tree.map(np.testing.assert_array_equal, (theirs, moved), (ours, stayed))
+
+
+@pytest.mark.parametrize("make", [emo_optax.accumulate, optax.MultiSteps])
+def test_a_step_that_is_not_complete_is_refused(make: Any) -> None:
+    optimizer = make(emo_optax.emo_sens(), 3)
+    state = optimizer.init(PARAMS)
+    for step in range(3):
+        _, state = optimizer.update(PARAMS, state, PARAMS, value=1.0)
+        if step < 2:
+            with pytest.raises(ValueError, match=rf"gradients of {step + 1} micro-batches"):
+                emo_optax.to_arrays(state)
+    assert emo_optax.to_arrays(state)["emotion/felt"] == 1
 
 
 @pytest.mark.parametrize("name", ["emo_airy", "emo_clan", "emo_fact", "emo_zeal"])

@@ -169,12 +169,15 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def _states_in(tree: Any) -> list[str]:
-    """Returns the names of the classes of this package's states in a tree, in the tree's order."""
+    """Returns the names of the classes of named tuples in a tree, in the tree's order.
+
+    The states of optimizers are named tuples. `optax.EmptyState` and others without fields hold nothing.
+    """
     found: list[str] = []
 
     def look(node: Any) -> bool:
         kind = type(node)
-        if hasattr(kind, "_fields") and kind.__module__.startswith("emo_optax."):
+        if issubclass(kind, tuple) and getattr(kind, "_fields", None):
             found.append(kind.__name__)
         return False
 
@@ -279,7 +282,15 @@ def _from_array(array: np.ndarray[Any, Any], leaf: Any) -> Any:
         return own
     is_placed = leaf.sharding is not None and getattr(leaf, "committed", True)
     # In new buffers, so that they can be donated to a step.
+    if getattr(leaf, "weak_type", False):
+        own = _weak(own)
     return jax.device_put(own, leaf.sharding if is_placed else None, may_alias=False)
+
+
+def _weak(array: np.ndarray[Any, Any]) -> Any:
+    """Returns an array of the weak type of Python's numbers, which does not widen other arrays."""
+    blank = jnp.full(array.shape, array.dtype.type(0).item())
+    return blank.at[...].set(array) if blank.dtype == array.dtype else array
 
 
 def _parts(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[Part]:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -118,6 +119,19 @@ def test_a_state_of_another_class_is_refused(tmp_path: Path) -> None:
     metadata, parts = read_file(path)
     write_file(path, {name: metadata[name] for name in metadata if name != "states"}, parts.values())
     assert_same(emo_optax.load_checkpoint(path, {"state": lynx}), {"state": lynx})
+
+
+def test_a_state_of_another_class_of_optax_is_refused(tmp_path: Path) -> None:
+    params, path = make_params(), tmp_path / "run"
+    adam, belief = (emo_optax.emotional(make(1e-2)).init(params) for make in (optax.adam, optax.adabelief))
+    emo_optax.save_checkpoint(path, {"state": adam})
+    message = "has the state ScaleByAdamState of an optimizer where `like` has ScaleByBeliefState"
+    with pytest.raises(emo_optax.CheckpointError, match=message):
+        emo_optax.load_checkpoint(path, {"state": belief})
+    # A state without fields holds nothing.
+    held, plain = (optax.EmptyState(), adam), ((), adam)
+    emo_optax.save_checkpoint(path, held)
+    assert_same(emo_optax.load_checkpoint(path, plain), plain)
 
 
 def refused(path: Path, good: Any, bad: Any, error: type[Exception], message: str) -> None:

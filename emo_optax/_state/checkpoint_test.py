@@ -115,6 +115,7 @@ def test_every_kind_of_leaf_comes_back_to_the_last_bit(tmp_path: Path) -> None:
     tree["another key"] = jax.random.key(3, impl="rbg")
     tree["NumPy's"] = [np.asarray([1.0, -0.0]), np.float64(0.1), np.asarray(1 + 1j), bits.reshape(16, 16).T]
     tree["ml_dtypes"] = np.asarray([0.5, 2.0]).astype(ml_dtypes.float8_e4m3b11fnuz)
+    tree["weak"] = [jnp.asarray(0.5), jnp.full((2, 3), 2), jnp.full((0,), 1j)]
     tree["Python's"] = (True, 2**53 + 1, 0.1, float("inf"))
     tree["empty"] = [jnp.zeros((0, 3)), jnp.zeros([]), (), None, {}]
     emo_optax.save_checkpoint(tmp_path / "run", tree)
@@ -123,6 +124,8 @@ def test_every_kind_of_leaf_comes_back_to_the_last_bit(tmp_path: Path) -> None:
     assert_same(loaded, tree)
     assert loaded["Python's"] == tree["Python's"]
     assert [type(leaf) for leaf in loaded["Python's"]] == [bool, int, float, float]
+    assert all(leaf.weak_type for leaf in loaded["weak"])
+    assert not any(loaded[name].weak_type for name in names)
     assert jax.random.key_impl(loaded["another key"]) == jax.random.key_impl(tree["another key"])
     alone = jnp.ones(2)
     emo_optax.save_checkpoint(tmp_path / "run", alone)

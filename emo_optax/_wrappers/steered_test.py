@@ -36,6 +36,23 @@ def test_an_empty_tree_has_an_average(make: Callable[[], Any], params: Any) -> N
     assert emo_optax.eval_params(make().init(params), params) == params
 
 
+@pytest.mark.parametrize(
+    "make", [emo_optax.emo_pilot, lambda: emo_optax.average_weights(emo_optax.emo_sens())]
+)
+def test_a_parameter_that_is_hidden_from_the_optimizer_stays_as_it_is(make: Callable[[], Any]) -> None:
+    optimizer = emo_optax.loss_from_gradient(make())
+    params: Any = {"carrier": jnp.zeros(()), "frozen": None, "w": jnp.ones(3)}
+    _, state = optimizer.update({**params, "carrier": jnp.ones(())}, optimizer.init(params), params)
+    wanted = {**params, "w": params["w"] - 1e-3}
+    average = emo_optax.eval_params(state, wanted)
+    assert average.keys() == params.keys()
+    assert average["frozen"] is None
+    assert average["carrier"] == 0.0
+    assert average["w"].shape == (3,)
+    assert not jnp.array_equal(average["w"], wanted["w"])
+    assert emo_optax.eval_params(state, {**params, "carrier": None})["carrier"] is None
+
+
 def test_a_state_without_an_average_is_refused() -> None:
     state = emo_optax.emo_pilot(average=False).init(jnp.ones(2))
     with pytest.raises(ValueError, match="average=True"):

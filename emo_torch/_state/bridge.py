@@ -1,5 +1,6 @@
 """The bridge to `emo_optax`: an optimizer's state as plain named arrays, in files and back."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -35,8 +36,9 @@ def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor
 
     Raises:
         ValueError: for an `Emotional`, whose inner optimizer has another kind of state; in eval mode;
-            for a parameter without a name, for a name that two parameters have, and for shadows that were
-            not all made.
+            for a parameter without a name, for a name that two parameters have, for shadows that were not
+            all made, and for groups of EmoPilot whose largest learning rates so far have another ratio than
+            their learning rates.
 
     Example:
         >>> import torch
@@ -47,6 +49,11 @@ def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor
         >>> print(arrays["exp_avg/weight"], arrays["emotion/felt"])
         [[0. 0.]] 0
     """
+    _check_peaks(optimizer)
+    return _arrays_of(optimizer, list(named_params))
+
+
+def _arrays_of(optimizer: LossOptimizer, named: list[tuple[str, Tensor]]) -> Arrays:
     arrays: Arrays = {
         "version": np.asarray(ARRAYS_VERSION, np.int32),
         "rule": np.frombuffer(optimizer.rule.encode(), np.uint8),
@@ -67,7 +74,6 @@ def to_arrays(optimizer: LossOptimizer, named_params: Iterable[tuple[str, Tensor
     divisor = optimizer.param_groups[0].get("weight_decay_divisor")
     if divisor is not None:
         arrays["weight_decay_divisor"] = np.asarray(divisor, arrays["emotion/scalar"].dtype)
-    named = list(named_params)
     by_name = dict(named)
     for name, state in _named_states(optimizer, named).items():
         for key in (*optimizer.moment_names(by_name[name]), *_BESIDE):
@@ -114,7 +120,7 @@ def from_arrays(
         tensor([[1., 1.]])
     """
     named = list(named_params)
-    check_arrays(arrays, to_arrays(optimizer, named))
+    check_arrays(arrays, _arrays_of(optimizer, named))
     states = _named_states(optimizer, named)
     for name, tensor in optimizer.named_memory().items():
         if name in arrays:
@@ -123,7 +129,9 @@ def from_arrays(
         for group in optimizer.param_groups:
             group["weight_decay_divisor"] = float(arrays["weight_decay_divisor"])
     if "pilot/peak" in arrays:
-        _put_peak(optimizer, float(arrays["pilot/peak"]))
+        peaks = _peaks_of(optimizer, float(arrays["pilot/peak"]))
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["peak_lr"] = peak
     by_name = dict(named)
     for name, state in states.items():
         for key in (*optimizer.moment_names(by_name[name]), *_BESIDE):
@@ -137,11 +145,24 @@ def from_arrays(
         optimizer.state[by_name[name]].update(state)
 
 
-def _put_peak(optimizer: LossOptimizer, peak: float) -> None:
-    """Puts the largest learning rate so far into the first group, and in proportion into the others."""
+def _peaks_of(optimizer: LossOptimizer, first: float) -> list[float]:
+    """Returns the largest learning rate so far of each group, in proportion to the learning rates."""
     rates = [float(group["lr"]) for group in optimizer.param_groups]
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["peak_lr"] = peak if rate == rates[0] or rates[0] == 0.0 else peak * rate / rates[0]
+    return [first if rates[0] in (rate, 0.0) else first * rate / rates[0] for rate in rates]
+
+
+def _check_peaks(optimizer: LossOptimizer) -> None:
+    """Raises a `ValueError` for groups of which the arrays cannot hold the largest learning rate so far."""
+    peaks = [group["peak_lr"] for group in optimizer.param_groups if group.get("peak_lr") is not None]
+    if not peaks:
+        return
+    for index, (peak, kept) in enumerate(zip(peaks, _peaks_of(optimizer, peaks[0]), strict=True)):
+        if not math.isclose(peak, kept, rel_tol=1e-5):
+            raise ValueError(
+                f"Group {index} had a learning rate of up to {peak:g}. The arrays hold only the largest "
+                f"learning rate of the first group, {peaks[0]:g}; in proportion to the learning rates now, "
+                f"this group would have {kept:g}. Between optimizers of PyTorch use `state_dict()`"
+            )
 
 
 def _to_array(tensor: Tensor) -> np.ndarray[Any, Any]:

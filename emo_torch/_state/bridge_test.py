@@ -58,3 +58,37 @@ def test_floats_of_every_width_are_read(dtype: str) -> None:
     moved = emo_torch.to_arrays(optimizer, params.items())
     np.testing.assert_array_equal(moved["exp_avg/bias"], np.full(3, 0.5, np.float32), strict=True)
     assert moved["emotion/felt"] == 7
+
+
+def _pilot(*rates: float) -> tuple[emo_torch.EmoPilot, dict[str, torch.nn.Parameter]]:
+    params = {f"w{index}": torch.nn.Parameter(torch.ones(2)) for index in range(len(rates))}
+    groups = [{"params": [param], "lr": lr} for param, lr in zip(params.values(), rates, strict=True)]
+    optimizer = emo_torch.EmoPilot(groups)
+    for param in params.values():
+        param.grad = torch.ones(2)
+    optimizer.step(loss=1.0)
+    return optimizer, params
+
+
+@pytest.mark.parametrize(("rates", "now"), [((1e-2, 1e-3), (5e-3, 5e-4)), ((1e-2, 1e-2), (0.0, 0.0))])
+def test_the_largest_rates_of_groups_come_back_from_the_first(rates: Any, now: Any) -> None:
+    optimizer, params = _pilot(*rates)
+    for group, lr in zip(optimizer.param_groups, now, strict=True):
+        group["lr"] = lr
+    arrays = emo_torch.to_arrays(optimizer, params.items())
+    for group in optimizer.param_groups:
+        group["peak_lr"] = 0.0
+    emo_torch.from_arrays(arrays, optimizer, params.items())
+    assert [group["peak_lr"] for group in optimizer.param_groups] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("now", [(1e-2, 1e-3), (0.0, 0.0), (5e-3, 2e-3)])
+def test_the_largest_rates_of_groups_with_schedules_of_their_own_are_refused(now: Any) -> None:
+    optimizer, params = _pilot(1e-2, 2e-3)
+    for group, lr in zip(optimizer.param_groups, now, strict=True):
+        group["lr"] = lr
+    with pytest.raises(ValueError, match=r"Group 1 had a learning rate of up to 0\.002"):
+        emo_torch.to_arrays(optimizer, params.items())
+    # Arrays can be read into such an optimizer.
+    source, named = _pilot(1e-2, 1e-2)
+    emo_torch.from_arrays(emo_torch.to_arrays(source, named.items()), optimizer, params.items())

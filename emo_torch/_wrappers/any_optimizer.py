@@ -25,7 +25,7 @@ from emo_torch._pieces.replicas import LossGroup, Replicas
 from emo_torch._pieces.shadow_effect import Keep, keep_elements, keeps_all, step_scale
 from emo_torch._pieces.shadow_system import ShadowRatio
 from emo_torch._rules.recipe import Group
-from emo_torch._sharded import copy_all
+from emo_torch._sharded import copy_all, local_part
 from emo_torch._step.emo_optimizer import EmoOptimizer
 from emo_torch._step.loss_optimizer import LossOptimizer
 from emo_torch._step.ways import Feeling, use_foreach
@@ -282,7 +282,9 @@ class Emotional(AroundInner):
 
     def _make_missing_state(self) -> None:
         params = [param for param in self._params() if param.grad is not None]
-        if all(self.state.get(param) for param in params):
+        grads = [param.grad for param in params if param.grad is not None and not self.state.get(param)]
+        # Checkpoint libraries ask for state with gradients of zeros; other gradients would enter the state.
+        if not grads or any(local_part(grad).any() for grad in grads):
             return
         befores = [param.clone() for param in params]
         states = {param: copy.deepcopy(self.state[param]) for param in params if self.state.get(param)}

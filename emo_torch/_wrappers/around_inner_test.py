@@ -294,3 +294,14 @@ def test_a_wrapper_with_defaults_that_its_groups_lack_is_stepped() -> None:
     weight.grad = torch.ones(2)
     optimizer.step(loss=1.0)
     torch.testing.assert_close(weight.detach(), torch.full((2,), 0.9))
+
+
+@pytest.mark.parametrize("size", [0.0, 5.0])
+def test_without_a_loss_a_step_at_0_takes_no_gradient_into_the_inner_state(size: float) -> None:
+    param = Parameter(torch.ones(3))
+    optimizer = emo_torch.Emotional(torch.optim.AdamW([param], lr=0.0))
+    param.grad = torch.full((3,), size)
+    assert optimizer.step() is None
+    assert torch.equal(param, torch.ones(3))
+    # A checkpoint library asks for state with gradients of zeros.
+    assert ("exp_avg" in optimizer.state[param]) is (size == 0.0)
