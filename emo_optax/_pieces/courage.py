@@ -72,7 +72,7 @@ def move_courage(
         step: t, the number of this step, counted from 1, an integer array of shape `[]`. The first two
             steps have no agreement of the step before: `agreement` is 0.
         min_courage: the least courage, > 0.
-        max_courage: the largest courage, >= `min_courage`; with 1 no step is longer than the learning rate.
+        max_courage: the largest courage, >= `min_courage`; with 1 the learning rate never grows.
         learning_rate: eta, for the warm-up, >= 0; at 0 there is none.
 
     Returns:

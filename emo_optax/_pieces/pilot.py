@@ -117,13 +117,15 @@ def steer(
 
     Returns:
         The scalars after this step, and whether the step can be taken (bool of shape `[]`): only if the
-        loss and the norm of the gradient are finite. Otherwise the scalars must not be used.
+        loss, the difference of its averages and the norm of the gradient are finite. Otherwise the scalars
+        must not be used.
     """
     norm = root(square)
-    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     step = optax.safe_increment(state.step)
     factor, average = gate(norm, state.norm, step, limit)
     emotion = feel_relative(state.emotion, loss, step)
+    # Two finite losses can be further apart than the largest number.
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(emotion.short - emotion.long)
     bounds = (min_courage, max_courage, learning_rate)
     courage = move_courage(state.courage, state.courage.agreement, emotion.scalar, step, *bounds)
     new = state._replace(step=step, emotion=emotion, norm=average, gate=factor, courage=courage)

@@ -36,6 +36,24 @@ def test_an_empty_tree_has_an_average(make: Callable[[], Any], params: Any) -> N
     assert emo_optax.eval_params(make().init(params), params) == params
 
 
+@every
+def test_finite_losses_that_are_too_far_apart_are_skipped(make: Callable[[], Any]) -> None:
+    optimizer = make()
+    params: Any = {"w": jnp.ones(3)}
+
+    def step(carry: Any, loss: Any) -> tuple[Any, Any]:
+        params, state = carry
+        updates, state = optimizer.update(params, state, params, value=loss)
+        carry = optax.apply_updates(params, updates), state
+        return carry, jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(carry)]).all()
+
+    for quiet in (1, 2, 30):
+        losses = jnp.asarray([*(1.8e38,) * quiet, -1.8e38, 1.8e38, 1.0, 1.0, -3.4e38, 1.0, 1.0, 1.0])
+        (_, state), are_finite = jax.lax.scan(step, (params, optimizer.init(params)), losses)
+        assert bool(are_finite.all())
+        assert 1 <= int(emo_optax.get_pilot(state).skipped) <= 2
+
+
 @pytest.mark.parametrize(
     "make", [emo_optax.emo_pilot, lambda: emo_optax.average_weights(emo_optax.emo_sens())]
 )

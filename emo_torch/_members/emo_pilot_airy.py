@@ -39,8 +39,8 @@ class EmoPilotAiry(PilotedOptimizer):
         eps: added to the root, >= 0.
         weight_decay: wd, >= 0.
         min_courage: the least courage, >= 0.
-        max_courage: the largest courage, >= `min_courage`; with 1 (for fine-tuning) no step is longer than
-            the learning rate, and there is no warm-up.
+        max_courage: the largest courage, >= `min_courage`; with 1 (for fine-tuning) the learning rate in
+            use is never above `lr`, and there is no warm-up.
         gate_limit: how many times its running average the norm of a gradient may be, >= 0.
         average: whether to keep the averaged weights A; without them the state is half as large.
         weight_decay_mode: "decoupled" (p - eta_p wd p), "absolute" (p - wd p) or "l2" (g + wd p).

@@ -185,6 +185,19 @@ def test_the_noise_falls_again_after_an_early_loss_with_a_square_above_float32(s
     assert float(state.square) < 1.0
 
 
+@pytest.mark.parametrize("make", [emo_torch.EmoPilot, emo_torch.EmoPilotAiry])
+@pytest.mark.parametrize("foreach", [None, True])
+@pytest.mark.parametrize("quiet", [1, 2, 30])
+def test_finite_losses_that_are_too_far_apart_are_skipped(make: Any, foreach: Any, quiet: int) -> None:
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = make([param], foreach=foreach)
+    for loss in (*(1.8e38,) * quiet, -1.8e38, 1.8e38, 1.0, 1.0, -3.4e38, 1.0, 1.0, 1.0):
+        param.grad = param.detach().clone()
+        optimizer.step(loss=loss)
+        assert all(bool(each.isfinite().all()) for each in (param, *optimizer._pilot))
+    assert 1 <= int(optimizer.pilot.skipped) <= 2
+
+
 @pytest.mark.parametrize("place", ["loss", "gradient"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_step_that_is_not_finite_changes_nothing_but_its_count(place: str, bad: float) -> None:

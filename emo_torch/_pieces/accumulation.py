@@ -79,7 +79,11 @@ class CollectedLosses:
         """Raises an error for an invalid weight or reduction of a loss."""
         if isinstance(weight, bool | Tensor) or not isinstance(weight, Real):
             raise TypeError(f"Invalid weight: {weight!r}; the weight of a loss must be a number")
-        if not 0.0 < float(weight) < math.inf:
+        try:
+            size = float(weight)
+        except OverflowError:
+            size = math.inf
+        if not 0.0 < size < math.inf:
             raise ValueError(f"Invalid weight: {weight}; the weight of a loss must be above 0 and finite")
         if reduction not in REDUCTIONS:
             known = " or ".join(repr(name) for name in REDUCTIONS)

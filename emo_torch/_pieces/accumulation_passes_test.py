@@ -149,3 +149,16 @@ def test_nothing_is_kept_of_an_ordinary_loop() -> None:
     for _ in range(50):
         TakesApart(optimizer).backward([optimizer.watch(param.square().sum()) for _ in range(3)])
         assert len(optimizer._collected._passes) + len(optimizer._collected._taken_back) <= 6
+
+
+@pytest.mark.parametrize("make", MEMBERS)
+def test_a_watched_loss_that_is_changed_in_place_counts_as_it_was(make: Any) -> None:
+    param = weight()
+    optimizer = make([param])
+    for part in (1.0, 3.0):
+        loss = optimizer.watch(part * param.square().sum())
+        wanted = loss.item() * 2.0 / part
+        loss /= 2.0
+        loss.backward()
+    optimizer.step()
+    assert felt(optimizer) == pytest.approx(wanted)

@@ -318,6 +318,7 @@ def test_a_copy_starts_without_the_losses_of_the_original(make: Any, copied: Any
         ((1.0, -1.0), ValueError, "above 0"),
         ((1.0, float("nan")), ValueError, "above 0"),
         ((1.0, float("inf")), ValueError, "above 0"),
+        ((1.0, 10**400), ValueError, "above 0"),
         ((1.0, "1"), TypeError, "must be a number"),
         ((1.0, True), TypeError, "must be a number"),
         ((1.0, torch.tensor(1.0)), TypeError, "must be a number"),

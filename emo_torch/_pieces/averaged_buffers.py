@@ -95,10 +95,16 @@ class AveragedBuffers:
             state_dict: the state; it is not changed.
 
         Raises:
-            ValueError: before anything is changed, for averages of buffers that the model does not have.
+            ValueError: before anything is changed, for averages of buffers that the model does not have,
+                and for a state that lacks a part.
         """
         known = dict(self._buffers())
-        for name, state in state_dict["states"].items():
+        missing = [name for name in ("step", "is_training", "states") if name not in state_dict]
+        saved = state_dict.get("states", {})
+        missing += [f"the average of {name!r}" for name, state in saved.items() if "average" not in state]
+        if missing:
+            raise ValueError(f"The state lacks {', '.join(missing)}: load the result of `state_dict()`")
+        for name, state in saved.items():
             if name not in known or state["average"].shape != known[name].shape:
                 raise ValueError(
                     f"The model has no buffer {name!r} of this shape: load the state of this model"
@@ -106,5 +112,5 @@ class AveragedBuffers:
         self._step, self._is_training = state_dict["step"], state_dict["is_training"]
         self._states = {
             name: {key: value.clone().to(known[name].device) for key, value in state.items()}
-            for name, state in state_dict["states"].items()
+            for name, state in saved.items()
         }

@@ -130,13 +130,15 @@ def steer(
 
     Returns:
         The scalars after this step, and whether the step can be taken (bool of shape `[]`): only if the
-        loss and the norm of the gradient are finite. Otherwise the scalars must not be used.
+        loss, the difference of its averages and the norm of the gradient are finite. Otherwise the scalars
+        must not be used.
     """
     norm = square.sqrt()
-    is_finite = loss.isfinite() & norm.isfinite()
     step = state.step + 1
     factor, average = gate(norm, state.norm, step, limit)
     emotion = feel_relative(state.emotion, loss, step)
+    # Two finite losses can be further apart than the largest number.
+    is_finite = loss.isfinite() & norm.isfinite() & (emotion.short - emotion.long).isfinite()
     bounds = (min_courage, max_courage, learning_rate)
     courage = move_courage(state.courage_state, state.agreement, emotion.scalar, step, *bounds)
     moved = (step, state.skipped, *emotion, average, factor, *courage, state.longest, state.bound)

@@ -84,6 +84,8 @@ class PilotArrays(ArraysInPlace):
             step = self.fields.step.item() + 1
             factor, average = self._gate(norm, step, real(limit))
             emotion = self._feel(real(loss), step)
+            if not math.isfinite(emotion[1] - emotion[2]):
+                return None
             bounds = real(min_courage), real(max_courage), real(learning_rate)
             moved, courage = self._courage(emotion[-1], step, *bounds)
         return Steered(step, emotion, average, factor, moved, courage)

@@ -65,7 +65,8 @@ class LossCollector(Optimizer):
         value = self._checked_loss(loss)
         if torch.is_grad_enabled():
             check_has_graph(loss)
-            watched = collected.watch(value, weight, reduction)
+            # A copy: a trainer may divide or scale the loss in place before the backward pass.
+            watched = collected.watch(value.clone(), weight, reduction)
 
             def count(gradient: Tensor) -> None:
                 del gradient

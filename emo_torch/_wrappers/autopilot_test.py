@@ -234,6 +234,13 @@ def test_averaged_buffers() -> None:
     assert same_state(other.state_dict(), buffers.state_dict())
     with pytest.raises(ValueError, match=r"no buffer '1\.running"):
         emo_torch.AveragedBuffers(small_model()).load_state_dict(saved)
+    for part, message in (
+        ({"states": {}}, "lacks step, is_training"),
+        ({**saved, "states": {"x": {}}}, "'x'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            other.load_state_dict(part)
+    assert same_state(other.state_dict(), buffers.state_dict())
 
 
 @pytest.mark.parametrize("moment_dtype", ["8bit", torch.bfloat16])

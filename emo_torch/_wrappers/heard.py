@@ -32,7 +32,9 @@ def hear(
 def _value(
     optimizer: LossOptimizer, root: Tensor, weight: Tensor | None, scaler: Any
 ) -> tuple[Tensor, bool]:
-    before = getattr(root, "_emo_unscaled", None)
+    before, version = getattr(root, "_emo_unscaled", (None, None))
+    if before is not None and root._version != version:
+        before = None  # A trainer has changed the scaled loss in place.
     with torch.no_grad():
         value = root.detach() if before is None else before
         if weight is not None:

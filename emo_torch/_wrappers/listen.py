@@ -18,7 +18,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from emo_torch._checks.errors import LOSS_MISSING, LossMissingError
 from emo_torch._step.loss_optimizer import LossOptimizer
 from emo_torch._wrappers.heard import Values, hear, is_emptied, sums_of, unscaled
-from emo_torch._wrappers.reach import Gradients, Reach, identities, mark_of, roots_of
+from emo_torch._wrappers.reach import Gradients, Reach, identities, leaves_of, mark_of, roots_of
 from emo_torch._wrappers.wrappers import loss_optimizers, unwrap
 
 _lock = threading.RLock()
@@ -189,7 +189,7 @@ def _init(original: Any, self: LossOptimizer, *args: Any, **kwargs: Any) -> None
 def _scale(original: Any, self: Any, outputs: Any) -> Any:
     scaled = original(self, outputs)
     if isinstance(outputs, Tensor) and outputs.numel() == 1 and scaled is not outputs:
-        scaled._emo_unscaled = outputs.detach()
+        scaled._emo_unscaled = (outputs.detach().clone(), scaled._version)
     return scaled
 
 
@@ -289,7 +289,7 @@ def _among(optimizers: list[LossOptimizer], inputs: Any) -> list[LossOptimizer]:
     if inputs is None:
         return optimizers
     ids = identities(inputs)
-    return [optimizer for optimizer in optimizers if not _reach.leaves(optimizer).isdisjoint(ids)]
+    return [optimizer for optimizer in optimizers if not leaves_of(optimizer).isdisjoint(ids)]
 
 
 # Gradients that are not added to parameters by themselves.

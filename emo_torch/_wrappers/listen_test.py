@@ -122,14 +122,15 @@ def test_none_means_all_that_exist_and_all_that_are_made() -> None:
 
 
 @pytest.mark.parametrize("given", [False, True])
-@pytest.mark.parametrize("is_divided_behind", [False, True])
-def test_a_scaled_loss_is_heard_unscaled(given: bool, is_divided_behind: bool) -> None:
+@pytest.mark.parametrize("divided", ["before", "behind", "in place"])
+def test_a_scaled_loss_is_heard_unscaled(given: bool, divided: str) -> None:
     weight, optimizer = pair()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     with listen(optimizer, scaler=scaler if given else None):
         for _ in range(2):
-            scaled: Any = scaler.scale(weight.sum() / (1 if is_divided_behind else 2))
-            (scaled / 2 if is_divided_behind else scaled).backward()
+            scaled: Any = scaler.scale(weight.sum() / (2 if divided == "before" else 1))
+            scaled = scaled.div_(2) if divided == "in place" else scaled
+            (scaled / 2 if divided == "behind" else scaled).backward()
         scaler.step(optimizer)
         scaler.update()
     assert felt(optimizer) == 2.0

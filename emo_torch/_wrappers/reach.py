@@ -1,15 +1,17 @@
 """The optimizers that a backward pass reaches: found in the graph before it, in the gradients after it."""
 
+import gc
 import operator
+import sys
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from emo_torch._sharded import whole
+from emo_torch._sharded import is_sharded, local_part, whole
 from emo_torch._step.loss_optimizer import LossOptimizer
 
 MOST_PATHS = 8
@@ -23,6 +25,49 @@ Path = tuple[int, ...]
 """A path through a graph: the index of the next function to follow, from the root on."""
 
 
+_owned: weakref.WeakKeyDictionary[LossOptimizer, "_Owned"] = weakref.WeakKeyDictionary()
+
+
+class _Owned(NamedTuple):
+    """The parameters of an optimizer: their lists, their identities, and their records in FSDP."""
+
+    lists: list[tuple[int, int]]
+    identities: set[int]
+    records: list[Any]
+
+
+def _owned_by(optimizer: LossOptimizer) -> _Owned:
+    lists = [(id(group["params"]), len(group["params"])) for group in optimizer.param_groups]
+    known = _owned.get(optimizer)
+    if known is None or known.lists != lists:
+        params = _params(optimizer)
+        ids = set(map(id, params))
+        known = _owned[optimizer] = _Owned(lists, ids, _fsdp_records(params, ids))
+    return known
+
+
+def leaves_of(optimizer: LossOptimizer) -> set[int]:
+    """Returns the identities of the leaves of graphs that are the parameters of an optimizer."""
+    known = _owned_by(optimizer)
+    # The graphs of FSDP have whole parameters, which FSDP makes at the first forward pass.
+    whole_ones = {id(getattr(record, "_unsharded_param", None)) for record in known.records}
+    return known.identities | whole_ones if whole_ones else known.identities
+
+
+def _fsdp_records(params: Sequence[Tensor], ids: set[int]) -> list[Any]:
+    """Returns the records in which FSDP (`fully_shard`) has a sharded and a whole parameter together.
+
+    Neither a parameter nor a module of the public interface leads to a record. In a release of PyTorch
+    without these records gradients show after a pass what it has reached.
+    """
+    module = sys.modules.get("torch.distributed.fsdp._fully_shard._fsdp_param")
+    kind = getattr(module, "FSDPParam", None)
+    if kind is None or not any(map(is_sharded, params)):
+        return []
+    records = [each for each in gc.get_objects() if type(each) is kind]
+    return [record for record in records if id(getattr(record, "sharded_param", None)) in ids]
+
+
 class Reach:
     """Finds which optimizers have parameters in a graph; one walk finds all, and short paths are cached.
 
@@ -34,20 +79,10 @@ class Reach:
     def __init__(self) -> None:
         self._paths: weakref.WeakKeyDictionary[LossOptimizer, dict[str, list[Path]]]
         self._paths = weakref.WeakKeyDictionary()
-        self._leaves: weakref.WeakKeyDictionary[LossOptimizer, tuple[list[tuple[int, int]], set[int]]]
-        self._leaves = weakref.WeakKeyDictionary()
         self._trees: dict[str, tuple[list[Any], int, _Tree]] = {}
         """For a kind of root: the cached paths as one tree, for which optimizers, and at which version."""
         self._version = 0
         """Counts the changes of the cached paths."""
-
-    def leaves(self, optimizer: LossOptimizer) -> set[int]:
-        """Returns the identities of the parameters of an optimizer."""
-        lists = [(id(group["params"]), len(group["params"])) for group in optimizer.param_groups]
-        known = self._leaves.get(optimizer)
-        if known is None or known[0] != lists:
-            known = self._leaves[optimizer] = (lists, set(map(id, _params(optimizer))))
-        return known[1]
 
     def find(
         self, root: Tensor, optimizers: Sequence[LossOptimizer], *, is_sure: bool = False
@@ -61,13 +96,12 @@ class Reach:
         """
         function = root.grad_fn
         if function is None:
-            return [optimizer for optimizer in optimizers if id(root) in self.leaves(optimizer)]
+            return [optimizer for optimizer in optimizers if id(root) in leaves_of(optimizer)]
         kind = function.name()
-        leaves = self.leaves
         found = {
             optimizers[index]
             for index, variable in self._tree(kind, optimizers).follow(function)
-            if variable in leaves(optimizers[index])
+            if variable in leaves_of(optimizers[index])
         }
         if not is_sure and len(found) == len(optimizers):
             return list(optimizers)
@@ -77,7 +111,7 @@ class Reach:
             if optimizer not in found and (is_sure or kind not in self._paths[optimizer])
         ]
         if unknown:
-            ways = _walk(function, [leaves(optimizer) for optimizer in unknown])
+            ways = _walk(function, [leaves_of(optimizer) for optimizer in unknown])
             for index, optimizer in enumerate(unknown):
                 self._keep(optimizer, kind, ways.get(index))
             found.update(unknown[index] for index in ways)
@@ -88,7 +122,7 @@ class Reach:
         if function is not None:
             kind = function.name()
             if len(self._paths.setdefault(optimizer, {}).get(kind, ())) < MOST_PATHS:
-                self._keep(optimizer, kind, _walk(function, [self.leaves(optimizer)]).get(0))
+                self._keep(optimizer, kind, _walk(function, [leaves_of(optimizer)]).get(0))
 
     def _keep(self, optimizer: LossOptimizer, kind: str, path: Path | None) -> None:
         known = self._paths[optimizer]
@@ -239,7 +273,7 @@ class _Before:
 
 def _reaches(root: Any, optimizer: LossOptimizer) -> bool | None:
     """Returns whether a graph reaches parameters; `None` if a function in it may start another pass."""
-    if _walk(root, [set(map(id, _params(optimizer)))]):
+    if _walk(root, [leaves_of(optimizer)]):
         return True
     seen, queue = {root}, [root]
     while queue:
@@ -267,7 +301,13 @@ def has_no_gradients(optimizer: LossOptimizer) -> bool:
     """Returns whether the gradients of all parameters are `None`, as after `model.zero_grad()`."""
     return all(
         param.grad is None and getattr(param, "main_grad", None) is None for param in _params(optimizer)
-    )
+    ) and not any(map(_has_whole_gradient, _owned_by(optimizer).records))
+
+
+def _has_whole_gradient(record: Any) -> bool:
+    """Returns whether FSDP keeps a gradient for a later pass (`set_requires_gradient_sync(False)`)."""
+    kept = getattr(record, "unsharded_accumulated_grad", None)
+    return kept is not None or getattr(getattr(record, "_unsharded_param", None), "grad", None) is not None
 
 
 def mark_of(optimizer: LossOptimizer) -> Mark:
@@ -301,6 +341,8 @@ def _params(optimizer: LossOptimizer) -> list[Tensor]:
 
 def _versions(gradients: list[Tensor | None]) -> list[int]:
     """Returns how often each gradient was changed in place."""
+    # FSDP adds to the local parts of its gradients.
+    gradients = [grad if grad is None or type(grad) is Tensor else local_part(grad) for grad in gradients]
     try:
         return [-1 if grad is None else grad._version for grad in gradients]
     except RuntimeError:  # Tensors of `torch.inference_mode` do not count their changes.

@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from emo_torch._sharded import is_sharded
 from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._wrappers.wrappers import loss_optimizers
 
@@ -84,16 +85,79 @@ class LossAwareCallback(pl.Callback):
 
 
 class AveragedWeightsCallback(pl.Callback):
-    """Validates and tests with averaged weights, if an optimizer keeps them (`EmoPilot`, `Autopilot`).
+    """Evaluates with averaged weights, if an optimizer keeps them (`EmoPilot`, `Autopilot`).
 
-    The callback calls `eval()` of the optimizers before a validation or a test, and `train()` after it. A
-    checkpoint has the trained weights in the model, and the averaged weights in the optimizer's state.
+    The callback puts the averaged weights into the model before a validation, a test or a prediction, and
+    the trained weights after it. A checkpoint has the trained weights in the model, and the averaged
+    weights in the optimizer's state. `trainer.validate`, `trainer.test` and `trainer.predict` of a
+    checkpoint (`ckpt_path`) evaluate the averaged weights of this checkpoint, also without a `trainer.fit`
+    before. They evaluate its trained weights if the checkpoint has no averages, because it was saved
+    without this callback or with `save_weights_only=True`, and for parameters that FSDP shards.
 
     Example:
         >>> import lightning.pytorch as pl
         >>> from emo_torch.integrations.lightning import AveragedWeightsCallback, LossAwareCallback
         >>> callbacks = [LossAwareCallback(), AveragedWeightsCallback()]  # pl.Trainer(callbacks=callbacks)
     """
+
+    def __init__(self) -> None:
+        self._loaded: Any = None
+        """The path of the checkpoint from which the model has its weights; `None` for trained weights."""
+        self._averages: tuple[Any, dict[str, Tensor]] = (None, {})
+        """The path of a checkpoint, and its averages by the names of the parameters."""
+        self._trained: list[tuple[Tensor, Tensor]] = []
+        """Parameters that hold an average of a checkpoint, each with its trained values."""
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds the places of the averaged weights in the states of the optimizers.
+
+        Args:
+            trainer: the trainer, which has the optimizers.
+            pl_module: the module, which has the names of the parameters.
+            checkpoint: the checkpoint, changed in place.
+        """
+        names = {id(param): name for name, param in pl_module.named_parameters()}
+        places: dict[str, list[Any]] = {}
+        states = checkpoint.get("optimizer_states", [])
+        for index, (optimizer, saved) in enumerate(zip(trainer.optimizers, states, strict=False)):
+            if isinstance(optimizer, SteeredOptimizer):
+                keys = [key for group in saved["param_groups"] for key in group["params"]]
+                params = [param for group in optimizer.param_groups for param in group["params"]]
+                for param, key in zip(params, keys, strict=True):
+                    places[names.get(id(param), "")] = [index, key]
+        checkpoint[_PLACES] = places
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Reads the averaged weights of a checkpoint that is evaluated.
+
+        Args:
+            trainer: the trainer.
+            pl_module: the module.
+            checkpoint: the checkpoint.
+        """
+        del pl_module
+        averages: dict[str, Tensor] = {}
+        places = checkpoint.get(_PLACES, {}) if _is_alone(trainer) else {}
+        for name, (index, key) in places.items():
+            state = checkpoint["optimizer_states"][index]["state"].get(key, {})
+            for kind in ("average", "autopilot_average"):
+                if kind in state:
+                    averages[name] = state[kind]
+        self._averages = (trainer.ckpt_path, averages)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the averages from the optimizers again.
+
+        Args:
+            trainer: the trainer.
+            pl_module: the module.
+        """
+        del trainer, pl_module
+        self._loaded, self._averages = None, (None, {})
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts the averaged weights into the model.
@@ -102,9 +166,20 @@ class AveragedWeightsCallback(pl.Callback):
             trainer: the trainer, which has the optimizers.
             pl_module: the module.
         """
-        del pl_module
-        for optimizer in _steered(trainer):
-            optimizer.eval()
+        if _is_alone(trainer) and trainer.ckpt_path is not None:
+            self._loaded = trainer.ckpt_path
+        if self._loaded is None:
+            for optimizer in _steered(trainer):
+                optimizer.eval()
+            return
+        # Lightning has loaded the model alone: the averages of the optimizers are of other weights.
+        path, averages = self._averages
+        for name, param in pl_module.named_parameters():
+            average = averages.get(name) if path == self._loaded else None
+            if average is not None and average.shape == param.shape and not is_sharded(param):
+                self._trained.append((param, param.detach().clone()))
+                with torch.no_grad():
+                    param.copy_(average)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the averaged weights out of the model again.
@@ -114,11 +189,15 @@ class AveragedWeightsCallback(pl.Callback):
             pl_module: the module.
         """
         del pl_module
+        with torch.no_grad():
+            for param, trained in self._trained:
+                param.copy_(trained)
+        self._trained = []
         for optimizer in _steered(trainer):
             optimizer.train()
 
-    on_test_start = on_validation_start
-    on_test_end = on_validation_end
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -132,6 +211,15 @@ class AveragedWeightsCallback(pl.Callback):
         """
         del exception
         self.on_validation_end(trainer, pl_module)
+
+
+_PLACES = "emo_torch_averages"
+"""The key in a checkpoint: from the name of a parameter to its optimizer, by index, and its key in it."""
+
+
+def _is_alone(trainer: pl.Trainer) -> bool:
+    """Returns whether the trainer evaluates outside of a training."""
+    return trainer.state.fn != "fit"
 
 
 def _steered(trainer: pl.Trainer) -> list[SteeredOptimizer]:

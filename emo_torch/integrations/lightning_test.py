@@ -17,7 +17,7 @@ pytest.importorskip("lightning", reason="Lightning is not installed: pip install
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from emo_torch.integrations.lightning import AveragedWeightsCallback, LossAwareCallback
+from emo_torch.integrations.lightning import LossAwareCallback
 
 # Lightning's own way to look into nested batches.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")
@@ -359,32 +359,3 @@ def test_in_manual_optimization_a_batch_may_be_left_out_and_a_loss_may_not(has_c
         assert [len(own) for own in module.own] == [BATCHES - 1] * 2
     with pytest.raises(emo_torch.LossMissingError):
         trainer_of(callbacks).fit(Forgetting("none"), data())
-
-
-class Validating(Module):
-    """A model that EmoPilot trains, which writes down the weights of each validation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Tensor] = []
-
-    def validation_step(self, given: tuple[Tensor, Tensor], index: int) -> None:
-        del given, index
-        self.seen.append(next(self.net.parameters()).detach().clone())
-
-    def configure_optimizers(self) -> Any:
-        self.pilot = emo_torch.EmoPilot(self.net.parameters())
-        return self.pilot
-
-
-def test_validation_sees_the_averaged_weights_and_training_the_others() -> None:
-    module, plain = Validating(), Validating()
-    options = {"max_epochs": 3, "num_sanity_val_steps": 1}
-    callbacks = [LossAwareCallback(), AveragedWeightsCallback()]
-    trainer_of(callbacks, **options).fit(module, data(), data(1))  # type: ignore[arg-type]
-    trainer_of([LossAwareCallback()], **options).fit(plain, data(), data(1))  # type: ignore[arg-type]
-    ours, theirs = (list(each.net.parameters()) for each in (module, plain))
-    assert all(map(torch.equal, ours, theirs))
-    assert same_state(module.pilot.state_dict(), plain.pilot.state_dict())
-    assert torch.equal(module.seen[-1], module.pilot.state[ours[0]]["average"])
-    assert not torch.equal(module.seen[-1], plain.seen[-1])
