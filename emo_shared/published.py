@@ -13,29 +13,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emo_shared.arrays import Arrays
+from emo_shared.published_form import (
+    Kind,
+    averages_of,
+    check_form,
+    flag_of,
+    number_of,
+    own_state,
+)
 
 WINDOW = 32
 """The number of scalars that the stop signal of the first two generations reads."""
 
 
-class Kind(NamedTuple):
-    """The published optimizer whose state a member can take.
-
-    Attributes:
-        title: the published name and version.
-        version: "v2.0", "v3.6.1" or "v3.9.1".
-        moments: from the published names of a parameter's state to the names here; "" for a part that the
-            member here does not keep.
-    """
-
-    title: str
-    version: str
-    moments: Mapping[str, str]
-
-
 _ADAM = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 _LION = {"exp_avg": "exp_avg"}
 _FACTORS = {**_ADAM, "exp_avg_r": "row", "exp_avg_c": "column"}
+_OF_SQUARES = ("exp_avg_sq", "exp_avg_r", "exp_avg_c")
+"""The published names of averages that are never negative."""
 # These members step by the sign of the gradient. The states of pytorch_optimizer have `exp_avg`, too.
 _UNUSED = dict.fromkeys(_FACTORS, "")
 
@@ -100,16 +95,16 @@ def read_published(
             f"There is no published state that {member} could take; there is one for {', '.join(KINDS)}"
         )
     kind = KINDS[member]
-    state, groups = _check_form(state_dict, kind, names)
+    state, groups = check_form(state_dict, kind, names)
     notes: list[str] = []
     arrays = dict(expected)
-    per_param = {name: _own(state, index, kind) for index, name in enumerate(names)}
+    per_param = {name: own_state(state, index, kind) for index, name in enumerate(names)}
     if kind.version == "v2.0":
         memory = _emotion_v2(state, per_param, notes)
     elif kind.version == "v3.6.1":
         memory = _drive(state, notes)
     else:
-        memory = _pulse(state_dict["emo_internal"], _averages(state["ema"], "state['ema']"), notes)
+        memory = _pulse(state_dict["emo_internal"], averages_of(state["ema"], "state['ema']"), notes)
         memory |= _norm(state_dict["emo_internal"], member, is_whole and len(groups) == 1, notes)
     for name, value in memory.items():
         if name in expected:
@@ -119,77 +114,12 @@ def read_published(
     return Published(arrays, [_options(group, kind, state_dict, notes) for group in groups], tuple(notes))
 
 
-def _check_form(
-    state_dict: Mapping[Any, Any], kind: Kind, names: Sequence[str]
-) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
-    """Returns the state and the groups of a state; raises an error for a state of another version."""
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(f"The state_dict() of a published optimizer is needed, and this is {state_dict!r}")
-    state, groups = state_dict.get("state"), state_dict.get("param_groups")
-    if not isinstance(state, Mapping) or not isinstance(groups, Sequence) or not groups:
-        raise ValueError("This is no state_dict() of an optimizer: 'state' or 'param_groups' is missing")
-    found = _version(state_dict, state)
-    if found != kind.version:
-        raise ValueError(f"{_SAYS[found]} This optimizer takes the state of {kind.title}.")
-    count = sum(len(group["params"]) for group in groups)
-    if count != len(names):
-        raise ValueError(f"The state has {count} parameters, and this optimizer has {len(names)}")
-    return state, list(groups)
-
-
-_SAYS = {
-    "v2.0": "The state is one of v2.0: every parameter has its own 'ema'. Take EmoNavi, EmoFact, EmoLynx, "
-    "EmoSens, EmoAiry or EmoCats.",
-    "v3.1": "The state is one of v3.0 to v3.3, whose rules are not here: 'ema' has no 'medium'.",
-    "v3.6.1": "The state has three averages and no 'emo_internal': it is one of v3.6.1, of "
-    "pytorch_optimizer from 3.10 on (take EmoNavi36, EmoFact36 or EmoLynx36), or of EmoSens v3.7, whose "
-    "rule is not here.",
-    "v3.9.1": "The state is one of the third generation: it has 'emo_internal'. Take EmoSens3, EmoAiry3, "
-    "EmoCats3, EmoTion or EmoVoid.",
-    "none": "The state is no state of a published Emo optimizer after a step: there is no 'ema' in it.",
-}
-
-
-def _version(state_dict: Mapping[Any, Any], state: Mapping[Any, Any]) -> str:
-    """Returns the version whose keys a state has."""
-    if "ema" in state and "emo_internal" in state_dict:
-        return "v3.9.1"
-    if "ema" in state:
-        return "v3.6.1" if "medium" in state["ema"] else "v3.1"
-    own = [value for value in state.values() if isinstance(value, Mapping) and "ema" in value]
-    return "v2.0" if own else "none"
-
-
-def _own(state: Mapping[Any, Any], index: int, kind: Kind) -> Mapping[str, Any]:
-    """Returns the state of a parameter; an empty state if the parameter has none."""
-    own: Mapping[str, Any] = state.get(index, {})
-    known = {*kind.moments, "shadow", "ema"}
-    extra = sorted(str(key) for key in own if key not in known)
-    if extra:
-        raise ValueError(f"The state is another optimizer's: {kind.title} has no {', '.join(extra)}")
-    return own
-
-
-def _number(value: Any, name: str) -> float:
-    """Returns a finite number of the file."""
-    number = float(np.asarray(value, np.float64).reshape(-1)[0]) if np.size(value) == 1 else math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"The state is damaged: {name} is {value!r}, where a finite number is needed")
-    return number
-
-
-def _averages(ema: Any, name: str, needed: Sequence[str] = ("short", "medium", "long")) -> dict[str, float]:
-    if not isinstance(ema, Mapping) or any(each not in ema for each in needed):
-        raise ValueError(f"The state is damaged: {name} must have {', '.join(needed)}, and is {ema!r}")
-    return {each: _number(ema[each], f"{name}[{each!r}]") for each in needed}
-
-
 def _emotion_v2(
     state: Mapping[Any, Any], per_param: Mapping[str, Mapping[str, Any]], notes: list[str]
 ) -> dict[str, Any]:
     """Returns the one emotion of the optimizer, from the emotions that v2.0 has for each parameter."""
     found = {
-        name: _averages(own["ema"], f"the 'ema' of {name!r}", ("short", "long"))
+        name: averages_of(own["ema"], f"the 'ema' of {name!r}", ("short", "long"))
         for name, own in per_param.items()
         if "ema" in own
     }
@@ -218,7 +148,7 @@ def _emotion_v2(
 
 def _drive(state: Mapping[Any, Any], notes: list[str]) -> dict[str, Any]:
     """Returns the emotion of v3.6.1."""
-    averages = _averages(state["ema"], "state['ema']")
+    averages = averages_of(state["ema"], "state['ema']")
     scalar = _relative(averages)
     if "scalar_hist" not in state:
         notes.append(
@@ -233,7 +163,7 @@ def _relative(averages: Mapping[str, float]) -> float:
 
 
 def _window(history: Any) -> list[float]:
-    return [_number(each, "'scalar_hist'") for each in history][-WINDOW:]
+    return [number_of(each, "'scalar_hist'") for each in history][-WINDOW:]
 
 
 def _history(window: Sequence[float], scalar: float) -> dict[str, Any]:
@@ -259,7 +189,7 @@ def _pulse(internal: Any, averages: dict[str, float], notes: list[str]) -> dict[
             "The state has no 'c_est': it is older than v3.9.1, whose rule goes on with 'c_est' at 0."
         )
     numbers = {
-        name: _number(internal.get(key, 0.0), f"emo_internal[{key!r}]")
+        name: number_of(internal.get(key, 0.0), f"emo_internal[{key!r}]")
         for name, key in (
             ("level", "dNR_hist"),
             ("noise", "noise_est"),
@@ -267,11 +197,15 @@ def _pulse(internal: Any, averages: dict[str, float], notes: list[str]) -> dict[
             ("course", "c_est"),
         )
     }
-    scope = _number(internal["emoScope"], "emo_internal['emoScope']")
-    pulse = numbers["level"] * scope * max(100.0 ** numbers["course"], 0.01) * 1e-4
+    scope = number_of(internal["emoScope"], "emo_internal['emoScope']")
+    pulse = numbers["level"] * scope * max(100.0 ** min(numbers["course"], 100.0), 0.01) * 1e-4
     numbers |= {**averages, "scalar": _relative(averages), "pulse": max(min(pulse, 3e-3 * scope), 1e-8)}
     memory: dict[str, Any] = {f"pulse/{name}": value for name, value in numbers.items()}
-    return {**memory, "pulse/felt": 1, "pulse/should_stop": bool(internal["should_stop"])}
+    return {
+        **memory,
+        "pulse/felt": 1,
+        "pulse/should_stop": flag_of(internal["should_stop"], "'should_stop'"),
+    }
 
 
 def _norm(internal: Mapping[str, Any], member: str, is_same_sum: bool, notes: list[str]) -> dict[str, Any]:
@@ -281,15 +215,15 @@ def _norm(internal: Mapping[str, Any], member: str, is_same_sum: bool, notes: li
     kept = internal.get("prev_gl1")
     memory: dict[str, Any] = {}
     if kept is not None and is_same_sum:
-        memory["norm/kept"] = _number(kept, "emo_internal['prev_gl1']")
+        memory["norm/kept"] = number_of(kept, "emo_internal['prev_gl1']")
     elif kept is not None:
         notes.append(
             "The published sum of norms ('prev_gl1') is over the first parameter group, frozen parameters "
             "included. Here it is over all parameters that need a gradient: it starts anew."
         )
     if member == "emo_void":
-        memory["norm/counter"] = min(int(_number(internal.get("_step_count", 0), "'_step_count'")), 56)
-        memory["norm/was_quiet"] = bool(internal["should_stop"])
+        memory["norm/counter"] = min(int(number_of(internal.get("_step_count", 0), "'_step_count'")), 56)
+        memory["norm/was_quiet"] = flag_of(internal["should_stop"], "'should_stop'")
     return memory
 
 
@@ -306,7 +240,9 @@ def _put_moments(
                 continue
             if theirs not in own:
                 raise ValueError(f"The state is damaged: the parameter {name!r} has no {theirs!r} in it")
-            arrays[target] = _like(own[theirs], arrays[target], f"{theirs!r} of {name!r}")
+            arrays[target] = _like(
+                own[theirs], arrays[target], f"{theirs!r} of {name!r}", is_of_squares=theirs in _OF_SQUARES
+            )
     blank = [name for name, own in per_param.items() if not own]
     if blank and any(value for value in kind.moments.values()):
         notes.append(
@@ -344,7 +280,9 @@ def _put_shadows(
         )
 
 
-def _like(value: Any, array: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+def _like(
+    value: Any, array: np.ndarray[Any, Any], name: str, *, is_of_squares: bool = False
+) -> np.ndarray[Any, Any]:
     """Returns an array of the file in the dtype of another one of the same shape."""
     given = np.asarray(value)
     if given.shape != array.shape:
@@ -353,6 +291,9 @@ def _like(value: Any, array: np.ndarray[Any, Any], name: str) -> np.ndarray[Any,
         )
     if given.dtype.kind != "f":
         raise ValueError(f"The state is damaged: {name} is of {given.dtype}, not of floating-point numbers")
+    if not np.isfinite(given).all() or (is_of_squares and (given < 0.0).any()):
+        wrong = "negative numbers" if np.isfinite(given).all() else "numbers that are not finite"
+        raise ValueError(f"The state is damaged: {name} has {wrong}")
     return given.astype(array.dtype)
 
 
@@ -362,12 +303,17 @@ def _options(
     """Returns the options of a group of the file that mean the same here, by PyTorch's names."""
     options = {name: group[name] for name in ("lr", "eps", "weight_decay") if name in group}
     if "betas" in group:
-        options["betas"] = tuple(group["betas"])
+        betas = group["betas"]
+        if not isinstance(betas, list | tuple) or len(betas) != 2:
+            raise ValueError(
+                f"The state is damaged: 'betas' is {betas!r}, where a pair of numbers is needed"
+            )
+        options["betas"] = tuple(number_of(beta, "'betas'") for beta in betas)
     if kind.version == "v3.9.1":
         internal = state_dict["emo_internal"]
-        options["lr"] = _number(internal["emoScope"], "'emoScope'")  # The group has the last pulse there.
+        options["lr"] = number_of(internal["emoScope"], "'emoScope'")  # The group has the last pulse there.
         if "stopcoef" in internal:
-            options["stopcoef"] = _number(internal["stopcoef"], "'stopcoef'")
+            options["stopcoef"] = number_of(internal["stopcoef"], "'stopcoef'")
         if kind.title.startswith(("EmoTion", "EmoVoid")):
             options.pop("weight_decay", None)  # Without effect in the published code.
     if "weight_decouple" in group:

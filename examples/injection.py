@@ -6,13 +6,13 @@ pixels that are always dark and units that rest, whose gradients are 0, and prin
 
 import argparse
 
-from examples.command import answer_early
+from examples.command import answer_early, positive_int
 
 
 def options() -> argparse.ArgumentParser:
     """Returns the parser of the command's options."""
     parser = argparse.ArgumentParser(prog="python -m examples.injection", description=__doc__)
-    parser.add_argument("--epochs", type=int, default=30, help="default: %(default)s")
+    parser.add_argument("--epochs", type=positive_int, default=30, help="default: %(default)s")
     return parser
 
 

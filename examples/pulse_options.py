@@ -7,13 +7,15 @@ examples.expectations` prints the same tables at its end.
 
 import argparse
 
-from examples.command import answer_early
+from examples.command import answer_early, positive_int
 
 
 def options() -> argparse.ArgumentParser:
     """Returns the parser of the command's options."""
     parser = argparse.ArgumentParser(prog="python -m examples.pulse_options", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5, help="of the noise; medians are shown (default 5)")
+    parser.add_argument(
+        "--seeds", type=positive_int, default=5, help="of the noise; medians are shown (default 5)"
+    )
     return parser
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import math
 import pickle
 import re
 from pathlib import Path
@@ -145,6 +146,22 @@ def _damage(published: dict[str, Any], place: str) -> None:
         published["emo_internal"]["emoScope"] = -1.0
     elif place == "ema":
         del published["state"]["ema"]
+    elif place == "negative":
+        published["state"][0]["exp_avg_sq"] = -torch.ones(2, 3)
+    elif place == "not finite":
+        published["state"][0]["exp_avg"] = torch.full((2, 3), math.nan)
+    elif place == "no state":
+        published["state"][0] = None
+    elif place == "beyond":
+        published["state"][7] = published["state"][0]
+    elif place == "betas":
+        published["param_groups"][0]["betas"] = None
+    elif place == "params":
+        published["param_groups"] = [3]
+    elif place == "word":
+        published["emo_internal"]["should_stop"] = "no"
+    elif place == "meta":
+        published["state"][0]["exp_avg"] = torch.ones(2, 3, device="meta")
     else:
         del published["state"]
 
@@ -162,6 +179,14 @@ def _damage(published: dict[str, Any], place: str) -> None:
         ("count", "1 parameters"),
         ("lr", "learning rate"),
         ("ema", "no 'ema'"),
+        ("negative", "'exp_avg_sq' of 'parameter 0' has negative"),
+        ("not finite", "'exp_avg' of 'parameter 0' has numbers that are not finite"),
+        ("no state", "parameter 0 is None"),
+        ("beyond", r"parameters \[7\]"),
+        ("betas", "'betas' is None"),
+        ("params", "a list of 'params'"),
+        ("word", "'should_stop' is 'no'"),
+        ("meta", "no values"),
         ("state", "no state_dict"),
     ],
 )
@@ -181,6 +206,27 @@ def test_a_damaged_state_is_an_error_before_anything_has_changed(place: str, wha
     assert str(optimizer.state_dict()) == before
     with pytest.raises(TypeError, match="state_dict"):
         emo_torch.load_published_state(optimizer, [])  # type: ignore[arg-type]
+
+
+def test_an_optimizer_that_has_taken_steps_is_refused() -> None:
+    optimizer, params = fresh()
+    published = made("v3.9.1")
+    emo_torch.load_published_state(optimizer, published)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step(loss=1.0)
+    before = str(optimizer.state_dict())
+    with pytest.raises(ValueError, match="has taken steps"):
+        emo_torch.load_published_state(optimizer, published)
+    assert str(optimizer.state_dict()) == before
+
+
+def test_a_course_too_large_for_a_number_is_limited() -> None:
+    optimizer, _ = fresh()
+    published = made("v3.9.1")
+    published["emo_internal"]["c_est"] = 1000.0
+    emo_torch.load_published_state(optimizer, published)
+    assert math.isfinite(optimizer.named_memory()["pulse/pulse"].item())
 
 
 def test_schedules_of_optax_go_on_at_the_step_that_is_given() -> None:

@@ -59,7 +59,7 @@ def learning_rate_from_norm(
 
     Args:
         learning_rate: eta, >= 0.
-        smoothed: e, shape `[]`.
+        smoothed: e, shape `[]`; not float16, in which 1e-12 is 0.
         norm: the norm of this step's gradient, shape `[]`, same dtype.
         min_lr: the least learning rate, >= 0.
         max_lr: the largest learning rate of a tensor, >= `min_lr`.

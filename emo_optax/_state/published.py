@@ -9,6 +9,7 @@ import optax
 
 from emo_optax._state.bridge import from_arrays, go_on_at, to_arrays
 from emo_shared.published import KINDS, Published, read_published
+from emo_shared.published_form import check_new
 
 
 def load_published_state(
@@ -45,7 +46,8 @@ def load_published_state(
     Raises:
         TypeError: for anything but a mapping.
         ValueError: for a state of another optimizer or version, for names that differ from the names of the
-            parameters, and for a part that is missing, has another shape, or is damaged.
+            parameters, for a part that is missing, has another shape, or is damaged, and for a state of an
+            optimizer that has taken steps.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,7 +71,9 @@ def load_published_state(
         raise ValueError(
             f"The names must be the names of the parameters: {sorted(by_name)}; they are {list(names)}"
         )
-    read = read_published(state_dict, member, to_arrays(state), names, by_name)
+    own = to_arrays(state)
+    read = read_published(state_dict, member, own, names, by_name)
+    check_new(own)
     loaded = go_on_at(from_arrays(read.arrays, state), steps)
     return loaded, (*read.notes, *_notes_on_options(read, member))
 

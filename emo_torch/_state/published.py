@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from emo_shared.published import Published, read_published
+from emo_shared.published_form import check_new
 from emo_torch._members.by_name import MEMBERS
 from emo_torch._state.bridge import from_arrays, to_arrays
 from emo_torch._step.loss_optimizer import LossOptimizer
@@ -24,7 +25,7 @@ def load_published_state(optimizer: LossOptimizer, state_dict: Mapping[str, Any]
     `lr` is the scope ('emoScope'), not the last pulse, which the published files write into `lr`.
 
     Args:
-        optimizer: an optimizer over the same parameters, in the same groups and in the same order.
+        optimizer: a new optimizer over the same parameters, in the same groups and in the same order.
         state_dict: the published `state_dict()`; it is not changed. A file of v3.6.1 has a `deque`, which
             `torch.load` refuses: docs/from_published.md says how to read such a file.
 
@@ -34,7 +35,7 @@ def load_published_state(optimizer: LossOptimizer, state_dict: Mapping[str, Any]
     Raises:
         TypeError: for anything but a mapping.
         ValueError: for a state of another optimizer or version, and for a part that is missing, has another
-            shape, or is damaged; all before anything is changed.
+            shape, or is damaged; for an optimizer that has taken steps; all before anything is changed.
 
     Example:
         >>> import torch
@@ -58,15 +59,17 @@ def load_published_state(optimizer: LossOptimizer, state_dict: Mapping[str, Any]
             param for group in optimizer.param_groups for param in group["params"]
         )
     ]
+    own = to_arrays(optimizer, named)
     read = read_published(
         _plain(state_dict),
         member or type(optimizer).__name__,
-        to_arrays(optimizer, named),
+        own,
         [name for name, _ in named],
         {name: _plain(param) for name, param in named},
         is_whole=len(optimizer.param_groups) == 1 and all(param.requires_grad for _, param in named),
     )
     _check_groups(optimizer, state_dict["param_groups"], read)
+    check_new(own)
     from_arrays(read.arrays, optimizer, named)
     for group, options in zip(optimizer.param_groups, read.options, strict=True):
         _put_options(group, options)
@@ -76,6 +79,8 @@ def load_published_state(optimizer: LossOptimizer, state_dict: Mapping[str, Any]
 def _plain(value: Any) -> Any:
     """Returns a value with NumPy arrays in the place of tensors; dtypes that NumPy lacks become float64."""
     if isinstance(value, Tensor):
+        if value.is_meta or value.layout != torch.strided:
+            raise ValueError("The state is damaged: a tensor in it has no values, or is sparse")
         tensor = value.detach().cpu()
         is_narrow = tensor.is_floating_point() and tensor.element_size() < 4
         return (tensor.float() if is_narrow else tensor).numpy()
