@@ -14,7 +14,7 @@ def options() -> argparse.ArgumentParser:
     """Returns the parser of the command's options."""
     parser = argparse.ArgumentParser(prog="python -m examples.pulse_options", description=__doc__)
     parser.add_argument(
-        "--seeds", type=positive_int, default=5, help="of the noise; medians are shown (default 5)"
+        "--seeds", type=positive_int, default=5, help="of the noise; shows medians (default 5)"
     )
     return parser
 
