@@ -14,12 +14,8 @@ from examples.command import answer_early, positive_int
 def options() -> argparse.ArgumentParser:
     """Returns the parser of the command's options."""
     parser = argparse.ArgumentParser(prog="python -m examples.expectations", description=__doc__)
-    parser.add_argument(
-        "--short", type=positive_int, default=400, help="steps of a short run, default 400"
-    )
-    parser.add_argument(
-        "--long", type=positive_int, default=2000, help="steps of a long run, default 2000"
-    )
+    parser.add_argument("--short", type=positive_int, default=400, help="steps of a short run, default 400")
+    parser.add_argument("--long", type=positive_int, default=2000, help="steps of a long run, default 2000")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and batches (default 0)")
     return parser
 
