@@ -133,8 +133,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "emo_torch",
         "_pieces/pilot.py",
-        "loss.isfinite() & ",
-        "",
+        "loss.isfinite() & norm.isfinite() & (emotion.short - emotion.long).isfinite()",
+        "norm.isfinite()",
         "a loss that is not finite is not skipped",
         PILOT,
     ),
