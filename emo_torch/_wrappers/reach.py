@@ -25,9 +25,6 @@ Path = tuple[int, ...]
 """A path through a graph: the index of the next function to follow, from the root on."""
 
 
-_owned: weakref.WeakKeyDictionary[LossOptimizer, "_Owned"] = weakref.WeakKeyDictionary()
-
-
 class _Owned(NamedTuple):
     """The parameters of an optimizer: their lists, their identities, and their records in FSDP."""
 
@@ -36,7 +33,12 @@ class _Owned(NamedTuple):
     records: list[Any]
 
 
+_owned: weakref.WeakKeyDictionary[LossOptimizer, _Owned] = weakref.WeakKeyDictionary()
+"""The parameters of each optimizer, as they were found last."""
+
+
 def _owned_by(optimizer: LossOptimizer) -> _Owned:
+    """Returns the parameters of an optimizer; cached until a list of parameters changes."""
     lists = [(id(group["params"]), len(group["params"])) for group in optimizer.param_groups]
     known = _owned.get(optimizer)
     if known is None or known.lists != lists:
