@@ -108,10 +108,10 @@ def flag_of(value: Any, name: str) -> bool:
     return bool(array.reshape(()))
 
 
-def check_new(expected: Arrays) -> None:
+def check_new(arrays: Arrays) -> None:
     """Raises a `ValueError` for the arrays of an optimizer that has taken steps."""
     counts = ("emotion/felt", "emotion/held", "pulse/felt", "pulse/held")
-    if any(int(expected[name]) for name in counts if name in expected):
+    if any(int(arrays[name]) for name in counts if name in arrays):
         raise ValueError(
             "This optimizer has taken steps, or has a loaded state, of which parts would stay: "
             "load the state into a new optimizer, before its first step"

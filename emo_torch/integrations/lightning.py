@@ -6,6 +6,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from emo_torch._pieces.averaged_weights import swap_average, swap_back
+from emo_torch._rules.recipe import State
 from emo_torch._sharded import is_sharded
 from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._wrappers.wrappers import loss_optimizers
@@ -103,10 +105,10 @@ class AveragedWeightsCallback(pl.Callback):
     def __init__(self) -> None:
         self._loaded: Any = None
         """The path of the checkpoint from which the model has its weights; `None` for trained weights."""
-        self._averages: tuple[Any, dict[str, Tensor]] = (None, {})
+        self._averages: tuple[Any, dict[str, State]] = (None, {})
         """The path of a checkpoint, and its averages by the names of the parameters."""
-        self._trained: list[tuple[Tensor, Tensor]] = []
-        """Parameters that hold an average of a checkpoint, each with its trained values."""
+        self._swapped: list[tuple[Tensor, State]] = []
+        """Parameters that hold an average of a checkpoint, each with a state of its trained values."""
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -140,13 +142,13 @@ class AveragedWeightsCallback(pl.Callback):
             checkpoint: the checkpoint.
         """
         del pl_module
-        averages: dict[str, Tensor] = {}
+        averages: dict[str, State] = {}
         places = checkpoint.get(_PLACES, {}) if _is_alone(trainer) else {}
         for name, (index, key) in places.items():
             state = checkpoint["optimizer_states"][index]["state"].get(key, {})
             for kind in ("average", "autopilot_average"):
                 if kind in state:
-                    averages[name] = state[kind]
+                    averages[name] = {"average": state[kind]}
         self._averages = (trainer.ckpt_path, averages)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -175,11 +177,11 @@ class AveragedWeightsCallback(pl.Callback):
         # Lightning has loaded the model alone: the averages of the optimizers are of other weights.
         path, averages = self._averages
         for name, param in pl_module.named_parameters():
-            average = averages.get(name) if path == self._loaded else None
-            if average is not None and average.shape == param.shape and not is_sharded(param):
-                self._trained.append((param, param.detach().clone()))
+            state = averages.get(name) if path == self._loaded else None
+            if state is not None and state["average"].shape == param.shape and not is_sharded(param):
+                self._swapped.append((param, state))
                 with torch.no_grad():
-                    param.copy_(average)
+                    swap_average(param, state)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the averaged weights out of the model again.
@@ -190,9 +192,9 @@ class AveragedWeightsCallback(pl.Callback):
         """
         del pl_module
         with torch.no_grad():
-            for param, trained in self._trained:
-                param.copy_(trained)
-        self._trained = []
+            for param, state in self._swapped:
+                swap_back(param, state)
+        self._swapped = []
         for optimizer in _steered(trainer):
             optimizer.train()
 
