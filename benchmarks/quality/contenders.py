@@ -11,6 +11,7 @@ from optax import contrib
 
 import emo_optax
 from benchmarks.quality.directions import factors, piloted, signs
+from benchmarks.quality.first_rule import first_rule, first_weights
 from emo_optax._pieces import courage, pilot, relative_emotion
 from emo_optax._wrappers import piloted as member
 
@@ -189,4 +190,7 @@ DIRECTIONS = {
 }
 """EmoPilot with another direction. `emo_pilot_airy` is built on the second one."""
 
-ALL = CONTENDERS | LEFT_OUT | BOUNDED | DIRECTIONS
+FIRST = "EmoPilot, first version"
+_FIRST = Contender(FIRST, 1e-2, lambda rate, _: first_rule(rate), {FIRST: first_weights})
+
+ALL = CONTENDERS | LEFT_OUT | BOUNDED | DIRECTIONS | {FIRST: _FIRST}

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.quality.contenders import ADAMW, AVERAGED, PILOT
 from benchmarks.quality.plan import HELD_BACK, LOSSES_OVER_RATES, RATES
-from benchmarks.quality.report import losses_over_rates, mean_over_tasks, over_adamw, shared
+from benchmarks.quality.ratios import losses_over_rates, mean_over_tasks, over_adamw, shared
 from examples.yardstick.store import Store
 
 STYLES = {

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from benchmarks.quality.contenders import BOUNDED, CONTENDERS, DIRECTIONS, LEFT_OUT
+from benchmarks.quality.contenders import BOUNDED, CONTENDERS, DIRECTIONS, FIRST, LEFT_OUT
 from benchmarks.quality.tasks import tasks
 from benchmarks.quality.training import NO_TROUBLE, Trouble
 
@@ -84,6 +84,7 @@ def cells(*, held_back: bool = False) -> list[Cell]:
         for some in (FEW, (*rivals, *members))
     )
     others = [*_long(), *_troubles(), *_fine_tuning(), *_left_out(), *_directions(), *_large()]
+    others += [Cell("first version", task, FIRST, (1e-4, 1e-3, 1e-2, 1e-1)) for task in names]
     return [*first, *others, *(_many_seeds() if held_back else ()), *rest]
 
 

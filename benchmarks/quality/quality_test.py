@@ -2,17 +2,25 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import plan
-from benchmarks.quality.contenders import ALL, DEFAULTS
+from benchmarks.quality.contenders import ALL, DEFAULTS, FIRST
+from benchmarks.quality.first_rule import first_rule
 from benchmarks.quality.plan import Cell
-from benchmarks.quality.report import DIVERGED, Losses, mean_over_tasks, over_adamw, write
+from benchmarks.quality.ratios import DIVERGED, Losses, mean_over_tasks, over_adamw
+from benchmarks.quality.report import write
 from benchmarks.quality.tasks import tasks
 from benchmarks.quality.training import Trouble, train
 from examples.yardstick.store import Store
+
+REFERENCE = [-0.10455894, 0.42043627, 0.07120512, 0.30928396, 11.99833165, 1.46142064]
+"""Weights, averaged weights, courage and norm after 30 steps of a plain program of the first version."""
 
 SMALL = (Cell("rates", "factors", "emo_pilot"), Cell("rates", "factors", "adamw"))
 
@@ -80,6 +88,35 @@ def test_tables_show_more_seeds_and_rules_without_a_piece_in_spikes(tmp_path: Pa
     assert "| emo_pilot | 2.000 ± 0.302 |" in text
     assert "| whole | 1 | 1 | 2 | 2 | 3 | 3 | 4 | 4 |" in text
     assert "| without gate | 2 | 2 | 4 | 4 | 6 | 6 | 8 | 8 |" in text
+
+
+def test_tables_compare_the_first_version_of_the_rule(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results.json")
+    for cell in plan.cells(held_back=True):
+        size = {FIRST: 3.0, "emo_pilot": 1.5, "adamw": 2.0}.get(cell.contender)
+        if size and cell.study in {"rates", "first version"}:
+            row = {"emo_pilot": "EmoPilot", "adamw": "AdamW"}.get(cell.contender, FIRST)
+            store.put(cell.key, {row: [[[size] * 3] * len(cell.rates)]})
+    write(store, tmp_path)
+    text = (tmp_path / "tables.md").read_text()
+    assert f"| {FIRST}: 11 tasks, held back | 1.5 | 1.5 | 1.5 | 1.5 |" in text
+    assert "| EmoPilot: 11 tasks, tuning | 0.75 | 0.75 | 0.75 | 0.75 |" in text
+
+
+def test_the_first_version_takes_the_steps_of_its_reference() -> None:
+    # The courage and a weight after some steps, from a plain program in double precision.
+    def loss_of(weight: jax.Array, step: int) -> jax.Array:
+        return jnp.sum((weight - 0.1 * (step % 3)) ** 2)
+
+    optimizer, weight = first_rule(0.01), jnp.array([1.0, -0.5])
+    state = optimizer.init(weight)
+    for step in range(30):
+        loss, grads = jax.value_and_grad(loss_of)(weight, step)
+        grads = grads * (50.0 if step == 20 else 1.0)
+        changes, state = optimizer.update(grads, state, weight, value=loss)
+        weight = optax.apply_updates(weight, changes)
+    found = [*weight.tolist(), *state.average.tolist(), float(state.courage), float(state.norm)]
+    assert found == pytest.approx(REFERENCE, rel=1e-4)
 
 
 def test_ratios_are_those_over_adamw_at_its_best_rate() -> None:

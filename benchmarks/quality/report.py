@@ -2,86 +2,29 @@
 
 import statistics
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.quality.contenders import ADAMW, AVERAGED, DEFAULTS, PILOT
-from benchmarks.quality.plan import HELD_BACK, LOSSES_OVER_RATES, RATES, Cell, cells
-from benchmarks.quality.tasks import tasks
+from benchmarks.quality.contenders import DEFAULTS
+from benchmarks.quality.plan import HELD_BACK, LOSSES_OVER_RATES, RATES, cells
+from benchmarks.quality.ratios import (
+    ALL_ROWS,
+    OURS,
+    WITH_AIRY,
+    Losses,
+    Rows,
+    losses_by_seed,
+    losses_over_rates,
+    mean_of,
+    mean_over_tasks,
+    number,
+    over_adamw,
+    shared,
+    single,
+    table,
+)
+from benchmarks.quality.report_rules import directions_section, first_version_section, left_out_section
 from examples.yardstick.store import Store
-
-FEWEST = 4
-"""A row with fewer tasks is left out of the tables and the picture."""
-
-DIVERGED = 1e3
-"""The ratio that stands for a run that diverged, and the largest that counts in a mean."""
-
-OURS = (PILOT, ADAMW, AVERAGED)
-WITH_AIRY = (*OURS, "EmoPilotAiry")
-ALL_ROWS = tuple(DEFAULTS)
-
-Losses = dict[tuple[str, str], NDArray[np.float64]]
-Rows = list[str]
-
-
-def table(head: Rows, rows: list[Rows]) -> Rows:
-    """Returns the lines of a table in Markdown."""
-    line = "| " + " | ".join("---" if index == 0 else "---:" for index in range(len(head))) + " |"
-    return [f"| {' | '.join(head)} |", line, *(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
-def number(value: float) -> str:
-    """Returns three digits of a number, or the sign for a run that diverged."""
-    return "diverged" if not value < 0.999 * DIVERGED else f"{value:.3g}"
-
-
-def _by_seed(losses: Any) -> NDArray[np.float64]:
-    """Returns the losses of the runs without trouble, `[rates, seeds]`; infinite where one diverged."""
-    return np.asarray([[np.inf if loss is None else loss for loss in rate] for rate in losses[0]])
-
-
-def losses_over_rates(store: Store) -> Losses:
-    """Returns the mean loss over the seeds by task and row, shape `[rates]`; infinite where it diverged."""
-    found: Losses = {}
-    for cell in cells(held_back=True):
-        if cell.study == "rates" and cell.key in store:
-            for row, losses in store.get(cell.key).items():
-                known = _by_seed(losses)
-                found[cell.task, row] = known.mean(-1)
-    return found
-
-
-def over_adamw(losses: Losses) -> Losses:
-    """Returns the same over the loss of AdamW at its best learning rate, without losses on known data."""
-    best = {task: float(found.min()) for (task, row), found in losses.items() if row == ADAMW}
-    return {
-        (task, row): np.minimum(found / best[task], DIVERGED)
-        for (task, row), found in losses.items()
-        if task in best and not row.endswith("known")
-    }
-
-
-def mean_over_tasks(ratios: Losses, row: str, names: list[str]) -> NDArray[np.float64] | None:
-    """Returns the geometric mean over tasks, shape `[rates]`; `None` if a task is missing."""
-    if not names or any((name, row) not in ratios for name in names):
-        return None
-    logarithms = np.log([ratios[name, row] for name in names])
-    mean: NDArray[np.float64] = np.exp(logarithms.mean(0))
-    return mean
-
-
-def _names(ratios: Losses, kinds: tuple[str, ...]) -> list[str]:
-    return [name for name, task in tasks().items() if task.kind in kinds and (name, PILOT) in ratios]
-
-
-def shared(ratios: Losses, kinds: tuple[str, ...], rows: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Returns the tasks that many of the given rows share, and these rows."""
-    names = _names(ratios, kinds)
-    counts = {row: [name for name in names if (name, row) in ratios] for row in rows}
-    many = [row for row, some in counts.items() if len(some) >= min(FEWEST, len(names)) > 0]
-    return [name for name in names if all(name in counts[row] for row in many)], many
 
 
 def _rates_section(
@@ -144,25 +87,13 @@ def _summary_section(ratios: Losses) -> Rows:
     ]
 
 
-def _single(store: Store, study: str) -> list[tuple[Cell, dict[str, Any]]]:
-    return [
-        (cell, store.get(cell.key))
-        for cell in cells(held_back=True)
-        if cell.study == study and cell.key in store
-    ]
-
-
-def _mean(losses: Any) -> float:
-    return float(np.mean([np.inf if loss is None else loss for loss in losses]))
-
-
 def _long_section(store: Store) -> Rows:
-    found = _single(store, "long")
+    found = single(store, "long")
     if not found:
         return []
     rates = found[0][0].rates
     rows = [
-        [row, *(number(_mean(losses)) for losses in result[row][0])]
+        [row, *(number(mean_of(losses)) for losses in result[row][0])]
         for _, result in found
         for row in result
     ]
@@ -171,7 +102,7 @@ def _long_section(store: Store) -> Rows:
 
 
 def _troubles_section(store: Store) -> Rows:
-    found = _single(store, "troubles")
+    found = single(store, "troubles")
     if not found:
         return []
     head, columns = ["disturbance, at step 150 of 300"], []
@@ -179,7 +110,7 @@ def _troubles_section(store: Store) -> Rows:
         for row, losses in result.items():
             for index, rate in enumerate(cell.rates):
                 head.append(f"{row} {rate:g}")
-                columns.append([_mean(each[index]) for each in losses])
+                columns.append([mean_of(each[index]) for each in losses])
     names = [name for name, _ in found[0][0].troubles]
     # A loss in another unit is measured in the usual one.
     rows = [
@@ -191,7 +122,7 @@ def _troubles_section(store: Store) -> Rows:
 
 
 def _batches_section(store: Store) -> Rows:
-    found = _single(store, "batches")
+    found = single(store, "batches")
     if not found:
         return []
     sizes = sorted({cell.batch_size for cell, _ in found})
@@ -199,21 +130,21 @@ def _batches_section(store: Store) -> Rows:
     for cell, result in found:
         for row, losses in result.items():
             for index, rate in enumerate(cell.rates):
-                rows.setdefault(f"{row} {rate:g}", {})[cell.batch_size] = _mean(losses[0][index])
+                rows.setdefault(f"{row} {rate:g}", {})[cell.batch_size] = mean_of(losses[0][index])
     lines = [[name, *(number(row.get(size, np.inf)) for size in sizes)] for name, row in rows.items()]
     text = "Digits, perceptron: the final loss after 300 steps, 3 seeds."
     return ["## Batch sizes", "", text, "", *table(["optimizer, rate", *map(str, sizes)], lines)]
 
 
 def _fine_tuning_section(store: Store) -> Rows:
-    found = _single(store, "fine-tuning")
+    found = single(store, "fine-tuning")
     if not found:
         return []
     rows = []
     for _, result in found:
         for row in [name for name in result if not name.endswith("known")]:
             pairs = zip(result[row][0], result[f"{row}, known"][0], strict=True)
-            rows.append([row, *(f"{_mean(new):.2f}, {_mean(known):.2f}" for new, known in pairs)])
+            rows.append([row, *(f"{mean_of(new):.2f}, {mean_of(known):.2f}" for new, known in pairs)])
     text = (
         "A transformer that knows one text learns another one, in capitals, for 300 steps: the loss on the "
         "new text, and the loss on the text that it knew (forgetting), by learning rate."
@@ -222,54 +153,15 @@ def _fine_tuning_section(store: Store) -> Rows:
     return ["## Fine-tuning", "", text, "", *table(head, rows)]
 
 
-def _left_out_section(store: Store, losses: Losses) -> Rows:
-    best = {task: float(found.min()) for (task, row), found in losses.items() if row == ADAMW}
-    found = [(cell, result) for cell, result in _single(store, "left out") if cell.task in best]
-    ratios: dict[str, list[list[float]]] = {}
-    for cell, result in found:
-        means = [min(_mean(each) / best[cell.task], DIVERGED) for each in result[cell.contender][0]]
-        ratios.setdefault(cell.contender, []).append(means)
-    most = max((len(each) for each in ratios.values()), default=0)
-    rows = [
-        [name, *(number(float(value)) for value in np.exp(np.log(each).mean(0)))]
-        for name, each in ratios.items()
-        if len(each) == most
-    ]
-    if not rows:
-        return []
-    names = ", ".join(dict.fromkeys(cell.task for cell, _ in found))
-    text = f"EmoPilot without one of its pieces, 2 seeds; the tasks are {names}."
-    head = ["EmoPilot", *(f"{rate:g}" for rate in found[0][0].rates)]
-    lines = ["## The value of each piece", "", text, "", *table(head, rows)]
-    spikes = _single(store, "left out, spikes")
-    if spikes:
-        text = "Digits, perceptron, with a disturbance at step 150 of 300: the final loss over that of the"
-        lines += [f"{text} whole rule in the undisturbed run, 3 seeds.", "", *_spikes_table(spikes)]
-    return lines
-
-
-def _spikes_table(found: list[tuple[Cell, dict[str, Any]]]) -> Rows:
-    first = found[0][0]
-    calm = found[0][1][first.contender][0]
-    head = ["EmoPilot"]
-    rows = [[cell.contender] for cell, _ in found]
-    for place, (trouble, _) in enumerate(first.troubles):
-        for index, rate in enumerate(first.rates):
-            head.append(f"{trouble}, {rate:g}")
-            for row, (cell, result) in zip(rows, found, strict=True):
-                row.append(number(_mean(result[cell.contender][place][index]) / _mean(calm[index])))
-    return table(head, rows)
-
-
 def _seeds_section(store: Store) -> Rows:
-    found = _single(store, "seeds")
+    found = single(store, "seeds")
     if not found:
         return []
     count = len(found[0][0].seeds)
     rows = []
     for _, result in found:
         for row, losses in result.items():
-            known = _by_seed(losses)
+            known = losses_by_seed(losses)
             error = known.std(-1, ddof=1) / count**0.5
             rows.append([row, *(f"{m:.3f} ± {e:.3f}" for m, e in zip(known.mean(-1), error, strict=True))])
     text = (
@@ -284,45 +176,6 @@ def _seeds_section(store: Store) -> Rows:
     ]
 
 
-def _directions_section(store: Store, losses: Losses) -> Rows:
-    best = {task: float(found.min()) for (task, row), found in losses.items() if row == ADAMW}
-    found = [(cell, result) for cell, result in _single(store, "directions") if cell.task in best]
-    if not found:
-        return []
-    rates = found[0][0].rates
-    names = list(dict.fromkeys(cell.task for cell, _ in found))
-    rows: dict[str, dict[str, list[float]]] = {"Adam's moments (EmoPilot)": {}}
-    for name in names:
-        if (name, PILOT) in losses:
-            places = [RATES.index(rate) for rate in rates]
-            rows["Adam's moments (EmoPilot)"][name] = list(losses[name, PILOT][places] / best[name])
-    for cell, result in found:
-        means = [_mean(each) / best[cell.task] for each in result[cell.contender][0]]
-        rows.setdefault(cell.contender, {})[cell.task] = means
-    place = rates.index(DEFAULTS[PILOT])
-    lines = [
-        [
-            *(row, *map(number, _means(list(each.values())))),
-            *(number(each[name][place]) for name in names),
-        ]
-        for row, each in rows.items()
-        if set(names) <= set(each)
-    ]
-    head = ["direction", *(f"{rate:g}" for rate in rates), *names]
-    text = (
-        "EmoPilot's scalars with other directions, 2 seeds: the geometric mean over the tasks by learning "
-        "rate, and each task at the learning rate of 0.01."
-    )
-    return ["## Other directions", "", text, "", *table(head, lines)]
-
-
-def _means(rows: list[list[float]]) -> list[float]:
-    """Returns the geometric means over the first axis."""
-    finite = np.nan_to_num(np.asarray(rows), nan=DIVERGED, posinf=DIVERGED)
-    means: list[float] = np.exp(np.log(np.minimum(finite, DIVERGED)).mean(0)).tolist()
-    return means
-
-
 def _large_section(store: Store) -> Rows:
     found = [(cell, store.get(cell.key)) for cell in cells() if cell.task == "large" and cell.key in store]
     if not found:
@@ -331,7 +184,7 @@ def _large_section(store: Store) -> Rows:
     rows: dict[str, dict[float, str]] = {}
     for cell, result in found:
         for row, losses in result.items():
-            rows.setdefault(row, {})[cell.rates[0]] = number(_mean(losses[0][0]))
+            rows.setdefault(row, {})[cell.rates[0]] = number(mean_of(losses[0][0]))
     lines = [[row, *(each.get(rate, "-") for rate in rates)] for row, each in rows.items()]
     text = (
         "A transformer of 3.2 million weights over the characters of Python's help texts, 300 steps, "
@@ -367,12 +220,13 @@ def write(store: Store, folder: Path) -> None:
         *_rates_section(
             ratios, "Learning rates: all optimizers, all tasks that were held back", HELD_BACK, ALL_ROWS
         ),
+        *first_version_section(store, losses),
         *_long_section(store),
         *_troubles_section(store),
         *_batches_section(store),
         *_fine_tuning_section(store),
-        *_left_out_section(store, losses),
-        *_directions_section(store, losses),
+        *left_out_section(store, losses),
+        *directions_section(store, losses),
         *_large_section(store),
     ]
     folder.mkdir(parents=True, exist_ok=True)
