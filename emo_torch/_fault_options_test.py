@@ -1,6 +1,7 @@
 """Wrong options, names, inner optimizers and parameters, as data for `_fault_campaign_test.py`."""
 
 import functools
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,10 @@ META = torch.ones((), device="meta")
 
 # Options.
 
-NOT_NUMBERS: list[Any] = ["0.1", None, True, [0.1], {}, 1j, np.complex64(1j), torch.tensor(True), object]
+NOT_NUMBERS: list[Any] = [
+    *("0.1", None, True, [0.1], {}, 1j, np.complex64(1j), torch.tensor(True), object, Fraction(1, 2))
+]
+ONE, LEARNED = torch.tensor([0.5]), torch.tensor(0.5, requires_grad=True)
 
 
 def _option(name: str, values: list[Any], error: type[Exception], members: tuple[str, ...]) -> list[Case]:
@@ -50,8 +54,8 @@ def _number(name: str, beyond: list[Any], members: tuple[str, ...], *, none: boo
     beyond = [*beyond, NAN, np.float32(beyond[0]), torch.tensor(beyond[0])]
     return [
         *_option(name, beyond, ValueError, members),
-        *_option(name, [torch.tensor([0.5, 0.5])] if name != "lr" else [], ValueError, members),
-        *_option(name, [*strange, META], TypeError, members),
+        *_option(name, [torch.tensor([0.5, 0.5]), ONE] if name != "lr" else [], ValueError, members),
+        *_option(name, [*strange, META, *([LEARNED] if name != "lr" else [])], TypeError, members),
     ]
 
 

@@ -167,14 +167,14 @@ def warn_of_large_rate(optimizer: Any, lr: Any) -> None:
         _warn_once(name, f"A learning rate of {float(lr):g} is very large for {name}. {advice}")
 
 
-def warn_of_narrow_weights(optimizer: Any, narrow: Iterable[Tensor]) -> None:
-    """Warns, once for each class, of weights below float32 where steps are read from the weights.
+def warn_of_narrow_weights(name: str, narrow: Iterable[Tensor]) -> None:
+    """Warns, once for each name, of weights below float32 where steps are read from the weights.
 
     Args:
-        optimizer: the optimizer.
-        narrow: its parameters below float32.
+        name: the name of the class or function that reads the steps.
+        narrow: the parameters below float32.
     """
-    dtypes, name = {param.dtype for param in narrow}, type(optimizer).__name__
+    dtypes = {param.dtype for param in narrow}
     if dtypes:
         _warn_once(
             name,

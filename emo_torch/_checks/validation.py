@@ -21,29 +21,31 @@ from emo_torch._checks.errors import LOSS_MISSING, LossMissingError
 from emo_torch._sharded import whole
 
 
-def _known(name: str, value: Any) -> float:
-    """Returns an option as a number, or raises an error if it is not a number."""
+def _known(name: str, value: Any, *, is_rate: bool = False) -> float:
+    """Returns an option as a number, or raises an error if it is not a number that a step can use."""
     if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(
-                f"Invalid {name}: a tensor of the shape {tuple(value.shape)}; it must be one number"
-            )
+        if value.numel() != 1 or (value.ndim > 0 and not is_rate):
+            raise ValueError(f"Invalid {name}: shape {tuple(value.shape)}; a tensor must have the shape ()")
         if value.is_complex() or value.dtype == torch.bool or value.is_meta:
             raise TypeError(f"Invalid {name}: {value!r}; it must be a real number")
-        return float(value)
+        if value.requires_grad and not is_rate:
+            raise TypeError(f"Invalid {name}: {value!r}; no gradient reaches an option: detach it")
+        return float(value.detach())
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Invalid {name}: {value!r}; it must be a number{number_in(value)}")
+    if not isinstance(value, int | float | np.integer | np.floating):  # PyTorch refuses a Fraction.
+        raise TypeError(f"Invalid {name}: {value!r}; pass float(value)")
     try:
         return float(value)
     except OverflowError:
-        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+        return math.inf if value > 0 else -math.inf
 
 
 def check_learning_rate(lr: float | Tensor) -> None:
     """Raises an error unless the learning rate is finite and >= 0, a tensor of one element or a number."""
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")
-    number = _known("learning rate", lr)
+    number = _known("learning rate", lr, is_rate=True)
     if not 0.0 <= number < math.inf:
         given = number if isinstance(lr, Tensor) else lr
         raise ValueError(f"Invalid learning rate: {given}; it must be finite and at least 0")
@@ -125,8 +127,7 @@ def check_bounds(name: str, value: Any) -> None:
         return
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise ValueError(f"Invalid {name}: {value!r}; it must be a pair, the least and the largest value")
-    least, largest = (_known(name, bound) for bound in value)
-    if not least <= largest:
+    if not _known(name, value[0]) <= _known(name, value[1]):
         raise ValueError(f"Invalid {name}: {value!r}; the first must not be above the second")
 
 

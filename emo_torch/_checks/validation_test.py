@@ -1,3 +1,4 @@
+import inspect
 import math
 from typing import Any
 
@@ -134,6 +135,28 @@ def test_options_at_the_edge_of_their_range_are_fine(options: dict[str, Any], fo
         for loss in (1.0, 2.0, 1.0):
             optimizer.step(loss=loss)
         assert all(bool(torch.isfinite(param).all()) for param in params)
+
+
+@pytest.mark.parametrize("name", sorted(emo_torch.list_optimizers()))
+@pytest.mark.parametrize("foreach", [False, True, None])
+def test_options_that_are_tensors_are_the_same_numbers(name: str, foreach: bool | None) -> None:
+    known = inspect.signature(type(emo_torch.create_optimizer(name, [weight()]))).parameters
+
+    def run(make: Any) -> list[torch.Tensor]:
+        params = [weight(3, 4), weight(5)]
+        params.append(torch.nn.Parameter(torch.ones(())))
+        options = {"betas": (make(0.9), make(0.99)), "eps": make(1e-6), "weight_decay": make(0.01)}
+        options = {option: value for option, value in options.items() if option in known}
+        optimizer = emo_torch.create_optimizer(name, params, foreach=foreach, **options)
+        for step in range(3):
+            for param in params:
+                param.grad = torch.full_like(param, 0.1 * (step + 1))
+            optimizer.step(loss=1.0 - 0.1 * step)
+        return [param.detach() for param in params]
+
+    wanted = run(float)
+    for found, want in zip(run(lambda x: torch.tensor(x, dtype=torch.float64)), wanted, strict=True):
+        torch.testing.assert_close(found, want)
 
 
 @pytest.mark.parametrize("option", ["short_factor", "long_factor", "gain", "shadow_ratio", "maximize"])

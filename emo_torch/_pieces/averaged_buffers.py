@@ -1,6 +1,6 @@
 """Averaged buffers: the statistics of a model averaged as EmoPilot averages its weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -78,7 +78,8 @@ class AveragedBuffers:
 
     def _swap(self, *, is_training: bool) -> None:
         if self._is_training is not is_training:
-            for name, buffer in self._buffers():
+            # Back in the opposite order: buffers may share their memory.
+            for name, buffer in list(self._buffers())[:: -1 if is_training else 1]:
                 if name in self._states:
                     (swap_back if is_training else swap_average)(buffer, self._states[name])
             self._is_training = is_training
@@ -95,15 +96,12 @@ class AveragedBuffers:
             state_dict: the state; it is not changed.
 
         Raises:
+            TypeError: for an object that is no mapping.
             ValueError: before anything is changed, for averages of buffers that the model does not have,
-                and for a state that lacks a part.
+                and for a state that lacks a part or is damaged.
         """
-        known = dict(self._buffers())
-        missing = [name for name in ("step", "is_training", "states") if name not in state_dict]
-        saved = state_dict.get("states", {})
-        missing += [f"the average of {name!r}" for name, state in saved.items() if "average" not in state]
-        if missing:
-            raise ValueError(f"The state lacks {', '.join(missing)}: load the result of `state_dict()`")
+        check_buffers_state(state_dict)
+        known, saved = dict(self._buffers()), state_dict["states"]
         for name, state in saved.items():
             if name not in known or state["average"].shape != known[name].shape:
                 raise ValueError(
@@ -114,3 +112,27 @@ class AveragedBuffers:
             name: {key: value.clone().to(known[name].device) for key, value in state.items()}
             for name, state in saved.items()
         }
+
+
+def check_buffers_state(saved: Any) -> None:
+    """Raises an error unless an object has the form of a state of `AveragedBuffers`."""
+    if not isinstance(saved, Mapping):
+        raise TypeError(f"AveragedBuffers loads the result of its `state_dict()`, and this is {saved!r}")
+    missing = [name for name in ("step", "is_training", "states") if name not in saved]
+    states = saved.get("states", {})
+    if not isinstance(states, Mapping) or not all(isinstance(each, Mapping) for each in states.values()):
+        raise ValueError("The state is damaged: 'states' must hold a dict for each buffer")
+    missing += [f"the average of {name!r}" for name, state in states.items() if "average" not in state]
+    if missing:
+        raise ValueError(f"The state lacks {', '.join(missing)}: load the result of `state_dict()`")
+    step = saved["step"]
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise ValueError(f"The state is damaged: 'step' must be a whole number >= 0, and is {step!r}")
+    if not isinstance(saved["is_training"], bool):
+        raise ValueError(
+            f"The state is damaged: 'is_training' must be a bool, and is {saved['is_training']!r}"
+        )
+    for name, state in states.items():
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                raise ValueError(f"The state is damaged: {key!r} of {name!r} must be a tensor of floats")

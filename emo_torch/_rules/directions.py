@@ -103,7 +103,9 @@ def _roots(seconds: list[Tensor], steps: Tensor, rate: float, eps: float) -> lis
     return roots
 
 
-def _lerp(starts: list[Tensor], ends: list[Tensor], weight: float) -> list[Tensor]:
+def _lerp(starts: list[Tensor], ends: list[Tensor], weight: float | Tensor) -> list[Tensor]:
+    if isinstance(weight, Tensor):
+        return [start.lerp(end, weight.to(start)) for start, end in zip(starts, ends, strict=True)]
     if foreach_takes(ends):
         return list(torch._foreach_lerp(starts, ends, weight))
     return [start.lerp(end, weight) for start, end in zip(starts, ends, strict=True)]
@@ -117,7 +119,8 @@ def _move_squares(square: Tensor, own: State, rate: float) -> State:
             return {name: own[name] for name in ("row", "column")}
         row, column = row_and_column_means(square)
         news = {"row": row + LEAST_SQUARE, "column": column + LEAST_SQUARE}
-    return {name: own[name] * rate + new * (1.0 - rate) for name, new in news.items()}
+    # A rate that is a tensor of float64 makes float64 of tensors of shape [].
+    return {name: (own[name] * rate + new * (1.0 - rate)).to(new.dtype) for name, new in news.items()}
 
 
 def _estimate(own: State, grad: Tensor) -> Tensor:

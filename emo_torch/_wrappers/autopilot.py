@@ -31,7 +31,7 @@ from emo_torch._sharded import local_part, sum_of_parts
 from emo_torch._step.loss_memory import check_saved_memory
 from emo_torch._step.loss_optimizer import LossOptimizer
 from emo_torch._step.steered import SteeredOptimizer
-from emo_torch._wrappers.inner_check import manner_of
+from emo_torch._wrappers.inner_check import check_follows
 from emo_torch._wrappers.inner_state import check_moments_of, check_saver, divide_state, unshare
 
 USUAL_SIZE = 0.3
@@ -122,12 +122,7 @@ class Autopilot(SteeredOptimizer):
             "train_mode": True,
         }
         self.check_options(options)
-        follows = manner_of(inner).follows
-        if follows:
-            raise ValueError(
-                f"{name} keeps track of where it moved the parameters ({', '.join(follows)}): a step of "
-                "another length would falsify its records. Choose another optimizer."
-            )
+        check_follows(inner)
         self.inner = inner
         self._options = options
         self._beside: dict[Tensor, State] = {}
@@ -138,7 +133,7 @@ class Autopilot(SteeredOptimizer):
         Optimizer.__setstate__(self, {"defaults": {**getattr(inner, "defaults", {}), **options}})
         for group in self.param_groups:
             group.update(options)
-        warn_of_narrow_weights(self, filter(is_narrow, self._params()))
+        warn_of_narrow_weights("Autopilot", filter(is_narrow, self._params()))
         self._share_memory(self.first_memory(), self._device())
 
     @property
@@ -312,7 +307,7 @@ class Autopilot(SteeredOptimizer):
         own = {key: value for key, value in param_group.items() if key not in self.shared_options}
         self.inner.add_param_group(own)
         self.param_groups[-1].update(shared)
-        warn_of_narrow_weights(self, filter(is_narrow, self.param_groups[-1]["params"]))
+        warn_of_narrow_weights("Autopilot", filter(is_narrow, self.param_groups[-1]["params"]))
         self._share_memory(self._memory.tensors, self._memory.first.device)
 
     def state_dict(self) -> dict[str, Any]:

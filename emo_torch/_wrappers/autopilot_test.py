@@ -208,41 +208,6 @@ def test_metrics_show_the_scalars() -> None:
     assert metrics["pilot/courage"] == pytest.approx(float(optimizer.pilot.courage))
 
 
-def test_averaged_buffers() -> None:
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
-    buffers = emo_torch.AveragedBuffers(model)
-    norm: Any = model[1]
-    wanted = None
-    for step in range(1, 13):
-        model(torch.randn(8, 4))
-        buffers.update()
-        mean = norm.running_mean.clone()
-        wanted = mean if wanted is None else wanted + min(1.0, 9 / (step + 8)) * (mean - wanted)
-    trained, count = norm.running_mean.clone(), int(norm.num_batches_tracked)
-    saved = copy.deepcopy(buffers.state_dict())
-    buffers.eval()
-    buffers.eval()
-    torch.testing.assert_close(norm.running_mean, wanted)
-    assert int(norm.num_batches_tracked) == count
-    with pytest.raises(RuntimeError, match="train"):
-        buffers.update()
-    buffers.train()
-    assert torch.equal(norm.running_mean, trained)
-    other = emo_torch.AveragedBuffers(model)
-    other.load_state_dict(saved)
-    assert same_state(other.state_dict(), buffers.state_dict())
-    with pytest.raises(ValueError, match=r"no buffer '1\.running"):
-        emo_torch.AveragedBuffers(small_model()).load_state_dict(saved)
-    for part, message in (
-        ({"states": {}}, "lacks step, is_training"),
-        ({**saved, "states": {"x": {}}}, "'x'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            other.load_state_dict(part)
-    assert same_state(other.state_dict(), buffers.state_dict())
-
-
 @pytest.mark.parametrize("moment_dtype", ["8bit", torch.bfloat16])
 def test_a_member_with_moments_of_another_dtype_can_be_steered_and_resumed(moment_dtype: Any) -> None:
     def make() -> tuple[Any, Any]:

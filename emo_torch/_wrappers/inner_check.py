@@ -94,6 +94,16 @@ def manner_of(inner: Optimizer) -> Manner:
     return known[key]
 
 
+def check_follows(inner: Optimizer) -> None:
+    """Raises a `ValueError` for an optimizer that keeps track of where it moved the parameters."""
+    follows = manner_of(inner).follows
+    if follows:
+        raise ValueError(
+            f"{type(inner).__name__} keeps track of where it moved the parameters ({', '.join(follows)}): "
+            "a step of another length would falsify its records. Choose another optimizer."
+        )
+
+
 def _key(inner: Optimizer) -> str:
     """Returns the options and plain attributes of an optimizer as one string."""
     parts: list[Any] = [type(inner).__qualname__]

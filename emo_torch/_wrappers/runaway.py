@@ -8,10 +8,14 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from emo_torch._checks.hints import warn_of_narrow_weights
 from emo_torch._checks.validation import check_bounds, check_inner, check_not_negative
 from emo_torch._pieces.emotion import wide_dtype
+from emo_torch._pieces.rounding import is_narrow
 from emo_torch._sharded import whole
+from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._step.ways import use_foreach
+from emo_torch._wrappers.inner_check import check_follows
 from emo_torch._wrappers.inner_step import scale_change
 
 Bounds = tuple[float, float]
@@ -247,7 +251,9 @@ def scale_by_runaway(
     optimizer's own step. The effect is a scaled learning rate, also in weight decay; no group's `lr` is
     written. A gradient with a negative third moment makes steps longer. The scaling uses hooks of the
     optimizer, which its copies and pickles do not have, and a copy of the parameters during a step. With a
-    gradient scaler and a fused optimizer call `scaler.unscale_(optimizer)` first.
+    gradient scaler and a fused optimizer call `scaler.unscale_(optimizer)` first. Steps are read from the
+    weights: weights of bfloat16 or float16 lose steps that are shorter than their rounding, with every
+    `rounding`; a warning says this.
 
     Args:
         optimizer: a `torch.optim.Optimizer`, also one of this package.
@@ -261,9 +267,11 @@ def scale_by_runaway(
         A monitor, whose `runaway` shows the last gradient and whose `remove()` ends the scaling.
 
     Raises:
-        ValueError: for an option out of its range.
-        TypeError: for an optimizer that calls a closure itself, as `torch.optim.LBFGS` does, or for an
-            object that is no optimizer.
+        ValueError: for an option out of its range, and for an optimizer that keeps track of where it moved
+            the parameters, as schedule-free optimizers do.
+        TypeError: for an optimizer that steers its steps already, as `EmoPilot` and `Autopilot`, for an
+            optimizer that calls a closure itself, as `torch.optim.LBFGS` does, or for an object that is no
+            optimizer.
 
     Example:
         >>> import torch
@@ -279,8 +287,17 @@ def scale_by_runaway(
     Source: the runaway detection of the Emo documents, an idea of muooon's.
     """
     check_inner(optimizer)
+    name = type(optimizer).__name__
+    if isinstance(optimizer, SteeredOptimizer):
+        raise TypeError(
+            f"{name} steers its steps already, and averages the weights that its own steps reach: use it "
+            "as it is, or track_runaway to measure only"
+        )
+    check_follows(optimizer)
     monitor = RunawayMonitor(eps=eps, bounds=bounds)
     _Hooks(monitor, optimizer, is_scaling=True)
+    params = (param for group in optimizer.param_groups for param in group["params"])
+    warn_of_narrow_weights("scale_by_runaway", filter(is_narrow, params))
     return monitor
 
 

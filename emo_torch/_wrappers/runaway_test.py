@@ -159,3 +159,22 @@ def test_what_cannot_be_scaled_or_read_is_refused() -> None:
     for gradient in (torch.ones(2).to_sparse(), torch.ones(2, dtype=torch.complex64)):
         with pytest.raises(RuntimeError, match="does not support complex or sparse"):
             emo_torch.gradient_moments([gradient])
+
+
+def test_optimizers_that_a_step_of_another_length_would_falsify_are_refused() -> None:
+    params = [Parameter(torch.ones(2))]
+    pilot = emo_torch.EmoPilot(params)
+    for steered in (pilot, emo_torch.Autopilot(torch.optim.SGD(params, lr=0.1))):
+        with pytest.raises(TypeError, match=r"steers its steps already.*track_runaway"):
+            emo_torch.scale_by_runaway(steered)
+    assert emo_torch.track_runaway(pilot).runaway.scale == 1.0
+    with pytest.raises(ValueError, match=r"ASGD keeps track of where it moved the parameters \(0\.ax\)"):
+        emo_torch.scale_by_runaway(torch.optim.ASGD(params, lr=0.1))
+    pilot.step(loss=1.0)  # A refused optimizer has no hooks.
+
+
+def test_narrow_weights_are_warned_of_once() -> None:
+    optimizer = emo_torch.EmoSens([Parameter(torch.ones(3, dtype=torch.bfloat16))], rounding="kahan")
+    with pytest.warns(emo_torch.EmoWarning, match=r"scale_by_runaway reads.*weights of torch\.bfloat16"):
+        emo_torch.scale_by_runaway(optimizer)
+    emo_torch.scale_by_runaway(optimizer)  # A second warning would be an error.
