@@ -173,3 +173,23 @@ def _kind(dtype: np.dtype[Any]) -> str:
     kind = "f" if dtype.name == "bfloat16" else dtype.kind
     kinds = {"f": "floating-point numbers", "i": "whole numbers", "u": "whole numbers", "b": "booleans"}
     return kinds.get(kind, str(dtype))
+
+
+def in_dtype(array: np.ndarray[Any, Any], dtype: "np.dtype[Any]", name: str) -> np.ndarray[Any, Any]:
+    """Returns an array in another dtype; raises a `ValueError` for a number that this dtype cannot hold."""
+    if dtype.kind in "iu":
+        bounds = np.iinfo(dtype)
+        if (
+            array.dtype.kind in "iu"
+            and array.size
+            and not (bounds.min <= int(array.min()) and int(array.max()) <= bounds.max)
+        ):
+            raise ValueError(f"The state is damaged: {name} has a count beyond {bounds.max}")
+        return np.asarray(array, dtype)
+    with np.errstate(over="ignore"):
+        converted = np.asarray(array, dtype)
+    if array.dtype.kind == "f" and array.dtype != dtype:
+        is_lost = np.isfinite(array) & ~np.isfinite(converted.astype(np.float64))
+        if is_lost.any():
+            raise ValueError(f"The state is damaged: {name} has a number that {dtype} cannot hold")
+    return converted

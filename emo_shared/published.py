@@ -6,17 +6,18 @@ read, too.
 """
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from emo_shared.arrays import Arrays
+from emo_shared.arrays import Arrays, in_dtype
 from emo_shared.published_form import (
     Kind,
     averages_of,
     check_form,
+    check_taker,
     flag_of,
     number_of,
     own_state,
@@ -35,20 +36,20 @@ _OF_SQUARES = ("exp_avg_sq", "exp_avg_r", "exp_avg_c")
 _UNUSED = dict.fromkeys(_FACTORS, "")
 
 KINDS: dict[str, Kind] = {
-    "emo_navi": Kind("EmoNavi v2.0", "v2.0", _ADAM),
-    "emo_fact": Kind("EmoFact v2.0", "v2.0", _FACTORS),
-    "emo_lynx": Kind("EmoLynx v2.0", "v2.0", _LION),
-    "emo_sens": Kind("EmoSens v2.0", "v2.0", _ADAM),
-    "emo_airy": Kind("EmoAiry v2.0", "v2.0", _FACTORS),
-    "emo_cats": Kind("EmoCats v2.0", "v2.0", _LION),
-    "emo_navi36": Kind("EmoNavi v3.6.1", "v3.6.1", _ADAM),
-    "emo_fact36": Kind("EmoFact v3.6.1", "v3.6.1", _UNUSED),
-    "emo_lynx36": Kind("EmoLynx v3.6.1", "v3.6.1", _LION),
-    "emo_sens3": Kind("EmoSens v3.9.1", "v3.9.1", _ADAM),
-    "emo_airy3": Kind("EmoAiry v3.9.1", "v3.9.1", _UNUSED),
-    "emo_cats3": Kind("EmoCats v3.9.1", "v3.9.1", _LION),
-    "emo_tion": Kind("EmoTion v3.9.1", "v3.9.1", _LION),
-    "emo_void": Kind("EmoVoid v3.9.1", "v3.9.1", {}),
+    "emo_navi": Kind("EmoNavi v2.0", "v2.0", _ADAM, "uncorrected_adam"),
+    "emo_fact": Kind("EmoFact v2.0", "v2.0", _FACTORS, "factored_moments"),
+    "emo_lynx": Kind("EmoLynx v2.0", "v2.0", _LION, "lion"),
+    "emo_sens": Kind("EmoSens v2.0", "v2.0", _ADAM, "uncorrected_adam"),
+    "emo_airy": Kind("EmoAiry v2.0", "v2.0", _FACTORS, "factored_moments"),
+    "emo_cats": Kind("EmoCats v2.0", "v2.0", _LION, "lion"),
+    "emo_navi36": Kind("EmoNavi v3.6.1", "v3.6.1", _ADAM, "uncorrected_adam"),
+    "emo_fact36": Kind("EmoFact v3.6.1", "v3.6.1", _UNUSED, "sign"),
+    "emo_lynx36": Kind("EmoLynx v3.6.1", "v3.6.1", _LION, "lion"),
+    "emo_sens3": Kind("EmoSens v3.9.1", "v3.9.1", _ADAM, "uncorrected_adam"),
+    "emo_airy3": Kind("EmoAiry v3.9.1", "v3.9.1", _UNUSED, "sign"),
+    "emo_cats3": Kind("EmoCats v3.9.1", "v3.9.1", _LION, "lion"),
+    "emo_tion": Kind("EmoTion v3.9.1", "v3.9.1", _LION, "fresh_sign"),
+    "emo_void": Kind("EmoVoid v3.9.1", "v3.9.1", {}, "sign_under_a_norm"),
 }
 """The published optimizer of each member, by the names of the registries."""
 
@@ -95,6 +96,7 @@ def read_published(
             f"There is no published state that {member} could take; there is one for {', '.join(KINDS)}"
         )
     kind = KINDS[member]
+    check_taker(expected, member, kind)
     state, groups = check_form(state_dict, kind, names)
     notes: list[str] = []
     arrays = dict(expected)
@@ -163,7 +165,12 @@ def _relative(averages: Mapping[str, float]) -> float:
 
 
 def _window(history: Any) -> list[float]:
-    return [number_of(each, "'scalar_hist'") for each in history][-WINDOW:]
+    if not isinstance(history, Sequence | np.ndarray | deque) or isinstance(history, str | bytes):
+        raise ValueError(f"The state is damaged: 'scalar_hist' is {history!r}, where a list is needed")
+    window = [number_of(each, "'scalar_hist'") for each in history]
+    if any(abs(each) > 1.0 for each in window):
+        raise ValueError("The state is damaged: 'scalar_hist' has numbers outside of [-1, 1]")
+    return window[-WINDOW:]
 
 
 def _history(window: Sequence[float], scalar: float) -> dict[str, Any]:
@@ -289,12 +296,14 @@ def _like(
         raise ValueError(
             f"The state has other shapes: {name} is {given.shape}, and {array.shape} is needed"
         )
+    if given.dtype.kind == "V" and given.dtype.name.startswith(("bfloat", "float")):
+        given = given.astype(np.float32)  # NumPy alone does not have these dtypes.
     if given.dtype.kind != "f":
         raise ValueError(f"The state is damaged: {name} is of {given.dtype}, not of floating-point numbers")
     if not np.isfinite(given).all() or (is_of_squares and (given < 0.0).any()):
         wrong = "negative numbers" if np.isfinite(given).all() else "numbers that are not finite"
         raise ValueError(f"The state is damaged: {name} has {wrong}")
-    return given.astype(array.dtype)
+    return in_dtype(given, array.dtype, name)
 
 
 def _options(

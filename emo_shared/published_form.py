@@ -1,5 +1,6 @@
 """The form of the states of published optimizers: their versions, and parts that are missing or damaged."""
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,11 +18,13 @@ class Kind(NamedTuple):
         version: "v2.0", "v3.6.1" or "v3.9.1".
         moments: from the published names of a parameter's state to the names here; "" for a part that the
             member here does not keep.
+        rule: the name of the member's rule in the arrays.
     """
 
     title: str
     version: str
     moments: Mapping[str, str]
+    rule: str
 
 
 def check_form(
@@ -85,7 +88,10 @@ def own_state(state: Mapping[Any, Any], index: int, kind: Kind) -> Mapping[str, 
 
 def number_of(value: Any, name: str) -> float:
     """Returns a finite number of the file."""
-    number = float(np.asarray(value, np.float64).reshape(-1)[0]) if np.size(value) == 1 else math.nan
+    number = math.nan
+    if np.size(value) == 1 and not isinstance(value, str | bytes):
+        with contextlib.suppress(TypeError, ValueError):
+            number = float(np.asarray(value, np.float64).reshape(-1)[0])
     if not math.isfinite(number):
         raise ValueError(f"The state is damaged: {name} is {value!r}, where a finite number is needed")
     return number
@@ -106,6 +112,26 @@ def flag_of(value: Any, name: str) -> bool:
     if array.size != 1 or array.dtype.kind not in "biuf":
         raise ValueError(f"The state is damaged: {name} is {value!r}, where True or False is needed")
     return bool(array.reshape(()))
+
+
+def check_taker(expected: Arrays, member: str, kind: Kind) -> None:
+    """Raises a `ValueError` unless the arrays of a state are the arrays of the member that is named."""
+    marks = {"v2.0": "emotion/felt", "v3.6.1": "emotion/medium", "v3.9.1": "pulse/felt"}
+    has = [version for version, mark in marks.items() if mark in expected]
+    rule = bytes(np.asarray(expected["rule"])).decode()
+    if rule != kind.rule or has[-1:] != [kind.version]:
+        raise ValueError(
+            f"The new state is not a state of {member}: make the optimizer {member}, and load into its new "
+            "state"
+        )
+
+
+def check_steps(steps: Any) -> None:
+    """Raises an error unless the number of steps of a published run is a whole number >= 0."""
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
+        raise TypeError(f"Invalid steps: {steps!r}; it must be a whole number")
+    if not 0 <= steps < 2**31:
+        raise ValueError(f"Invalid steps: {steps}; it must be >= 0 and below 2**31")
 
 
 def check_new(arrays: Arrays) -> None:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -162,6 +163,10 @@ def _damage(published: dict[str, Any], place: str) -> None:
         published["emo_internal"]["should_stop"] = "no"
     elif place == "meta":
         published["state"][0]["exp_avg"] = torch.ones(2, 3, device="meta")
+    elif place == "too large":
+        published["state"][0]["exp_avg_sq"] = torch.full((2, 3), 1e300, dtype=torch.float64)
+    elif place == "text":
+        published["state"]["ema"]["short"] = "x"
     else:
         del published["state"]
 
@@ -187,6 +192,8 @@ def _damage(published: dict[str, Any], place: str) -> None:
         ("params", "a list of 'params'"),
         ("word", "'should_stop' is 'no'"),
         ("meta", "no values"),
+        ("too large", "'exp_avg_sq' of 'parameter 0' has a number that float32 cannot hold"),
+        ("text", r"\['short'\] is 'x', where a finite number is needed"),
         ("state", "no state_dict"),
     ],
 )
@@ -266,3 +273,57 @@ def test_the_code_of_the_page_reads_a_file(tmp_path: Path, monkeypatch: pytest.M
     arrays = emo_optax.to_arrays(names["state"])
     assert int(arrays["emotion/felt"]) == 20
     np.testing.assert_array_equal(arrays["exp_avg/weight"], np.full((2, 3), 0.25))
+
+
+@pytest.mark.parametrize("window", [None, 5, "x", b"x", {}, [2.0], ["x"], [None]])
+def test_a_damaged_window_is_an_error(window: Any) -> None:
+    published = made("v2.0")
+    published["state"]["scalar_hist"] = window
+    with pytest.raises(ValueError, match="'scalar_hist'"):
+        emo_torch.load_published_state(fresh("EmoSens")[0], published)
+
+
+def _load_in_jax(member: Any, named: str, **options: Any) -> Any:
+    published = made("v2.0")
+    for own in (published["state"][index] for index in range(2)):
+        own |= {name: own[name].numpy() for name in ("exp_avg", "exp_avg_sq")}
+    params = {"w": jnp.ones((2, 3)), "v": jnp.ones(3)}
+    state = member.init(options.pop("made_for", params))
+    names = options.pop("names", ["w", "v"])
+    return emo_optax.load_published_state(state, published, params, names, named, **options)
+
+
+@pytest.mark.parametrize("member", ["emo_sens3", "emo_cats", "emo_pilot", "emo_navi36", "emo_airy"])
+def test_in_jax_the_new_state_must_be_a_state_of_the_member(member: str) -> None:
+    with pytest.raises(ValueError, match="not a state of emo_sens: make the optimizer emo_sens"):
+        _load_in_jax(emo_optax.create_optimizer(member), "emo_sens")
+    for own in ("emo_sens", "emo_navi"):  # These two have the same rule and the same state.
+        loaded, _ = _load_in_jax(emo_optax.create_optimizer(own), "emo_sens")
+        assert float(emo_optax.get_emotion(loaded).long) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "what"),
+    [
+        ({"steps": -1}, ValueError, "Invalid steps: -1"),
+        ({"steps": 2**31}, ValueError, "below 2"),
+        ({"steps": 2.5}, TypeError, "whole number"),
+        ({"steps": None}, TypeError, "whole number"),
+        ({"names": ["w", None]}, ValueError, "names of the parameters"),
+        ({"made_for": {"w": jnp.ones((3, 2)), "v": jnp.ones(3)}}, ValueError, "made for other parameters"),
+    ],
+)
+def test_in_jax_bad_arguments_are_refused(options: Any, error: Any, what: str) -> None:
+    with pytest.raises(error, match=what):
+        _load_in_jax(emo_optax.emo_sens(), "emo_sens", **options)
+
+
+def test_moments_of_bfloat16_are_read() -> None:
+    published = made("v2.0")
+    for own in (published["state"][index] for index in range(2)):
+        own |= {name: np.asarray(jnp.asarray(own[name].numpy(), jnp.bfloat16)) for name in ("exp_avg",)}
+        own["exp_avg_sq"] = own["exp_avg_sq"].numpy()
+    params = {"w": jnp.ones((2, 3)), "v": jnp.ones(3)}
+    state = emo_optax.emo_sens().init(params)
+    state, _ = emo_optax.load_published_state(state, published, params, ["w", "v"], "emo_sens")
+    np.testing.assert_array_equal(emo_optax.to_arrays(state)["exp_avg/v"], np.full(3, 0.25))

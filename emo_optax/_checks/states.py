@@ -107,7 +107,7 @@ def with_arrays(state: Any, init: Callable[[Any], Any], params: Any) -> Any:
     """
     leaves = jax.tree.leaves(state)
     # Each leaf of most states is an array without a weak type, which is no number: seen without a call.
-    others = [leaf for leaf in leaves if not isinstance(leaf, jax.Array) or leaf.weak_type]
+    others = [leaf for leaf in leaves if not isinstance(leaf, jax.Array) or _is_weak(leaf)]
     if not any(map(_is_number, others)):
         return state
     expected = jax.eval_shape(init, params)
@@ -115,7 +115,7 @@ def with_arrays(state: Any, init: Callable[[Any], Any], params: Any) -> Any:
         return state  # `check_state` says how the trees differ.
 
     def convert(path: Any, leaf: Any, wanted: Any) -> Any:
-        if not _is_number(leaf) or wanted.weak_type:
+        if not _is_number(leaf) or _is_weak(wanted):
             return leaf
         kind = np.result_type(leaf) if isinstance(leaf, np.generic) else jnp.result_type(leaf)
         if jnp.issubdtype(wanted.dtype, jnp.floating):
@@ -133,7 +133,12 @@ def with_arrays(state: Any, init: Callable[[Any], Any], params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(convert, state, expected)
 
 
+def _is_weak(leaf: Any) -> bool:
+    # An array of random keys, as `optax.add_noise` keeps one, has no weak type.
+    return bool(getattr(leaf, "weak_type", False))
+
+
 def _is_number(leaf: Any) -> bool:
     if isinstance(leaf, jax.core.Tracer):
-        return bool(leaf.aval.weak_type) if hasattr(leaf.aval, "weak_type") else False
+        return _is_weak(leaf.aval)
     return isinstance(leaf, bool | int | float | complex | np.generic)

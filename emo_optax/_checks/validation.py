@@ -196,6 +196,12 @@ def checked_mask(mask: Any) -> Callable[[Any], Any]:
             if not isinstance(leaf, bool | np.bool_) and getattr(leaf, "dtype", None) != jnp.bool_:
                 place = jax.tree_util.keystr(path)
                 raise TypeError(f"Invalid mask: mask{place} must be True or False, and is {leaf!r}")
+            if jnp.shape(leaf):
+                place = jax.tree_util.keystr(path)
+                raise ValueError(
+                    f"Invalid mask: mask{place} has the shape {jnp.shape(leaf)}; a mask has one boolean "
+                    "for each parameter"
+                )
         return tree
 
     if not callable(mask):

@@ -323,3 +323,11 @@ def test_moments_in_half_precision_stay_finite_and_do_not_vanish(name: str) -> N
         ends.append(float(params[0]))
         assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state))
     assert abs(ends[0] - ends[1]) < 0.05
+
+
+@pytest.mark.parametrize("name", ["emo_sens", "emo_pilot", "emo_sens3", "ref_adamw_mini_schedule_free"])
+def test_a_mask_with_a_boolean_for_each_element_is_refused(name: str) -> None:
+    params = {"w": jnp.ones(3), "v": jnp.ones(2)}
+    mask = {"w": jnp.asarray([True, False, True]), "v": True}
+    with pytest.raises(ValueError, match=r"mask\['w'\] has the shape \(3,\); a mask has one boolean"):
+        emo_optax.create_optimizer(name, mask=mask).init(params)

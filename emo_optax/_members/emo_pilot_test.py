@@ -229,41 +229,6 @@ def test_without_averaging_the_state_holds_no_average_and_the_steps_are_the_same
         emo_optax.eval_params(state, ended)
 
 
-@pytest.mark.parametrize("wrap", ["chain", "masked", "partition", "multi_steps"])
-def test_averages_are_found_in_what_stands_around(wrap: str) -> None:
-    params, grads, losses = problem(dtype=np.float32)
-    pilot = emo_optax.emo_pilot()
-    optimizer = {
-        "chain": optax.chain(optax.clip_by_global_norm(1e9), pilot),
-        "masked": optax.masked(pilot, {"a": True, "b": False, "c": True}),
-        "partition": optax.partition(
-            {"x": pilot, "y": emo_optax.emo_pilot(1e-3)}, {"a": "x", "b": "y", "c": "x"}
-        ),
-        "multi_steps": optax.MultiSteps(pilot, 1).gradient_transformation(),
-    }[wrap]
-    if wrap == "masked":
-        optimizer = optax.chain(
-            optimizer, optax.masked(optax.set_to_zero(), {"a": False, "b": True, "c": False})
-        )
-    ended, state = run(optimizer, params, grads, losses)
-    average = emo_optax.eval_params(state, ended)
-    moved = jax.tree.map(lambda a, p: bool(np.any(a != p)), average, ended)
-    assert moved == {"a": True, "b": wrap != "masked", "c": True}
-
-
-def test_a_mask_may_stand_for_a_whole_branch() -> None:
-    params = {"head": {"w": jnp.ones(3), "b": jnp.zeros(2)}, "body": {"w": jnp.ones(4)}}
-    optimizer = optax.masked(emo_optax.emo_pilot(), {"head": True, "body": False})
-    state, update = optimizer.init(params), jitted(optimizer)
-    for _ in range(5):
-        updates, state = update(jax.tree.map(jnp.ones_like, params), state, params, 1.0)
-        updates["body"] = jax.tree.map(jnp.zeros_like, params["body"])
-        params = optax.apply_updates(params, updates)
-    average = emo_optax.eval_params(state, params)
-    assert np.any(average["head"]["w"] != params["head"]["w"])
-    np.testing.assert_array_equal(average["body"]["w"], params["body"]["w"])
-
-
 def test_accumulated_gradients_take_the_step_of_their_mean() -> None:
     params, grads, losses = problem(steps=12, dtype=np.float32)
     halves = [
@@ -386,3 +351,10 @@ def test_weight_decay_follows_the_mask(mode: Any) -> None:
     free, _ = run(emo_optax.emo_pilot(weight_decay=0.0), params, grads[:1], losses[:1])
     assert np.any(ended["a"] != free["a"]) or mode == "l2"
     np.testing.assert_array_equal(ended["b"], free["b"])
+    nested, gradients = {"x": params, "y": params}, [{"x": grads[0], "y": grads[0]}]
+    whole = {"x": {"a": True, "b": True, "c": True}, "y": {"a": False, "b": False, "c": False}}
+    masks = (whole, {"x": True, "y": False})
+    runs = [
+        run(emo_optax.emo_pilot(mask=each, **options), nested, gradients, losses[:1])[0] for each in masks
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *runs)

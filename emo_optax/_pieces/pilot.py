@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._checks.states import first_node_of, nodes_of
+from emo_optax._checks.states import first_node_of, how_trees_differ, nodes_of
 from emo_optax._pieces.averaged_weights import AverageWeightsState
 from emo_optax._pieces.courage import CourageState, init_courage, move_courage
 from emo_optax._pieces.gate import gate
@@ -18,6 +18,11 @@ from emo_optax._pieces.relative_emotion import (
     root,
 )
 from emo_optax._pieces.replicas import AxisName
+
+ANOTHER_TREE = (
+    "give eval_params the parameters that this state was made for. Around a wrapper that changes the "
+    "shapes of parameters, such as optax.flatten, put emo_optax.average_weights"
+)
 
 
 class PilotState(NamedTuple):
@@ -278,7 +283,9 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
         (`optax.masked`, `optax.partition`) as they are.
 
     Raises:
-        ValueError: if no optimizer in the state averages weights, or a shape does not fit `params`.
+        ValueError: if no optimizer in the state averages weights, or a shape does not fit `params`. Inside
+            of `optax.flatten` and `optax.contrib.split_real_and_imaginary` the average has other shapes:
+            put `average_weights` around them, and `emo_pilot(average=False)` into them.
 
     Example:
         >>> import jax
@@ -324,10 +331,8 @@ def _put_average(tree: Any, params: optax.Params) -> optax.Params:
         if is_hole(average):
             return param
         if jnp.shape(average) != jnp.shape(param):
-            raise ValueError(
-                f"The average has shape {jnp.shape(average)} where params has {jnp.shape(param)}: "
-                "give eval_params the parameters that this state was made for."
-            )
+            shapes = f"The average has shape {jnp.shape(average)} where params has {jnp.shape(param)}"
+            raise ValueError(f"{shapes}: {ANOTHER_TREE}")
         return jnp.asarray(average).astype(jnp.result_type(param))
 
     averages = jax.tree.leaves(tree, is_leaf=is_hole)
@@ -336,4 +341,9 @@ def _put_average(tree: Any, params: optax.Params) -> optax.Params:
     # the parameters are. A mask may also stand for a whole branch.
     if len(averages) == len(leaves):
         return jax.tree.unflatten(structure, map(put, averages, leaves))
+    try:
+        jax.tree.map(lambda *_: None, tree, params, is_leaf=is_hole)
+    except (TypeError, ValueError) as error:
+        problem = how_trees_differ(tree, params)
+        raise ValueError(f"The average is another tree than params ({problem}): {ANOTHER_TREE}") from error
     return jax.tree.map(put, tree, params, is_leaf=is_hole)

@@ -27,7 +27,8 @@ from emo_optax._rules.lion import ScaleByLionState
 from emo_optax._rules.sign_rules import HoldNormState, ScaleByFreshSignState, ScaleBySignState
 from emo_optax._rules.signs import ScaleByMomentumState
 from emo_optax._rules.switch import StepFirstState, SwitchByEmotionState
-from emo_shared.arrays import ARRAYS_VERSION, Arrays, check_arrays
+from emo_optax._state.carried import check_carried
+from emo_shared.arrays import ARRAYS_VERSION, Arrays, check_arrays, in_dtype
 from emo_shared.eight_bit import table_of
 
 _TREES: dict[type, dict[str, str]] = {
@@ -86,8 +87,9 @@ def to_arrays(state: optax.OptState) -> Arrays:
 
     Raises:
         ValueError: if the state is no state of a member of the family; if two of its arrays have one name:
-            two parameters whose paths read the same, or the states of two members; and if `accumulate` or
-            `optax.MultiSteps` holds gradients of a step that is not complete.
+            two parameters whose paths read the same, or the states of two members; if `accumulate` or
+            `optax.MultiSteps` holds gradients of a step that is not complete; and if another transformation
+            in the state holds more than numbers, as `average_weights` and `optax.trace` do.
 
     Example:
         >>> import jax.numpy as jnp
@@ -103,9 +105,11 @@ def to_arrays(state: optax.OptState) -> Arrays:
                 f"The state holds the gradients of {int(node.mini_step)} micro-batches of a step that is "
                 "not complete, and the arrays cannot hold gradients: call this function between two steps"
             )
+    rule = _rule(state)
+    check_carried(state, _OURS)
     arrays: Arrays = {
         "version": np.asarray(ARRAYS_VERSION, np.int32),
-        "rule": np.frombuffer(_rule(state).encode(), np.uint8),
+        "rule": np.frombuffer(rule.encode(), np.uint8),
     }
     for name, leaf in named_leaves(_on_host(state)).items():
         array = np.asarray(leaf)
@@ -188,7 +192,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptStat
     steps = sum(int(arrays[name]) for name in counts if name in arrays)
 
     def put(name: str, leaf: jax.Array) -> jax.Array:
-        return jnp.array(np.asarray(arrays[name], leaf.dtype))
+        return jnp.array(in_dtype(arrays[name], np.dtype(leaf.dtype), repr(name)))
 
     return go_on_at(_exchange(state, put), steps)
 

@@ -131,3 +131,47 @@ def test_vectors_of_the_factored_rule_have_the_names_of_moments(name: str) -> No
     assert {arrays[f"{begin}{kind}/b"].shape for kind in ("exp_avg", "exp_avg_sq")} == {(3,)}
     assert (arrays[f"{begin}row/w"].shape, arrays[f"{begin}column/w"].shape) == ((2, 1), (1, 3))
     assert not {f"{begin}row/b", f"{begin}column/b", f"{begin}exp_avg/w"} & arrays.keys()
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: emo_optax.average_weights(emo_optax.emo_cats()), "`average_weights` has no plain arrays"),
+        (lambda: emo_optax.average_weights(emo_optax.emo_pilot()), "`average_weights`"),
+        (lambda: optax.chain(emo_optax.gate_by_norm(), emo_optax.emo_cats()), "`gate_by_norm`"),
+        (lambda: optax.chain(optax.trace(0.9), emo_optax.emo_cats()), r"\[0\]\.trace.*of the shape \(3,\)"),
+        (
+            lambda: optax.MultiSteps(
+                optax.chain(optax.ema(0.9), emo_optax.emo_cats()), 2
+            ).gradient_transformation(),
+            "another transformation",
+        ),
+    ],
+)
+def test_states_that_arrays_would_carry_in_part_are_refused(make: Any, what: str) -> None:
+    state = make().init(PARAMS)
+    arrays = emo_optax.to_arrays(emo_optax.emo_cats().init(PARAMS))
+    for call in (lambda: emo_optax.to_arrays(state), lambda: emo_optax.from_arrays(arrays, state)):
+        with pytest.raises(ValueError, match=what):
+            call()
+
+
+def test_numbers_of_other_transformations_may_stay_behind() -> None:
+    clipped = optax.chain(
+        optax.adaptive_grad_clip(0.1), emo_optax.emo_sens(optax.cosine_decay_schedule(0.1, 9))
+    )
+    safe = optax.apply_if_finite(emo_optax.scale_by_runaway(clipped), 3)
+    arrays = emo_optax.to_arrays(emo_optax.accumulate(safe, 2).init(PARAMS))
+    assert set(arrays) == set(emo_optax.to_arrays(emo_optax.emo_sens().init(PARAMS)))
+
+
+def test_numbers_beyond_their_dtype_are_refused() -> None:
+    state = emo_optax.emo_sens().init(PARAMS)
+    arrays = emo_optax.to_arrays(state)
+    for name, value, what in (
+        ("emotion/felt", np.asarray(2**40), "count beyond 2147483647"),
+        ("emotion/short", np.asarray(1e300), "'emotion/short' has a number that float32 cannot hold"),
+        ("exp_avg_sq/bias", np.full(3, 1e300), "'exp_avg_sq/bias'"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            emo_optax.from_arrays({**arrays, name: value}, state)

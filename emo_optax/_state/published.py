@@ -9,7 +9,7 @@ import optax
 
 from emo_optax._state.bridge import from_arrays, go_on_at, to_arrays
 from emo_shared.published import KINDS, Published, read_published
-from emo_shared.published_form import check_new
+from emo_shared.published_form import check_new, check_steps
 
 
 def load_published_state(
@@ -44,10 +44,11 @@ def load_published_state(
         The new state, and one sentence for each part of the published state that could not be carried over.
 
     Raises:
-        TypeError: for anything but a mapping.
-        ValueError: for a state of another optimizer or version, for names that differ from the names of the
-            parameters, for a part that is missing, has another shape, or is damaged, and for a state of an
-            optimizer that has taken steps.
+        TypeError: for anything but a mapping, and for steps that are not a whole number.
+        ValueError: for a new state of another member or of other parameters, for a state of another
+            optimizer or version, for names that differ from the names of the parameters, for a part that is
+            missing, has another shape, or is damaged, and for a state of an optimizer that has taken
+            steps.
 
     Example:
         >>> import jax.numpy as jnp
@@ -67,11 +68,19 @@ def load_published_state(
         jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
-    if sorted(names) != sorted(by_name):
+    check_steps(steps)
+    if not all(isinstance(name, str) for name in names) or sorted(names) != sorted(by_name):
         raise ValueError(
             f"The names must be the names of the parameters: {sorted(by_name)}; they are {list(names)}"
         )
     own = to_arrays(state)
+    for name, param in by_name.items():
+        kept = own.get(f"exp_avg/{name}", own.get(f"shadow/{name}", param))
+        if kept.shape != param.shape:
+            raise ValueError(
+                f"The state was made for other parameters: {name!r} has the shape {kept.shape} in it, and "
+                f"{param.shape} in params"
+            )
     read = read_published(state_dict, member, own, names, by_name)
     check_new(own)
     loaded = go_on_at(from_arrays(read.arrays, state), steps)

@@ -314,6 +314,8 @@ def test_specs_of_parameters_map_onto_every_state(name: str, rounding: str, wrap
             name, 0.1, rounding=rounding, mask=lambda _: tree_of(True), **options
         )
     optimizer = WRAPPED[wrapper](tx)
+    if wrapper == "runaway" and name in ("emo_pilot", "emo_pilot_airy"):  # Not to be scaled, only measured.
+        optimizer = optax.chain(emo_optax.track_runaway(), tx)
     params = {"w": jnp.ones((2, 3), jnp.bfloat16), "b": jnp.ones(3)}
     state = optimizer.init(params)
 

@@ -101,8 +101,9 @@ def get_metrics(
     Raises:
         TypeError: for a schedule in the place of a learning rate, and for numbers asked for inside of
             jit.
-        ValueError: if there is no emotion in the state, for a theta below 0, and for `grads` without
-            `keep` where the filter was made with a `keep` of your own.
+        ValueError: if there is no emotion in the state, for a theta below 0, for a learning rate that is
+            not one number, for `grads` without `keep` where the filter was made with a `keep` of your own,
+            and for numbers of a state with a batch axis, as `jax.vmap` makes one.
 
     Example:
         >>> import jax
@@ -132,6 +133,13 @@ def get_metrics(
         return metrics
     if any(isinstance(value, jax.core.Tracer) for value in metrics.values()):
         raise TypeError("Inside of jit there are no numbers yet: ask for get_metrics(..., as_floats=False)")
+    many = next((name for name, value in metrics.items() if value.shape), None)
+    if many is not None:
+        raise ValueError(
+            f"The state has a batch axis: {many!r} has the shape {metrics[many].shape}. Ask for "
+            "get_metrics(..., as_floats=False), which returns arrays of this shape, or pass the state of "
+            "one model"
+        )
     # All numbers in one array, so that one transfer fetches all; as bits, so that counts stay exact.
     fetched, values = np.asarray(_bits(tuple(metrics.values()))), {}
     for name, value in metrics.items():
@@ -213,7 +221,10 @@ def _learning_rate(learning_rate: Any, scale: jax.Array, scales: bool) -> dict[s
         return {}
     if callable(learning_rate):
         raise TypeError("`learning_rate` is a schedule; pass its value at the step, schedule(step)")
-    rate = jnp.asarray(learning_rate, scale.dtype).reshape(())
+    rate = jnp.asarray(learning_rate, scale.dtype)
+    if rate.size != 1 and rate.shape != scale.shape:
+        raise ValueError(f"`learning_rate` must be one number, and has the shape {rate.shape}")
+    rate = rate if rate.shape == scale.shape else rate.reshape(())
     return {"emotion/learning_rate": rate * scale if scales else rate}
 
 

@@ -154,3 +154,21 @@ def test_bad_input_is_refused() -> None:
         emo_optax.get_metrics(state, grads=GRADS, theta=-1.0)
     with pytest.raises(ValueError, match="no emotion in this state"):
         emo_optax.get_metrics(optax.adam(0.1).init(PARAMS))
+    with pytest.raises(ValueError, match=r"must be one number, and has the shape \(2,\)"):
+        emo_optax.get_metrics(state, learning_rate=jnp.ones(2))
+
+
+@pytest.mark.parametrize("name", ["emo_sens", "emo_pilot", "emo_sens3", "emo_navi36"])
+def test_a_state_of_many_models_has_arrays_and_no_numbers(name: str) -> None:
+    optimizer = emo_optax.create_optimizer(name)
+    params = jnp.ones((3, 2))
+    state = jax.vmap(optimizer.init)(params)
+    losses = jnp.asarray([1.0, 2.0, 3.0])
+    _, state = jax.vmap(lambda g, s, p, v: optimizer.update(g, s, p, value=v))(
+        params, state, params, losses
+    )
+    with pytest.raises(ValueError, match=r"batch axis.*shape \(3,\).*as_floats=False"):
+        emo_optax.get_metrics(state)
+    metrics = emo_optax.get_metrics(state, as_floats=False)
+    title = next(name for name in metrics if name.endswith("/long"))
+    np.testing.assert_array_equal(metrics[title], losses)

@@ -97,7 +97,12 @@ def piloted(
         loss = average_over_replicas(check_loss(value, dtype), axis_name)
         weights = jax.tree.map(lambda p: p.astype(wide_dtype(p)), params)
         gradients = jax.tree.map(lambda g, w: g.astype(w.dtype), updates, weights)
-        decays = jax.tree.map(lambda _: True, weights) if mask_of is None else mask_of(params)
+        decays = jax.tree.map(lambda _: True, weights)
+        if mask_of is not None:  # A mask may have one boolean for a whole branch.
+            decays = jax.tree.map(
+                lambda is_decayed, branch: jax.tree.map(lambda _: is_decayed, branch),
+                *(mask_of(params), weights),
+            )
         decay_rate: Any = weight_decay(old.step) if callable(weight_decay) else weight_decay
         if weight_decay_mode == "l2":
             gradients = jax.tree.map(

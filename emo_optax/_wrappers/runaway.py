@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._checks.states import with_arrays
+from emo_optax._checks.states import first_node_of, with_arrays
 from emo_optax._checks.validation import (
     check_bounds,
     check_not_negative,
@@ -15,6 +15,7 @@ from emo_optax._checks.validation import (
     takes_extra_args,
 )
 from emo_optax._pieces.emotion import wide_dtype
+from emo_optax._pieces.pilot import PilotState
 
 Bounds = tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]
 """The least and the largest factor of a step."""
@@ -149,6 +150,7 @@ def scale_by_runaway(
 
     Raises:
         ValueError: for an option out of its range.
+        TypeError: from `init`, for an inner optimizer that steers its steps already, as `emo_pilot`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -170,7 +172,13 @@ def scale_by_runaway(
     def init_fn(params: optax.Params) -> ScaleByRunawayState:
         dtype = wide_dtype(params)
         fresh = Runaway(jnp.zeros([4], dtype), jnp.zeros([], dtype), jnp.ones([], dtype))
-        return ScaleByRunawayState(fresh, inner.init(params))
+        inner_state = inner.init(params)
+        if first_node_of(inner_state, PilotState) is not None:
+            raise TypeError(
+                "EmoPilot and autopilot steer their steps already, and average the weights that their own "
+                "steps reach: use them as they are, with track_runaway in front to measure only"
+            )
+        return ScaleByRunawayState(fresh, inner_state)
 
     def update_fn(
         updates: optax.Updates,

@@ -107,3 +107,27 @@ def test_what_cannot_be_read_is_refused() -> None:
         emo_optax.gradient_moments(jnp.ones(2, jnp.complex64))
     with pytest.raises(ValueError, match="There is no runaway detection in this state"):
         emo_optax.get_runaway(optax.adam(0.1).init(jnp.ones(1)))
+
+
+@pytest.mark.parametrize("inner", [emo_optax.emo_pilot(), emo_optax.autopilot(optax.sgd(0.1))])
+def test_optimizers_that_steer_their_steps_are_refused(inner: Any) -> None:
+    with pytest.raises(TypeError, match=r"steer their steps already.*track_runaway"):
+        emo_optax.scale_by_runaway(optax.chain(optax.clip(1.0), inner)).init(TREE)
+    optax.chain(emo_optax.track_runaway(), inner).init(TREE)
+
+
+def test_random_keys_in_a_state_are_no_numbers() -> None:
+    noisy = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(0)), optax.sgd(0.1))
+    optimizers = {
+        "scale_by_runaway": emo_optax.scale_by_runaway(noisy),
+        "emotional": emo_optax.emotional(noisy),
+        "autopilot": emo_optax.autopilot(noisy),
+        "accumulate": emo_optax.accumulate(noisy, 1),
+    }
+    params = jax.tree.map(jnp.ones_like, TREE)
+    for name, optimizer in optimizers.items():
+        extra = {} if name == "scale_by_runaway" else {"value": 1.0}
+        state = optimizer.init(params)
+        updates, _ = optimizer.update(TREE, state, params, **extra)
+        compiled, _ = jax.jit(optimizer.update)(TREE, state, params, **extra)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, compiled)
