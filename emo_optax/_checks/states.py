@@ -107,7 +107,10 @@ def with_arrays(state: Any, init: Callable[[Any], Any], params: Any) -> Any:
     """
     leaves = jax.tree.leaves(state)
     # Each leaf of most states is an array without a weak type, which is no number: seen without a call.
-    others = [leaf for leaf in leaves if not isinstance(leaf, jax.Array) or _is_weak(leaf)]
+    # An array of random keys, as `optax.add_noise` keeps one, has no attribute of this name.
+    others = [
+        leaf for leaf in leaves if not isinstance(leaf, jax.Array) or getattr(leaf, "weak_type", False)
+    ]
     if not any(map(_is_number, others)):
         return state
     expected = jax.eval_shape(init, params)
@@ -134,7 +137,6 @@ def with_arrays(state: Any, init: Callable[[Any], Any], params: Any) -> Any:
 
 
 def _is_weak(leaf: Any) -> bool:
-    # An array of random keys, as `optax.add_noise` keeps one, has no weak type.
     return bool(getattr(leaf, "weak_type", False))
 
 
