@@ -94,6 +94,49 @@ def test_a_run_goes_on_from_a_distributed_checkpoint(place: Place, name: str, la
     assert_close(found, everything(one, alone), 2e-5)
 
 
+WRAPPERS: dict[str, Any] = {
+    "autopilot": lambda inner: emo_torch.Autopilot(inner),
+    "autopilot without average": lambda inner: emo_torch.Autopilot(inner, average=False),
+    "emotional": lambda inner: emo_torch.Emotional(inner),
+    "emotional with shadow": lambda inner: emo_torch.Emotional(inner, use_shadow=True),
+}
+INNER: dict[str, Any] = {
+    "adamw": lambda params: torch.optim.AdamW(params, lr=1e-2),
+    "sgd": lambda params: torch.optim.SGD(params, lr=1e-2, momentum=0.9),
+    "emo_pulse": lambda params: emo_torch.EmoSens3(params),
+}
+PAIRS = [
+    (wrapper, inner)
+    for wrapper in WRAPPERS
+    for inner in INNER
+    if not (wrapper.startswith("emotional") and inner == "emo_pulse")
+]
+"""A member of the family inside of `Emotional` would be emotional twice."""
+
+
+@in_processes(2)
+def test_wrappers_go_on_from_a_distributed_checkpoint(place: Place) -> None:
+    for wrapper, inner in PAIRS:
+        net, resumed = sharded(place), sharded(place)
+        ours, theirs = (WRAPPERS[wrapper](INNER[inner](some.parameters())) for some in (net, resumed))
+        folder = place.folder / f"{wrapper} {inner}"
+        train(net, ours, range(6), place)
+        write(net, ours, folder, LAYOUTS["nested"])
+        starts = [whole(param.detach()).clone() for param in resumed.parameters()]
+        get_optimizer_state_dict(resumed, theirs)  # Takes a step with gradients of zeros.
+        for param, start in zip(resumed.parameters(), starts, strict=True):
+            assert torch.equal(whole(param.detach()), start)
+        read(resumed, theirs, folder, LAYOUTS["nested"])
+        assert_close(everything(resumed, theirs), everything(net, ours), 0.0)
+        for some, optimizer in ((net, ours), (resumed, theirs)):
+            train(some, optimizer, range(6, 10), place)
+        assert_close(everything(resumed, theirs), everything(net, ours), 0.0)
+        if wrapper == "autopilot":
+            ours.eval()
+            theirs.eval()
+            assert_close(everything(resumed, theirs), everything(net, ours), 0.0)
+
+
 @in_processes(2)
 def test_narrow_shards_keep_their_wide_moments_in_a_checkpoint(place: Place) -> None:
     options: dict[str, Any] = {"lr": 1e-3, "rounding": "kahan", "use_shadow": True}

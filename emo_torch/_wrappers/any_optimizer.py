@@ -1,6 +1,5 @@
 """Any optimizer of PyTorch made emotional: `Emotional`, which wraps an optimizer and calls its step."""
 
-import copy
 import functools
 from collections.abc import Callable
 from operator import attrgetter
@@ -25,12 +24,12 @@ from emo_torch._pieces.replicas import LossGroup, Replicas
 from emo_torch._pieces.shadow_effect import Keep, keep_elements, keeps_all, step_scale
 from emo_torch._pieces.shadow_system import ShadowRatio
 from emo_torch._rules.recipe import Group
-from emo_torch._sharded import copy_all, local_part
 from emo_torch._step.emo_optimizer import EmoOptimizer
 from emo_torch._step.loss_optimizer import LossOptimizer
 from emo_torch._step.ways import Feeling, use_foreach
 from emo_torch._wrappers.around_inner import AroundInner
 from emo_torch._wrappers.inner_check import Manner, manner_of
+from emo_torch._wrappers.inner_state import make_inner_state
 from emo_torch._wrappers.inner_step import (
     Averages,
     Copies,
@@ -281,17 +280,12 @@ class Emotional(AroundInner):
             self.inner.step()
 
     def _make_missing_state(self) -> None:
-        params = [param for param in self._params() if param.grad is not None]
-        grads = [param.grad for param in params if param.grad is not None and not self.state.get(param)]
-        # Checkpoint libraries ask for state with gradients of zeros; other gradients would enter the state.
-        if not grads or any(local_part(grad).any() for grad in grads):
-            return
-        befores = [param.clone() for param in params]
-        states = {param: copy.deepcopy(self.state[param]) for param in params if self.state.get(param)}
-        self.inner.step()
-        copy_all(params, befores)  # Some move by a learning rate of 0, too.
-        for param, state in states.items():
-            self.state[param] = state
+        with self._shadows_apart():
+            is_made = make_inner_state(self.inner, self._params())
+        for group in self.param_groups if is_made else ():
+            for param in group["params"] if group["use_shadow"] else ():
+                if param.grad is not None:
+                    with_shadow(param, self.state)
 
     def _move(self, feeling: Feeling, seen: list[GroupTensors | None]) -> None:  # noqa: ARG002
         """Lets the inner optimizer move the parameters, and scales and filters the change."""

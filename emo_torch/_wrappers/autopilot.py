@@ -32,7 +32,13 @@ from emo_torch._step.loss_memory import check_saved_memory
 from emo_torch._step.loss_optimizer import LossOptimizer
 from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._wrappers.inner_check import check_follows
-from emo_torch._wrappers.inner_state import check_moments_of, check_saver, divide_state, unshare
+from emo_torch._wrappers.inner_state import (
+    check_moments_of,
+    check_saver,
+    divide_state,
+    make_inner_state,
+    unshare,
+)
 
 USUAL_SIZE = 0.3
 """The usual root mean square of Adam's direction, for which `step_ceiling` was measured."""
@@ -180,7 +186,11 @@ class Autopilot(SteeredOptimizer):
     # The step.
 
     def _make_missing_state(self) -> None:
-        """Does nothing: a step with learning rates of 0 and without a loss changes nothing."""
+        params, average = list(self._params()), self.param_groups[0]["average"]
+        if make_inner_state(self.inner, params):
+            for param in params:
+                if param.grad is not None:
+                    self._state_beside(param, average=average)
 
     def _move(self, feeling: Tensor, seen: Any) -> None:
         """Lets the inner optimizer step, and makes its step shorter or longer."""

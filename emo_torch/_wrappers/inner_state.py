@@ -1,6 +1,7 @@
 """Joins the state of an inner optimizer with emotion and shadows, and splits it again."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch.optim.optimizer import Optimizer
 
 from emo_torch._pieces.averaged_weights import check_average
 from emo_torch._rules.recipe import Group, State
+from emo_torch._sharded import copy_all, local_part
 from emo_torch._step.loss_memory import MEMBER, check_member
 from emo_torch._step.state_keeper import StateKeeper, tensors_in, without_shared
 
@@ -22,6 +24,32 @@ def check_saver(inner: Optimizer, loaded: Any) -> None:
     """Raises a `ValueError` for the state of a member of the family if `inner` is no member."""
     if MEMBER in loaded and not isinstance(inner, StateKeeper):
         check_member(type(inner).__name__, None, loaded[MEMBER])
+
+
+def make_inner_state(inner: Optimizer, params: Iterable[Tensor]) -> bool:
+    """Makes the state that an inner optimizer lacks, and changes no parameter and no other state.
+
+    Checkpoint libraries ask for the state of a new optimizer by a step with gradients of zeros. Other
+    gradients would enter the state: then nothing is made.
+
+    Args:
+        inner: the inner optimizer, whose learning rates are 0.
+        params: its parameters.
+
+    Returns:
+        Whether the inner optimizer has taken this step.
+    """
+    params = [param for param in params if param.grad is not None]
+    missing = [param.grad for param in params if param.grad is not None and not inner.state.get(param)]
+    if not missing or any(local_part(grad).any() for grad in missing):
+        return False
+    befores = [param.clone() for param in params]
+    states = {param: copy.deepcopy(inner.state[param]) for param in params if inner.state.get(param)}
+    inner.step()
+    copy_all(params, befores)  # Some move by a learning rate of 0, too.
+    for param, state in states.items():
+        inner.state[param] = state
+    return True
 
 
 def check_moments_of(inner: Optimizer, options: dict[str, Any]) -> None:
