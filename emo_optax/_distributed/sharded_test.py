@@ -85,6 +85,33 @@ def work() -> None:
                 "split": [leaf.sharding.is_equivalent_to(apart, leaf.ndim) for leaf in leaves],
                 "skipped": int(emo_optax.get_pilot(result[0][1]).skipped),
             }
+
+    def with_bias(tree: Any) -> Any:
+        return {**tree, "bias": np.full(3, 0.5, np.float32), "scale": np.float32(1.0)}
+
+    def place(leaf: Any) -> Any:
+        return P("x") if leaf.ndim and leaf.shape[0] % 8 == 0 else P()
+
+    members = {
+        "emo_pilot": emo_optax.emo_pilot,
+        "emo_pilot_airy": emo_optax.emo_pilot_airy,
+        "autopilot": lambda **options: emo_optax.autopilot(optax.adam(1e-2), **options),
+    }
+    for member, make in members.items():
+        plain, inside = make(), make(shard_axis_name="x")
+        params = with_bias(start)
+        ways = [jax.jit(step_of(plain))]
+        specs = jax.tree.map(place, (params, jax.eval_shape(inside.init, params)))
+        step = jax.shard_map(step_of(inside), mesh=mesh, in_specs=(*specs, specs[0], P()), out_specs=specs)
+        ways.append(jax.jit(step))
+        ends = []
+        for optimizer, run in zip((plain, inside), ways, strict=True):
+            ended, state = params, optimizer.init(params)
+            for each, loss in zip(grads, LOSSES, strict=True):
+                ended, state = run(ended, state, with_bias(each), jnp.float32(loss))
+            ends.append((ended, emo_optax.eval_params(state, ended), emo_optax.get_pilot(state).courage))
+        pairs = zip(*map(jax.tree.leaves, ends), strict=True)
+        found[f"{member}, replicated"] = {"gap": float(max(np.max(np.abs(a - b)) for a, b in pairs))}
     print(json.dumps(found))
 
 
@@ -112,6 +139,11 @@ def test_split_parameters_step_as_whole_ones(found: dict[str, Any], member: str,
     assert result["skipped"] == 1
     assert result["gap"] < 1e-5
     assert result["split"] == [True, True]
+
+
+@pytest.mark.parametrize("member", [*REDUCTIONS, "autopilot"])
+def test_a_replicated_parameter_counts_once(found: dict[str, Any], member: str) -> None:
+    assert found[f"{member}, replicated"]["gap"] < 1e-5
 
 
 @pytest.mark.parametrize("way", ["shard_map", "NamedSharding"])

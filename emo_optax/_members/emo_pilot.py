@@ -76,7 +76,8 @@ def emo_pilot(
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
         shard_axis_name: the mapped axes over which parameters are split, for norms and products over the
-            whole under `jax.shard_map`; `None` where every replica has whole parameters, and under jit.
+            whole under `jax.shard_map`; `None` where every replica has whole parameters, and under jit. A
+            replicated parameter counts once, unless `check_vma=False` hides that it is replicated.
 
     Returns:
         A transformation whose `update(grads, state, params, value=loss)` takes the loss at `params`,

@@ -324,7 +324,11 @@ def test_sharded_parameters_take_the_steps_of_the_whole() -> None:
         ({"gate_limit": -2.0}, "gate_limit"),
         ({"weight_decay_mode": "none"}, "weight_decay_mode"),
         ({"average": 1}, "average"),
-        ({"axis_name": 3}, "axis_name"),
+        *[
+            ({name: value}, "axis_name")
+            for name in ("axis_name", "shard_axis_name")
+            for value in (3, "", ("x", "x"))
+        ],
         ({"rounding": "up"}, "rounding"),
     ],
 )

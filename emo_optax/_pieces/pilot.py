@@ -17,7 +17,7 @@ from emo_optax._pieces.relative_emotion import (
     quotient,
     root,
 )
-from emo_optax._pieces.replicas import AxisName
+from emo_optax._pieces.replicas import AxisName, split_axes
 
 ANOTHER_TREE = (
     "give eval_params the parameters that this state was made for. Around a wrapper that changes the "
@@ -175,11 +175,6 @@ def scheduled(rate: jax.Array, peak: jax.Array) -> jax.Array:
     return jnp.where(peak > 0.0, rate / jnp.where(peak > 0.0, peak, 1.0), jnp.zeros_like(peak))
 
 
-def psum(values: jax.Array, axis_name: AxisName) -> jax.Array:
-    """Returns the sum over the axes that parameters are split over, or the values without such axes."""
-    return values if axis_name is None else jax.lax.psum(values, axis_name)
-
-
 def whole_sums(
     products: list[jax.Array], weights: optax.Params, dtype: Any, shard_axis_name: AxisName
 ) -> tuple[jax.Array, list[jax.Array]]:
@@ -189,23 +184,32 @@ def whole_sums(
         products: the products of each parameter, or of its part on this device, shape `[3]`.
         weights: the parameters.
         dtype: the dtype of the sums.
-        shard_axis_name: the mapped axes over which the parameters are split.
+        shard_axis_name: the mapped axes over which parameters are split; a parameter that `jax.shard_map`
+            knows to be replicated counts once.
     """
     leaves = jax.tree.leaves(weights)
     squares = [jnp.sum(jnp.square(leaf)).astype(dtype) for leaf in leaves]
-    # One sum over all parameters: XLA on a CPU would copy moments that some products read after these have
-    # moved. Behind a barrier: XLA would add up all products again in the loops of each parameter.
+    axes = split_axes(leaves, shard_axis_name)
     total = jnp.zeros([3], dtype)
-    if products:
-        total = jnp.sum(jax.lax.optimization_barrier(jnp.stack(products)), axis=0)
-    shards = 1
-    if shard_axis_name is not None:
-        shards = jax.lax.psum(1, shard_axis_name)
-        summed = psum(jnp.stack([*total, *squares]), shard_axis_name)  # One reduction for all.
-        total, squares = summed[:3], list(summed[3:])
+    for own in dict.fromkeys(axes):
+        places = [place for place, each in enumerate(axes) if each == own]
+        # One sum over all parameters: XLA on a CPU would copy moments that some products read after these
+        # have moved. Behind a barrier: XLA would add up all products again in the loops of each parameter.
+        part = jnp.zeros([3], dtype)
+        if products:
+            part = jnp.stack([products[place] for place in places])
+            part = jnp.sum(jax.lax.optimization_barrier(part), axis=0)
+        if own:
+            summed = jax.lax.psum(jnp.stack([*part, *(squares[place] for place in places)]), own)
+            part = summed[:3]  # One reduction for all parameters that are split alike.
+            for place, square in zip(places, summed[3:], strict=True):
+                squares[place] = square
+        total = total + part
     # Number by number: XLA compiles slowly where each parameter reads one number of a long array.
-    means = [square / max(leaf.size * shards, 1) for square, leaf in zip(squares, leaves, strict=True)]
-    return total, means
+    sizes = [
+        leaf.size * (jax.lax.axis_size(own) if own else 1) for leaf, own in zip(leaves, axes, strict=True)
+    ]
+    return total, [square / max(size, 1) for square, size in zip(squares, sizes, strict=True)]
 
 
 def get_pilot(state: optax.OptState) -> Pilot:

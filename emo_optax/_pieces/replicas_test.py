@@ -110,3 +110,15 @@ def test_what_names_no_axis_is_refused(make: Any, axis_name: Any) -> None:
         make(axis_name=axis_name).init(jnp.ones(2))
     with pytest.raises(TypeError, match="must be a name, a tuple of names or None"):
         emo_optax.early_stop(axis_name=axis_name)
+
+
+@pytest.mark.parametrize("make", [emo_optax.emo_pilot, emo_optax.emo_pilot_airy, "autopilot"])
+def test_an_axis_that_is_not_there_is_named(make: Any) -> None:
+    params = jnp.ones(4)
+    optimizer = (
+        emo_optax.autopilot(optax.sgd(0.1), shard_axis_name="dta")
+        if make == "autopilot"
+        else make(shard_axis_name="dta")
+    )
+    with pytest.raises(ValueError, match=r"shard_axis_name='dta'.* no such axis .*do not pass"):
+        optimizer.update(params, optimizer.init(params), params, value=1.0)
