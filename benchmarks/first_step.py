@@ -11,7 +11,7 @@ page by page. Another new process measures how long the zeros of the same state 
 import argparse
 from pathlib import Path
 
-from examples.command import answer_early, one_of
+from examples.command import answer_early, one_of, positive_int
 
 
 def options() -> argparse.ArgumentParser:
@@ -24,8 +24,12 @@ def options() -> argparse.ArgumentParser:
         action="append",
         help="default: gpt2 and lora",
     )
-    parser.add_argument("--later", type=int, default=15, help="later steps to measure (default: 15)")
-    parser.add_argument("--repeats", type=int, default=3, help="new processes for each row (default: 3)")
+    parser.add_argument(
+        "--later", type=positive_int, default=15, help="later steps to measure (default: 15)"
+    )
+    parser.add_argument(
+        "--repeats", type=positive_int, default=3, help="new processes for each row (default: 3)"
+    )
     parser.add_argument("--output", type=Path, help="the folder to write first_step.md to")
     return parser
 

@@ -10,14 +10,25 @@ the number of calls that the listener makes in a pass, which is.
 import argparse
 from pathlib import Path
 
-from examples.command import answer_early
+from examples.command import answer_early, positive_int
+
+
+def at_least_100(text: str) -> int:
+    """Returns a number of tensors: a hundred optimizers share them in one of the cases."""
+    if int(text) < 100:
+        raise argparse.ArgumentTypeError(f"{text} is below 100: a hundred optimizers share the tensors")
+    return int(text)
 
 
 def options() -> argparse.ArgumentParser:
     """Returns the parser of the command's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.listener", description=__doc__)
-    parser.add_argument("--tensors", type=int, default=1000, help="how many (default: 1000)")
-    parser.add_argument("--rounds", type=int, default=101, help="how many pairs of passes (default: 101)")
+    parser.add_argument(
+        "--tensors", type=at_least_100, default=1000, help="how many, 100 or more (default: 1000)"
+    )
+    parser.add_argument(
+        "--rounds", type=positive_int, default=101, help="how many pairs of passes (default: 101)"
+    )
     parser.add_argument("--output", type=Path, help="the folder to write listener.md to")
     return parser
 

@@ -8,7 +8,7 @@ writes `profile.md`. One thread; each way steps alone, on parameters of its own.
 import argparse
 from pathlib import Path
 
-from examples.command import answer_early, one_of
+from examples.command import answer_early, one_of, positive_int
 
 
 def options() -> argparse.ArgumentParser:
@@ -21,7 +21,9 @@ def options() -> argparse.ArgumentParser:
         action="append",
         help="default: gpt2, lora, four and thirty",
     )
-    parser.add_argument("--rounds", type=int, default=9, help="how many steps to measure (default: 9)")
+    parser.add_argument(
+        "--rounds", type=positive_int, default=9, help="how many steps to measure (default: 9)"
+    )
     parser.add_argument("--output", type=Path, help="the folder to write profile.md to")
     return parser
 

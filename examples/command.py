@@ -2,8 +2,11 @@
 
 import argparse
 import importlib.util
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from emo_shared.names import plain_name
 
@@ -76,3 +79,30 @@ def seed_number(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
     return value
+
+
+def file_to_write(text: str) -> Path:
+    """Returns the path of a file that a command writes at its end; the type of such arguments."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder, and must be the path of a file")
+    folder_to_write(str(path.parent))
+    return path
+
+
+def folder_to_write(text: str) -> Path:
+    """Returns the path of a folder that a command makes and writes to; the type of such arguments."""
+    path = Path(text)
+    nearest = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise argparse.ArgumentTypeError(f"nothing can be written to {text}: {nearest} does not allow it")
+    return path
+
+
+def pattern(text: str) -> str:
+    """Returns a regular expression from an argument."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from error
+    return text

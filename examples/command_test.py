@@ -1,6 +1,7 @@
 """Every command answers `--help` before the imports that take seconds, and names a missing extra."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -93,3 +94,31 @@ def test_progress_is_seen_without_a_terminal(capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     assert re.findall(r"counting: (\d+) %", printed) == ["0", "25", "50", "75", "100"]
     assert re.findall(r"long: (\d+) %", printed) == ["0", "25", "50", "75", "100"]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "what"),
+    [
+        ("benchmarks.first_step", ["--repeats", "-1"], "not a positive whole number"),
+        ("benchmarks.step_profile", ["--rounds", "0"], "not a positive whole number"),
+        ("benchmarks.listener", ["--tensors", "3"], "3 is below 100"),
+        ("benchmarks.listener", ["--rounds", "-1"], "not a positive whole number"),
+        ("benchmarks.quality.__main__", ["--most", "-1"], "not a positive whole number"),
+        ("benchmarks.quality.__main__", ["--only", "("], "not a regular expression"),
+        ("benchmarks.quality.__main__", ["--only", "zzz", "--most", "1"], "no cell matches --only 'zzz'"),
+        ("benchmarks.quality.__main__", ["--folder", "{file}"], "does not allow it"),
+        ("benchmarks.quality.__main__", ["--report", "--folder", "{folder}"], "there are no results in"),
+        ("examples.early_stop", ["--output", "{file}/x.png"], "does not allow it"),
+        ("examples.early_stop", ["--output", "{folder}"], "is a folder"),
+    ],
+)
+def test_wrong_arguments_end_a_command_before_its_work(
+    module: str, arguments: list[str], what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    filled = [each.format(file=tmp_path / "file", folder=tmp_path) for each in arguments]
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(module).main(filled)
+    assert caught.value.code == 2
+    assert what in capsys.readouterr().err
+    assert not (tmp_path / "tables.md").exists()

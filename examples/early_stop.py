@@ -8,7 +8,7 @@ below, is all that the monitor asks for.
 import argparse
 from pathlib import Path
 
-from examples.command import answer_early, positive_int, seed_number
+from examples.command import answer_early, file_to_write, positive_int, seed_number
 
 
 def options() -> argparse.ArgumentParser:
@@ -29,7 +29,7 @@ def options() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=file_to_write,
         default=Path("output/early_stop.png"),
         help="where the picture, a PNG, is written (default: %(default)s)",
     )

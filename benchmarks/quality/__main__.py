@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from examples.command import answer_early
+from examples.command import answer_early, file_to_write, folder_to_write, pattern, positive_int
 
 FOLDER = Path("docs/pilot_study")
 PICTURE = Path("docs/pictures/learning_rates.png")
@@ -13,12 +13,21 @@ def options() -> argparse.ArgumentParser:
     """Returns the parser of the command's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument(
-        "--folder", type=Path, default=FOLDER, help="results and tables (default: %(default)s)"
+        "--folder",
+        type=folder_to_write,
+        default=FOLDER,
+        help="results and tables (default: %(default)s)",
     )
-    parser.add_argument("--picture", type=Path, default=PICTURE, help="the picture (default: %(default)s)")
+    parser.add_argument(
+        "--picture",
+        type=file_to_write,
+        help=f"the picture (default: {PICTURE}, or in the folder if --folder is given)",
+    )
     parser.add_argument("--held-back", action="store_true", help="also run the tasks that were held back")
-    parser.add_argument("--only", default="", help="run only cells whose name matches this pattern")
-    parser.add_argument("--most", type=int, help="run at most so many cells")
+    parser.add_argument(
+        "--only", type=pattern, default="", help="run only cells whose name matches this pattern"
+    )
+    parser.add_argument("--most", type=positive_int, help="run at most so many cells")
     parser.add_argument("--report", action="store_true", help="run nothing: write tables and picture")
     return parser
 
@@ -47,11 +56,18 @@ from examples.yardstick.store import Result, Store
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the missing cells, with the given command-line arguments or the arguments of the process."""
-    given = options().parse_args(arguments)
-    store = Store(given.folder / "results.json")
+    parser = options()
+    given = parser.parse_args(arguments)
+    picture = given.picture or (PICTURE if given.folder == FOLDER else given.folder / PICTURE.name)
+    results = given.folder / "results.json"
+    if given.report and not results.exists():
+        parser.error(f"there are no results in {given.folder}: run the command without --report")
+    store = Store(results)
     wanted = [cell for cell in cells(held_back=True) if re.search(given.only, cell.key)]
     held_back = {name for name, task in tasks().items() if task.kind in HELD_BACK}
     wanted = [cell for cell in wanted if given.held_back or cell.task not in held_back]
+    if not wanted:
+        parser.error(f"no cell matches --only {given.only!r}")
     missing = [cell for cell in wanted if cell.key not in store][: 0 if given.report else given.most]
     console = Console(stderr=True)
     for index, cell in enumerate(missing):
@@ -59,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store.put(cell.key, run(cell))
         store.save()
     write(store, given.folder)
-    draw(store, given.picture)
+    draw(store, picture)
     return 0
 
 
