@@ -19,14 +19,17 @@ SLOW = re.compile(
     | ^emo_torch/_\w+/(any_optimizer|emotional|rounding|sync|torch_optim|ways)(_\w+)?_test
     | ^emo_optax/_\w+/(aliases|any_optimizer|first_generation|injected)_test
     | ^emo_optax/_\w+/(reference|rounding|state|wrappers)_test
-    | ^emo_optax/_members/(emo_pilot|emo_pilot_airy|ref_adamw_mini_schedule_free)_test
-    | ^emo_optax/_wrappers/(bind|every_member|loss_from_gradient)_test
-    | ^emo_optax/_pieces/(accumulation|meta_gradient|pulse|replicas)_test
+    | ^emo_optax/_members/(by_name|emo_pilot|emo_pilot_airy|emo_pilot_average)_test
+    | ^emo_optax/_wrappers/(bind|every_member|loss_from_gradient|metrics|runaway|steered)_test
+    | ^emo_optax/_pieces/(accumulation|meta_gradient|pulse|replicas|sums)_test
+    | ^emo_optax/(_checks/validation|_state/bridge)_test
     | ^emo_optax/(_promotion|_checks/states|_rules/(eight_bit|rules|sign_rules)|_state/export)_test
-    | ^emo_torch/(build|_schedulers|_pieces/pulse_in_place|_state/(saver|state|state_copies))_test
-    | ^emo_torch/_kernels/(blocked|changes|coded|cuda_codes|loader|memory|narrow)_test
+    | ^emo_torch/(build|_schedulers|_state/(saver|state|state_copies))_test
+    | ^emo_torch/_kernels/(blocked|changes|coded|cuda_codes|loader|memory|narrow|pilot)_test
     | ^emo_torch/_members/(emo_pilot|emo_pilot_loops|first_generation)_test
-    | /(autopilot|checkpoint_refused|eight_bit_state|hints)_test
+    | ^emo_torch/_pieces/(accumulation|pulse_in_place)_test
+    | ^emo_torch/_wrappers/inner_check_test
+    | /(autopilot|checkpoint_refused|eight_bit_state|hints|ref_adamw_mini_schedule_free)_test
     | /(later_generations|pilot_in_place|shadow_effect)_test
     | ^parity_tests/(?!__init__|compare|rooms|signatures|versions)
     """,
