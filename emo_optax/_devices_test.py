@@ -200,7 +200,7 @@ def test_types_say_where_a_step_leaves_its_arrays(name: str) -> None:
 
 
 @on_eight_devices
-def test_factors_lie_like_the_rows_and_columns_that_they_are_of() -> None:
+def test_factors_have_the_sharding_of_their_rows_and_columns() -> None:
     for kind in KINDS:
         _, state, _ = train_sharded("emo_airy", kind, "4x2, sharded parameters")
         factors = [leaf.sharding.spec for leaf in jax.tree.leaves(state) if leaf.shape in ((8, 1), (1, 8))]

@@ -194,10 +194,10 @@ def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptStat
     def put(name: str, leaf: jax.Array) -> jax.Array:
         return jnp.array(in_dtype(arrays[name], np.dtype(leaf.dtype), repr(name)))
 
-    return go_on_at(_exchange(state, put), steps)
+    return with_steps(_exchange(state, put), steps)
 
 
-def go_on_at(state: optax.OptState, steps: int) -> optax.OptState:
+def with_steps(state: optax.OptState, steps: int) -> optax.OptState:
     """Returns a state whose schedules, and random numbers, have taken so many steps."""
     # The counter of a schedule inside `optax.inject_hyperparams`: optax does not export its type.
     wrapped = type(optax.schedules.WrappedSchedule(lambda count: count).init())
@@ -213,7 +213,7 @@ def go_on_at(state: optax.OptState, steps: int) -> optax.OptState:
         if isinstance(node, AddWeightDecayState) and isinstance(node.steps, jax.Array):
             return node._replace(steps=jnp.array(steps, jnp.int32))
         if isinstance(node, containing):
-            fields = {name: go_on_at(field, steps) for name, field in node._asdict().items()}
+            fields = {name: with_steps(field, steps) for name, field in node._asdict().items()}
             counter = "count" if isinstance(node, injected) else "gradient_step"
             return node._replace(**{**fields, counter: jnp.array(steps, jnp.int32)})
         return node

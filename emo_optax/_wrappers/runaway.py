@@ -128,7 +128,7 @@ def scale_by_runaway(
     eps: jax.typing.ArrayLike = 1e-8,
     bounds: Bounds | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales the updates of `inner`, the less the gradient looks like a runaway.
+    r"""Multiplies each step by a factor that is below 1 if the gradient looks like a runaway.
 
     .. math:: u \leftarrow \left(1 - \frac{m_3}{m_2 + \epsilon}\,\exp(-m_4)\right) u
 
