@@ -393,5 +393,5 @@ def test_blocks_of_moments_in_8_bits_stay_on_their_device() -> None:
         assert_close(update(grads, optimizer.init(grads)), update(split, optimizer.init(split)), 0.0, 1e-7)
     assert "all-gather" not in str(update.lower(split, optimizer.init(split)).compile().as_text())
     explicit = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
-    with pytest.raises(ValueError, match=r"Explicit.*\(64, 512\) is"):
+    with pytest.raises(ValueError, match=r"Explicit.*\(64, 512\) has the sharding"):
         optimizer.init(jax.device_put(grads, NamedSharding(explicit, P("x"))))

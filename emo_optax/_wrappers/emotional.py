@@ -284,5 +284,8 @@ def set_emotion(state: optax.OptState, **values: Any) -> optax.OptState:
         return isinstance(node, kinds)
 
     if not any(map(is_leaf, jax.tree.leaves(state, is_leaf=is_leaf))):
-        raise ValueError("There is no emotion and no pulse in this state, whose values could be set.")
+        raise ValueError(
+            "There is no emotion and no pulse in this state. Pass the state of an optimizer with an "
+            "emotion or a pulse, such as emo_sens, or of a chain or wrapper around one."
+        )
     return jax.tree.map(change, state, is_leaf=is_leaf)
