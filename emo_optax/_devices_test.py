@@ -200,7 +200,7 @@ def test_types_say_where_a_step_leaves_its_arrays(name: str) -> None:
 
 
 @on_eight_devices
-def test_factors_lie_like_the_rows_and_columns_that_they_are_of() -> None:
+def test_factors_have_the_sharding_of_their_rows_and_columns() -> None:
     for kind in KINDS:
         _, state, _ = train_sharded("emo_airy", kind, "4x2, sharded parameters")
         factors = [leaf.sharding.spec for leaf in jax.tree.leaves(state) if leaf.shape in ((8, 1), (1, 8))]
@@ -393,5 +393,5 @@ def test_blocks_of_moments_in_8_bits_stay_on_their_device() -> None:
         assert_close(update(grads, optimizer.init(grads)), update(split, optimizer.init(split)), 0.0, 1e-7)
     assert "all-gather" not in str(update.lower(split, optimizer.init(split)).compile().as_text())
     explicit = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
-    with pytest.raises(ValueError, match=r"Explicit.*\(64, 512\) is"):
+    with pytest.raises(ValueError, match=r"Explicit.*\(64, 512\) has the sharding"):
         optimizer.init(jax.device_put(grads, NamedSharding(explicit, P("x"))))

@@ -127,7 +127,7 @@ def _without(name: str) -> Callable[[Tree], Tree]:
     return lambda tree: {key: leaf for key, leaf in tree.items() if key != name}
 
 
-ANOTHER_TREE = Refused(ValueError, "The gradients are another tree than the parameters")
+ANOTHER_TREE = Refused(ValueError, "The gradients have another tree structure than the parameters")
 ANOTHER_SHAPE = Refused(ValueError, "The gradient of params['weight'] has the shape")
 
 GRADIENTS = [
@@ -142,7 +142,7 @@ GRADIENTS = [
                 ("that are empty", lambda _: {}, ANOTHER_TREE),
                 ("without a leaf", _without("bias"), Refused(ValueError, "missing: ['bias']")),
                 ("with None for a leaf", _with(bias=None), Refused(ValueError, "missing: ['bias']")),
-                ("with a leaf too much", _with(x=jnp.ones(1)), Refused(ValueError, "too much: ['x']")),
+                ("with a leaf too much", _with(x=jnp.ones(1)), Refused(ValueError, "extra: ['x']")),
                 ("with a deeper leaf", _with(bias={"x": jnp.ones(3)}), ANOTHER_TREE),
                 ("with a leaf renamed", lambda grads: {"w": 1.0, "b": grads["bias"]}, ANOTHER_TREE),
                 ("of shape ()", _with(weight=jnp.ones(())), ANOTHER_SHAPE),
@@ -160,7 +160,7 @@ GRADIENTS = [
                 (
                     "of whole numbers' gradient",
                     _with(bias=np.zeros(3, jax.dtypes.float0)),
-                    Refused(TypeError, "that of whole numbers"),
+                    Refused(TypeError, "has the dtype float0"),
                 ),
                 ("of NumPy", _with(bias=np.ones(3)), "takes a step"),
                 ("of float16", _with(bias=jnp.ones(3, jnp.float16)), "takes a step"),
@@ -191,7 +191,7 @@ GRADIENTS = [
 ]
 
 PARAMS_MISSING = Refused(ValueError, "`params` was not given")
-STATE = Refused(ValueError, "The state is not one of this optimizer for these parameters")
+STATE = Refused(ValueError, "The state does not fit this optimizer and these parameters")
 
 
 def _resized(tree: Tree) -> Tree:

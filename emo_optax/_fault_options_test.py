@@ -99,7 +99,7 @@ OPTIONS = [
     Case(
         "decay divided in a mode that does not",
         {"decoupled_weight_decay": True, "weight_decay_mode": "l2"},
-        Refused(ValueError, "leave it away for weight_decay_mode='l2'"),
+        Refused(ValueError, "do not pass it with weight_decay_mode='l2'"),
         DIVIDING,
     ),
     *[
@@ -166,13 +166,17 @@ PARAMS = [
     *[
         Case(f"a mask {title}", {"mask": mask, "params": {"weight": jnp.ones(2)}}, end, EVERY[::3])
         for title, mask, end in [
-            ("of another tree", {"other": True}, Refused(ValueError, "Invalid mask: it is another tree")),
-            ("with too much", {"weight": True, "x": True}, Refused(ValueError, "Invalid mask: it is")),
-            ("of a list", [True], Refused(ValueError, "Invalid mask: it is another tree")),
-            ("too deep", {"weight": {"x": True}}, Refused(ValueError, "Invalid mask: it is another tree")),
+            ("of another tree", {"other": True}, Refused(ValueError, "Invalid mask: it has another tree")),
+            ("with too much", {"weight": True, "x": True}, Refused(ValueError, "Invalid mask: it has")),
+            ("of a list", [True], Refused(ValueError, "Invalid mask: it has another tree")),
+            ("too deep", {"weight": {"x": True}}, Refused(ValueError, "Invalid mask: it has another tree")),
             ("of numbers", lambda _: {"weight": 1.0}, Refused(TypeError, "Invalid mask: mask['weight']")),
             ("that is a string", lambda _: "weight", Refused(TypeError, "must be True or False")),
-            ("made of another tree", lambda _: {"other": True}, Refused(ValueError, "Invalid mask: it is")),
+            (
+                "made of another tree",
+                lambda _: {"other": True},
+                Refused(ValueError, "Invalid mask: it has"),
+            ),
             ("that is one truth", True, "trains"),
         ]
     ],

@@ -52,7 +52,7 @@ def test_each_package_says_whose_checkpoint_the_other_ones_is(tmp_path: Path) ->
     emo_optax.save_checkpoint(tmp_path / "jax", {"x": 1})
     with pytest.raises(emo_torch.CheckpointError, match=r"but emo_optax checkpoint.*to_arrays"):
         emo_torch.load_checkpoint(tmp_path / "jax")
-    with pytest.raises(emo_optax.CheckpointError, match=r"but emo_torch checkpoint.*to_arrays"):
+    with pytest.raises(emo_optax.CheckpointError, match=r"its format is emo_torch checkpoint.*to_arrays"):
         emo_optax.load_checkpoint(tmp_path / "torch", {"x": 1})
 
 

@@ -24,8 +24,8 @@ PARAMS_MISSING = (
 )
 
 LOSS_NOT_CARRIED = (
-    "No loss arrived by the carrier: its gradient is 0, and other gradients are not. Make the loss that is "
-    "differentiated `emo_optax.carry_loss(loss, carrier)`, with the same leaf of the parameters."
+    "The gradient of the carrier is 0, and other gradients are not 0, so no loss was carried. "
+    "Differentiate `emo_optax.carry_loss(loss, carrier)`, with this leaf of the parameters as `carrier`."
 )
 
 EMOTION_MISSING = (
@@ -35,7 +35,7 @@ EMOTION_MISSING = (
 )
 
 STATE_OF_ANOTHER = (
-    "The state is not one of this optimizer for these parameters: {problem}. Pass the state that `init` "
+    "The state does not fit this optimizer and these parameters: {problem}. Pass the state that `init` "
     "made or that the last `update` returned. If the parameters have changed, make a new state with `init`."
 )
 

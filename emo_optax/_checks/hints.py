@@ -80,7 +80,10 @@ FOREIGN_KEYWORDS: dict[str, tuple[str, str]] = {
     "fused": ("PyTorch and emo_torch", "XLA compiles the whole step here: leave it out."),
     "capturable": ("PyTorch and emo_torch", "XLA compiles the whole step here: leave it out."),
     "differentiable": ("PyTorch", "Leave it out."),
-    "process_group": ("emo_torch", "Replicas are told apart by `axis_name` here."),
+    "process_group": (
+        "emo_torch",
+        "Use `axis_name` here: the mapped axes over which the loss is averaged.",
+    ),
     "alpha": ("torch.optim.RMSprop", "It is `b2` here."),
     "lr_decay": ("torch.optim.Adagrad", "Pass a schedule of Optax as `learning_rate`."),
     # Other names for the same thing.

@@ -107,7 +107,7 @@ def test_a_keyword_like_nothing_here_gets_the_list() -> None:
         emo_optax.emo_navi(xyzzy=1)  # type: ignore[call-arg]
 
 
-def test_hints_come_through_every_door() -> None:
+def test_hints_reach_every_way_to_make_an_optimizer() -> None:
     with pytest.raises(TypeError, match="EmoPulse"):
         emo_optax.create_optimizer("emo_sens", boost=10.0)
     with pytest.raises(TypeError, match="Did you mean 'theta'"):

@@ -25,7 +25,7 @@ def how_trees_differ(tree: Any, expected: Any) -> str:
     missing = [place for place in needs if place not in set(has)]
     extra = [place for place in has if place not in set(needs)]
     if missing or extra:
-        parts = [("missing: ", missing), ("too much: ", extra)]
+        parts = [("missing: ", missing), ("extra: ", extra)]
         return "; ".join(title + ", ".join(places[:3]) for title, places in parts if places)
     return f"{_brief(jax.tree.structure(tree))}, not {_brief(jax.tree.structure(expected))}"
 
@@ -87,7 +87,8 @@ def check_kinds(parts: Iterable[tuple[str, Any, Any, tuple[int, ...]]]) -> None:
             raise ValueError(STATE_OF_ANOTHER.format(problem=f"{name!r} must be an array, and is {leaf!r}"))
         if not jnp.issubdtype(leaf.dtype, kind) or leaf.shape != shape:
             has = f"{leaf.dtype} of the shape {leaf.shape}"
-            raise ValueError(STATE_OF_ANOTHER.format(problem=f"{name!r} is {has}"))
+            problem = f"{name!r} is {has}; expected {kind.__name__} of the shape {shape}"
+            raise ValueError(STATE_OF_ANOTHER.format(problem=problem))
 
 
 def with_arrays(state: Any, init: Callable[[Any], Any], params: Any) -> Any:

@@ -179,6 +179,9 @@ def test_the_functions_that_take_a_state_ask_for_arrays() -> None:
             emo_optax.update_divergence(divergence._replace(**{name: 0}), jnp.ones([]))
     with pytest.raises(ValueError, match="'x' must be an array, and is None"):
         check_kind("x", None, jnp.floating, ())
+    expected = r"'x' is int32 of the shape \(2,\); expected floating of the shape \(\)"
+    with pytest.raises(ValueError, match=expected):
+        check_kind("x", jnp.zeros(2, jnp.int32), jnp.floating, ())
 
 
 def test_the_monitor_and_the_looks_take_numbers() -> None:

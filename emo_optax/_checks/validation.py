@@ -48,10 +48,10 @@ def check_precision(name: str, value: object, *, may_be_schedule: bool = False) 
         return
     if jnp.dtype(dtype).itemsize < (2 if may_be_schedule else 4):
         raise TypeError(
-            f"Invalid {name}: a number of the dtype {dtype}, which is too coarse for it (bfloat16 makes "
-            "1.0 of 0.999, and float16 makes 0 of 1e-8). Give a Python float or a float32 array. Under "
-            "optax.inject_hyperparams, which makes numbers the parameters' dtype, give it "
-            "hyperparam_dtype=jnp.float32."
+            f"Invalid {name}: the dtype {dtype} is not precise enough (bfloat16 rounds 0.999 to 1.0, and "
+            "float16 rounds 1e-8 to 0). Give a Python float or a float32 array, or pass "
+            "hyperparam_dtype=jnp.float32 to optax.inject_hyperparams, which otherwise uses the dtype of "
+            "the parameters."
         )
 
 
@@ -173,8 +173,8 @@ def check_not_injected(name: str, value: object) -> None:
     """Raises a `TypeError` for an array where optax.inject_hyperparams took a function for a schedule."""
     if isinstance(value, jax.Array):
         raise TypeError(
-            f"Invalid {name}: an array. optax.inject_hyperparams takes every function for a schedule; "
-            'say static_args=("mask", "shadow_ratio", "moment_dtype") to it'
+            f"Invalid {name}: an array. optax.inject_hyperparams treats every function as a schedule. Pass "
+            'static_args=("mask", "shadow_ratio", "moment_dtype") to inject_hyperparams'
         )
 
 
@@ -212,8 +212,8 @@ def checked_mask(mask: Any) -> Callable[[Any], Any]:
         try:
             jax.tree.map(lambda *_: None, tree, params)
         except (TypeError, ValueError) as error:
-            problem = how_trees_differ(tree, params)
-            raise ValueError(f"Invalid mask: it is another tree than the parameters: {problem}") from error
+            problem = f"another tree structure than the parameters: {how_trees_differ(tree, params)}"
+            raise ValueError(f"Invalid mask: it has {problem}") from error
         return tree
 
     return mask_of
@@ -284,9 +284,9 @@ def checked_gradients(updates: Any, params: Any) -> Any:
     structure: Any = jax.tree.structure(params)
     if jax.tree.structure(updates) != structure:
         raise ValueError(
-            f"The gradients are another tree than the parameters: {how_trees_differ(updates, params)}. "
-            "Pass the result of jax.grad for these parameters; if only some of them are trained, filter "
-            "gradients and parameters alike."
+            "The gradients have another tree structure than the parameters: "
+            f"{how_trees_differ(updates, params)}. Pass the result of jax.grad for these parameters; if "
+            "only some of them are trained, pass the same subset of gradients and parameters."
         )
     pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True)
     if all(
@@ -300,7 +300,8 @@ def checked_gradients(updates: Any, params: Any) -> Any:
     def check(path: Any, leaf: Any, param: jax.Array) -> jax.Array:
         place = jax.tree_util.keystr(path)
         if getattr(leaf, "dtype", None) == jax.dtypes.float0:
-            raise TypeError(f"The gradient of params{place} is that of whole numbers: leave it out")
+            problem = "has the dtype float0, which JAX gives to parameters of whole numbers"
+            raise TypeError(f"The gradient of params{place} {problem}. Do not optimize this parameter")
         array: jax.Array = _checked_leaf(f"the gradient of params{place}", leaf)
         if array.dtype == jnp.bool_:
             raise TypeError(f"The gradient of params{place} must be of real numbers, and holds booleans")

@@ -229,7 +229,7 @@ def test_a_learning_rate_of_zero_moves_nothing(member: str) -> None:
 
 def test_emo_cats_refuses_a_divided_decay_in_another_mode() -> None:
     for mode in ("absolute", "l2"):
-        with pytest.raises(ValueError, match=f"leave it away for weight_decay_mode='{mode}'"):
+        with pytest.raises(ValueError, match=f"do not pass it with weight_decay_mode='{mode}'"):
             emo_optax.emo_cats(decoupled_weight_decay=True, weight_decay_mode=mode)
 
 

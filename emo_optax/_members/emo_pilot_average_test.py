@@ -45,7 +45,7 @@ def test_a_mask_may_stand_for_a_whole_branch() -> None:
 
 def test_an_average_of_other_shapes_is_refused_and_average_weights_stands_outside() -> None:
     params = {"a": jnp.ones(3), "b": jnp.ones((2, 3))}
-    with pytest.raises(ValueError, match=r"another tree than params.*average_weights"):
+    with pytest.raises(ValueError, match=r"another tree structure than params.*average_weights"):
         emo_optax.eval_params(emo_optax.emo_pilot().init({"a": jnp.ones(3)}), params)
     with pytest.raises(ValueError, match=r"shape \(9,\) where params has.*optax\.flatten"):
         emo_optax.eval_params(optax.flatten(emo_optax.emo_pilot()).init(params), jnp.ones(3))
@@ -55,5 +55,5 @@ def test_an_average_of_other_shapes_is_refused_and_average_weights_stands_outsid
     assert jax.tree.map(jnp.shape, average) == jax.tree.map(jnp.shape, params)
     complex_params = {"c": jnp.asarray([1 + 1j, 2.0]), "r": jnp.ones(2)}
     split = emo_optax.bind_extra_args(optax.contrib.split_real_and_imaginary, emo_optax.emo_pilot())
-    with pytest.raises(ValueError, match=r"another tree than params"):
+    with pytest.raises(ValueError, match=r"another tree structure than params"):
         emo_optax.eval_params(split.init(complex_params), complex_params)

@@ -238,7 +238,7 @@ def test_bad_input_is_refused_before_anything_has_changed(name: str) -> None:
         optimizer.update(params, state, params, value=jnp.ones(2))
     with pytest.raises(ValueError, match="complex"):
         optimizer.init(jnp.ones(2, jnp.complex64))
-    with pytest.raises(ValueError, match="The state is not one of this optimizer"):
+    with pytest.raises(ValueError, match="The state does not fit this optimizer"):
         optimizer.update(params, make(use_shadow=True).init(jnp.ones(3)), params, value=1.0)
     wrong = {"b1": 1.0, "b2": -0.1, "eps": -1.0, "weight_decay": -1.0, "weight_decay_mode": "L2"}
     wrong |= {"learning_rate": -1.0, "rounding": "up", "mask": {"a": 1}, "use_shadow": 1, "axis_name": 1}

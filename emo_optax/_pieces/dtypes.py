@@ -24,7 +24,10 @@ def keep_dtypes(
         checked_params(params)
         state = inner.init(params)
         if len(nodes_of(state, EmotionState)) > 1:
-            raise TypeError("The optimizer inside is emotional already: use it as it is")
+            raise TypeError(
+                "The inner optimizer is emotional already: use it without a wrapper such as "
+                "emo_optax.emotional"
+            )
         return state
 
     def update_fn(

@@ -259,7 +259,7 @@ def share_emotion(
         inner: the transformation that shares the emotion.
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
-        gain: the factor of the difference of the averages, >= 0.
+        gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
 
@@ -351,7 +351,7 @@ def track_emotion(
     Args:
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
-        gain: the factor of the difference of the averages, >= 0.
+        gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
             replicas under `jax.shard_map` or `jax.pmap`, whose gradients you average yourself.
 

@@ -349,5 +349,6 @@ def _put_average(tree: Any, params: optax.Params) -> optax.Params:
         jax.tree.map(lambda *_: None, tree, params, is_leaf=is_hole)
     except (TypeError, ValueError) as error:
         problem = how_trees_differ(tree, params)
-        raise ValueError(f"The average is another tree than params ({problem}): {ANOTHER_TREE}") from error
+        problem = f"The average has another tree structure than params ({problem})"
+        raise ValueError(f"{problem}: {ANOTHER_TREE}") from error
     return jax.tree.map(put, tree, params, is_leaf=is_hole)

@@ -37,7 +37,8 @@ class PulseState(PackedState):
     - `distance`: q, the average of |trust|; 0.02 at first.
     - `course`: k, the average of s; 0 at first.
     - `pulse`: the learning rate of the last step.
-    - `should_stop`: whether the last finite loss showed that training has gone quiet, bool; not latched.
+    - `should_stop`: whether the last finite loss showed that training has gone quiet, bool; can become
+      False again.
 
     Attributes:
         numbers: the values from `short` to `pulse`, in this order, shape `[10]`.

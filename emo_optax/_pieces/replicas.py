@@ -74,8 +74,9 @@ def average_over_replicas(loss: jax.Array, axis_name: AxisName) -> jax.Array:
         mean: Any = jax.lax.pmean(loss, axis_name)
     except NameError as error:  # The error of JAX for an axis that is not bound.
         raise ValueError(
-            f"The loss is to be averaged over axis_name={axis_name!r}, and there is no such axis around "
-            "this `update`. Call it inside of jax.shard_map or jax.pmap with that axis name; under jax.jit "
-            "alone, with sharded arrays, the loss is that of the whole batch already: leave axis_name away."
+            f"axis_name={axis_name!r} asks for the mean loss over a mapped axis, and there is no such axis "
+            "around this `update`. Call `update` inside jax.shard_map or jax.pmap with this axis name. "
+            "Under jax.jit alone, with sharded arrays, the loss is already the loss of the whole batch: do "
+            "not pass axis_name."
         ) from error
     return mean  # type: ignore[no-any-return]

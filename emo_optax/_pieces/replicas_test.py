@@ -93,7 +93,7 @@ def test_an_axis_that_is_not_there_is_an_error_that_says_what_to_do(make: Any) -
     params = jnp.ones(2)
     state = optimizer.init(params)
     for update in (optimizer.update, jax.jit(optimizer.update)):
-        with pytest.raises(ValueError, match=r"axis_name='batch'.* no such axis .*leave axis_name away"):
+        with pytest.raises(ValueError, match=r"axis_name='batch'.* no such axis .*do not pass axis_name"):
             update(GRADS, state, params, value=1.0)
 
 

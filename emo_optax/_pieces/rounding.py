@@ -183,7 +183,7 @@ class RoundStochasticallyState(NamedTuple):
 
 
 def round_stochastically(seed: int = 0) -> optax.GradientTransformationExtraArgs:
-    r"""Rounds narrow parameters up or down at random, such that they are right on average.
+    r"""Rounds narrow parameters up or down at random, so that they are right on average.
 
     .. math::
         u' = \begin{cases} \lceil p + u \rceil - p & \text{with probability }
@@ -195,7 +195,7 @@ def round_stochastically(seed: int = 0) -> optax.GradientTransformationExtraArgs
     nearest; here it changes some elements by a whole unit. It needs no memory, and adds noise of about
     that unit. Elements whose update is exactly 0 stay as they are; parameters of float32 and wider, too,
     with all their updates. If a step is longer than half of the new parameter, the step is
-    rounded to the nearest value first, as without this piece.
+    rounded to the nearest value first, as without stochastic rounding.
 
     The random numbers are a hash of the seed, the count of steps, the parameter's place in the tree and
     the element's in the parameter: the same on every device, in a resumed run, and in `emo_torch`.

@@ -20,8 +20,8 @@ from emo_optax._pieces.weight_decay import WeightDecayMode, place_weight_decay
 
 _PULSE_MISSING = (
     "A piece made with `shared=True` takes the pulse of an enclosing `emo_optax.share_pulse(...)`, and "
-    "there is none around it. Wrap it in one, or leave `shared=True` away to let the piece keep a pulse of "
-    "its own."
+    "there is none around it. Wrap the piece in `emo_optax.share_pulse(...)`, or remove `shared=True`: the "
+    "piece then keeps its own pulse."
 )
 
 

@@ -155,8 +155,8 @@ def place_weight_decay(
     check_choice("weight_decay_mode", mode, MODES)
     if divisor is not None and mode != "decoupled":
         raise ValueError(
-            "decoupled_weight_decay=True is a way of the mode 'decoupled'; "
-            f"leave it away for weight_decay_mode={mode!r}"
+            "decoupled_weight_decay=True needs weight_decay_mode='decoupled'; "
+            f"do not pass it with weight_decay_mode={mode!r}"
         )
     decay = add_weight_decay(weight_decay, mask, divisor=divisor, sign=-1.0 if mode == "absolute" else 1.0)
     return {place: decay if place == mode else stateless(optax.identity()) for place in MODES}

@@ -46,9 +46,9 @@ def check_sharding(param: jax.Array) -> None:
     spec = jax.typeof(param).sharding.spec if isinstance(param, jax.Array) else ()
     if any(axis is not None for axis in spec):
         raise ValueError(
-            f"moment_dtype={EIGHT_BIT!r} takes no parameter that is sharded over mesh axes of the type "
-            f"Explicit, and one of the shape {param.shape} is, by {spec}: use axes of AxisType.Auto, or "
-            "moment_dtype=jnp.bfloat16"
+            f"moment_dtype={EIGHT_BIT!r} does not support parameters sharded over mesh axes of the type "
+            f"Explicit. A parameter of the shape {param.shape} has the sharding {spec}. Use axes of "
+            "AxisType.Auto, or moment_dtype=jnp.bfloat16"
         )
 
 

@@ -22,7 +22,7 @@ def test_a_momentum_of_another_rule_is_refused() -> None:
     gradient = jnp.ones(2)
     lion, signs = emo_optax.scale_by_lion(), emo_optax.scale_by_cautious_sign()
     for ours, theirs in ((lion, signs), (signs, lion)):
-        with pytest.raises(ValueError, match=r"not one of this optimizer.*State where ScaleBy"):
+        with pytest.raises(ValueError, match=r"does not fit this optimizer.*State where ScaleBy"):
             ours.update(gradient, theirs.init(gradient))
 
 

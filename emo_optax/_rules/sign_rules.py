@@ -275,7 +275,10 @@ def hold_norm(
     ) -> tuple[optax.Updates, HoldNormState]:
         check_params(params)
         if pulse is None:
-            raise EmotionMissingError("hold_norm takes the pulse of share_pulse: put it inside of one")
+            raise EmotionMissingError(
+                "hold_norm needs the pulse of share_pulse: wrap it, as in "
+                "emo_optax.share_pulse(emo_optax.hold_norm(...))"
+            )
         check_kind("norm", state.norm, jnp.floating, ())
         check_kind("counter", state.counter, jnp.integer, ())
         check_kind("was_quiet", state.was_quiet, jnp.bool_, ())

@@ -132,5 +132,5 @@ def test_a_state_with_moments_is_refused_by_members_without_moments(saver: str, 
     params = {"weight": jnp.ones((3, 2))}
     state = getattr(emo_optax, saver)(1e-2).init(params)
     optimizer = getattr(emo_optax, loader)(1e-2)
-    with pytest.raises(ValueError, match=r"The state is not one of this optimizer.*too much: .*weight"):
+    with pytest.raises(ValueError, match=r"The state does not fit this optimizer.*extra: .*weight"):
         optimizer.update(params, state, params, value=1.0)

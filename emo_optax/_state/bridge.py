@@ -194,10 +194,10 @@ def from_arrays(arrays: Mapping[str, np.ndarray[Any, Any]], state: optax.OptStat
     def put(name: str, leaf: jax.Array) -> jax.Array:
         return jnp.array(in_dtype(arrays[name], np.dtype(leaf.dtype), repr(name)))
 
-    return go_on_at(_exchange(state, put), steps)
+    return with_steps(_exchange(state, put), steps)
 
 
-def go_on_at(state: optax.OptState, steps: int) -> optax.OptState:
+def with_steps(state: optax.OptState, steps: int) -> optax.OptState:
     """Returns a state whose schedules, and random numbers, have taken so many steps."""
     # The counter of a schedule inside `optax.inject_hyperparams`: optax does not export its type.
     wrapped = type(optax.schedules.WrappedSchedule(lambda count: count).init())
@@ -213,7 +213,7 @@ def go_on_at(state: optax.OptState, steps: int) -> optax.OptState:
         if isinstance(node, AddWeightDecayState) and isinstance(node.steps, jax.Array):
             return node._replace(steps=jnp.array(steps, jnp.int32))
         if isinstance(node, containing):
-            fields = {name: go_on_at(field, steps) for name, field in node._asdict().items()}
+            fields = {name: with_steps(field, steps) for name, field in node._asdict().items()}
             counter = "count" if isinstance(node, injected) else "gradient_step"
             return node._replace(**{**fields, counter: jnp.array(steps, jnp.int32)})
         return node
@@ -227,8 +227,9 @@ def _check_steps(arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
     for name, array in arrays.items():
         if name.startswith("step/") and int(array) != int(arrays["pilot/step"]):
             raise ValueError(
-                f"{name!r} is {int(array)}, and 'pilot/step' is {int(arrays['pilot/step'])}: the parameter "
-                "had no gradient in some steps, which emo_optax cannot hold"
+                f"{name!r} is {int(array)}, and 'pilot/step' is {int(arrays['pilot/step'])}: this "
+                "parameter had no gradient in some steps. emo_optax counts the same steps for all "
+                "parameters and cannot load this state"
             )
 
 
@@ -239,7 +240,10 @@ def _exchange_steered(
 ) -> SteeredState:
     """Exchanges the state of a steered member; in `emo_torch` every parameter counts its own steps."""
     if not isinstance(node.rule, PilotMomentsState | PilotFactorsState):
-        raise ValueError("The state of `autopilot` has no plain arrays that emo_torch could read")
+        raise ValueError(
+            "The state of `autopilot` has no plain arrays that emo_torch could read: keep the whole state "
+            "with save_checkpoint"
+        )
     fields = node.pilot._asdict()
     emotion, courage = fields.pop("emotion"), fields.pop("courage")
     swapped = {name: swap(f"pilot/{name}", leaf) for name, leaf in fields.items()}
@@ -271,7 +275,10 @@ def _rule(state: optax.OptState) -> str:
     for kind, rule in _RULES.items():
         if kind in kinds:
             return rule
-    raise ValueError("This is not the state of a member of the family: none of its rules is in it")
+    raise ValueError(
+        "This state has no rule of a member. Pass the state of a member, such as emo_sens, or of a wrapper "
+        "around one"
+    )
 
 
 def _exchange(

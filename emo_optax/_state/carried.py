@@ -43,7 +43,7 @@ def check_carried(state: optax.OptState, carried: tuple[type, ...]) -> None:
             check_carried(node.inner_opt_state, carried)
         elif not is_known(node) and jnp.ndim(node) > 0:
             raise ValueError(
-                f"The state{jax.tree_util.keystr(path)} of the shape {jnp.shape(node)} belongs to another "
-                "transformation, and has no plain array: pass the state of the member alone, or keep the "
-                "whole state with save_checkpoint"
+                f"The array state{jax.tree_util.keystr(path)} of the shape {jnp.shape(node)} belongs to "
+                "another transformation, and to_arrays and from_arrays cannot carry it: pass the state of "
+                "the member alone, or keep the whole state with save_checkpoint"
             )

@@ -131,7 +131,8 @@ def load_checkpoint(path: str | Path, like: Any) -> Any:
 
 _REMEDY = (
     "Nothing was loaded. Make the run as it was when it was saved (the same model, optimizer and options), "
-    "load the file into that run, and move an optimizer's state with from_arrays(to_arrays(...), ...)"
+    "and load the file with that run as `like`. To use the state in another optimizer, load it first, then "
+    "call from_arrays(to_arrays(old_state), new_state)"
 )
 
 
@@ -142,8 +143,8 @@ def check_layout(path: str | Path, metadata: Mapping[str, str]) -> None:
         raise CheckpointError(f"{path} holds the arrays of an optimizer: read it with load_arrays")
     if kind != FORMAT:
         raise CheckpointError(
-            f"{path} is no checkpoint of emo_optax, but {kind or 'a file of another origin'}. A run moves "
-            "between the packages with to_arrays and from_arrays"
+            f"{path} is not a checkpoint of emo_optax; its format is {kind or 'unknown'}. To move a run "
+            "between the packages, use to_arrays and from_arrays"
         )
     if version != str(CHECKPOINT_VERSION):
         raise CheckpointError(
@@ -163,7 +164,10 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
     for path, leaf in paths:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name in leaves or name == "__metadata__":
-            raise ValueError(f"A checkpoint cannot tell {name!r} from another name: rename that leaf")
+            raise ValueError(
+                f"Two leaves have the name {name!r} in the file, or the format reserves this name: rename "
+                "one leaf"
+            )
         leaves[name] = leaf
     return leaves
 
@@ -193,7 +197,8 @@ def _check_states(path: str | Path, metadata: Mapping[str, str], like: Any) -> N
     for has, needs in itertools.zip_longest(saved, wanted, fillvalue="none"):
         if has != needs:
             raise CheckpointError(
-                f"{path} has the state {has} of an optimizer where `like` has {needs}. {_REMEDY}"
+                f"{path} holds an optimizer state of the class {has}, and `like` has {needs} in this "
+                f"place. {_REMEDY}"
             )
 
 
@@ -235,18 +240,19 @@ def _dtype_name(name: str, leaf: Any) -> str:
 def _to_array(name: str, leaf: Any) -> np.ndarray[Any, Any]:
     """Returns a leaf as the array that is saved."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        raise TypeError(f"{name!r} is a shape without data")
+        raise TypeError(f"{name!r} is a jax.ShapeDtypeStruct without data: save the array itself")
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         raise ValueError(
-            f"{name!r} is spread over machines, of which this one holds a part: replicate it, or save all "
-            "of the run with Orbax"
+            f"{name!r} is sharded over several machines, and this machine holds only a part. Replicate the "
+            "array, or save the run with Orbax"
         )
     if type(leaf) in _NUMBERS:
         try:
             return np.asarray(leaf, _NUMBERS[type(leaf)])
         except OverflowError as error:
             raise ValueError(
-                f"{name!r} is an integer of {leaf.bit_length()} bits; a checkpoint holds 63 and a sign"
+                f"{name!r} is an integer of {leaf.bit_length()} bits; a checkpoint holds integers from "
+                "-2^63 to 2^63 - 1"
             ) from error
     array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
     whole = np.ascontiguousarray(array).reshape(array.shape)

@@ -37,7 +37,7 @@ class Odd:
         (np.asarray(["text"]), "'a/x' is of the type ndarray"),
         (np.asarray(Odd()), "'a/x' is of the type ndarray"),
         (np.zeros(2, [("x", np.float32)]), "'a/x' is of the type ndarray"),
-        (jax.ShapeDtypeStruct((2,), np.float32), "'a/x' is a shape without data"),
+        (jax.ShapeDtypeStruct((2,), np.float32), "'a/x' is a jax.ShapeDtypeStruct without data"),
     ],
 )
 def test_a_leaf_that_has_no_place_is_refused_before_anything_is_written(
@@ -68,7 +68,7 @@ def test_saving_inside_of_jit_is_refused(tmp_path: Path) -> None:
 
 
 def test_names_that_read_the_same_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cannot tell 'a/b'"):
+    with pytest.raises(ValueError, match=r"Two leaves have the name 'a/b'"):
         emo_optax.save_checkpoint(tmp_path / "run", {"a": {"b": 1}, "a/b": 2})
 
 
@@ -111,7 +111,7 @@ def test_a_state_of_another_class_is_refused(tmp_path: Path) -> None:
     params, path = make_params(), tmp_path / "run"
     lynx, neco = (make(use_shadow=False).init(params) for make in (emo_optax.emo_lynx, emo_optax.emo_neco))
     emo_optax.save_checkpoint(path, {"state": lynx})
-    message = "has the state ScaleByLionState of an optimizer where `like` has ScaleByMomentumState"
+    message = "state of the class ScaleByLionState, and `like` has ScaleByMomentumState in this place"
     with pytest.raises(emo_optax.CheckpointError, match=message):
         emo_optax.load_checkpoint(path, {"state": neco})
     assert_same(emo_optax.load_checkpoint(path, {"state": lynx}), {"state": lynx})
@@ -125,7 +125,7 @@ def test_a_state_of_another_class_of_optax_is_refused(tmp_path: Path) -> None:
     params, path = make_params(), tmp_path / "run"
     adam, belief = (emo_optax.emotional(make(1e-2)).init(params) for make in (optax.adam, optax.adabelief))
     emo_optax.save_checkpoint(path, {"state": adam})
-    message = "has the state ScaleByAdamState of an optimizer where `like` has ScaleByBeliefState"
+    message = "state of the class ScaleByAdamState, and `like` has ScaleByBeliefState in this place"
     with pytest.raises(emo_optax.CheckpointError, match=message):
         emo_optax.load_checkpoint(path, {"state": belief})
     # A state without fields holds nothing.
@@ -151,7 +151,7 @@ def refused(path: Path, good: Any, bad: Any, error: type[Exception], message: st
         (
             {"n": 2**63},
             ValueError,
-            "'n' is an integer of 64 bits; a checkpoint holds 63",
+            r"'n' is an integer of 64 bits; a checkpoint holds integers from -2\^63",
         ),
         ({"n": np.ma.masked_array([1.0], [True])}, TypeError, "'n' is a masked array"),
     ],
@@ -200,8 +200,11 @@ def rewrite(path: Path, **changes: str | None) -> None:
         ),
         ({"version": "1"}, "has the layout 1.*Load it with that release, save_arrays of to_arrays"),
         ({"version": None}, "has the layout None"),
-        ({"format": "emo_torch checkpoint"}, "no checkpoint of emo_optax, but emo_torch checkpoint"),
-        ({"format": None}, "no checkpoint of emo_optax, but a file of another origin"),
+        (
+            {"format": "emo_torch checkpoint"},
+            "not a checkpoint of emo_optax; its format is emo_torch",
+        ),
+        ({"format": None}, "not a checkpoint of emo_optax; its format is unknown"),
     ],
 )
 def test_another_layout_is_refused_and_says_what_to_do(
@@ -221,7 +224,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(emo_optax.CheckpointError, match="read it with load_arrays"):
         emo_optax.load_checkpoint(tmp_path / "arrays", {"x": np.ones(2)})
     save_file({"x": np.ones(2)}, tmp_path / "foreign")
-    with pytest.raises(emo_optax.CheckpointError, match="a file of another origin"):
+    with pytest.raises(emo_optax.CheckpointError, match="its format is unknown"):
         emo_optax.load_checkpoint(tmp_path / "foreign", {"x": np.ones(2)})
     with pytest.raises(FileNotFoundError):
         emo_optax.load_checkpoint(tmp_path / "none", {"x": np.ones(2)})

@@ -273,5 +273,5 @@ def test_a_rule_with_other_moments_refuses_8_bits(name: str) -> None:
 def test_a_state_of_other_parameters_is_refused() -> None:
     optimizer, params = _make("emo_cats"), _params()
     state = optimizer.init({**params, "flat": jnp.ones(4096)})
-    with pytest.raises(ValueError, match="not one of this optimizer for these parameters"):
+    with pytest.raises(ValueError, match="does not fit this optimizer and these parameters"):
         optimizer.update(params, state, params, value=1.0)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from emo_optax._state.bridge import from_arrays, go_on_at, to_arrays
+from emo_optax._state.bridge import from_arrays, to_arrays, with_steps
 from emo_shared.published import KINDS, Published, read_published
 from emo_shared.published_form import check_new, check_steps
 
@@ -83,7 +83,7 @@ def load_published_state(
             )
     read = read_published(state_dict, member, own, names, by_name)
     check_new(own)
-    loaded = go_on_at(from_arrays(read.arrays, state), steps)
+    loaded = with_steps(from_arrays(read.arrays, state), steps)
     return loaded, (*read.notes, *_notes_on_options(read, member))
 
 
@@ -96,9 +96,9 @@ def _notes_on_options(read: Published, member: str) -> list[str]:
         options["learning_rate"] = options.pop("lr")
     if "betas" in options:
         options["b1"], options["b2"] = options.pop("betas")
-    said = ", ".join(f"{name}={_said(value)}" for name, value in sorted(options.items()))
-    return [f"The options of {KINDS[member].title} in the file: {member}({said})."] if said else []
+    listed = ", ".join(f"{name}={_formatted(value)}" for name, value in sorted(options.items()))
+    return [f"The options of {KINDS[member].title} in the file: {member}({listed})."] if listed else []
 
 
-def _said(value: Any) -> str:
+def _formatted(value: Any) -> str:
     return repr(value) if isinstance(value, str) else f"{float(value):g}"

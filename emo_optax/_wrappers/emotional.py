@@ -80,7 +80,7 @@ def emotional(
         shadow_rate: how far the shadow follows the parameters, in (0, 1].
         short_factor: the weight of a new loss in the short average, in (0, 1].
         long_factor: the same for the long average, in (0, 1].
-        gain: the factor of the difference of the averages, >= 0.
+        gain: the factor of the difference of the averages, per unit of the loss, >= 0.
         rounding: how a step is rounded into parameters below float32: "nearest", "kahan" (see
             `round_with_kahan`) or "stochastic" (see `round_stochastically`).
         axis_name: the mapped axes over which the loss is averaged, a name, a tuple of names or `None`; for
@@ -94,6 +94,7 @@ def emotional(
     Raises:
         ValueError: for a hyperparameter out of its range; from `init`, for complex parameters; from
             `update`, for a loss that is not a scalar, and without `params` where they are needed.
+        TypeError: from `init`, for an inner optimizer that is emotional already.
         LossMissingError: from `update`, without a loss.
 
     Example:
@@ -283,5 +284,8 @@ def set_emotion(state: optax.OptState, **values: Any) -> optax.OptState:
         return isinstance(node, kinds)
 
     if not any(map(is_leaf, jax.tree.leaves(state, is_leaf=is_leaf))):
-        raise ValueError("There is no emotion and no pulse in this state, whose values could be set.")
+        raise ValueError(
+            "There is no emotion and no pulse in this state. Pass the state of an optimizer with an "
+            "emotion or a pulse, such as emo_sens, or of a chain or wrapper around one."
+        )
     return jax.tree.map(change, state, is_leaf=is_leaf)

@@ -27,7 +27,7 @@ class Pulse(NamedTuple):
         trust: 1 - |s| with the sign of s, in [-1, 1].
         level: h, the level of the pulse.
         shadow_ratio: how far the last step pulled the weights to their shadow, in [0, 1]; 0 without one.
-        should_stop: whether training has gone quiet, bool; not latched.
+        should_stop: whether training has gone quiet, bool; can become False again.
         felt: losses felt so far, int32.
         held: losses skipped because they were not finite, int32.
     """

@@ -93,7 +93,7 @@ def test_functions_that_are_no_schedules_are_injected_as_static() -> None:
     }
     static = optax.inject_hyperparams(emo_optax.emo_sens, static_args=("shadow_ratio", "mask"))
     assert_same(train(static(0.1, **options))[0], train(emo_optax.emo_sens(0.1, **options))[0], 1e-5)
-    with pytest.raises(TypeError, match="say static_args="):
+    with pytest.raises(TypeError, match="Pass static_args="):
         optax.inject_hyperparams(emo_optax.emo_sens)(0.1, **options).init(PARAMS)
 
 

@@ -79,7 +79,7 @@ def carry_loss(loss: jax.Array, carrier: jax.Array) -> jax.Array:
     known = _carried.get(id(loss))
     if known is not None and known() is loss:
         raise ValueError(
-            "This loss is the result of carry_loss already: carried twice, it would arrive doubled. Call "
+            "This loss is already the result of carry_loss. A second call would double the loss. Call "
             "carry_loss once, on the loss that is differentiated."
         )
     loss, carrier = _checked_scalar("loss", loss), _checked_scalar("carrier", carrier)
@@ -232,10 +232,10 @@ def loss_from_function(
 
 
 _OTHER_DTYPE = (
-    "The {what} must be of float32, and is of {dtype}: a loss would be rounded. Make the carrier with "
-    "`jnp.zeros((), jnp.float32)`. Where parameters are cast for computing (bfloat16, float16), take the "
-    "carrier from the parameters before the cast; cast gradients after the update, or do not cast the "
-    "gradient of the carrier."
+    "The {what} must be float32 or float64, and has the dtype {dtype}, which would round the loss. Make "
+    "the carrier with `jnp.zeros((), jnp.float32)`. Where parameters are cast for computing (bfloat16, "
+    "float16), take the carrier from the parameters before the cast; cast gradients after the update, or "
+    "do not cast the gradient of the carrier."
 )
 
 
@@ -288,8 +288,8 @@ def _place(tree: Any, where: Where, title: str) -> int:
         found = [leaf.index for leaf in leaves if isinstance(leaf, _Leaf)]
     if len(found) > 1:
         raise ValueError(
-            f"where={where!r} means {len(found)} leaves of {title}, and one carrier is needed. Two losses "
-            "are carried by one carrier as their sum; pass a function from the tree to the one leaf."
+            f"where={where!r} selects {len(found)} leaves of {title}, and it must select one. One carrier "
+            "carries the sum of two losses; pass a function from the tree to the one leaf."
         )
     if not found:
         raise ValueError(_no_carrier(where, title))
@@ -337,8 +337,8 @@ def _check_value(carrier: Any) -> None:
     if np.asarray(carrier) != 0:
         raise ValueError(
             f"The carrier of the loss is {carrier}, and must be 0 at all times: the wrapper "
-            "loss_from_gradient never moves it. Start with `jnp.zeros(())`. Weight decay, noise, clipping "
-            "and the like stand inside: `loss_from_gradient(optax.chain(..., optimizer))`."
+            "loss_from_gradient never moves it. Start with `jnp.zeros(())`. Put weight decay, noise, "
+            "clipping and the like inside the wrapper: `loss_from_gradient(optax.chain(..., optimizer))`."
         )
 
 

@@ -132,7 +132,7 @@ def get_metrics(
     if not as_floats:
         return metrics
     if any(isinstance(value, jax.core.Tracer) for value in metrics.values()):
-        raise TypeError("Inside of jit there are no numbers yet: ask for get_metrics(..., as_floats=False)")
+        raise TypeError("Inside jit the values are not known yet: call get_metrics(..., as_floats=False)")
     many = next((name for name, value in metrics.items() if value.shape), None)
     if many is not None:
         raise ValueError(
@@ -261,4 +261,4 @@ def _keep_of(filtering: FilterByEmotionState) -> Keep:
         return keep_elements
     if "rows_and_columns" in filtering.keep:
         return keep_rows_and_columns(jnp.asarray(filtering.keep["rows_and_columns"]))
-    raise ValueError("The filter was made with a function of your own: pass it as `keep`")
+    raise ValueError("The filter uses a custom `keep` function: pass the same function as `keep`")

@@ -128,7 +128,7 @@ def scale_by_runaway(
     eps: jax.typing.ArrayLike = 1e-8,
     bounds: Bounds | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales the updates of `inner`, the less the gradient looks like a runaway.
+    r"""Multiplies each step by a factor that is below 1 if the gradient looks like a runaway.
 
     .. math:: u \leftarrow \left(1 - \frac{m_3}{m_2 + \epsilon}\,\exp(-m_4)\right) u
 
@@ -175,8 +175,9 @@ def scale_by_runaway(
         inner_state = inner.init(params)
         if first_node_of(inner_state, PilotState) is not None:
             raise TypeError(
-                "EmoPilot and autopilot steer their steps already, and average the weights that their own "
-                "steps reach: use them as they are, with track_runaway in front to measure only"
+                "EmoPilot and autopilot steer their steps already, and average the weights after their own "
+                "steps; scale_by_runaway would make this average wrong. Use them without scale_by_runaway. "
+                "To measure only, put track_runaway in front of them"
             )
         return ScaleByRunawayState(fresh, inner_state)
 
