@@ -265,7 +265,9 @@ STRICT: dict[str, tuple[Callable[[str], Any], str]] = {
         f"{name}, {how}": (make, name)
         for how, make in WRAPPED.items()
         for name in NAMES
-        if how != "narrow moments" or has(name, "moment_dtype")
+        if (how != "narrow moments" or has(name, "moment_dtype"))
+        # EmoPilot's steps are not to be scaled from outside.
+        and (how != "runaway" or not has(name, "max_courage"))
     },
     **{
         f"{name}, shadow {ratio}": (
