@@ -113,7 +113,7 @@ class Autopilot(SteeredOptimizer):
         check_inner(inner)
         name = type(inner).__name__
         if isinstance(inner, SteeredOptimizer):
-            raise TypeError(f"{name} steers its steps already: use it as it is")
+            raise TypeError(f"{name} steers its steps already: use it without Autopilot")
         options = {
             "min_courage": min_courage,
             "max_courage": max_courage,
@@ -182,7 +182,7 @@ class Autopilot(SteeredOptimizer):
     def _make_missing_state(self) -> None:
         """Does nothing: a step with learning rates of 0 and without a loss changes nothing."""
 
-    def _move(self, feeling: Tensor, seen: Any) -> None:
+    def _move(self, loss: Tensor, seen: Any) -> None:
         """Lets the inner optimizer step, and makes its step shorter or longer."""
         del seen
         before, group = self._pilot, self.param_groups[0]
@@ -198,7 +198,7 @@ class Autopilot(SteeredOptimizer):
             total[1] = -total[1]
         pilot, is_finite = steer(
             before,
-            feeling,
+            loss,
             total[0],
             limit=group["gate_limit"],
             min_courage=group["min_courage"],
