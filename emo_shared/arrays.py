@@ -151,9 +151,9 @@ def check_arrays(
 def _check_memory(name: str, array: np.ndarray[Any, Any]) -> None:
     """Raises a `ValueError` for statistics that no losses can give."""
     if not np.all(np.isfinite(array.astype(np.float64))):
-        raise ValueError(f"The array {name!r} is damaged: not finite, which a loss never makes it")
+        raise ValueError(f"The array {name!r} is damaged: it holds a value that is not finite")
     if array.dtype.kind in "iu" and np.any(array < 0):
-        raise ValueError(f"The array {name!r} is damaged: a count below 0")
+        raise ValueError(f"The array {name!r} is damaged: it holds a count below 0")
 
 
 def _parts(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[Part]:

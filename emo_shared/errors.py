@@ -14,6 +14,6 @@ class CheckpointError(ValueError):
         >>> try:
         ...     load_arrays(path)
         ... except CheckpointError as error:
-        ...     print(str(error).split(": ")[1])
-        it was cut off or altered since. Nothing was loaded; take an earlier one, or a copy.
+        ...     print(str(error).split(": ")[1].split(". ")[0])
+        the file was cut off or changed after it was written
     """

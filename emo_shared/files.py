@@ -31,7 +31,10 @@ LEFT_OVER_AFTER = 3600.0
 _LONGEST_NAME = 120
 _CHUNK = 2**24
 _NO_DIGEST = "0" * 64
-_DAMAGED = "it was cut off or altered since. Nothing was loaded; take an earlier one, or a copy."
+_DAMAGED = (
+    "the file was cut off or changed after it was written. Nothing was loaded. "
+    "Use an earlier file or a copy."
+)
 
 
 def write_file(path: str | Path, metadata: Mapping[str, str], parts: Iterable[Part]) -> None:
@@ -129,9 +132,12 @@ def _check_target(target: Path) -> None:
     except FileNotFoundError:
         return
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, "a folder stands where the file should go", str(target))
+        raise IsADirectoryError(errno.EISDIR, "the path is a folder, not a file", str(target))
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "no regular file: it would be replaced by one", str(target))
+        message = (
+            "the path is a device, a loop of links or another special file, which must not be replaced"
+        )
+        raise OSError(errno.EINVAL, message, str(target))
 
 
 def _short_name(target: Path) -> str:
@@ -214,8 +220,8 @@ def _digest(
 ) -> str:
     """Returns the SHA-256 of names, dtypes, shapes and data; the order in the file makes no difference."""
     digest = hashlib.sha256()
-    told = sorted((name, text) for name, text in metadata.items() if name != DIGEST)
-    digest.update(json.dumps(told).encode() + b"\n")
+    record = sorted((name, text) for name, text in metadata.items() if name != DIGEST)
+    digest.update(json.dumps(record).encode() + b"\n")
     for part in sorted(parts, key=lambda part: part.name):
         digest.update(json.dumps([part.name, part.dtype, list(part.shape)]).encode() + b"\n")
         for data in data_of(part):

@@ -104,7 +104,7 @@ def test_a_link_stays_and_a_file_is_as_open_as_any(tmp_path: Path) -> None:
 
 
 def test_a_dtype_without_a_place_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'far' has the dtype complex128.*no place"):
+    with pytest.raises(ValueError, match=r"cannot hold the dtype complex128 of 'far'"):
         save_arrays(tmp_path / "run", {"far": np.ones(2, np.complex128)})
     assert not os.listdir(tmp_path)
 
@@ -129,7 +129,7 @@ def test_arrays_that_were_cut_off_anywhere_are_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match="cut off or altered"):
+        with pytest.raises(CheckpointError, match="cut off or changed"):
             load_arrays(path)
 
 
@@ -174,7 +174,7 @@ class Bomb:
 def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     path, trace = tmp_path / "run", tmp_path / "trace"
     path.write_bytes(pickle.dumps(Bomb(trace)))
-    with pytest.raises(CheckpointError, match="cut off or altered"):
+    with pytest.raises(CheckpointError, match="cut off or changed"):
         load_arrays(path)
     assert not trace.exists()
     pickle.loads(path.read_bytes())
@@ -203,15 +203,19 @@ def refused(path: Path, arrays: Any, error: type[Exception], message: str) -> No
 @pytest.mark.parametrize(
     ("arrays", "error", "message"),
     [
-        ({"a\ud800": np.ones(1)}, ValueError, r"name of an array holds '\\ud800'.*no UTF-8.*Rename it"),
+        (
+            {"a\ud800": np.ones(1)},
+            ValueError,
+            r"name of an array contains a lone surrogate, '\\ud800'.*Rename it",
+        ),
         ({1: np.ones(1)}, TypeError, "must be a string, and is 1: use '1'"),
         ({None: np.ones(1)}, TypeError, "must be a string, and is None"),
         ({b"a": np.ones(1)}, TypeError, "must be a string, and is b'a'"),
         ([np.ones(1)], TypeError, "in a dictionary"),
         ({"__metadata__": np.ones(1)}, ValueError, "the format's own"),
-        ({"a": np.array([None])}, ValueError, "'a' has the dtype object"),
-        ({"a": np.array(["x"])}, ValueError, "'a' has the dtype str"),
-        ({"a": np.zeros(2, [("x", "i4")])}, ValueError, "'a' has the dtype void"),
+        ({"a": np.array([None])}, ValueError, "the dtype object of 'a'"),
+        ({"a": np.array(["x"])}, ValueError, "the dtype str[0-9]* of 'a'"),
+        ({"a": np.zeros(2, [("x", "i4")])}, ValueError, "the dtype void[0-9]* of 'a'"),
         ({"a": np.ma.masked_array([1.0], [True])}, TypeError, "'a' is a masked array"),
     ],
 )
@@ -305,10 +309,10 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
     folder.mkdir()
     os.mkfifo(pipe)
     loop.symlink_to(loop)
-    with pytest.raises(IsADirectoryError, match="a folder stands where the file should go"):
+    with pytest.raises(IsADirectoryError, match="the path is a folder, not a file"):
         save_arrays(folder, GOOD)
     for path in (pipe, loop, Path(os.devnull)):
-        with pytest.raises(OSError, match="no regular file"):
+        with pytest.raises(OSError, match="another special file"):
             save_arrays(path, GOOD)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert not Path(os.devnull).is_file()

@@ -78,7 +78,7 @@ def width(part: Part) -> int:
     """Returns the bytes of an element; raises a `ValueError` for a dtype that the format lacks."""
     if part.dtype not in CODES:
         raise ValueError(
-            f"{part.name!r} has the dtype {part.dtype}, for which the file has no place; it has for "
+            f"The file format cannot hold the dtype {part.dtype} of {part.name!r}; it holds "
             f"{', '.join(CODES)}"
         )
     return _width(part.dtype)
@@ -105,7 +105,7 @@ def encode_header(metadata: Mapping[str, str], parts: Sequence[Part]) -> bytes:
     for part in parts:
         _check_text(part.name, "the name of an array")
         if part.name in header:
-            reason = "is the format's own" if part.name == _METADATA else "stands twice"
+            reason = "is the format's own" if part.name == _METADATA else "occurs twice"
             raise ValueError(f"The name {part.name!r} of an array {reason}: give that array another name")
         size = width(part) * math.prod(part.shape)
         end = begin + memoryview(part.data).nbytes
@@ -117,17 +117,17 @@ def encode_header(metadata: Mapping[str, str], parts: Sequence[Part]) -> bytes:
             "data_offsets": [begin, end],
         }
         begin = end
-    told = json.dumps(header).encode()
-    told += b" " * (-len(told) % LENGTH_BYTES)
-    if len(told) > LONGEST:
+    header_text = json.dumps(header).encode()
+    header_text += b" " * (-len(header_text) % LENGTH_BYTES)
+    if len(header_text) > LONGEST:
         raise ValueError(
-            f"The header of this file would have {len(told)} bytes: names, shapes, and everything that is "
-            f"not an array. The safetensors format allows {LONGEST}, and no program could read the file. "
-            "Save long lists of numbers as arrays. Nothing was written"
+            f"The header of this file would have {len(header_text)} bytes: names, shapes, and everything "
+            f"that is not an array. The safetensors format allows {LONGEST}, and no program could read the "
+            "file. Save long lists of numbers as arrays. Nothing was written"
         )
     # Checked by the function that reads files: an unreadable header must not replace a good file.
-    decode_header(told, begin)
-    return len(told).to_bytes(LENGTH_BYTES, "little") + told
+    decode_header(header_text, begin)
+    return len(header_text).to_bytes(LENGTH_BYTES, "little") + header_text
 
 
 def decode_header(text: bytes, size: int) -> tuple[dict[str, str], dict[str, Place]]:
@@ -150,7 +150,7 @@ def decode_header(text: bytes, size: int) -> tuple[dict[str, str], dict[str, Pla
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("the metadata are not texts by their names")
-    places = {name: _place(name, told) for name, told in header.items()}
+    places = {name: _place(name, entry) for name, entry in header.items()}
     for text_ in (*metadata, *metadata.values(), *places):
         text_.encode()  # A lone surrogate may stand in JSON, but has no UTF-8.
     expected = 0
@@ -163,11 +163,11 @@ def decode_header(text: bytes, size: int) -> tuple[dict[str, str], dict[str, Pla
     return metadata, places
 
 
-def _place(name: str, told: Any) -> Place:
+def _place(name: str, entry: Any) -> Place:
     """Returns the place of an array, from its entry in the header."""
-    if not isinstance(told, dict) or told.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the entry of {name!r} is not a dtype, a shape and two offsets")
-    dtype, shape, offsets = told["dtype"], told["shape"], told["data_offsets"]
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ValueError(f"the dtype {dtype!r} of {name!r} is unknown")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
@@ -200,17 +200,17 @@ def _check_text(text: object, title: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{title} holds {text[error.start]!r}, half of a surrogate pair, which has no UTF-8: {text!r}. "
-            "Rename it, for example with `name.encode('utf-8', 'backslashreplace').decode()`"
+            f"{title} contains a lone surrogate, {text[error.start]!r}, which cannot be written as UTF-8: "
+            f"{text!r}. Rename it, for example with `name.encode('utf-8', 'backslashreplace').decode()`"
         ) from error
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    told = dict(pairs)
-    if len(told) != len(pairs):
-        raise ValueError("a name stands twice in the header")
-    return told
+    header = dict(pairs)
+    if len(header) != len(pairs):
+        raise ValueError("a name occurs twice in the header")
+    return header
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not valid JSON")

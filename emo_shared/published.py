@@ -92,9 +92,7 @@ def read_published(
         ValueError: for a state of another optimizer or version, and for a missing or damaged part.
     """
     if member not in KINDS:
-        raise ValueError(
-            f"There is no published state that {member} could take; there is one for {', '.join(KINDS)}"
-        )
+        raise ValueError(f"{member} cannot load a published state. These members can: {', '.join(KINDS)}")
     kind = KINDS[member]
     check_taker(expected, member, kind)
     state, groups = check_form(state_dict, kind, names)

@@ -35,10 +35,10 @@ def check_form(
         raise TypeError(f"The state_dict() of a published optimizer is needed, and this is {state_dict!r}")
     state, groups = state_dict.get("state"), state_dict.get("param_groups")
     if not isinstance(state, Mapping) or not isinstance(groups, Sequence) or not groups:
-        raise ValueError("This is no state_dict() of an optimizer: 'state' or 'param_groups' is missing")
+        raise ValueError("This is not a state_dict() of an optimizer: 'state' or 'param_groups' is missing")
     found = _version(state_dict, state)
     if found != kind.version:
-        raise ValueError(f"{_SAYS[found]} This optimizer takes the state of {kind.title}.")
+        raise ValueError(f"{_VERSION_MESSAGES[found]} This optimizer takes the state of {kind.title}.")
     lists: list[Any] = [group.get("params") if isinstance(group, Mapping) else None for group in groups]
     if any(not isinstance(each, list | tuple) for each in lists):
         raise ValueError("The state is damaged: each of its 'param_groups' must have a list of 'params'")
@@ -51,7 +51,7 @@ def check_form(
     return state, list(groups)
 
 
-_SAYS = {
+_VERSION_MESSAGES = {
     "v2.0": "The state is one of v2.0: every parameter has its own 'ema'. Take EmoNavi, EmoFact, EmoLynx, "
     "EmoSens, EmoAiry or EmoCats.",
     "v3.1": "The state is one of v3.0 to v3.3, whose rules are not here: 'ema' has no 'medium'.",
@@ -78,7 +78,9 @@ def own_state(state: Mapping[Any, Any], index: int, kind: Kind) -> Mapping[str, 
     """Returns the state of a parameter; an empty state if the parameter has none."""
     own: Mapping[str, Any] = state.get(index, {})
     if not isinstance(own, Mapping):
-        raise ValueError(f"The state is damaged: the state of parameter {index} is {own!r}")
+        raise ValueError(
+            f"The state is damaged: the state of parameter {index} is {own!r}, where a mapping is needed"
+        )
     known = {*kind.moments, "shadow", "ema"}
     extra = sorted(str(key) for key in own if key not in known)
     if extra:
@@ -102,7 +104,9 @@ def averages_of(
 ) -> dict[str, float]:
     """Returns averages of the loss of the file, by their names."""
     if not isinstance(ema, Mapping) or any(each not in ema for each in needed):
-        raise ValueError(f"The state is damaged: {name} must have {', '.join(needed)}, and is {ema!r}")
+        raise ValueError(
+            f"The state is damaged: {name} must be a mapping with {', '.join(needed)}, and is {ema!r}"
+        )
     return {each: number_of(ema[each], f"{name}[{each!r}]") for each in needed}
 
 
@@ -139,6 +143,6 @@ def check_new(arrays: Arrays) -> None:
     counts = ("emotion/felt", "emotion/held", "pulse/felt", "pulse/held")
     if any(int(arrays[name]) for name in counts if name in arrays):
         raise ValueError(
-            "This optimizer has taken steps, or has a loaded state, of which parts would stay: "
-            "load the state into a new optimizer, before its first step"
+            "This optimizer has taken steps or loaded a state, and parts of its state would remain. "
+            "Load the published state into a new optimizer, before its first step"
         )

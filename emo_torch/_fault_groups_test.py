@@ -133,7 +133,7 @@ GROUPS = [
                             foreach=True, fused=True
                         )
                     },
-                    Refused(ValueError, "choose one, or neither"),
+                    Refused(ValueError, "pass one of them, or neither"),
                 ),
                 (
                     "its lr taken away",

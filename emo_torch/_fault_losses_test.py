@@ -189,8 +189,10 @@ COLLECTED = [
             ]
         )
     ],
-    Case("watch a number", {"watch": (2.5,)}, Refused(TypeError, "give a number to `observe`")),
-    Case("watch without a graph", {"watch": (torch.ones(()),)}, Refused(ValueError, "without a graph")),
+    Case("watch a number", {"watch": (2.5,)}, Refused(TypeError, "Pass a number to `observe`")),
+    Case(
+        "watch without a graph", {"watch": (torch.ones(()),)}, Refused(ValueError, "This loss has no graph")
+    ),
     Case("observe NaN", {"observe": (NAN,), "loss": None}, "holds the loss", EMOTIONAL),
     Case("observe a loss", {"observe": (2.5,), "loss": None}, "feels 2.5"),
     Case("observe beside a loss", {"observe": (7.0,), "loss": 2.5}, "feels 2.5"),

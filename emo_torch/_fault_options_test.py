@@ -112,19 +112,19 @@ OPTIONS = [
     Case(
         "two ways of one step",
         {"foreach": True, "fused": True},
-        Refused(ValueError, "choose one, or neither"),
+        Refused(ValueError, "pass one of them, or neither"),
         EVERY,
     ),
     Case(
         "decay divided by a learning rate of 0",
         {"decoupled_weight_decay": True, "lr": 0.0},
-        Refused(ValueError, "divides the weight decay by the learning rate"),
+        Refused(ValueError, "divides the weight decay by the initial learning rate"),
         DIVIDING,
     ),
     Case(
         "decay divided in a mode that does not",
         {"decoupled_weight_decay": True, "weight_decay_mode": "l2"},
-        Refused(ValueError, "leave it away for weight_decay_mode='l2'"),
+        Refused(ValueError, "do not pass it with weight_decay_mode='l2'"),
         DIVIDING,
     ),
     *[
@@ -170,12 +170,12 @@ INNER = [
     Case(
         "inner that calls closures",
         {"inner": lambda: torch.optim.LBFGS([Parameter(torch.ones(2))])},
-        Refused(TypeError, "calls a closure for itself"),
+        Refused(TypeError, "calls the closure itself"),
     ),
     Case(
         "inner that is differentiable",
         {"inner": lambda: torch.optim.SGD([Parameter(torch.ones(2))], differentiable=True)},
-        Refused(ValueError, "differentiable=True"),
+        Refused(ValueError, "with differentiable=False"),
     ),
 ]
 
@@ -230,12 +230,12 @@ PARAMS = [
             (
                 "of whole numbers",
                 lambda: [_param(torch.ones(2, dtype=torch.int32), 1.0, requires_grad=False)],
-                Refused(RuntimeError, "steps floating-point parameters alone"),
+                Refused(RuntimeError, "steps only floating-point parameters"),
             ),
             (
                 "of booleans",
                 lambda: [_param(torch.ones(2, dtype=torch.bool), 1.0, requires_grad=False)],
-                Refused(RuntimeError, "steps floating-point parameters alone"),
+                Refused(RuntimeError, "steps only floating-point parameters"),
             ),
             (
                 "of whole numbers, without a gradient",

@@ -195,7 +195,7 @@ STATES = [
             (
                 "with a function for shadow_ratio",
                 _group_with(shadow_ratio="function"),
-                Refused(ValueError, "which no file keeps"),
+                Refused(ValueError, "a state cannot hold a function"),
                 EMOTIONAL,
             ),
         ]

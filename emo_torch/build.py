@@ -132,12 +132,12 @@ def compile_shared(source: Path, target: Path, flags: Sequence[str] = ()) -> Non
     Raises:
         BuildError: where there is no compiler, or it fails.
     """
-    compiler, told = find_compiler(), ""
+    compiler, message = find_compiler(), ""
     for extras in ((*flags, *_OPENMP), _OPENMP, tuple(flags), ()):
-        told = _run([*compiler, *FLAGS, "-shared", *extras, str(source), "-o", str(target), "-lm"])
-        if not told:
+        message = _run([*compiler, *FLAGS, "-shared", *extras, str(source), "-o", str(target), "-lm"])
+        if not message:
             return
-    raise BuildError(f"{' '.join(compiler)} failed: {told}")
+    raise BuildError(f"{' '.join(compiler)} failed: {message}")
 
 
 def source_digest(folder: Path = SOURCES) -> str:
@@ -160,14 +160,14 @@ def _build(compiler: list[str], temporary: Path, folder: Path) -> Built:
     if failed["plain"]:
         raise BuildError(f"{' '.join(compiler)} failed: {failed['plain']}")
     # An older compiler may know fewer instructions.
-    levels = tuple(name for name, told in failed.items() if not told)
+    levels = tuple(name for name, message in failed.items() if not message)
     library = temporary / LIBRARY
     defined = [f"-DHAS_{name.upper()}" for name in levels]
     objects = [str(temporary / f"{name}.o") for name in levels]
     others = [str(SOURCES / name) for name in ("dispatch.c", "norms.c")]
-    told = _run([*compiler, *flags, *defined, "-shared", *others, *objects, "-o", str(library), "-lm"])
-    if told:
-        raise BuildError(f"{' '.join(compiler)} failed: {told}")
+    message = _run([*compiler, *flags, *defined, "-shared", *others, *objects, "-o", str(library), "-lm"])
+    if message:
+        raise BuildError(f"{' '.join(compiler)} failed: {message}")
     data = library.read_bytes()
     record = {
         "size": len(data),
@@ -207,13 +207,13 @@ def _compile(compiler: list[str], flags: Sequence[str], level: str, temporary: P
         # Functions that do not depend on the level are taken from the plain level.
         exported = re.findall(r"^[a-z]\w*[ *]+(emo_\w+)\(", (SOURCES / "cpu.c").read_text(), re.MULTILINE)
         names += [f"-D{name}={name}_{level}" for name in exported]
-    told = ""
+    message = ""
     for own in LEVELS[level]:
         target = str(temporary / f"{level}.o")
-        told = _run([*compiler, *flags, *own, *names, "-c", str(SOURCES / "cpu.c"), "-o", target])
-        if not told:
+        message = _run([*compiler, *flags, *own, *names, "-c", str(SOURCES / "cpu.c"), "-o", target])
+        if not message:
             break
-    return told
+    return message
 
 
 def _run(command: list[str]) -> str:
@@ -222,8 +222,8 @@ def _run(command: list[str]) -> str:
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=600)
     except (OSError, subprocess.SubprocessError) as error:
         return str(error) or type(error).__name__
-    told = done.stderr.decode(errors="replace").strip()  # Not every compiler writes UTF-8.
-    return "" if done.returncode == 0 else told or f"exit status {done.returncode}"
+    message = done.stderr.decode(errors="replace").strip()  # Not every compiler writes UTF-8.
+    return "" if done.returncode == 0 else message or f"exit status {done.returncode}"
 
 
 def main(arguments: Sequence[str] = ()) -> int:

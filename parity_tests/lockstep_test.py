@@ -50,7 +50,7 @@ OF_EMO_TION: tuple[tuple[str, str, dict[str, Any], int], ...] = (
 
 
 @pytest.mark.parametrize(("dtype", "losses", "options", "steps"), OF_EMO_TION)
-def test_emo_tion_is_as_far_from_itself_where_a_sum_is_added_in_reverse(
+def test_emo_tion_diverges_from_itself_when_a_sum_is_reversed(
     dtype: str, losses: str, options: dict[str, Any], steps: int
 ) -> None:
     case = Case("EmoTion", options, dtype, losses, steps)

@@ -50,7 +50,7 @@ def test_the_metrics_of_the_page_are_those_that_it_lists(index: int, tmp_path: P
 def test_each_package_says_whose_checkpoint_the_other_ones_is(tmp_path: Path) -> None:
     emo_torch.save_checkpoint(tmp_path / "torch", {"x": 1})
     emo_optax.save_checkpoint(tmp_path / "jax", {"x": 1})
-    with pytest.raises(emo_torch.CheckpointError, match=r"but emo_optax checkpoint.*to_arrays"):
+    with pytest.raises(emo_torch.CheckpointError, match=r"its format is emo_optax checkpoint.*to_arrays"):
         emo_torch.load_checkpoint(tmp_path / "jax")
     with pytest.raises(emo_optax.CheckpointError, match=r"its format is emo_torch checkpoint.*to_arrays"):
         emo_optax.load_checkpoint(tmp_path / "torch", {"x": 1})

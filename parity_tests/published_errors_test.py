@@ -117,7 +117,7 @@ def test_notes_say_what_could_not_be_carried_over() -> None:
         ("EmoNavi36", "v2.0", "EmoNavi, EmoFact, EmoLynx"),
         ("EmoNavi", "v3.6.1", "EmoNavi36"),
         ("EmoCats3", "v3.9.1", "has no exp_avg_sq"),
-        ("EmoClan", "v2.0", "no published state"),
+        ("EmoClan", "v2.0", "emo_clan cannot load a published state"),
     ],
 )
 def test_a_state_of_another_version_is_an_error(member: str, version: str, what: str) -> None:
@@ -178,7 +178,7 @@ def _damage(published: dict[str, Any], place: str) -> None:
         ("moment", "has no 'exp_avg_sq'"),
         ("whole", "int64"),
         ("average", "'long'"),
-        ("medium", "must have short, medium, long"),
+        ("medium", "must be a mapping with short, medium, long"),
         ("internal", "dNR_hist"),
         ("groups", "groups of"),
         ("count", "1 parameters"),
@@ -194,7 +194,7 @@ def _damage(published: dict[str, Any], place: str) -> None:
         ("meta", "no values"),
         ("too large", "'exp_avg_sq' of 'parameter 0' has a number that float32 cannot hold"),
         ("text", r"\['short'\] is 'x', where a finite number is needed"),
-        ("state", "no state_dict"),
+        ("state", "not a state_dict"),
     ],
 )
 def test_a_damaged_state_is_an_error_before_anything_has_changed(place: str, what: str) -> None:

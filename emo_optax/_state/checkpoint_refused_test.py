@@ -147,7 +147,7 @@ def refused(path: Path, good: Any, bad: Any, error: type[Exception], message: st
 @pytest.mark.parametrize(
     ("tree", "error", "message"),
     [
-        ({"a\ud800": jnp.ones(1)}, ValueError, r"name of an array holds '\\ud800'.*no UTF-8"),
+        ({"a\ud800": jnp.ones(1)}, ValueError, r"name of an array contains a lone surrogate, '\\ud800'"),
         (
             {"n": 2**63},
             ValueError,
@@ -237,10 +237,10 @@ def test_a_checkpoint_that_was_cut_off_anywhere_is_refused(tmp_path: Path) -> No
     whole = path.read_bytes()
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
-        with pytest.raises(emo_optax.CheckpointError, match="cut off or altered"):
+        with pytest.raises(emo_optax.CheckpointError, match="cut off or changed"):
             emo_optax.load_checkpoint(path, run)
     path.write_bytes(whole + b"\0")
-    with pytest.raises(emo_optax.CheckpointError, match="cut off or altered"):
+    with pytest.raises(emo_optax.CheckpointError, match="cut off or changed"):
         emo_optax.load_checkpoint(path, run)
 
 
@@ -270,7 +270,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
 def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     path, trace = tmp_path / "run", tmp_path / "trace"
     path.write_bytes(pickle.dumps({"x": Bomb(trace)}))
-    with pytest.raises(emo_optax.CheckpointError, match="cut off or altered"):
+    with pytest.raises(emo_optax.CheckpointError, match="cut off or changed"):
         emo_optax.load_checkpoint(path, {"x": 1})
     assert not trace.exists()
 

@@ -15,7 +15,7 @@ LOSS_MISSING = (
 )
 
 HALF_HEARD = (
-    "The listener of emo_torch may have heard a part of the loss only: {why}. Pass the loss of the step: "
+    "The listener of emo_torch may have heard only a part of the loss: {why}. Pass the loss of the step: "
     "`opt.step(loss=loss)`, `opt.watch(loss)` before the backward pass, or `opt.observe(loss)` before the "
     "step. Nothing was changed."
 )
@@ -28,7 +28,7 @@ NOT_A_CLOSURE = (
 WITHOUT_VALUES = (
     "{owner} reads a norm of all {kind} at every step, and one is on the device 'meta', where tensors have "
     "no values. Give the parameters values first: `model.to_empty(device='cpu')`, then initialize them or "
-    "load a checkpoint, and make the optimizer anew. Nothing was changed."
+    "load a checkpoint, and make a new optimizer. Nothing was changed."
 )
 
 

@@ -27,8 +27,9 @@ def check_gradients(owner: str, params: list[Tensor]) -> None:
         raise RuntimeError(f"{owner} does not support complex parameters")
     if strange:
         raise RuntimeError(
-            f"{owner} steps floating-point parameters alone, and one has a gradient of {strange[0].dtype}: "
-            "take its gradient away, or make it a float"
+            f"{owner} steps only floating-point parameters, and one parameter has a gradient of "
+            f"{strange[0].dtype}. Set this gradient to None, or convert the parameter to a floating-point "
+            "dtype"
         )
 
 
@@ -45,16 +46,17 @@ def check_closure_under_scaler(before: list[tuple[Tensor, int]], params: list[Te
     )
     if is_same:
         return
-    # The scaler unscaled the gradients that there were, and gives no sign of itself but being the caller.
+    # The scaler has unscaled the old gradients. It leaves no mark on the optimizer, so it is found among
+    # the callers.
     frame = inspect.currentframe()
     while frame is not None:
         # Looking into a frame costs more than reading its name.
         caller = frame.f_locals.get("self") if frame.f_code.co_name == "_maybe_opt_step" else None
         if isinstance(caller, torch.amp.GradScaler) and caller.is_enabled():
             raise RuntimeError(
-                "The closure computed gradients while a gradient scaler is stepping: they are scaled, and "
-                "nobody would unscale them. Call `scaler.step(opt, loss=loss)` after the backward pass, or "
-                "give a closure of the loss alone: `scaler.step(opt, lambda: loss.detach())`. Parameters "
-                "and state are as they were; the gradients are the closure's."
+                "The closure computed gradients during `scaler.step`. These gradients are scaled, and the "
+                "scaler does not unscale them. Call `scaler.step(opt, loss=loss)` after the backward pass, "
+                "or pass a closure that only returns the loss: `scaler.step(opt, lambda: loss.detach())`. "
+                "No parameter and no state was changed; the gradients of the closure stay in `.grad`."
             )
         frame = frame.f_back

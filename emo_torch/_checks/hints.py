@@ -77,7 +77,7 @@ FOREIGN_KEYWORDS: dict[str, tuple[str, str]] = {
         "Optax and emo_optax",
         "Give weight decay by parameter groups here: `emo_torch.decay_groups(model.named_parameters())`.",
     ),
-    "axis_name": ("emo_optax", "Replicas are told apart by `process_group` here."),
+    "axis_name": ("emo_optax", "Use `process_group` here: the processes over which the loss is averaged."),
     # Other names for the same thing.
     "beta1": ("some other libraries", "It is the first of `betas` here."),
     "beta2": ("some other libraries", "It is the second of `betas` here."),

@@ -107,7 +107,7 @@ def test_a_keyword_like_nothing_here_gets_the_list() -> None:
         emo_torch.EmoNavi([weight()], xyzzy=1)  # type: ignore[call-arg]
 
 
-def test_hints_come_through_every_door() -> None:
+def test_hints_reach_every_way_to_make_an_optimizer() -> None:
     class Mine(emo_torch.EmoSens):
         def __init__(self, params: Any, **options: Any) -> None:
             super().__init__(params, **options)

@@ -140,7 +140,7 @@ def test_without_a_loss_the_error_names_the_ways_and_nothing_is_changed(
 
 
 @pytest.mark.parametrize("loss", [torch.tensor(1.0), 1.0, np.float32(1.0)])
-def test_a_loss_in_the_closure_s_place_is_told_its_name(loss: Any) -> None:
+def test_a_loss_passed_as_closure_is_refused_with_a_hint(loss: Any) -> None:
     optimizer = emo_torch.EmoSens([weight()])
     kept = everything(optimizer)
     with pytest.raises(TypeError, match=r"opt\.step\(loss=loss\)"):

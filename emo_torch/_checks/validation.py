@@ -29,7 +29,7 @@ def _known(name: str, value: Any, *, is_rate: bool = False) -> float:
         if value.is_complex() or value.dtype == torch.bool or value.is_meta:
             raise TypeError(f"Invalid {name}: {value!r}; it must be a real number")
         if value.requires_grad and not is_rate:
-            raise TypeError(f"Invalid {name}: {value!r}; no gradient reaches an option: detach it")
+            raise TypeError(f"Invalid {name}: {value!r}; an option gets no gradient. Pass value.detach()")
         return float(value.detach())
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Invalid {name}: {value!r}; it must be a number{number_in(value)}")
@@ -56,7 +56,8 @@ def check_scheduled_rate(lr: Any) -> None:
     if isinstance(lr, Tensor):
         if lr.numel() != 1 or lr.is_complex() or lr.dtype == torch.bool:
             raise TypeError(
-                f"Invalid learning rate: a tensor of the shape {tuple(lr.shape)} and {lr.dtype}"
+                f"Invalid learning rate: a tensor of the shape {tuple(lr.shape)} and {lr.dtype}; it must "
+                "be a real number, or a real tensor with one element"
             )
     elif not math.isfinite(_known("learning rate", lr)):
         raise ValueError(f"Invalid learning rate: {lr}; it must be finite")
@@ -67,9 +68,7 @@ def check_peak(peak: Any) -> None:
     if isinstance(peak, Tensor) and peak.numel() == 1 and peak.is_floating_point():
         return
     if isinstance(peak, Tensor) or not 0.0 <= _known("peak_lr", peak) < math.inf:
-        raise ValueError(
-            f"Invalid peak_lr value: {peak!r}; the largest learning rate so far is a finite number >= 0"
-        )
+        raise ValueError(f"Invalid peak_lr value: {peak!r}; it must be a finite number >= 0")
 
 
 def check_decay_rates(betas: tuple[float, float]) -> None:
@@ -156,7 +155,7 @@ def check_loss(loss: Any, dtype: torch.dtype, device: torch.device, name: str = 
     if isinstance(loss, Tensor):
         if loss.numel() != 1:
             raise ValueError(
-                f"The {name} must be a scalar, that of the whole step, and has the shape "
+                f"The {name} must be a scalar, the loss of the whole step, and has the shape "
                 f"{tuple(loss.shape)}. Reduce it first, for example with `{name}.mean()`."
             )
         if loss.is_complex() or loss.dtype == torch.bool:
@@ -184,11 +183,11 @@ def check_loss(loss: Any, dtype: torch.dtype, device: torch.device, name: str = 
 def check_has_graph(loss: Any) -> None:
     """Raises an error for a loss that no backward pass can reach."""
     if not isinstance(loss, Tensor):
-        raise TypeError(f"A loss to watch must be a tensor, and is {loss!r}: give a number to `observe`")
+        raise TypeError(f"`watch` needs a tensor, and got {loss!r}. Pass a number to `observe`")
     if not loss.requires_grad:
         raise ValueError(
-            "A loss without a graph has no backward pass that could be watched: call `opt.observe(loss)` "
-            "after the backward pass, or `opt.step(loss=loss)`"
+            "This loss has no graph, so no backward pass can reach it. Call `opt.observe(loss)` after the "
+            "backward pass, or `opt.step(loss=loss)`"
         )
 
 
@@ -221,16 +220,16 @@ def check_expanded(owner: str, params: Any) -> None:
 
 
 def has_duplicates(params: Any) -> bool:
-    """Returns whether a parameter stands twice in a list."""
+    """Returns whether a parameter is listed twice."""
     return isinstance(params, list | tuple) and len(set(map(id, params))) < len(params)
 
 
 def check_duplicates(params: Any, *, foreach: bool | None) -> None:
-    """Raises a `ValueError` for `foreach=True` where a parameter stands twice in the group."""
+    """Raises a `ValueError` for `foreach=True` where a parameter is listed twice in the group."""
     if foreach and has_duplicates(params):
         raise ValueError(
-            "foreach=True steps with all parameters at once, and one of them stands twice in its group: "
-            "take it out, or leave foreach as it is by default, which steps with it twice"
+            "foreach=True steps all parameters at once, and one parameter is listed twice in its group. "
+            "Remove one of the two, or do not pass foreach: the parameter is then stepped twice"
         )
 
 
@@ -254,7 +253,7 @@ def check_fused(
         has_code: whether the optimizer has any at all.
     """
     if not has_code:
-        raise RuntimeError(f"{owner} has no compiled code for fused=True: leave fused away")
+        raise RuntimeError(f"{owner} has no compiled code for fused=True: do not pass fused")
     params = [params] if isinstance(params, Tensor) else list(params)
     tensors = [param[1] if isinstance(param, tuple) else param for param in params]
     wide = (torch.float32, torch.float64)
@@ -274,19 +273,18 @@ def check_fused(
             if dtypes
         )
         raise RuntimeError(
-            f"{owner} with fused=True takes {'; '.join(lists)}; and not {strange[0]}: leave fused away"
+            f"{owner} with fused=True takes {'; '.join(lists)}; and not {strange[0]}: do not pass fused"
         )
     devices = {tensor.device.type for tensor in tensors}
     if not is_compiled and devices != {"cuda"}:
         raise RuntimeError(
-            "fused=True needs the compiled code, and it is not there: logging.getLogger('emo_torch') says "
-            "why at the level WARNING. Leave fused away, or install a C compiler and run `python -m "
+            "fused=True needs the compiled code, which is missing. The logger 'emo_torch' gives the reason "
+            "at the level WARNING. Do not pass fused, or install a C compiler and run `python -m "
             "emo_torch.build`."
         )
     if not has_triton and "cuda" in devices:
         raise RuntimeError(
-            "fused=True needs Triton on CUDA, and it is not installed: pip install triton, or leave fused "
-            "away"
+            "fused=True needs Triton on CUDA, which is missing: pip install triton, or do not pass fused"
         )
 
 
@@ -297,11 +295,11 @@ def check_capture(owner: str, groups: list[dict[str, Any]], loss: Any) -> None:
     if not torch.cuda.is_current_stream_capturing():
         return
     if not all(group.get("capturable", True) for group in groups):
-        raise RuntimeError(f"{owner} can become part of a CUDA graph with capturable=True alone")
+        raise RuntimeError(f"{owner} needs capturable=True in every group to be captured in a CUDA graph")
     if loss is not None and not (isinstance(loss, Tensor) and loss.is_cuda):
         raise RuntimeError(
-            "A CUDA graph would repeat this number as the loss for ever: give the loss as a tensor on the "
-            "GPU, the same one in each replay"
+            "A CUDA graph would use this number as the loss in every replay. Pass the loss as a tensor on "
+            "the GPU, the same tensor in each replay"
         )
 
 
@@ -326,31 +324,33 @@ def check_inner(inner: object) -> None:
     closure = inspect.signature(inner.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(
-            f"{name} calls a closure for itself, several times a step, and takes it for granted that the "
-            "parameters went all of the way that it sent them: a part of it would spoil its memory. "
-            "Choose an optimizer whose closure is optional."
+            f"{name} calls the closure itself, several times in a step, and records where its step moved "
+            "the parameters. emo_torch changes the length of the step, so these records would be wrong. "
+            "Use an optimizer whose closure is optional."
         )
     if getattr(inner, "defaults", {}).get("differentiable"):
-        raise ValueError(f"{name} was made with differentiable=True, and this step has no gradient")
+        raise ValueError(
+            f"{name} was made with differentiable=True, but emo_torch cannot differentiate through a step. "
+            f"Make {name} with differentiable=False"
+        )
 
 
 def check_divisor(lr: float | Tensor, mode: str) -> None:
     """Raises a `ValueError` if weight decay cannot be divided by a learning rate."""
     if mode != "decoupled":
         raise ValueError(
-            "decoupled_weight_decay=True is a way of the mode 'decoupled'; "
-            f"leave it away for weight_decay_mode={mode!r}"
+            "decoupled_weight_decay=True needs weight_decay_mode='decoupled'; "
+            f"do not pass it with weight_decay_mode={mode!r}"
         )
     if float(lr) == 0.0:
         raise ValueError(
-            "decoupled_weight_decay=True divides the weight decay by the learning rate that the "
-            "optimizer is made with, and that is 0. Start with a positive learning rate, or use "
-            "weight_decay_mode='absolute'."
+            "decoupled_weight_decay=True divides the weight decay by the initial learning rate, and that "
+            "is 0. Start with a positive learning rate, or use weight_decay_mode='absolute'."
         )
 
 
 def check_group(group: Mapping[str, Any], modes: tuple[str, ...]) -> None:
-    """Raises the first error that the options of a parameter group deserve."""
+    """Raises an error for the first invalid option of a parameter group."""
     check_learning_rate(group["lr"])
     check_not_negative("epsilon", group["eps"])
     check_decay_rates(group["betas"])
@@ -397,4 +397,4 @@ def check_ways(group: Mapping[str, Any]) -> None:
     check_flag("capturable", group["capturable"])
     check_flag("fused", group["fused"], may_be_none=True)
     if group["foreach"] and group["fused"]:
-        raise ValueError("foreach=True and fused=True are two ways of one step: choose one, or neither")
+        raise ValueError("foreach=True and fused=True exclude each other: pass one of them, or neither")

@@ -139,7 +139,7 @@ def test_gradients_that_are_not_finite_leave_the_weights_as_in_the_readable_way(
         torch.testing.assert_close(ours[key], theirs[key], equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
-def test_a_threshold_of_0_stops_what_is_no_number() -> None:
+def test_theta_0_stops_elements_with_nan_gradients() -> None:
     found = []
     for foreach in (None, False):
         weight = torch.nn.Parameter(torch.ones(70))

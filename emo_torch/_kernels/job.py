@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from emo_torch._kernels.find import Finder, finder
-from emo_torch._kernels.loader import load_library
+from emo_torch._kernels.loader import REMEDY, load_library
 
 logger = logging.getLogger("emo_torch")
 
@@ -108,7 +108,11 @@ def library() -> Library | None:
         return None
     complaint = _mismatch(handle)
     if complaint:
-        logger.warning("stepping without compiled code: %s", complaint)
+        logger.warning(
+            "Stepping without compiled code, which takes longer: the library has another version (%s). %s.",
+            complaint,
+            REMEDY,
+        )
         return None
     for name in FUNCTIONS.values():
         function = getattr(handle, name)
@@ -131,7 +135,5 @@ def _mismatch(handle: ctypes.CDLL) -> str:
             return f"{handle._name} has no function {name}"
         function.argtypes, function.restype = (), ctypes.c_int64
         if function() != value:
-            return (
-                f"{handle._name} says {name} is {function()}, and this version of emo_torch needs {value}"
-            )
+            return f"{handle._name} has {name}={function()}, and this version of emo_torch needs {value}"
     return ""

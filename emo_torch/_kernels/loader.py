@@ -47,13 +47,13 @@ def _load(folder: Path) -> ctypes.CDLL:
     path, record = folder / LIBRARY, folder / RECORD
     if not path.exists() or not record.exists():
         raise ValueError("the library was not built when the package was installed, or this is a checkout")
-    told = json.loads(record.read_text())
+    built = json.loads(record.read_text())
     data = path.read_bytes()
     # To load a library file that was cut off would end the process.
-    if (len(data), hashlib.sha256(data).hexdigest()) != (told["size"], told["sha256"]):
+    if (len(data), hashlib.sha256(data).hexdigest()) != (built["size"], built["sha256"]):
         raise ValueError(f"{path} is not the file that was built: it was cut off or altered")
     sources = source_digest(folder)
-    if sources and sources != told["sources"]:
+    if sources and sources != built["sources"]:
         raise ValueError(f"{path} was built from other sources than the sources in its folder")
     library = ctypes.CDLL(str(path))
     library.emo_use_level.argtypes, library.emo_use_level.restype = (ctypes.c_int64,), ctypes.c_int64

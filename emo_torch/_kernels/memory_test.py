@@ -227,7 +227,7 @@ def test_a_parameter_twice_is_refused_with_foreach_and_else_stepped_twice() -> N
         param = torch.nn.Parameter(torch.ones(3))
         return emo_torch.EmoSens([param, param], lr=0.1, **way)
 
-    with pytest.raises(ValueError, match="stands twice"):
+    with pytest.raises(ValueError, match="listed twice"):
         twice(foreach=True)
     optimizers = [twice(), twice(foreach=False)]
     for optimizer in optimizers:
@@ -236,7 +236,7 @@ def test_a_parameter_twice_is_refused_with_foreach_and_else_stepped_twice() -> N
     assert weights[0].equal(weights[1])
     before = weights[0].clone()
     optimizers[0].param_groups[0]["foreach"] = True
-    with pytest.raises(ValueError, match="stands twice"):
+    with pytest.raises(ValueError, match="listed twice"):
         _step(optimizers[0], 1)
     assert weights[0].equal(before)
     assert int(optimizers[0].emotion.felt) == 3  # type: ignore[attr-defined]
@@ -287,5 +287,5 @@ def test_a_library_of_another_layout_is_not_used_and_one_line_says_so(
     finally:
         _fused.library.cache_clear()
     assert len(caplog.records) == 1
-    assert "stepping without compiled code" in caplog.text
+    assert "Stepping without compiled code" in caplog.text
     assert (optimizer.param_groups[0]["params"][0] < 1.0).all()

@@ -267,7 +267,7 @@ def test_without_triton_fused_on_cuda_is_refused() -> None:
 
 
 def test_fused_on_cuda_is_refused_for_what_it_cannot_take() -> None:
-    with pytest.raises(RuntimeError, match=r"float16 on cuda:0: leave fused away"):
+    with pytest.raises(RuntimeError, match=r"float16 on cuda:0: do not pass fused"):
         _check(torch.float16)
     with pytest.raises(RuntimeError, match=r"and not torch\.float32 on cuda:0"):
         _check(torch.float32, has_kernel=False)

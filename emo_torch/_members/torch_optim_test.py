@@ -205,7 +205,7 @@ def test_many_tensors_of_a_mix_of_dtypes_match_too(info: Any, case: Any) -> None
 
 
 @every_configuration
-def test_a_state_makes_what_comes_after_it_the_same(info: Any, case: Any) -> None:
+def test_a_loaded_state_continues_the_run_exactly(info: Any, case: Any) -> None:
     ours, theirs = Problem(info, options(case)), Problem(info, options(case))
     ours.step(5)
     theirs.step(2)

@@ -90,8 +90,9 @@ class CollectedLosses:
             raise ValueError(f"Invalid reduction: {reduction!r}; it must be {known}")
         if self.loss is not None and reduction != self._reduction:
             raise ValueError(
-                f"The losses of one step are reduced in one way, and those collected so far by "
-                f"{self._reduction!r}, not {reduction!r}. Call `discard_observed()` first to forget them."
+                "All losses of one step must have the same reduction: the collected losses have "
+                f"{self._reduction!r}, and this loss has {reduction!r}. Pass the same reduction, or call "
+                "`discard_observed()` first to discard the collected losses."
             )
 
     def add(self, loss: Tensor, weight: float = 1.0, reduction: str = "mean") -> None:

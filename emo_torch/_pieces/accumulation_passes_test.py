@@ -134,7 +134,7 @@ def test_losses_of_one_step_are_reduced_in_one_way_also_by_their_passes() -> Non
     optimizer = emo_torch.EmoSens([param])
     first, second = (optimizer.watch(param.sum(), reduction=kind) for kind in ("mean", "sum"))
     first.backward()
-    with pytest.raises(ValueError, match="reduced in one way"):
+    with pytest.raises(ValueError, match="must have the same reduction"):
         second.backward()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from emo_torch._pieces.averaged_weights import swap_average, swap_back
 
 UPDATE_IN_EVAL_MODE = (
-    "The buffers hold their averages, because `eval()` was called: call `train()` before training goes on."
+    "The buffers hold their averages, because `eval()` was called. Call `train()` before the next `update`."
 )
 """The error of an update in eval mode."""
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 STEP_IN_EVAL_MODE = (
-    "The parameters hold the averaged weights, because `optimizer.eval()` was called, and a step on them "
-    "would spoil the run. Call `optimizer.train()` before training goes on."
+    "The parameters hold the averaged weights, because `optimizer.eval()` was called. A step would train "
+    "the averaged weights in place of the trained weights. Call `optimizer.train()` before the next step."
 )
 """The error of a step in eval mode."""
 

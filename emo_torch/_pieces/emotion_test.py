@@ -99,7 +99,7 @@ def test_huge_losses_never_make_an_average_infinite(gain: float, dtype: torch.dt
 
 @pytest.mark.parametrize("loss", [0.0, 1.0, 3.3333, 1e-30, -1234.5678, 3e38])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_constant_loss_never_stirs_it(dtype: torch.dtype, loss: float) -> None:
+def test_a_constant_loss_keeps_the_scalar_at_0(dtype: torch.dtype, loss: float) -> None:
     assert all(state.scalar.item() == 0.0 for state in feel_all([loss] * 50, dtype))
 
 

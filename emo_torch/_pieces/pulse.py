@@ -30,7 +30,8 @@ class PulseState(NamedTuple):
         distance: q, the average of |trust|; 0.02 at first.
         course: k, the average of s; 0 at first.
         pulse: the learning rate of the last step.
-        should_stop: whether the last finite loss showed that training has gone quiet, bool; not latched.
+        should_stop: whether the last finite loss showed that training has gone quiet, bool; can become
+            False again.
     """
 
     felt: Tensor
@@ -60,7 +61,7 @@ class Pulse(NamedTuple):
         trust: 1 - |s| with the sign of s, in [-1, 1].
         level: h, the level of the pulse.
         shadow_ratio: how far the last step pulled the weights to their shadow, in [0, 1]; 0 without one.
-        should_stop: whether training has gone quiet, bool; not latched.
+        should_stop: whether training has gone quiet, bool; can become False again.
         felt: losses felt so far, int32.
         held: losses skipped because they were not finite, int32.
     """

@@ -106,8 +106,8 @@ def decay_groups(
     strangers = sorted(decays.keys() ^ params.keys())
     if strangers:
         raise ValueError(
-            "The mask must say of every parameter, and of nothing else, whether it decays; "
-            f"the two don't agree on {', '.join(map(repr, strangers))}"
+            "The mask must have exactly one boolean for each parameter name. These names are only in the "
+            f"mask or only in the parameters: {', '.join(map(repr, strangers))}"
         )
     return [
         {"params": [param for name, param in params.items() if decays[name]]},

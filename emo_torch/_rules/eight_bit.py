@@ -58,8 +58,8 @@ def check_is_whole(param: Tensor) -> None:
     """Raises a `ValueError` for a parameter of which this process holds a part: blocks would be cut."""
     if is_sharded(param) or getattr(param, "_fsdp_flattened", False):
         raise ValueError(
-            f"moment_dtype={EIGHT_BIT!r} needs parameters that are whole in each process, and one of "
-            f"the shape {tuple(param.shape)} is sharded: use moment_dtype=torch.bfloat16"
+            f"moment_dtype={EIGHT_BIT!r} does not support sharded parameters, and a parameter of the shape "
+            f"{tuple(param.shape)} is sharded: use moment_dtype=torch.bfloat16"
         )
 
 

@@ -100,7 +100,10 @@ def _init_pilot_factors(param: Tensor, dtype: torch.dtype) -> State:
 
 
 def _whole_step(*given: Any, **numbers: Any) -> Any:
-    raise NotImplementedError("The formula of this rule is a whole step, with its own learning rate")
+    raise NotImplementedError(
+        "This rule has no formula for a direction alone: its step includes the learning rate, so a recipe "
+        "with emotion cannot use it"
+    )
 
 
 ADAM = Rule(

@@ -82,7 +82,8 @@ def _arrays_of(optimizer: LossOptimizer, named: list[tuple[str, Tensor]]) -> Arr
         made = state.get("shadow_exists")
         if made is not None and bool(made) != bool(arrays["emotion/shadow_exists"]):
             raise ValueError(
-                f"The shadow of {name!r} was not made when the others' were, which emo_optax cannot hold"
+                f"The shadow of {name!r} was created at another step than the other shadows. emo_optax has "
+                "one flag for all shadows and cannot hold this state"
             )
     return arrays
 

@@ -117,8 +117,8 @@ def check_layout(path: str | Path, metadata: Mapping[str, str]) -> None:
         raise CheckpointError(f"{path} holds the arrays of an optimizer: read it with load_arrays")
     if kind != FORMAT:
         raise CheckpointError(
-            f"{path} is no checkpoint of emo_torch, but {kind or 'a file of another origin'}. A run moves "
-            "between the packages with to_arrays and from_arrays"
+            f"{path} is not a checkpoint of emo_torch; its format is {kind or 'unknown'}. To move a run "
+            "between the packages, use to_arrays and from_arrays"
         )
     if version != str(CHECKPOINT_VERSION):
         raise CheckpointError(
@@ -141,8 +141,8 @@ class _Tensors:
         dtype = str(tensor.dtype).removeprefix("torch.")
         if hasattr(tensor, "full_tensor"):
             raise ValueError(
-                f"{name!r} is a DTensor, of which this process holds a part: save its full_tensor(), or "
-                "all of the run with torch.distributed.checkpoint"
+                f"{name!r} is a DTensor, and this process holds only a part of it. Save its "
+                "full_tensor(), or save the run with torch.distributed.checkpoint"
             )
         if tensor.layout is not torch.strided or tensor.device.type == "meta" or dtype not in CODES:
             raise ValueError(
@@ -216,20 +216,23 @@ def _to_json(tree: Any, name: str, tensors: _Tensors, level: int = 0) -> Any:
     )
 
 
-def _from_json(told: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Returns the tree of which JSON told."""
-    if isinstance(told, list):
-        return [_from_json(value, tensors) for value in told]
-    if not isinstance(told, dict):
-        return told
-    kind = next(iter(told))
-    value = told[kind]
+def _from_json(entry: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Returns the tree that the JSON describes."""
+    if isinstance(entry, list):
+        return [_from_json(value, tensors) for value in entry]
+    if not isinstance(entry, dict):
+        return entry
+    kind = next(iter(entry))
+    value = entry[kind]
     if kind == "float":
         return float(value)
     if kind == "tensor":
         if value not in tensors:
-            raise CheckpointError(f"The checkpoint lacks the tensor {value!r}: it was not written here")
-        return _in_order(tensors[value], told["order"]) if "order" in told else tensors[value]
+            raise CheckpointError(
+                f"The checkpoint lacks the tensor {value!r}: save_checkpoint did not write this file, or "
+                "the file was changed"
+            )
+        return _in_order(tensors[value], entry["order"]) if "order" in entry else tensors[value]
     if kind == "dtype":
         return getattr(torch, value)
     if kind == "tuple":
@@ -240,8 +243,8 @@ def _from_json(told: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "counter":
         return Counter(dict(pairs))
     ordered = OrderedDict(pairs)
-    if told["metadata"] is not None:
-        ordered._metadata = _from_json(told["metadata"], tensors)  # type: ignore[attr-defined]
+    if entry["metadata"] is not None:
+        ordered._metadata = _from_json(entry["metadata"], tensors)  # type: ignore[attr-defined]
     return ordered
 
 

@@ -80,7 +80,7 @@ def nested(levels: int) -> Any:
 @pytest.mark.parametrize(
     ("tree", "error", "message"),
     [
-        ({"a\ud800": torch.ones(1)}, ValueError, r"name of an array holds '\\ud800'.*no UTF-8"),
+        ({"a\ud800": torch.ones(1)}, ValueError, r"name of an array contains a lone surrogate, '\\ud800'"),
         (nested(101), ValueError, "at most 100 levels"),
         ({"n": 10**5000}, ValueError, "'n' is an integer of 16610 bits.*hex"),
         ({"x": torch.empty((0, 2**40, 2**20)), "y": torch.empty((2**33, 0))}, None, ""),
@@ -135,8 +135,11 @@ def rewrite(path: Path, **changes: str | None) -> None:
         ),
         ({"version": "2"}, "has the layout 2.*Load it with that release, save_arrays of to_arrays"),
         ({"version": None}, "has the layout None"),
-        ({"format": "emo_optax checkpoint"}, "no checkpoint of emo_torch, but emo_optax checkpoint"),
-        ({"format": None}, "no checkpoint of emo_torch, but a file of another origin"),
+        (
+            {"format": "emo_optax checkpoint"},
+            "not a checkpoint of emo_torch; its format is emo_optax checkpoint",
+        ),
+        ({"format": None}, "not a checkpoint of emo_torch; its format is unknown"),
         ({"tree": '{"tensor": "y"}'}, "lacks the tensor 'y'"),
     ],
 )
@@ -157,7 +160,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(emo_torch.CheckpointError, match="read it with load_arrays"):
         emo_torch.load_checkpoint(tmp_path / "arrays")
     save_file({"x": torch.ones(2)}, tmp_path / "foreign")
-    with pytest.raises(emo_torch.CheckpointError, match="a file of another origin"):
+    with pytest.raises(emo_torch.CheckpointError, match="its format is unknown"):
         emo_torch.load_checkpoint(tmp_path / "foreign")
     with pytest.raises(FileNotFoundError):
         emo_torch.load_checkpoint(tmp_path / "none")
@@ -169,10 +172,10 @@ def test_a_checkpoint_that_was_cut_off_anywhere_is_refused(tmp_path: Path) -> No
     whole = path.read_bytes()
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
-        with pytest.raises(emo_torch.CheckpointError, match="cut off or altered"):
+        with pytest.raises(emo_torch.CheckpointError, match="cut off or changed"):
             emo_torch.load_checkpoint(path)
     path.write_bytes(whole + b"\0")
-    with pytest.raises(emo_torch.CheckpointError, match="cut off or altered"):
+    with pytest.raises(emo_torch.CheckpointError, match="cut off or changed"):
         emo_torch.load_checkpoint(path)
 
 
@@ -203,10 +206,10 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     path, trace = tmp_path / "run", tmp_path / "trace"
     for protocol in (2, 5):
         path.write_bytes(pickle.dumps({"x": Bomb(trace)}, protocol=protocol))
-        with pytest.raises(emo_torch.CheckpointError, match="cut off or altered"):
+        with pytest.raises(emo_torch.CheckpointError, match="cut off or changed"):
             emo_torch.load_checkpoint(path)
     torch.save({"x": Bomb(trace)}, path)
-    with pytest.raises(emo_torch.CheckpointError, match="cut off or altered"):
+    with pytest.raises(emo_torch.CheckpointError, match="cut off or changed"):
         emo_torch.load_checkpoint(path)
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         torch.load(path, weights_only=True)

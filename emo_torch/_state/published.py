@@ -15,7 +15,7 @@ from emo_torch._step.loss_optimizer import LossOptimizer
 
 
 def load_published_state(optimizer: LossOptimizer, state_dict: Mapping[str, Any]) -> tuple[str, ...]:
-    """Loads the state of a published optimizer, so that its run goes on here.
+    """Loads the state of a published optimizer, so that its run continues here.
 
     EmoNavi, EmoFact, EmoLynx, EmoSens, EmoAiry and EmoCats take states of v2.0. EmoNavi36, EmoFact36 and
     EmoLynx36 take states of v3.6.1, and of the classes EmoNavi, EmoFact and EmoLynx of pytorch_optimizer

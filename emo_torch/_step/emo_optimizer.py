@@ -213,8 +213,8 @@ class EmoOptimizer(LossOptimizer):
         for saved in loaded["param_groups"]:
             if saved.get("shadow_ratio") == "function" and self._shadow_ratio_of is None:
                 raise ValueError(
-                    "The state was saved with a function for shadow_ratio, which no file keeps: make "
-                    f"the {type(self).__name__} with the same function before loading"
+                    "The state was saved with a function for shadow_ratio, and a state cannot hold a "
+                    f"function. Make the {type(self).__name__} with the same function, then load the state"
                 )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -213,7 +213,7 @@ class PulseOptimizer(LossOptimizer):
 
     @property
     def should_stop(self) -> bool:
-        """Whether training has gone quiet; not latched. Waits for the device (`pulse` does not)."""
+        """Whether training has gone quiet; can become False again. Waits for the device, unlike `pulse`."""
         return bool(self._pulse.should_stop)
 
     def rate_of(self, group: Group) -> Tensor:
@@ -289,7 +289,7 @@ class NormOptimizer(PulseOptimizer):
     """The base of EmoTion and EmoVoid, which read the sum of the L1 norms of all parameters.
 
     The sum counts the parameters that require a gradient, also without a gradient at this step. A new
-    parameter group starts the sum anew, as the first step does.
+    parameter group resets the sum, as the first step does.
     """
 
     def take_norm(self) -> Tensor:
@@ -304,7 +304,7 @@ class NormOptimizer(PulseOptimizer):
         check_values(type(self).__name__, counted(params), "parameters")
 
     def add_param_group(self, param_group: Group) -> None:
-        """Adds a group of parameters, as every member does; the sum of the norms starts anew."""
+        """Adds a group of parameters, as every member does; resets the sum of the norms."""
         is_first = not self.param_groups
         super().add_param_group(param_group)
         if not is_first:

@@ -22,9 +22,9 @@ class LossCollector(Optimizer):
 
         .. math:: L = \frac{\sum_i w_i L_i}{\sum_i w_i}
 
-        Call it where the loss is computed, before anything divides or scales that: gradient accumulation
-        and gradient scalers then don't matter. A loss without a backward pass does not count, one with
-        two counts twice.
+        Call it where the loss is computed, before the loss is divided or scaled: gradient accumulation
+        and gradient scalers then don't matter. A loss without a backward pass does not count. A loss with
+        two backward passes counts twice.
 
         `zero_grad` forgets the losses whose backward passes came before it, with one exception: losses
         that were all watched before the first of their backward passes belong to one step, and a

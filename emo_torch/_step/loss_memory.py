@@ -108,21 +108,21 @@ def check_kind_of_memory(owner: str, saved_groups: list[dict[str, Any]], title: 
     # The groups of `Autopilot` around a member have two memories, and the member loads them, too.
     if others and title not in others:
         raise ValueError(
-            f"The state is another kind of optimizer's: it keeps the losses in a memory of the kind "
-            f"{' and '.join(others)}, and {owner} in one of the kind {title}. Load it into the optimizer "
-            "that saved it, or begin with a new state"
+            "The state is another kind of optimizer's: it holds the loss statistics of the kind "
+            f"{' and '.join(others)}, and {owner} needs the kind {title}. Load the state into the "
+            f"optimizer that saved it, or start {owner} without a saved state"
         )
 
 
 def check_saved_memory(
-    owner: str, saved_groups: list[dict[str, Any]], held: Group, names: tuple[str, ...], title: str
+    owner: str, saved_groups: list[dict[str, Any]], own_group: Group, names: tuple[str, ...], title: str
 ) -> None:
     """Raises a `ValueError` for groups of a saved state that have a damaged memory, or a part of one.
 
     Args:
         owner: the name of the optimizer that loads the state.
         saved_groups: the groups of the state.
-        held: a group of the optimizer that loads the state.
+        own_group: a group of the optimizer that loads the state.
         names: the names of the tensors of the memory.
         title: the name of the memory in messages.
     """
@@ -144,6 +144,9 @@ def check_saved_memory(
                 is_one = value.numel() == 1 and not value.is_meta
             if not is_one:
                 raise ValueError(f"The state is damaged: {name!r} must be one number, and is {value!r}")
-            is_count = not held[name].is_floating_point()
+            is_count = not own_group[name].is_floating_point()
             if not math.isfinite(value) or (is_count and not (value >= 0 and value == int(value))):
-                raise ValueError(f"The state is damaged: {name!r} is {value!r}, which no loss can give")
+                raise ValueError(
+                    f"The state is damaged: {name!r} is {value!r}; it must be finite, and a count must be "
+                    "a whole number >= 0"
+                )

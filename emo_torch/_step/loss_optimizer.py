@@ -263,15 +263,15 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
                     layout = params.layout
                 elif is_eager:
                     params = self._step_memory.params(index, params)
-                rest = self.step_tensors(params, grads, states, feeling=feeling, group=options)
+                remaining = self.step_tensors(params, grads, states, feeling=feeling, group=options)
                 # A step by a plan has no new layout to store.
                 if is_eager and not (isinstance(params, Params) and params.layout is layout is not None):
                     tensors = GroupTensors(params, grads, states)
                     self._step_memory.remember(index, group, self.state, tensors)
-                if rest:
-                    keys = keys if keys is None or len(rest) == len(params) else keys[rest]
-                    params, grads = [params[i] for i in rest], [grads[i] for i in rest]
-                    tensors = GroupTensors(params, grads, [states[i] for i in rest])
+                if remaining:
+                    keys = keys if keys is None or len(remaining) == len(params) else keys[remaining]
+                    params, grads = [params[i] for i in remaining], [grads[i] for i in remaining]
+                    tensors = GroupTensors(params, grads, [states[i] for i in remaining])
                     step_copies(self.step_tensors, tensors, feeling=feeling, group=group, keys=keys)
             before += len(group["params"])
 
@@ -346,8 +346,9 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
         for name in self.shared_options:
             if options.get(name) != shared.get(name):
                 raise ValueError(
-                    f"{name} belongs to the one {self.memory_title} of the optimizer: a parameter group "
-                    f"cannot have {options.get(name)!r} where the optimizer has {shared.get(name)!r}"
+                    f"{name} belongs to the one {self.memory_title} of the optimizer, which all parameter "
+                    f"groups share. This group has {options.get(name)!r}, and the optimizer has "
+                    f"{shared.get(name)!r}. Remove {name} from the group, or use the value of the optimizer"
                 )
 
     def state_dict(self) -> dict[str, Any]:

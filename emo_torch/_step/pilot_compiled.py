@@ -54,11 +54,11 @@ def take_compiled(
     options = group
     if group["rounding"] != "nearest":
         options = {**group, KEYS: keys_of(params, group, before=before, steps=steps)}
-    batches, rest = compiled.take(kind, carried, grads, own, options)
+    batches, remaining = compiled.take(kind, carried, grads, own, options)
     # A step by a plan has no new layout to store.
     if layout is None or carried.layout is not layout:
         memory.remember(number, group, states, GroupTensors(carried, grads, own))
-    left = ([some[index] for index in rest] for some in (params, grads, own))
+    left = ([some[index] for index in remaining] for some in (params, grads, own))
     return batches, GroupTensors(*left)  # type: ignore[arg-type]
 
 

@@ -101,15 +101,15 @@ class PilotedOptimizer(SteeredOptimizer):
 
     # The step.
 
-    def _move(self, feeling: Tensor, seen: Any) -> None:
+    def _move(self, loss: Tensor, seen: Any) -> None:
         """Updates the scalars with the loss and all gradients, then every parameter that has a gradient."""
         before, first = self._pilot, self.param_groups[0]
         batches = list(self._batches(seen))
         rates = [scheduled(group) for group in self.param_groups]
-        if are_numbers(batches, rates) and is_on_cpu(feeling, before.norm):
+        if are_numbers(batches, rates) and is_on_cpu(loss, before.norm):
             if self._arrays is None or not self._arrays.fits(before):
                 self._arrays = PilotArrays(before)
-            move_by_numbers(self._arrays, feeling.item(), batches, rates, first)
+            move_by_numbers(self._arrays, loss.item(), batches, rates, first)
             self._keep_peaks(rates)
             return
         total = torch.zeros(3, dtype=before.norm.dtype, device=before.norm.device)
@@ -122,7 +122,7 @@ class PilotedOptimizer(SteeredOptimizer):
             total = total + each.to(total)
         pilot, is_finite = steer(
             before,
-            feeling,
+            loss,
             total[0],
             limit=first["gate_limit"],
             min_courage=first["min_courage"],

@@ -51,11 +51,11 @@ def step_by_ready_job(
             return []
     job = prepared.get("job")
     prepared.pop("taken", None)
-    rest = WAYS.step(params, grads, states, recipe=recipe, feeling=feeling, group=group)
-    is_same = not rest and prepared.get("taken") is job
+    remaining = WAYS.step(params, grads, states, recipe=recipe, feeling=feeling, group=group)
+    is_same = not remaining and prepared.get("taken") is job
     is_single = recipe.choose is None and recipe.first is None
     may_be_ready = is_same and is_single and (ready is None or ready.is_possible)
     if may_be_ready and job is not None and found is not None:
         read = ("params", "lr", *memory.by_name)
         prepared["ready"] = ReadyStep(layout, job, wide_dtype(params[0]), group, read, found)
-    return rest
+    return remaining

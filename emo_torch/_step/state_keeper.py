@@ -178,7 +178,11 @@ class StateKeeper(Optimizer):
                     )
                 is_right = saved[name].is_floating_point() or name in (*coded, "shadow_exists")
                 if not is_right or (name == "shadow_exists" and saved[name].dtype != torch.bool):
-                    raise ValueError(f"The state is damaged: {name!r} is of {saved[name].dtype}")
+                    needed = "torch.bool" if name == "shadow_exists" else "a floating-point dtype"
+                    raise ValueError(
+                        f"The state is damaged: {name!r} has the dtype {saved[name].dtype}; "
+                        f"it must be {needed}"
+                    )
 
     def _is_in_codes(self, saved: dict[str, Any], name: str) -> bool:
         """Returns whether a moment of a saved state is in 8 bits, which the optimizer must allow."""

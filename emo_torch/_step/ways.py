@@ -82,15 +82,15 @@ class Ways(NamedTuple):
             The indices of the tensors that were not stepped: there are some only if the group holds keys
             for rounding, which only compiled code can read.
         """
-        rest = list(range(len(params)))
+        remaining = list(range(len(params)))
         if use_fused(params, group):
-            rest = self.fused(params, grads, states, group=group, **given)
-        if not rest or KEYS in group:
-            return rest
-        if len(rest) < len(params):
-            params = [params[index] for index in rest]
-            grads = [grads[index] for index in rest]
-            states = [states[index] for index in rest]
+            remaining = self.fused(params, grads, states, group=group, **given)
+        if not remaining or KEYS in group:
+            return remaining
+        if len(remaining) < len(params):
+            params = [params[index] for index in remaining]
+            grads = [grads[index] for index in remaining]
+            states = [states[index] for index in remaining]
         way = self.multi if use_foreach(params, group) else self.single
         way(params, grads, states, group=group, **given)
         return []

@@ -134,7 +134,7 @@ class Emotional(AroundInner):
     ) -> None:
         check_inner(inner)
         if isinstance(inner, EmoOptimizer):
-            raise TypeError(f"{type(inner).__name__} is emotional already: use it as it is")
+            raise TypeError(f"{type(inner).__name__} is emotional already: use it without Emotional")
         check_shadow_ratio(shadow_ratio)
         check_function("keep", keep)
         check_flag("through_lr", through_lr, may_be_none=True)
@@ -152,8 +152,8 @@ class Emotional(AroundInner):
         taken = [name for name in options if name in defaults]
         if taken:
             raise ValueError(
-                f"{type(inner).__name__} already has an option {taken[0]!r}, which would be mistaken "
-                "for the emotion's option of this name: this optimizer cannot be made emotional"
+                f"{type(inner).__name__} already has an option {taken[0]!r}, and Emotional has an "
+                "option of the same name. Emotional cannot tell them apart, so choose another optimizer."
             )
         self.inner = inner
         self._manner = Manner()
@@ -194,16 +194,18 @@ class Emotional(AroundInner):
             return through_lr
         if manner.estimates:
             raise ValueError(
-                f"{name} estimates from its steps how long they should be ({', '.join(manner.estimates)}): "
-                "when the emotion shortens its steps, it makes them longer, and training can diverge. "
-                "Choose an optimizer whose learning rate you set. Or pass through_lr=True to scale its lr "
-                "all the same, with a small gain; if it has an option safeguard_warmup, set it to True."
+                f"{name} estimates its own step length ({', '.join(manner.estimates)}). When the emotion "
+                f"shortens the steps, {name} raises its estimate, and training can diverge. Choose an "
+                "optimizer whose learning rate you set. Or pass through_lr=True with a small gain: the "
+                f"emotion then scales the lr of {name}. If {name} has an option safeguard_warmup, set it "
+                "to True."
             )
         if self._follows_parameters() and not (manner.obeys_rate and have_rates):
             raise ValueError(
-                f"{name} keeps track of where it moved the parameters ({', '.join(manner.follows)}), "
-                "and its next step does not obey a changed lr: a shortened step would falsify its records. "
-                "Choose another optimizer, or pass through_lr=False if the wrong records do no harm."
+                f"{name} keeps track of where it moved the parameters ({', '.join(manner.follows)}). "
+                "A changed lr does not change its next step, so the emotion cannot scale the step "
+                f"correctly: the records of {name} would be wrong. Choose another optimizer, or pass "
+                "through_lr=False to accept wrong records."
             )
         if self._follows_parameters():
             return True
@@ -228,9 +230,9 @@ class Emotional(AroundInner):
                 undo()
             if undone and self._manner.needs_closure and closure is None:
                 error.add_note(
-                    f"A step of {type(self.inner).__name__} needs a closure that computes the gradients "
-                    "again: give it to Emotional.step(closure). It is called once for the loss, and once "
-                    "more by the optimizer inside."
+                    f"A step of {type(self.inner).__name__} needs a closure that computes the "
+                    "gradients. Call `optimizer.step(closure)` of the Emotional. Emotional calls the "
+                    f"closure once for the loss, and {type(self.inner).__name__} calls it again."
                 )
             raise
         finally:
@@ -373,8 +375,8 @@ class Emotional(AroundInner):
         if options["use_shadow"] and self._follows_parameters():
             raise ValueError(
                 f"{type(self.inner).__name__} keeps track of where it moved the parameters "
-                f"({', '.join(self._manner.follows)}), and use_shadow=True would move them in between: "
-                "leave use_shadow False"
+                f"({', '.join(self._manner.follows)}). use_shadow=True would move the parameters between "
+                "two steps, so its records would be wrong. Pass use_shadow=False"
             )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def test_what_cannot_be_wrapped_is_refused() -> None:
         emo_torch.Emotional(emo_torch.Emotional(torch.optim.SGD(params)))
     with pytest.raises(TypeError, match="The optimizer that moves the parameters must be"):
         emo_torch.Emotional(torch.optim.SGD)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="differentiable=True"):
+    with pytest.raises(ValueError, match="Make SGD with differentiable=False"):
         emo_torch.Emotional(torch.optim.SGD(params, differentiable=True))
     with pytest.raises(ValueError, match="The state of SGD has no plain arrays"):
         emo_torch.to_arrays(emo_torch.Emotional(torch.optim.SGD(params)), [("weight", params[0])])

@@ -66,7 +66,7 @@ def test_every_optimizer_is_here_or_excepted() -> None:
 
 def test_the_exceptions_say_so_before_anything_changes() -> None:
     param = Parameter(torch.ones(3))
-    with pytest.raises(TypeError, match="LBFGS calls a closure for itself"):
+    with pytest.raises(TypeError, match="LBFGS calls the closure itself"):
         emo_torch.Emotional(torch.optim.LBFGS([param]))
     sparse = torch.optim.SparseAdam([param])
     param.grad = torch.ones(3).to_sparse()

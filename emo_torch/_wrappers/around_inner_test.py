@@ -282,7 +282,7 @@ def test_a_closure_is_handed_to_an_optimizer_that_needs_one() -> None:
     assert optimizer._collected.loss is None
     with pytest.raises(RuntimeError, match="Sharp requires a closure") as raised:
         optimizer.step(loss=1.0)
-    assert "give it to Emotional.step(closure)" in raised.value.__notes__[0]
+    assert "Call `optimizer.step(closure)` of the Emotional" in raised.value.__notes__[0]
     assert int(optimizer.emotion.felt) == 1
 
 

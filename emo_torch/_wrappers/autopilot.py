@@ -119,7 +119,7 @@ class Autopilot(SteeredOptimizer):
         check_inner(inner)
         name = type(inner).__name__
         if isinstance(inner, SteeredOptimizer):
-            raise TypeError(f"{name} steers its steps already: use it as it is")
+            raise TypeError(f"{name} steers its steps already: use it without Autopilot")
         options = {
             "min_courage": min_courage,
             "max_courage": max_courage,
@@ -192,7 +192,7 @@ class Autopilot(SteeredOptimizer):
                 if param.grad is not None:
                     self._state_beside(param, average=average)
 
-    def _move(self, feeling: Tensor, seen: Any) -> None:
+    def _move(self, loss: Tensor, seen: Any) -> None:
         """Lets the inner optimizer step, and makes its step shorter or longer."""
         del seen
         before, group = self._pilot, self.param_groups[0]
@@ -208,7 +208,7 @@ class Autopilot(SteeredOptimizer):
             total[1] = -total[1]
         pilot, is_finite = steer(
             before,
-            feeling,
+            loss,
             total[0],
             limit=group["gate_limit"],
             min_courage=group["min_courage"],

@@ -15,7 +15,7 @@ def test_one_signal_stays_and_the_other_is_of_now() -> None:
     assert seen == [(False, False)] * 31 + [(True, True)] * 2 + [(True, False)] * 6
 
 
-def test_it_says_what_an_optimizer_says() -> None:
+def test_the_monitor_gives_the_signals_of_an_optimizer() -> None:
     stop = emo_torch.EarlyStop()
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = emo_torch.EmoSens([weight], lr=0.0)

@@ -56,7 +56,7 @@ class Manner(NamedTuple):
     needs_closure: bool = False
 
 
-class _Walk(NamedTuple):
+class _Record(NamedTuple):
     """The record of a stand-in: its parameters after each step, and its state at the end."""
 
     places: list[Tensor]
@@ -99,8 +99,9 @@ def check_follows(inner: Optimizer) -> None:
     follows = manner_of(inner).follows
     if follows:
         raise ValueError(
-            f"{type(inner).__name__} keeps track of where it moved the parameters ({', '.join(follows)}): "
-            "a step of another length would falsify its records. Choose another optimizer."
+            f"{type(inner).__name__} keeps track of where it moved the parameters ({', '.join(follows)}). "
+            "emo_torch changes the length of a step, so these records would be wrong. Choose another "
+            "optimizer."
         )
 
 
@@ -141,7 +142,7 @@ def _examine_in(inner: Optimizer, dtype: torch.dtype) -> Manner | None:
     for is_seeded in (False, True):
         for needs_closure in (False, True):
 
-            def walk(
+            def run(
                 rate: float,
                 shares: tuple[float, ...],
                 shift: float = 0.0,
@@ -149,9 +150,9 @@ def _examine_in(inner: Optimizer, dtype: torch.dtype) -> Manner | None:
                 needs_closure: bool = needs_closure,
                 through_rate: bool = False,
                 first: int = 0,
-            ) -> _Walk:
+            ) -> _Record:
                 twin = stand_in(inner, dtype, shift, is_seeded=is_seeded)
-                return _walk(
+                return _run_stand_in(
                     twin,
                     rate,
                     shares,
@@ -161,30 +162,30 @@ def _examine_in(inner: Optimizer, dtype: torch.dtype) -> Manner | None:
                 )
 
             try:
-                with _Peace(inner):
-                    return _compare(walk, dtype)._replace(needs_closure=needs_closure)
+                with _Isolated(inner):
+                    return _compare(run, dtype)._replace(needs_closure=needs_closure)
             except Exception:  # Foreign code may raise anything.
                 continue
     return None
 
 
-def _compare(walk: Callable[..., _Walk], dtype: torch.dtype) -> Manner:
+def _compare(run: Callable[..., _Record], dtype: torch.dtype) -> Manner:
     relative, absolute = TOLERANCES[dtype]
     verdicts = []
     for rate in RATES:
-        scaled, slowed = walk(rate, SHARES), walk(rate, SHARES, through_rate=True)
+        scaled, slowed = run(rate, SHARES), run(rate, SHARES, through_rate=True)
         verdict = _is_same_way(scaled.places, slowed.places, relative, absolute)
         if verdict is not None:
             verdicts.append(verdict)
     is_linear = bool(verdicts) and all(verdicts)
 
-    here, there = walk(RATES[0], (1.0,)), walk(RATES[0], (1.0,), shift=SHIFT)
+    here, there = run(RATES[0], (1.0,)), run(RATES[0], (1.0,), shift=SHIFT)
     follows = [
         name for name, tensor in here.tensors.items() if _is_shifted(tensor, there.tensors.get(name))
     ]
     estimates: list[str] = []
     if not is_linear:
-        slow, other = walk(RATES[0], SHARES, through_rate=True), walk(RATES[0], (1.0,), first=STEPS)
+        slow, other = run(RATES[0], SHARES, through_rate=True), run(RATES[0], (1.0,), first=STEPS)
         rates = {RATES[0] * share for share in SHARES}
         pairs = {name: (value, slow.numbers.get(name, value)) for name, value in here.numbers.items()}
         # A record of the learning rate depends on it, but does not track positions.
@@ -194,7 +195,7 @@ def _compare(walk: Callable[..., _Walk], dtype: torch.dtype) -> Manner:
         estimates = [name for name in numbers if here.numbers[name] != other.numbers.get(name)]
 
     ahead = (1.0,) * (STEPS - 1)
-    full, half = walk(RATES[0], (*ahead, 1.0)), walk(RATES[0], (*ahead, 0.5), through_rate=True)
+    full, half = run(RATES[0], (*ahead, 1.0)), run(RATES[0], (*ahead, 0.5), through_rate=True)
     last = (full.places[-1] - full.places[-2]).abs().max()
     obeys = bool((full.places[-1] - half.places[-1]).abs().max() > 1e-3 * last)
     return Manner(is_linear, tuple(dict.fromkeys(follows)), tuple(estimates), obeys)
@@ -223,7 +224,7 @@ def _is_shifted(here: Tensor, there: Tensor | None) -> bool:
     return bool(((shift - SHIFT).abs() < 0.05 * SHIFT).all())
 
 
-class _Peace:
+class _Isolated:
     """A context in which a stand-in leaves no trace: no warnings, random numbers, hooks or compiling."""
 
     def __init__(self, inner: Optimizer) -> None:
@@ -256,7 +257,7 @@ class _Peace:
         random.setstate(self._random)
 
 
-def _walk(
+def _run_stand_in(
     twin: Optimizer,
     rate: float,
     shares: tuple[float, ...],
@@ -264,7 +265,7 @@ def _walk(
     needs_closure: bool,
     through_rate: bool = False,
     first: int = 0,
-) -> _Walk:
+) -> _Record:
     """Steps a stand-in; each step is shortened by its learning rate, or by moving back after the step.
 
     Args:
@@ -304,7 +305,7 @@ def _walk(
         if value != before_numbers.get(name) and not name.endswith((".lr", ".initial_lr"))
     }
     kept = dict(tensors_of(twin, params))
-    return _Walk(places, kept, numbers)
+    return _Record(places, kept, numbers)
 
 
 def _step(twin: Optimizer, params: list[Tensor], step: int, *, needs_closure: bool) -> None:

@@ -144,7 +144,7 @@ def test_what_keeps_track_of_the_parameters_is_found() -> None:
     assert manner_of(NeedsClosure(params(), lr=0.1)).needs_closure
 
 
-def test_a_sum_that_begins_at_zero_as_one_of_the_parameters_does_is_no_memory_of_it() -> None:
+def test_a_sum_that_starts_at_0_does_not_count_as_tracking_a_parameter_of_zeros() -> None:
     given = [Parameter(torch.ones(3, 4)), Parameter(torch.zeros(5))]
     found = manner_of(SumsFromTheBeginning(given, lr=0.1))
     assert not found.follows
@@ -250,12 +250,12 @@ def test_the_way_can_be_chosen() -> None:
     with pytest.raises(ValueError, match=r"KeepsItsRate keeps track .*last.* pass through_lr=False"):
         emo_torch.Emotional(KeepsItsRate(params(), lr=0.1))
     emo_torch.Emotional(KeepsItsRate(params(), lr=0.1), through_lr=False)
-    with pytest.raises(ValueError, match=r"SlowWeights keeps track .*slow.* leave use_shadow False"):
+    with pytest.raises(ValueError, match=r"SlowWeights keeps track .*slow.* Pass use_shadow=False"):
         emo_torch.Emotional(SlowWeights(params(), lr=0.1), use_shadow=True)
     with pytest.raises(ValueError, match=r"Estimates estimates .*self\.length.* pass through_lr=True"):
         emo_torch.Emotional(Estimates(params(), lr=0.1))
     optimizer = emo_torch.Emotional(SlowWeights(params(), lr=0.1))
-    with pytest.raises(ValueError, match="leave use_shadow False"):
+    with pytest.raises(ValueError, match="Pass use_shadow=False"):
         optimizer.add_param_group({"params": [Parameter(torch.ones(2))], "use_shadow": True})
     assert len(optimizer.param_groups) == 1
 
@@ -282,7 +282,7 @@ def test_what_keeps_track_goes_where_its_own_rate_sends_it(make: Any, through_lr
         assert torch.equal(ours, other)
 
 
-def test_elements_that_rest_rest_with_what_follows_them() -> None:
+def test_stopped_elements_keep_their_value_in_tracking_state() -> None:
     given = [Parameter(torch.tensor([1.0, 2.0, 3.0]))]
     optimizer = emo_torch.Emotional(SlowWeights(given, lr=0.1))
     for step, grad in enumerate(([1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 1.0])):

@@ -131,7 +131,7 @@ def find_resting(params: list[Tensor], keep: Keep, theta: float, scalar: Tensor)
             if not keeps_all(keep, grad, theta):
                 index = local_part(keep(grad, tolerance)).logical_not().nonzero(as_tuple=True)
                 if index[0].numel():
-                    found.append(rest(param, index))
+                    found.append(store_stopped(param, index))
     return found
 
 
@@ -162,7 +162,7 @@ def are_plain_on_cpu(params: list[Tensor]) -> bool:
     )
 
 
-def rest(owner: Tensor, places: tuple[Tensor, ...]) -> Resting:
+def store_stopped(owner: Tensor, places: tuple[Tensor, ...]) -> Resting:
     """Stores the elements of a tensor that must not move."""
     return Resting(owner, places, _with_axes(owner)[places])
 
@@ -195,7 +195,7 @@ class RestingBeside:
                 if name not in found:
                     self._new.append((each, name))
                 elif found[name].shape == each.owner.shape:
-                    self._known.append(rest(found[name], each.places))
+                    self._known.append(store_stopped(found[name], each.places))
 
     def put_back(self, states: Any) -> None:
         """Restores the elements; elements of tensors made in this step take the values of the parameter."""

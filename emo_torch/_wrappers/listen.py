@@ -317,11 +317,14 @@ def _grad(original: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-_NO_SCALAR = "a backward pass went through its parameters whose root is not one number"
-_UNKNOWN = "a custom function in a backward pass may have made a pass that the listener does not see"
+_NO_SCALAR = (
+    "a backward pass reached parameters of this optimizer, and the root of this pass is not one number "
+    "(`backward` was called on several tensors, or on a tensor of several elements)"
+)
+_UNKNOWN = "a custom autograd function may have started a backward pass that the listener does not see"
 _BY_GRAD = (
-    "torch.autograd.grad took gradients of its parameters, and nothing shows whether they belong to the "
-    "step"
+    "torch.autograd.grad computed gradients of parameters of this optimizer, and the listener cannot see "
+    "whether this step uses them"
 )
 
 
@@ -352,8 +355,9 @@ def _what_was_seen(optimizer: LossOptimizer) -> str:
         return f"The listener was not given this {name}: pass it to emo_torch.listen."
     if _made_after.get(optimizer) == _passes > 0:
         return (
-            f"The listener heard no loss for this {name}: it was made after the last backward pass, and a "
-            "listener has to know an optimizer before the pass. Make it earlier."
+            f"The listener heard no loss for this {name}: it was made after the last backward pass. The "
+            "listener records losses only for optimizers that exist before the pass. Make the optimizer "
+            "before the backward pass."
         )
     if not seen["passes"]:
         return (
@@ -361,7 +365,11 @@ def _what_was_seen(optimizer: LossOptimizer) -> str:
             "since it began (it sees `loss.backward()` and `torch.autograd.backward`, outside of functions "
             "that torch.compile compiles)."
         )
-    others = " A `zero_grad` has forgotten the others." if seen["elsewhere"] < seen["passes"] else ""
+    others = (
+        " `zero_grad` discarded the losses of the other passes."
+        if seen["elsewhere"] < seen["passes"]
+        else ""
+    )
     return (
         f"The listener heard no loss for this {name}: of {seen['passes']} backward passes since the last "
         f"step, {seen['elsewhere']} reached other parameters only.{others}"

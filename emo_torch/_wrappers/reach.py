@@ -113,7 +113,7 @@ class Reach:
             if optimizer not in found and (is_sure or kind not in self._paths[optimizer])
         ]
         if unknown:
-            ways = _walk(function, [leaves_of(optimizer) for optimizer in unknown])
+            ways = _search_graph(function, [leaves_of(optimizer) for optimizer in unknown])
             for index, optimizer in enumerate(unknown):
                 self._keep(optimizer, kind, ways.get(index))
             found.update(unknown[index] for index in ways)
@@ -124,7 +124,7 @@ class Reach:
         if function is not None:
             kind = function.name()
             if len(self._paths.setdefault(optimizer, {}).get(kind, ())) < MOST_PATHS:
-                self._keep(optimizer, kind, _walk(function, [leaves_of(optimizer)]).get(0))
+                self._keep(optimizer, kind, _search_graph(function, [leaves_of(optimizer)]).get(0))
 
     def _keep(self, optimizer: LossOptimizer, kind: str, path: Path | None) -> None:
         known = self._paths[optimizer]
@@ -178,7 +178,7 @@ class _Tree:
                         open_ways.append((functions[index][0], child))
 
 
-def _walk(root: Any, wanted: list[set[int]]) -> dict[int, Path]:
+def _search_graph(root: Any, wanted: list[set[int]]) -> dict[int, Path]:
     """Returns the shortest path to a leaf of each of several sets, by index; ends when all are found."""
     found: dict[int, Path] = {}
     seen = {root}
@@ -275,7 +275,7 @@ class _Before:
 
 def _reaches(root: Any, optimizer: LossOptimizer) -> bool | None:
     """Returns whether a graph reaches parameters; `None` if a function in it may start another pass."""
-    if _walk(root, [leaves_of(optimizer)]):
+    if _search_graph(root, [leaves_of(optimizer)]):
         return True
     seen, queue = {root}, [root]
     while queue:

@@ -63,7 +63,10 @@ def gradient_moments(gradient: Iterable[Tensor]) -> Tensor:
     """
     leaves = list(gradient)
     if any(leaf.is_complex() or leaf.layout != torch.strided for leaf in leaves):
-        raise RuntimeError("Runaway detection does not support complex or sparse gradients")
+        raise RuntimeError(
+            "Runaway detection does not support complex or sparse gradients: pass real and imaginary parts "
+            "as separate dense tensors"
+        )
     dtype = wide_dtype(*leaves)
     sums = torch.zeros(4, dtype=dtype, device=leaves[0].device if leaves else None)
     for leaf in leaves:
@@ -242,7 +245,7 @@ class _Hooks:
 def scale_by_runaway(
     optimizer: Optimizer, *, eps: float = 1e-8, bounds: Bounds | None = None
 ) -> RunawayMonitor:
-    r"""Scales the steps of any optimizer by how little their gradient looks like a runaway.
+    r"""Multiplies each step by a factor that is below 1 if the gradient looks like a runaway.
 
     .. math:: p \leftarrow p + \left(1 - \frac{m_3}{m_2 + \epsilon}\,\exp(-m_4)\right) (p' - p)
 
@@ -290,8 +293,9 @@ def scale_by_runaway(
     name = type(optimizer).__name__
     if isinstance(optimizer, SteeredOptimizer):
         raise TypeError(
-            f"{name} steers its steps already, and averages the weights that its own steps reach: use it "
-            "as it is, or track_runaway to measure only"
+            f"{name} steers its steps already, and averages the weights after its own steps; "
+            f"scale_by_runaway would make this average wrong. Use {name} without scale_by_runaway. To "
+            "measure only, use track_runaway"
         )
     check_follows(optimizer)
     monitor = RunawayMonitor(eps=eps, bounds=bounds)

@@ -152,7 +152,7 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 def test_what_cannot_be_scaled_or_read_is_refused() -> None:
     weight = Parameter(torch.zeros(2))
-    with pytest.raises(TypeError, match="LBFGS calls a closure for itself"):
+    with pytest.raises(TypeError, match="LBFGS calls the closure itself"):
         emo_torch.scale_by_runaway(torch.optim.LBFGS([weight]))
     with pytest.raises(TypeError, match="The optimizer that moves the parameters"):
         emo_torch.track_runaway(weight)  # type: ignore[arg-type]

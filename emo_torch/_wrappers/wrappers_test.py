@@ -41,7 +41,7 @@ def test_a_wrapper_need_not_be_an_optimizer(name: str) -> None:
     assert emo_torch.unwrap(holding(**{name: holding(**{name: inside})})) is inside
 
 
-def test_an_optimizer_around_another_is_itself_what_is_meant() -> None:
+def test_unwrap_returns_the_outer_optimizer() -> None:
     inner = emo_torch.RefAdamWMiniScheduleFree([torch.nn.Parameter(torch.ones(2))])
     outer = emo_torch.Emotional(inner)
     assert emo_torch.unwrap(holding(optimizer=outer)) is outer

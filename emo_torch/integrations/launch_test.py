@@ -205,7 +205,7 @@ def test_what_it_cannot_see_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     backward, path = torch.autograd.backward, sys.path[:]
     with pytest.raises(emo_torch.LossMissingError, match="saw no backward pass") as caught:
         main([str(tmp_path / "unheard.py")])
-    assert "computes its gradients in another way needs one line" in caught.value.__notes__[0]
+    assert "computes its gradients in another way, add one line" in caught.value.__notes__[0]
     assert (sys.argv, sys.path) == (["unchanged"], path)
     assert torch.autograd.backward is backward
 

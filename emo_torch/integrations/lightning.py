@@ -143,7 +143,7 @@ class AveragedWeightsCallback(pl.Callback):
         """
         del pl_module
         averages: dict[str, State] = {}
-        places = checkpoint.get(_PLACES, {}) if _is_alone(trainer) else {}
+        places = checkpoint.get(_PLACES, {}) if _is_only_evaluating(trainer) else {}
         for name, (index, key) in places.items():
             state = checkpoint["optimizer_states"][index]["state"].get(key, {})
             for kind in ("average", "autopilot_average"):
@@ -168,7 +168,7 @@ class AveragedWeightsCallback(pl.Callback):
             trainer: the trainer, which has the optimizers.
             pl_module: the module.
         """
-        if _is_alone(trainer) and trainer.ckpt_path is not None:
+        if _is_only_evaluating(trainer) and trainer.ckpt_path is not None:
             self._loaded = trainer.ckpt_path
         if self._loaded is None:
             for optimizer in _steered(trainer):
@@ -219,7 +219,7 @@ _PLACES = "emo_torch_averages"
 """The key in a checkpoint: from the name of a parameter to its optimizer, by index, and its key in it."""
 
 
-def _is_alone(trainer: pl.Trainer) -> bool:
+def _is_only_evaluating(trainer: pl.Trainer) -> bool:
     """Returns whether the trainer evaluates outside of a training."""
     return trainer.state.fn != "fit"
 

@@ -241,7 +241,7 @@ def test_what_keeps_track_steps_by_its_own_rate(case: tuple[str, Make]) -> None:
         train(inner, others, step, step + 1)
     for one, other in zip(params, others, strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(ValueError, match="leave use_shadow False"):
+    with pytest.raises(ValueError, match="Pass use_shadow=False"):
         emotional(inner, use_shadow=True)
 
 
@@ -249,7 +249,7 @@ def test_what_keeps_track_steps_by_its_own_rate(case: tuple[str, Make]) -> None:
 def test_an_optimizer_that_estimates_its_own_step_length_is_refused(case: tuple[str, Make]) -> None:
     params, inner = made(case)
     before = [{**group} for group in inner.param_groups]
-    with pytest.raises(ValueError, match=r"estimates from its steps .* pass through_lr=True"):
+    with pytest.raises(ValueError, match=r"estimates its own step length .* pass through_lr=True"):
         emo_torch.Emotional(inner)
     assert inner.param_groups == before
     assert not inner.state
@@ -292,7 +292,7 @@ def test_sam_is_handed_the_closure() -> None:
         assert torch.equal(alone, wrapped)
     with pytest.raises(Exception, match="requires closure") as raised:
         optimizer.step(loss=1.0)
-    assert "give it to Emotional.step(closure)" in raised.value.__notes__[0]
+    assert "Call `optimizer.step(closure)` of the Emotional" in raised.value.__notes__[0]
     assert int(optimizer.emotion.felt) == 3
 
 

@@ -15,9 +15,9 @@ pass reaches the Emo optimizers whose parameters the pass reaches. The script ne
 ends with the script. If the script passes a loss itself, the optimizer takes this loss.
 """
 CANNOT_HEAR = (
-    "emo_torch.launch hears `loss.backward()` and `torch.autograd.backward(loss)`, the sum of the losses "
-    "since the last step. A script that computes its gradients in another way needs one line: "
-    "`opt.watch(loss)` before them, or `opt.step(loss=loss)`."
+    "emo_torch.launch sums the losses of `loss.backward()` and `torch.autograd.backward(loss)` since the "
+    "last step. If the script computes its gradients in another way, add one line to it: "
+    "`opt.watch(loss)` before the gradients are computed, or `opt.step(loss=loss)`."
 )
 
 
