@@ -28,7 +28,7 @@ def train_step(
     """Takes one step; model and state are donated, so that the new ones take their place."""
     loss, grads = loss_of(model, *batch)
     params = eqx.filter(model, eqx.is_inexact_array)
-    updates, state = optimizer.update(grads, state, params, value=loss)  # the loss goes along
+    updates, state = optimizer.update(grads, state, params, value=loss)  # pass the loss to the step
     return eqx.apply_updates(model, updates), state, loss
 
 

@@ -35,7 +35,7 @@ def train_step(
 
     loss: jax.Array
     loss, grads = nnx.value_and_grad(loss_of)(model)
-    optimizer.update(model, grads, value=loss)  # the loss goes along
+    optimizer.update(model, grads, value=loss)  # pass the loss to the step
     return loss
 
 

@@ -31,7 +31,7 @@ def train_step(state: TrainState, features: jax.Array, targets: jax.Array) -> tu
         return jnp.mean(jnp.square(state.apply_fn({"params": params}, features) - targets))
 
     loss, grads = jax.value_and_grad(loss_of)(state.params)
-    return state.apply_gradients(grads=grads, value=loss), loss  # the loss goes along
+    return state.apply_gradients(grads=grads, value=loss), loss  # pass the loss to the step
 
 
 def main(steps: int = 200) -> tuple[float, float]:

@@ -367,7 +367,7 @@ def test_a_capture_needs_capturable_and_a_loss_on_the_device(monkeypatch: pytest
     _Graph(monkeypatch)
     with pytest.raises(RuntimeError, match="capturable=True in every group"):
         plain.step(loss=torch.tensor(1.0))
-    with pytest.raises(RuntimeError, match="for ever"):
+    with pytest.raises(RuntimeError, match="in every replay"):
         capturable.step(loss=1.0)
     assert param.equal(torch.ones(2))
     assert int(capturable.emotion.felt) == 0
