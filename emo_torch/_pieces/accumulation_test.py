@@ -323,7 +323,7 @@ def test_a_copy_starts_without_the_losses_of_the_original(make: Any, copied: Any
         ((1.0, True), TypeError, "must be a number"),
         ((1.0, torch.tensor(1.0)), TypeError, "must be a number"),
         ((1.0, 1.0, "last"), ValueError, "'mean' or 'sum'"),
-        ((1.0, 1.0, "sum"), ValueError, "one way"),
+        ((1.0, 1.0, "sum"), ValueError, "the same reduction"),
     ],
 )
 @pytest.mark.parametrize("way", ["watch", "observe"])
