@@ -23,6 +23,9 @@ TESTS = test check isolated smoke suites parity processors sanitized test-oldest
 $(TESTS): export JAX_COMPILATION_CACHE_DIR = $(CACHE)
 $(TESTS): export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 $(TESTS): export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
+# Python keeps the modules that it has compiled, also where the environment forbids it: the tests start hundreds of
+# processes, and without kept modules each of them would compile PyTorch and JAX again.
+unexport PYTHONDONTWRITEBYTECODE
 # Threads of compiled code that wait for others sleep, and take no time from the tests of another process.
 $(TESTS): export OMP_WAIT_POLICY ?= passive
 # XLA of JAX 0.10.0 says of each kept program that this processor is not the one that it names; it is.
