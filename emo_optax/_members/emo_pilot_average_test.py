@@ -43,6 +43,25 @@ def test_a_mask_may_stand_for_a_whole_branch() -> None:
     np.testing.assert_array_equal(average["body"]["w"], params["body"]["w"])
 
 
+def test_a_masked_branch_without_arrays_moves_no_average_to_another_parameter() -> None:
+    # The state has holes for `a` and `c`, as many as `c` has parameters.
+    params = {"a": {}, "b": jnp.ones(3), "c": {"x": jnp.full(3, 2.0), "y": jnp.full(3, 3.0)}}
+    optimizer = optax.masked(emo_optax.emo_pilot(0.1), {"a": False, "b": True, "c": False})
+    state, grads = optimizer.init(params), jax.tree.map(jnp.ones_like, params)
+    for _ in range(3):
+        updates, state = jitted(optimizer)(grads, state, params, 1.0)
+        params = {**params, "b": params["b"] + updates["b"]}
+    average = emo_optax.eval_params(state, params)
+    assert np.all(average["b"] > params["b"])
+    assert [float(value[0]) for value in average["c"].values()] == [2.0, 3.0]
+
+
+def test_parameters_of_other_names_are_refused() -> None:
+    state = emo_optax.emo_pilot().init({"a": jnp.ones(3), "b": jnp.ones(3)})
+    with pytest.raises(ValueError, match="another tree structure than params"):
+        emo_optax.eval_params(state, {"a": jnp.ones(3), "c": jnp.ones(3)})
+
+
 def test_an_average_of_other_shapes_is_refused_and_average_weights_stands_outside() -> None:
     params = {"a": jnp.ones(3), "b": jnp.ones((2, 3))}
     with pytest.raises(ValueError, match=r"another tree structure than params.*average_weights"):

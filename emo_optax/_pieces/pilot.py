@@ -1,5 +1,7 @@
 """The scalars that steer EmoPilot: gate, emotion, agreement and courage, once a step for all parameters."""
 
+import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -325,6 +327,12 @@ def _is_missing(average: Any) -> bool:
     return isinstance(average, tuple) and not average
 
 
+def _places(tree: Any, is_leaf: Callable[[Any], bool]) -> list[str]:
+    """Returns where the leaves of a tree are; a variable of Flax is at the place of its value."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return [re.sub(r"\.\w*value$", "", jax.tree_util.keystr(path)) for path, _ in leaves]
+
+
 def _put_average(tree: Any, params: optax.Params) -> optax.Params:
     """Returns the parameters with the averaged leaves in their place."""
 
@@ -339,15 +347,15 @@ def _put_average(tree: Any, params: optax.Params) -> optax.Params:
             raise ValueError(f"{shapes}: {ANOTHER_TREE}")
         return jnp.asarray(average).astype(jnp.result_type(param))
 
-    averages = jax.tree.leaves(tree, is_leaf=is_hole)
-    leaves, structure = jax.tree.flatten(params, is_leaf=is_hole)
-    # By leaves where that is possible: `nnx.Optimizer` keeps the average in variables of another class than
-    # the parameters are. A mask may also stand for a whole branch.
-    if len(averages) == len(leaves):
-        return jax.tree.unflatten(structure, map(put, averages, leaves))
     try:
+        # A mask may stand for a whole branch, so that the numbers of leaves say nothing.
         jax.tree.map(lambda *_: None, tree, params, is_leaf=is_hole)
     except (TypeError, ValueError) as error:
+        # `nnx.Optimizer` keeps the average in variables of another class than the parameters are.
+        if _places(tree, is_hole) == _places(params, is_hole):
+            averages = jax.tree.leaves(tree, is_leaf=is_hole)
+            leaves, structure = jax.tree.flatten(params, is_leaf=is_hole)
+            return jax.tree.unflatten(structure, map(put, averages, leaves))
         problem = how_trees_differ(tree, params)
         problem = f"The average has another tree structure than params ({problem})"
         raise ValueError(f"{problem}: {ANOTHER_TREE}") from error
