@@ -47,7 +47,8 @@ def outcomes() -> dict[str, str]:
         settings, report = Path(folder) / "pytest.ini", Path(folder) / "report.xml"
         settings.write_text("[pytest]\nmarkers = xdist_group\n")
         warnings = ("-W", "error", "-W", "ignore:A learning rate of", "-W", "ignore:Error reading")
-        options = ("-c", settings, f"--junitxml={report}", *warnings, "--import-mode=importlib")
+        files = (f"--confcutdir={Path(__file__).parent}", f"--junitxml={report}")
+        options = ("-c", settings, *files, *warnings, "--import-mode=importlib")
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", *options, __file__],
             env=environment,

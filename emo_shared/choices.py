@@ -1,5 +1,6 @@
 """Checks of the value of an option."""
 
+import numbers
 import os
 
 
@@ -42,5 +43,5 @@ def check_function(name: str, value: object) -> None:
 
 def check_seed(value: object) -> None:
     """Raises a `ValueError` unless a seed is a whole number of 32 bits."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not 0 <= int(value) < 2**32:
         raise ValueError(f"Invalid seed: {value!r}; it must be a whole number in [0, 2^32)")

@@ -224,7 +224,7 @@ def _norm(internal: Mapping[str, Any], member: str, is_same_sum: bool, notes: li
     elif kept is not None:
         notes.append(
             "The published sum of norms ('prev_gl1') is over the first parameter group, frozen parameters "
-            "included. Here it is over all parameters that need a gradient: it starts anew."
+            "included. Here it is over all parameters that need a gradient, and starts at its first value."
         )
     if member == "emo_void":
         memory["norm/counter"] = min(int(number_of(internal.get("_step_count", 0), "'_step_count'")), 56)
@@ -251,7 +251,7 @@ def _put_moments(
     blank = [name for name, own in per_param.items() if not own]
     if blank and any(value for value in kind.moments.values()):
         notes.append(
-            f"The state has nothing for {', '.join(blank)}: the state of these parameters starts anew."
+            f"The state has nothing for {', '.join(blank)}: these parameters start with a new state."
         )
 
 

@@ -52,7 +52,7 @@ def with_accumulation(steps: int = 30) -> tuple[float, float]:
     def micro_step(params: Any, state: Any, features: Any, targets: Any) -> Any:
         loss, grads = jax.value_and_grad(loss_of)(params, features, targets)
         updates, state = optimizer.update(grads, state, params, value=loss)
-        return optax.apply_updates(params, updates), state  # the updates are zeros but for each third
+        return optax.apply_updates(params, updates), state  # only each third update is not zero
 
     params = jnp.zeros(4)
     state = optimizer.init(params)

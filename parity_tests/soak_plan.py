@@ -117,7 +117,7 @@ def draw_gradients(dtype: str, random: np.random.Generator) -> Arrays:
 
 
 def draw_loss(step: int, random: np.random.Generator) -> float:
-    """Draws one loss: it falls, and begins anew every 5000 steps."""
+    """Draws one loss: it falls, and starts again every 5000 steps."""
     return float(0.3 * np.exp(-(step % 5000) / 1500.0) + 0.1 + 0.02 * random.normal())
 
 

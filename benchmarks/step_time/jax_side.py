@@ -177,18 +177,18 @@ def time_compilation(
     """
     # The memory of programs compiled once a process belongs to no measurement.
     for name in COMPILED:
-        _compile_anew(name, 2)
+        _compile_new(name, 2)
     seconds: dict[str, list[float]] = {name: [] for name in COMPILED}
     order, source = list(COMPILED), random.Random(leaves)
     for _ in range(repeats):
         source.shuffle(order)
         for name in order:
-            seconds[name].append(_compile_anew(name, leaves))
+            seconds[name].append(_compile_new(name, leaves))
         advance()
     return seconds
 
 
-def _compile_anew(name: str, leaves: int) -> float:
+def _compile_new(name: str, leaves: int) -> float:
     optimizer = make(name)
     params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in lora_shapes(leaves)]
     state = jax.eval_shape(optimizer.init, params)

@@ -286,7 +286,7 @@ def jax_runner(update: Callable[..., Any], state: Any, tensors: str) -> Callable
 
 
 def compiler(update: Callable[..., Any], optimizer: Any, tensors: str) -> Callable[[], Any]:
-    """Returns a function that compiles a step anew."""
+    """Returns a function that compiles a step without a cached program."""
     import jax
 
     params, grads, loss = jax_arrays(tensors)
@@ -297,7 +297,7 @@ def compiler(update: Callable[..., Any], optimizer: Any, tensors: str) -> Callab
 
 @contextmanager
 def without_cache() -> Iterator[None]:
-    """Compiles programs of JAX anew, if it is entered before the first one of the process."""
+    """Compiles without the cache on disk, if it is entered before the first compilation of the process."""
     import jax
 
     before = jax.config.values["jax_enable_compilation_cache"]

@@ -48,7 +48,7 @@ class Store:
                 changed = {name for name in kept | environment if kept.get(name) != environment.get(name)}
                 if changed not in [{package} for package in CODE.values()]:
                     raise OtherOriginError(
-                        f"The results in {path} are of another {', '.join(sorted(changed))}: measure anew "
+                        f"The results in {path} are of another {', '.join(sorted(changed))}: measure again "
                         "with --fresh, or write the report of what is there with --report"
                     )
                 # A key begins with the name of the framework: see `Cell.key`.

@@ -201,7 +201,7 @@ def test_others_do_not_warn() -> None:
     emo_optax.emotional(optax.sgd(1.0))
 
 
-def test_an_array_is_not_waited_for_and_nothing_is_traced_anew() -> None:
+def test_an_array_is_not_waited_for_and_nothing_is_traced_again() -> None:
     traces = []
 
     @jax.jit

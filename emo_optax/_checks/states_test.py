@@ -150,6 +150,29 @@ def test_a_number_where_an_array_of_another_shape_belongs_is_refused() -> None:
         optimizer.update(PARAMS, state, PARAMS, value=1.0)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("felt", 2**40, "from 0 to 2147483647, and is 1099511627776"),
+        ("held", np.int64(2**40), "from 0 to 2147483647"),
+        ("felt", -3, "from 0 to 2147483647, and is -3"),
+        ("short", 1e300, "finite in float32"),
+        ("long", 10**400, "finite in float32"),
+        ("short", float("nan"), "finite in float32, and is nan"),
+        ("history", np.full(32, np.inf), "finite in float32"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(field: str, value: Any, says: str) -> None:
+    state = emo_optax.emo_sens(0.1).init(PARAMS)
+    with pytest.raises(ValueError, match=rf"^EmotionState.{field} must be {says}"):
+        emo_optax.set_emotion(state, **{field: value})
+
+
+def test_a_text_is_no_number() -> None:
+    with pytest.raises(TypeError, match="felt must be a number, and is the text '3'"):
+        emo_optax.set_emotion(emo_optax.emo_sens(0.1).init(PARAMS), felt="3")
+
+
 def test_a_value_that_no_emotion_has_is_refused() -> None:
     with pytest.raises(TypeError, match="no value 'joy'; its values are felt, held, short"):
         emo_optax.set_emotion(emo_optax.emo_sens(0.1).init(PARAMS), joy=1.0)

@@ -56,6 +56,14 @@ def test_a_masked_branch_without_arrays_moves_no_average_to_another_parameter() 
     assert [float(value[0]) for value in average["c"].values()] == [2.0, 3.0]
 
 
+def test_the_average_needs_values_and_not_only_shapes() -> None:
+    pilot, params = emo_optax.emo_pilot(), {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    with pytest.raises(TypeError, match=r"call jax.eval_shape\(optimizer.init, params\)"):
+        pilot.init(params)
+    assert jax.eval_shape(pilot.init, params).average["w"] == params["w"]
+    assert emo_optax.emo_pilot(average=False).init(params).average == ()
+
+
 def test_parameters_of_other_names_are_refused() -> None:
     state = emo_optax.emo_pilot().init({"a": jnp.ones(3), "b": jnp.ones(3)})
     with pytest.raises(ValueError, match="another tree structure than params"):

@@ -25,7 +25,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "tensor": (2, 1, 3, 2),
 }
 SOME = ("vector", "matrix")
-"""For what does not depend on shapes: XLA compiles a step anew for each array."""
+"""For tests that do not depend on shapes: XLA compiles each array of a step separately."""
 
 
 class Reference:

@@ -109,4 +109,9 @@ def average_weights(inner: optax.GradientTransformation) -> optax.GradientTransf
 
 def init_average(params: optax.Params) -> optax.Params:
     """Returns the average before any step: a copy of the parameters, float32 at least."""
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+        raise TypeError(
+            "The average starts at the values of the parameters, and a jax.ShapeDtypeStruct has no values. "
+            "For the shapes and dtypes of the state, call jax.eval_shape(optimizer.init, params)."
+        )
     return jax.tree.map(lambda p: jnp.array(p, wide_dtype(p)), params)

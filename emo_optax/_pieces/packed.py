@@ -71,6 +71,7 @@ class PackedState(_Arrays):
         Raises:
             TypeError: for a name that the state lacks, for a value of another kind, such as a float for a
                 count, and for a value of another shape.
+            ValueError: for a number that is not finite or too large, and for a negative count.
         """
         parts = self.parts()
         new = {"numbers": jnp.asarray(self.numbers), "counts": jnp.asarray(self.counts)}
@@ -86,7 +87,9 @@ class PackedState(_Arrays):
 
 
 def _check(name: str, value: Any, part: Part, array: jax.Array) -> None:
-    """Raises a `TypeError` unless a value has the kind and the shape of its place."""
+    """Raises a `TypeError` for another kind or shape, a `ValueError` for a number out of range."""
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{name} must be a number, and is the text {value!r}")
     kind = np.result_type(value) if isinstance(value, np.generic) else jnp.result_type(value)
     wanted = jnp.shape(array[..., part.at])
     is_whole = jnp.issubdtype(kind, jnp.integer)
@@ -98,6 +101,14 @@ def _check(name: str, value: Any, part: Part, array: jax.Array) -> None:
         needed, fits = "a number", is_whole or jnp.issubdtype(kind, jnp.floating)
     if not fits or jnp.shape(value) != wanted:
         raise TypeError(f"{name} must be {needed} of the shape {wanted}, and is {value!r}")
+    if part.is_flag or isinstance(value, jax.core.Tracer):
+        return
+    given, limits = np.asarray(value, object), jnp.iinfo if part.array == "counts" else jnp.finfo
+    highest = int(limits(array.dtype).max)
+    lowest = 0 if part.array == "counts" else -highest
+    if not all(lowest <= number <= highest for number in given.flat):
+        bounds = f"from {lowest} to {highest}" if lowest == 0 else f"finite in {array.dtype}"
+        raise ValueError(f"{name} must be {bounds}, and is {value!r}")
 
 
 def check_packed(name: str, state: Any, kind: type[PackedState], numbers: int, counts: int) -> None:

@@ -166,6 +166,15 @@ def test_a_seed_is_a_whole_number(seed: Any) -> None:
         emo_optax.round_stochastically(seed)
 
 
+def test_a_seed_of_numpy_is_the_same_whole_number() -> None:
+    seeds: list[Any] = [7, np.int64(7), np.uint32(7)]
+    keys = [rounding_keys(jnp.int32(1), 2, seed=seed) for seed in seeds]
+    for seed in seeds:
+        emo_optax.round_stochastically(seed)
+    np.testing.assert_array_equal(keys[0], keys[1])
+    np.testing.assert_array_equal(keys[0], keys[2])
+
+
 # The pieces.
 
 

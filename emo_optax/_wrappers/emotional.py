@@ -263,7 +263,8 @@ def set_emotion(state: optax.OptState, **values: Any) -> optax.OptState:
         the new values.
 
     Raises:
-        ValueError: if there is no emotion and no pulse in the state.
+        ValueError: if there is no emotion and no pulse in the state, for a number that is not finite or too
+            large, and for a negative count.
         TypeError: for a name that the emotion lacks, for a value of another kind, such as a float for a
             count, and for a value of another shape.
 

@@ -342,7 +342,7 @@ def test_a_loss_of_any_kind_is_compiled_for_once_and_felt(loss: Any) -> None:
     assert float(emo_optax.get_emotion(first).long) == float(loss)
 
 
-def test_a_static_loss_is_compiled_for_anew_each_time() -> None:
+def test_a_static_loss_is_compiled_for_again_each_time() -> None:
     # Why the loss should go into a jitted step as an argument, or be computed in it.
     jax.clear_caches()  # JAX keeps so many programs, and forgets the oldest ones where there are more.
     optimizer = emo_optax.emo_sens(0.1)

@@ -146,7 +146,7 @@ def describe(
 ) -> Layout | None:
     """Returns the layout of parameters, gradients and states; `None` if compiled code cannot take all.
 
-    Every tensor is checked anew. In a layout, all are plain, contiguous tensors in the CPU's memory, no
+    Every call checks every tensor. In a layout, all are plain, contiguous tensors in the CPU's memory, no
     tensor is empty or a negative view, and each moment has the shape of its rule. All tensors of one stream
     (the gradients, the first moments, ...) have one dtype: the dtype of the computation or a narrower one.
     """

@@ -179,6 +179,13 @@ def test_a_seed_is_a_whole_number(seed: Any) -> None:
         rounding_keys(torch.tensor(1), 1, seed=seed)
 
 
+def test_a_seed_of_numpy_is_the_same_whole_number() -> None:
+    seeds: list[Any] = [7, np.int64(7), np.uint32(7)]
+    keys = [rounding_keys(torch.tensor(1), 2, seed=seed) for seed in seeds]
+    assert torch.equal(keys[0], keys[1])
+    assert torch.equal(keys[0], keys[2])
+
+
 # The option.
 
 

@@ -1,7 +1,7 @@
 """Kills a run with SIGKILL at random moments: it goes on from its checkpoint to the last bit.
 
-A server process imports PyTorch, does no work with it and starts no thread; each life of the run is a
-fork of it. What the lives do, they write to a log, a line at a time, which the test reads.
+A server process imports PyTorch, does no work with it and starts no thread; each process of the run is a
+fork of it. Each process writes its actions to a log, a line at a time, which the test reads.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch._dynamo  # Every optimizer brings it in; a second in each life, but for this line.
+import torch._dynamo  # Every optimizer imports it; without this line, each fork needs a second more.
 
 import emo_torch
 
@@ -34,8 +34,8 @@ needs_fork = pytest.mark.skipif(
 )
 
 
-def live(folder: Path, say: Callable[[str], None]) -> None:
-    """One life of a run: from the last checkpoint, or the beginning, to the end."""
+def run_to_end(folder: Path, say: Callable[[str], None]) -> None:
+    """Runs from the last checkpoint, or from the beginning, to the end."""
 
     torch.set_num_threads(1)
     model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1))
@@ -79,20 +79,20 @@ def live(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def serve(folder: Path) -> None:
-    """Lets the run live once undisturbed, and then kills it until it has been killed often enough."""
+    """Runs once to the end, and then kills and resumes the run until it was killed `KILLS` times."""
     chance = random.Random(0)
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(log, b"begun\n")
     assert len(os.listdir("/proc/self/task")) == 1  # Else a fork could hang.
     begun = time.monotonic()
-    status = one_life(folder, log, None)
+    status = run_in_a_fork(folder, log, None)
     pause = (time.monotonic() - begun) / STEPS  # As long as one step, and a half of a save.
     kills, seen = 0, set[Path]()
     while kills < KILLS and status in (0, -signal.SIGKILL):
         if status == 0:
             (folder / "run.safetensors").unlink()
             os.write(log, b"begun\n")
-        status = one_life(folder, log, (chance.randrange(15), chance.random() * pause))
+        status = run_in_a_fork(folder, log, (chance.randrange(15), chance.random() * pause))
         if status == -signal.SIGKILL:
             kills += 1
             left = set(folder.glob(".run.safetensors.*.tmp"))
@@ -100,8 +100,8 @@ def serve(folder: Path) -> None:
             seen |= left
 
 
-def one_life(folder: Path, log: int, kill: tuple[int, float] | None) -> int:
-    """Forks a life, kills it so many lines and seconds later, and returns how it ended."""
+def run_in_a_fork(folder: Path, log: int, kill: tuple[int, float] | None) -> int:
+    """Runs in a forked process, kills it after some lines and seconds, and returns its exit code."""
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
@@ -111,7 +111,7 @@ def one_life(folder: Path, log: int, kill: tuple[int, float] | None) -> int:
                 os.write(log, f"{line}\n".encode())
                 os.write(send, b"!")
 
-            live(folder, say)
+            run_to_end(folder, say)
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -122,7 +122,7 @@ def one_life(folder: Path, log: int, kill: tuple[int, float] | None) -> int:
         for _ in range(lines):
             os.read(receive, 1)
         time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)  # It may be over; then it waits to be asked how it ended.
+        os.kill(child, signal.SIGKILL)  # A process that has ended keeps its exit code until waitpid.
     _, status = os.waitpid(child, 0)
     os.close(receive)
     return os.waitstatus_to_exitcode(status)
@@ -141,7 +141,7 @@ def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint_to_the_last_bit(t
         if event == "begun":
             saved = 0
         elif event == "from":
-            # The checkpoint that was written last, though the life may not have come to say so.
+            # The process may have been killed after it wrote a checkpoint and before it logged "saved".
             assert int(rest[0]) in (saved, saved + EVERY)
             saved = int(rest[0])
             resumed += saved > 0

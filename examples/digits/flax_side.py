@@ -93,7 +93,7 @@ def make_train_step(
     *,
     memory: str,
 ) -> TrainStep:
-    """Compiles one step: parameters, optimizer state, images and labels to both anew, and a record."""
+    """Compiles one step: parameters, state, images, labels -> new parameters, new state, record."""
 
     def loss_function(params: optax.Params, images: jax.Array, labels: jax.Array) -> jax.Array:
         scores = nnx.merge(graph, params)(images)

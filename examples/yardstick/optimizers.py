@@ -115,7 +115,7 @@ def _drops(steps: int) -> tuple[int, int]:
 
 def _noam(steps: int) -> Schedule:
     warm_up = _warm_up_steps(steps)
-    # The paper's formula, but for a factor: the learning rate is the one at the peak.
+    # The paper's formula, apart from a factor: the learning rate is the one at the peak.
     return lambda step: jnp.minimum((step + 1.0) / warm_up, jnp.sqrt(warm_up / (step + 1.0)))
 
 

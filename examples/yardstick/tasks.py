@@ -110,9 +110,9 @@ class Texts(NamedTuple):
     """Texts as numbers of their characters, each of shape `[characters]`.
 
     Attributes:
-        first: what the transformer learns: the first two thirds, but for the end.
+        first: what the transformer learns: the first two thirds, without the end.
         first_test: the end of that, held back.
-        second: what the adapters learn: the last third, in capitals, but for the end.
+        second: what the adapters learn: the last third, in capitals, without the end.
         second_test: the end of that, held back.
         kinds: how many characters there are.
     """
