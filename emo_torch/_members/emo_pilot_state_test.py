@@ -32,6 +32,22 @@ def test_eval_shows_the_average_and_train_brings_back_every_bit(dtype: torch.dty
     assert all("trained" not in optimizer.state[param] for param in params)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_a_parameter_that_is_listed_twice_has_one_average(dtype: torch.dtype) -> None:
+    param = torch.nn.Parameter(torch.ones(3, dtype=dtype))
+    optimizer = emo_torch.EmoPilot([param, param], lr=0.1)
+    for _ in range(3):
+        param.grad = torch.ones_like(param)
+        optimizer.step(loss=1.0)
+    trained, average = param.detach().clone(), optimizer.state[param]["average"].to(dtype, copy=True)
+    assert not torch.equal(trained, average)
+    optimizer.eval()
+    assert torch.equal(param, average)
+    optimizer.train()
+    assert torch.equal(param, trained)
+
+
 def test_a_step_in_eval_mode_is_refused_before_anything_has_changed() -> None:
     _, optimizer = run(steps=6)
     optimizer.eval()

@@ -103,7 +103,8 @@ def set_mode(groups: Iterable[dict[str, Any]], states: Mapping[Any, Any], *, is_
     order = -1 if is_training else 1
     for group in list(groups)[::order]:
         if group["train_mode"] is not is_training:
-            for param in group["params"][::order]:
+            # A parameter that is listed twice has one average.
+            for param in list(dict.fromkeys(group["params"]))[::order]:
                 state = states.get(param, {})
                 if "average" in state:
                     (swap_back if is_training else swap_average)(param, state)
