@@ -113,9 +113,15 @@ def is_built(folder: Path) -> bool:
 
 
 def find_compiler() -> list[str]:
-    """Returns the command of the C compiler; raises a `BuildError` where there is none."""
+    """Returns the command of the C compiler; raises a `BuildError` where there is none.
+
+    The variable CC names the compiler. If CC cannot be run, the usual names are tried.
+    """
     for name in (os.environ.get("CC", "cc"), "cc", "gcc", "clang"):
-        command = shlex.split(name)
+        try:
+            command = shlex.split(name)
+        except ValueError:  # A quote is not closed.
+            continue
         if command and shutil.which(command[0]) is not None:
             return command
     raise BuildError("no C compiler was found")
@@ -244,7 +250,8 @@ def main(arguments: Sequence[str] = ()) -> int:
         print(f"emo_torch steps without compiled code: {error}", file=sys.stderr)
         return 1
     threads = "several threads" if built.openmp else "one thread, since the compiler has no OpenMP"
-    print(f"built {built.library} for {', '.join(built.levels)}, with {threads}")
+    compiler = shlex.join(find_compiler())
+    print(f"built {built.library} by {compiler} for {', '.join(built.levels)}, with {threads}")
     return 0
 
 

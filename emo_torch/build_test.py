@@ -90,6 +90,20 @@ def test_a_compiler_with_arguments_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
     assert build.find_compiler() == ["cc", "-pipe"]
 
 
+@needs_compiler
+@pytest.mark.parametrize("given", ["cc 'not closed", "/no/such/compiler", ""])
+def test_another_compiler_is_taken_and_named_where_cc_cannot_be_run(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CC", given)
+    taken = build.find_compiler()
+    assert taken[0] in ("cc", "gcc", "clang")
+    made = build.Built(tmp_path / build.LIBRARY, tmp_path / build.RECORD, ("plain",), openmp=True)
+    monkeypatch.setattr(build, "build", lambda _: made)
+    assert build.main() == 0
+    assert f" by {taken[0]} for plain, " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("script", "message"),
     [

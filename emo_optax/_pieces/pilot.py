@@ -242,20 +242,23 @@ def get_pilot(state: optax.OptState) -> Pilot:
             "There is no EmoPilot in this state. Pass the state of emo_optax.emo_pilot(...) or "
             "emo_optax.autopilot(...), or of a chain or wrapper around one."
         )
+    # Some frameworks wrap each array of a state in an object; such an object converts to the array.
+    # New arrays, so that a step that donates the state deletes no logged number.
+    found = jax.tree.map(jnp.array, found, is_leaf=lambda node: not isinstance(node, tuple))
     emotion, courage = found.emotion, found.courage
     weight = jnp.where(emotion.weight > 0.0, emotion.weight, jnp.ones_like(emotion.weight))
     return Pilot(
-        short=jnp.asarray(emotion.short),
-        long=jnp.asarray(emotion.long),
+        short=emotion.short,
+        long=emotion.long,
         noise=jnp.sqrt(emotion.square / weight),
-        scalar=jnp.asarray(emotion.scalar),
-        agreement=jnp.asarray(courage.agreement),
-        courage=jnp.asarray(courage.courage),
-        gate=jnp.asarray(found.gate),
-        ceiling_bound=jnp.asarray(found.bound),
-        learning_rate=jnp.asarray(found.longest),
-        steps=jnp.asarray(found.step),
-        skipped=jnp.asarray(found.skipped),
+        scalar=emotion.scalar,
+        agreement=courage.agreement,
+        courage=courage.courage,
+        gate=found.gate,
+        ceiling_bound=found.bound,
+        learning_rate=found.longest,
+        steps=found.step,
+        skipped=found.skipped,
     )
 
 
@@ -286,7 +289,8 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
 
     Returns:
         A tree like `params`, in the dtypes of `params`; parameters that the optimizer does not own
-        (`optax.masked`, `optax.partition`) as they are.
+        (`optax.masked`, `optax.partition`) as they are. All arrays are new: a later step may donate the state
+        and the parameters.
 
     Raises:
         ValueError: if no optimizer in the state averages weights, or a shape does not fit `params`. Inside
@@ -318,9 +322,17 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
             "put emo_optax.average_weights(...) around the optimizer."
         )
 
+    given = {id(leaf) for leaf in jax.tree.leaves(params)}
     for tree in trees:
         params = _put_average(tree, params)
-    return params
+
+    def copied(leaf: Any) -> Any:
+        is_given = (
+            isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and id(leaf) in given
+        )
+        return leaf.copy() if is_given else leaf
+
+    return jax.tree.map(copied, params)
 
 
 def _is_missing(average: Any) -> bool:
@@ -345,7 +357,7 @@ def _put_average(tree: Any, params: optax.Params) -> optax.Params:
         if jnp.shape(average) != jnp.shape(param):
             shapes = f"The average has shape {jnp.shape(average)} where params has {jnp.shape(param)}"
             raise ValueError(f"{shapes}: {ANOTHER_TREE}")
-        return jnp.asarray(average).astype(jnp.result_type(param))
+        return jnp.array(average, jnp.result_type(param))
 
     try:
         # A mask may stand for a whole branch, so that the numbers of leaves say nothing.

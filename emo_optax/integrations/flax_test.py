@@ -136,6 +136,12 @@ def test_averaged_weights_are_read_from_the_state_of_an_nnx_optimizer(kind: Any)
     wanted = emo_optax.eval_params(state, params)["w"]
     assert np.any(wanted != params["w"])
     np.testing.assert_array_equal(averaged["w"][...], wanted)
+    for pilot in (
+        emo_optax.get_pilot(optimizer.opt_state),
+        nnx.jit(emo_optax.get_pilot)(optimizer.opt_state),
+    ):
+        assert_close(pilot, emo_optax.get_pilot(state))
+    assert emo_optax.get_metrics(optimizer.opt_state) == pytest.approx(emo_optax.get_metrics(state))
     with pytest.raises(ValueError, match="the parameters that this state was made for"):
         emo_optax.eval_params(optimizer.opt_state, {"w": jnp.ones(3)})
 

@@ -25,6 +25,13 @@ NOT_A_CLOSURE = (
     "Pass a loss by its name: `opt.step(loss=loss)`."
 )
 
+STATE_WITHOUT_CHANGES = (
+    "The state has the scalars of Autopilot, and lacks the last changes and the averages of the parameters. "
+    "PyTorch leaves them out when it reads a distributed checkpoint with "
+    "StateDictOptions(flatten_optimizer_state_dict=True): save and load without this option. Nothing was "
+    "changed."
+)
+
 WITHOUT_VALUES = (
     "{owner} reads a norm of all {kind} at every step, and one is on the device 'meta', where tensors have "
     "no values. Give the parameters values first: `model.to_empty(device='cpu')`, then initialize them or "

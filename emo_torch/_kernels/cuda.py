@@ -242,7 +242,7 @@ def _upload(made_of: tuple[Any, ...], arrays: dict[str, Numbers], device: torch.
     # Each table begins at a multiple of 16 bytes, which Triton reads faster.
     ends = np.cumsum([array.size + array.size % 2 for array in arrays.values()]).tolist()
     starts = [0, *ends[:-1]]
-    host = torch.zeros(ends[-1], dtype=torch.int64)
+    host = torch.zeros(ends[-1], dtype=torch.int64, device="cpu")
     for start, array in zip(starts, arrays.values(), strict=True):
         host[start : start + array.size] = torch.from_numpy(array.reshape(-1))
     if device.type == "cuda":

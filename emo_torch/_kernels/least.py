@@ -55,7 +55,8 @@ def which_are_below(tensors: list[Tensor], bound: float) -> list[bool]:
 
 def _is_below(tensor: Tensor, bound: float) -> bool:
     """Compares one tensor with the bound, in blocks, so that no array of the tensor's size is written."""
-    limit = torch.tensor(bound, dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+    dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    limit = torch.tensor(bound, dtype=dtype, device=tensor.device)
     rows = tensor.reshape(-1) if tensor.is_contiguous() or tensor.ndim == 0 else tensor
     blocks = (block for block in rows.split(_BLOCK) if block.numel())
     return any(not bool((block.abs().to(limit.dtype) >= limit).all()) for block in blocks)

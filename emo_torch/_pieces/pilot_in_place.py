@@ -47,7 +47,7 @@ class PilotArrays(ArraysInPlace):
 
     def __init__(self, state: PilotState) -> None:
         super().__init__(state, state.norm.dtype)
-        self._tensor = torch.zeros((), dtype=self.dtype)
+        self._tensor = torch.zeros((), dtype=self.dtype, device="cpu")
         self._number = self._tensor.numpy()
         self._tiny = self.real(torch.finfo(self.dtype).tiny)
         self._most = self.real(torch.finfo(self.dtype).max)

@@ -76,7 +76,7 @@ def turn_by_factors(
     updates = list(torch._foreach_div(grads, _roots(estimates, steps, b2, eps)))
     flat = [local_part(update).flatten() for update in updates]
     sums = sums_of_parts([dot(each, each).reshape(1) for each in flat], updates)
-    counts = torch.tensor([max(update.numel(), 1) for update in updates]).to(steps.device)
+    counts = torch.tensor([max(update.numel(), 1) for update in updates], device=steps.device)
     sizes = (torch.cat(sums) / counts).sqrt_()
     torch._foreach_div_(updates, list(sizes.clamp_(min=1.0).unbind()))
     firsts = _lerp([own["exp_avg"] for own in moments], updates, 1.0 - b1)

@@ -178,7 +178,7 @@ def _put(tensor: Tensor, array: np.ndarray[Any, Any]) -> None:
         # Through a dtype that torch reads from NumPy, for bfloat16, too.
         is_float, is_bool = tensor.is_floating_point(), tensor.dtype == torch.bool
         wide = np.float64 if is_float else np.bool_ if is_bool else np.int64
-        tensor.copy_(torch.tensor(np.asarray(array, wide)))
+        tensor.copy_(torch.tensor(np.asarray(array, wide), device="cpu"))
 
 
 def _named_states(

@@ -256,7 +256,7 @@ def _in_order(tensor: Tensor, order: list[int]) -> Tensor:
 
 def _to_tensor(part: Part) -> Tensor:
     """Returns a part of a file as a tensor in memory of torch's own, which can be resized."""
-    tensor = torch.empty(part.shape, dtype=getattr(torch, part.dtype))
+    tensor = torch.empty(part.shape, dtype=getattr(torch, part.dtype), device="cpu")
     if tensor.numel():
         tensor.reshape(-1).view(torch.uint8).copy_(torch.from_numpy(part.data))
     return tensor

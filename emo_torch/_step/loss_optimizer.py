@@ -292,6 +292,12 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
             tensors = self.memory_from_group(self.param_groups[0])
         self._share_memory(tensors, device)
 
+    def _make_memory(self) -> None:
+        """Makes the memory of an optimizer that has seen no loss."""
+        with torch.device("cpu"):  # A default device may be "meta", from which no number can be copied.
+            tensors = self.first_memory()
+        self._share_memory(tensors, self._device())
+
     def _share_memory(self, tensors: tuple[Tensor, ...], device: torch.device | None = None) -> None:
         """Puts copies of tensors, as the memory of the losses, into every group."""
         dtype = wide_dtype(*self._params())
@@ -336,7 +342,7 @@ class LossOptimizer(MemberMethods, LossCollector, StateKeeper):
                 param_group.setdefault(name, value)
         super().add_param_group(param_group)
         if len(self.param_groups) == 1:
-            self._share_memory(self.first_memory(), self._device())
+            self._make_memory()
         else:
             self._share_memory(self._memory.tensors, self._memory.first.device)
         warn_of_large_rate(self, self.param_groups[-1].get("lr", 0.0))

@@ -58,3 +58,24 @@ def test_a_frozen_parameter_without_values_is_not_read(name: str) -> None:
     optimizer = MAKERS[name]([_param("cpu"), frozen])
     optimizer.step(loss=1.0)
     assert int(optimizer.step_count()) == 1
+
+
+@pytest.mark.parametrize("foreach", [None, False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.filterwarnings("ignore:Autopilot reads each step")
+def test_a_default_device_has_no_effect_on_parameters_of_another_device(
+    name: str, dtype: torch.dtype, foreach: bool | None
+) -> None:
+    ends = []
+    for device in ("cpu", "meta"):
+        param: Any = torch.nn.Parameter(torch.ones(300, 2, dtype=dtype))
+        with torch.device(device):  # As torch.set_default_device does for all code.
+            optimizer = MAKERS[name]([param])
+            for group in optimizer.param_groups:
+                group["foreach"] = foreach
+            for loss in (1.0, 0.9, 0.8):
+                param.grad = torch.ones_like(param)
+                optimizer.step(loss=loss)
+        ends.append(param)
+    assert torch.equal(*ends)

@@ -63,7 +63,7 @@ def _in_layouts(groups: list[Group], layouts: Sequence[Layout | None]) -> Tensor
         return None
     begins, sizes = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
     total = sum_of_sizes(begins, sizes, dtype)
-    return None if total is None else torch.full((), total, dtype=dtype)
+    return None if total is None else torch.full((), total, dtype=dtype, device="cpu")
 
 
 def _compiled(
@@ -91,4 +91,4 @@ def _compiled(
     else:
         return None
     total = sum_of_sizes(begins, sizes, dtype)
-    return None if total is None else torch.full((), total, dtype=dtype)
+    return None if total is None else torch.full((), total, dtype=dtype, device="cpu")

@@ -83,7 +83,7 @@ def measure_all(
     for batch, needed in pairs:
         if isinstance(batch, Batch):
             sums = next(summed)
-            counts = torch.tensor([max(param.numel(), 1) for param in batch.params])
+            counts = torch.tensor([max(param.numel(), 1) for param in batch.params], device="cpu")
             own, mean = sums[:3], sums[3:] / counts.to(sums)
         else:
             found, squares = compiled.measure(batch, weighs=needed)

@@ -147,7 +147,7 @@ def fused(
     """Like `single_tensor`, in compiled code; returns the indices of the unchanged parameters."""
 
     def signal_of(dtype: torch.dtype) -> Signal:
-        none = torch.zeros((), dtype=dtype)
+        none = torch.zeros((), dtype=dtype, device="cpu")
         lr = torch.as_tensor(group["lr"], dtype=dtype, device="cpu")
         return Signal(tolerance=none, scale=none, shadow_ratio=none, lr=lr)
 

@@ -180,7 +180,7 @@ class Emotional(AroundInner):
         for group in self.param_groups:
             for name, value in options.items():
                 group.setdefault(name, value)
-        self._share_memory(self.first_memory(), self._device())
+        self._make_memory()
 
     def _choose_way(self, through_lr: bool | None) -> bool | None:
         """Returns whether steps are scaled through lr; `None`: only if no step waits for a device."""
@@ -293,7 +293,8 @@ class Emotional(AroundInner):
         """Lets the inner optimizer move the parameters, and scales and filters the change."""
         moved: list[tuple[Group, list[Tensor]]] = []
         for group in self.param_groups:
-            params = [param for param in group["params"] if param.grad is not None]
+            # The change of a parameter that is listed twice is scaled once.
+            params = [param for param in dict.fromkeys(group["params"]) if param.grad is not None]
             if group["use_shadow"] and params:
                 self._blend(params, group, feeling)
             if group["shadow_effect"] and params:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from emo_torch._checks.errors import STATE_WITHOUT_CHANGES
 from emo_torch._checks.hints import warn_of_narrow_weights
 from emo_torch._checks.validation import (
     check_flag,
@@ -140,7 +141,7 @@ class Autopilot(SteeredOptimizer):
         for group in self.param_groups:
             group.update(options)
         warn_of_narrow_weights("Autopilot", filter(is_narrow, self._params()))
-        self._share_memory(self.first_memory(), self._device())
+        self._make_memory()
 
     @property
     def rule(self) -> str:  # type: ignore[override]
@@ -196,7 +197,8 @@ class Autopilot(SteeredOptimizer):
         """Lets the inner optimizer step, and makes its step shorter or longer."""
         del seen
         before, group = self._pilot, self.param_groups[0]
-        params = [param for param in self._params() if param.grad is not None]
+        # The change of a parameter that is listed twice is scaled once.
+        params = [param for param in dict.fromkeys(self._params()) if param.grad is not None]
         states = [self._state_beside(param, average=group["average"]) for param in params]
         total = torch.zeros(3, dtype=before.norm.dtype, device=before.norm.device)
         for param, state in zip(params, states, strict=True):
@@ -351,18 +353,19 @@ class Autopilot(SteeredOptimizer):
             state_dict = state_dict if changed is None else changed
         check_state_form(type(self).__name__, state_dict)
         check_saver(self.inner, state_dict)
-        scalars, saved_groups = self.memory_names(), state_dict["param_groups"]
-        names, is_whole = (*self._options, *scalars), False
-        for saved in saved_groups:
+        scalars, given, is_whole = self.memory_names(), state_dict["param_groups"], False
+        names = (*self._options, *scalars)
+        for saved in given:
             missing = [name for name in names if name not in saved]
             if 0 < len(missing) < len(names):
                 raise ValueError(f"The state lacks a part of the pilot: {', '.join(missing)}")
             if not missing:
                 is_whole = True
                 self.check_options(saved)
-        owner = type(self).__name__
-        check_saved_memory(owner, saved_groups, self.param_groups[0], scalars, self.memory_title)
+        check_saved_memory(type(self).__name__, given, self.param_groups[0], scalars, self.memory_title)
         theirs, beside = divide_state(state_dict, self.param_groups, _PREFIX)
+        if is_whole and not beside and given[0]["pilot_step"] > 0:
+            raise ValueError(STATE_WITHOUT_CHANGES)
         here = [{name: group[name] for name in names} for group in self.param_groups]
         self.inner.load_state_dict(theirs)
         unshare(self.state, theirs)

@@ -195,7 +195,7 @@ class _Hooks:
         for group in optimizer.param_groups if self._is_scaling else []:
             params = [
                 param
-                for param in group["params"]
+                for param in dict.fromkeys(group["params"])  # Scaled once, also if it is listed twice.
                 if param.grad is not None or (has_closure and param.requires_grad)
             ]
             befores = [param.detach().clone() for param in params]

@@ -36,6 +36,81 @@ def train(optimizer: Any, param: Parameter, steps: int = 30) -> None:
 
 
 @every
+def test_missing_state_is_made_in_eval_mode_without_a_step(make: Callable[..., Any]) -> None:
+    param = weights()
+    start, optimizer = param.detach().clone(), make([param])
+    optimizer.eval()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:  # As torch.distributed.checkpoint does.
+        group["lr"] = 0.0
+    param.grad = torch.zeros_like(param)
+    optimizer.step()
+    assert optimizer.state[param]
+    with pytest.raises(RuntimeError, match=r"optimizer\.train\(\)"):
+        optimizer.step(loss=1.0)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    with pytest.raises(RuntimeError, match=r"optimizer\.train\(\)"):
+        optimizer.step()
+    assert torch.equal(param, start)
+    optimizer.train()
+    assert torch.equal(param, start)
+    train(optimizer, param, 3)
+
+
+@members
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_without_averages_keeps_the_trained_weights_of_eval_mode(
+    make: Callable[..., Any], dtype: torch.dtype
+) -> None:
+    param = Parameter(weights().detach().to(dtype))
+    optimizer = make([param])
+    train(optimizer, param)
+    trained = param.detach().clone()
+    optimizer.eval()
+    average = param.detach().clone()
+    assert not torch.equal(average, trained)
+    moments = {"step", "exp_avg", "exp_avg_sq"} if make is emo_torch.EmoPilot else set()
+    state = optimizer.state_dict()
+    kept = {name: value for name, value in state["state"][0].items() if name in moments}
+    group = {"lr": 1e-3, "params": [0]}
+    optimizer.load_state_dict({"state": {0: kept} if kept else {}, "param_groups": [group]})
+    assert torch.equal(param, average)
+    optimizer.train()
+    assert torch.equal(param, trained)
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_a_state_of_autopilot_without_its_changes_is_refused(kind: str) -> None:
+    param = weights()
+    optimizer = emo_torch.Autopilot(getattr(torch.optim, kind)([param], lr=1e-2))
+    train(optimizer, param, 5)
+    state = copy.deepcopy(optimizer.state_dict())
+    cut = copy.deepcopy(state)
+    for own in cut["state"].values():
+        for name in [name for name in own if name.startswith("autopilot_")]:
+            del own[name]
+    with pytest.raises(ValueError, match="flatten_optimizer_state_dict=True"):
+        optimizer.load_state_dict(cut)
+    assert str(optimizer.state_dict()) == str(state)
+    optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("wrap", [emo_torch.Autopilot, emo_torch.Emotional])
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_the_change_of_a_parameter_that_is_listed_twice_is_scaled_once(wrap: Callable[..., Any]) -> None:
+    ends = []
+    for times in (1, 2):
+        param = weights()
+        optimizer = wrap(torch.optim.SGD([param] * times, lr=0.02 / times))
+        for step in range(10):
+            param.grad = torch.full_like(param, 1.0 + step % 3)
+            optimizer.step(loss=1.0 + 0.05 * step)
+        ends.append(param.detach())
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=0.0)
+
+
+@every
 @pytest.mark.filterwarnings("ignore:Autopilot reads each step")
 def test_a_state_of_eval_mode_keeps_its_average_in_narrower_weights(make: Callable[..., Any]) -> None:
     param = weights()
