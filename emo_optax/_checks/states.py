@@ -145,3 +145,12 @@ def _is_number(leaf: Any) -> bool:
     if isinstance(leaf, jax.core.Tracer):
         return _is_weak(leaf.aval)
     return isinstance(leaf, bool | int | float | complex | np.generic)
+
+
+def check_real(tree: Any) -> None:
+    """Raises a `ValueError` for a tree with a complex leaf."""
+    if any(jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating) for leaf in jax.tree.leaves(tree)):
+        raise ValueError(
+            "emo_optax does not support complex parameters and gradients. Put "
+            "optax.contrib.split_real_and_imaginary around the transformation."
+        )

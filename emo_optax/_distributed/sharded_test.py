@@ -97,12 +97,19 @@ def work() -> None:
         "emo_pilot_airy": emo_optax.emo_pilot_airy,
         "autopilot": lambda **options: emo_optax.autopilot(optax.adam(1e-2), **options),
     }
-    for member, make in members.items():
-        plain, inside = make(), make(shard_axis_name="x")
+    square = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    cases = [
+        (member, make, *axes)
+        for member, make in members.items()
+        for axes in (("x", mesh), (("x", "y"), square))
+    ]
+    for member, make, names, own_mesh in cases:
+        plain, inside = make(), make(shard_axis_name=names)
         params = with_bias(start)
         ways = [jax.jit(step_of(plain))]
         specs = jax.tree.map(place, (params, jax.eval_shape(inside.init, params)))
-        step = jax.shard_map(step_of(inside), mesh=mesh, in_specs=(*specs, specs[0], P()), out_specs=specs)
+        in_specs = (*specs, specs[0], P())
+        step = jax.shard_map(step_of(inside), mesh=own_mesh, in_specs=in_specs, out_specs=specs)
         ways.append(jax.jit(step))
         ends = []
         for optimizer, run in zip((plain, inside), ways, strict=True):
@@ -111,7 +118,9 @@ def work() -> None:
                 ended, state = run(ended, state, with_bias(each), jnp.float32(loss))
             ends.append((ended, emo_optax.eval_params(state, ended), emo_optax.get_pilot(state).courage))
         pairs = zip(*map(jax.tree.leaves, ends), strict=True)
-        found[f"{member}, replicated"] = {"gap": float(max(np.max(np.abs(a - b)) for a, b in pairs))}
+        found[f"{member}, replicated, {len(names)}"] = {
+            "gap": float(max(np.max(np.abs(a - b)) for a, b in pairs))
+        }
     print(json.dumps(found))
 
 
@@ -141,9 +150,11 @@ def test_split_parameters_step_as_whole_ones(found: dict[str, Any], member: str,
     assert result["split"] == [True, True]
 
 
+@pytest.mark.parametrize("axes", [1, 2])
 @pytest.mark.parametrize("member", [*REDUCTIONS, "autopilot"])
-def test_a_replicated_parameter_counts_once(found: dict[str, Any], member: str) -> None:
-    assert found[f"{member}, replicated"]["gap"] < 1e-5
+def test_a_replicated_parameter_counts_once(found: dict[str, Any], member: str, axes: int) -> None:
+    # With two axes every parameter is replicated over one of them.
+    assert found[f"{member}, replicated, {axes}"]["gap"] < 1e-5
 
 
 @pytest.mark.parametrize("way", ["shard_map", "NamedSharding"])

@@ -51,6 +51,9 @@ def emo_pilot(
     which `eval_params` finds in the state. A step whose loss or gradient is not finite is skipped: nothing
     moves, and no state changes. So is a step whose learning rate from a schedule is not finite.
 
+    A follows p plus this update. Where a later transformation of a chain changes the update, as
+    `optax.freeze` does, put `average_weights` around the chain, and `emo_pilot(average=False)` into it.
+
     The learning rate is a start, not a tuned value: a warm-up brings a smaller one to the usual step
     within about 20 steps (see `move_courage`), unless `max_courage` forbids it. A schedule multiplies the
     step by its learning rate over its largest learning rate so far; the results are best without a

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._checks.validation import check_params, takes_extra_args
-from emo_optax._pieces.emotion import wide_dtype
 
 
 def average_rate(step: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
@@ -101,7 +100,7 @@ def average_weights(inner: optax.GradientTransformation) -> optax.GradientTransf
         moved = jax.tree.map(
             lambda p, u, a: p.astype(a.dtype) + u.astype(a.dtype), params, updates, state.average
         )
-        average = move_average(state.average, moved, average_rate(step, wide_dtype(params)))
+        average = move_average(state.average, moved, average_rate(step, _rate_dtype(params)))
         return updates, AverageWeightsState(step, average, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -114,4 +113,10 @@ def init_average(params: optax.Params) -> optax.Params:
             "The average starts at the values of the parameters, and a jax.ShapeDtypeStruct has no values. "
             "For the shapes and dtypes of the state, call jax.eval_shape(optimizer.init, params)."
         )
-    return jax.tree.map(lambda p: jnp.array(p, wide_dtype(p)), params)
+    return jax.tree.map(lambda p: jnp.array(p, jnp.result_type(p, jnp.float32)), params)
+
+
+def _rate_dtype(params: optax.Params) -> Any:
+    """Returns the dtype of the rate: float64 if a leaf, or its real part, is float64, else float32."""
+    wide = (jnp.float64, jnp.complex128)
+    return jnp.float64 if any(jnp.result_type(p) in wide for p in jax.tree.leaves(params)) else jnp.float32

@@ -26,4 +26,5 @@ def step_ceiling(mean_square: jax.Array) -> jax.Array:
 
     Source: ours (EmoPilot), after Adafactor (Shazeer and Stern, 2018), LARS and LAMB (You et al.).
     """
-    return 0.08 * jnp.clip(jnp.sqrt(mean_square), 0.02, 0.1)
+    # The root of 0 has no derivative, and the limit of 0.02 is far above the root of 1e-8.
+    return 0.08 * jnp.clip(jnp.sqrt(jnp.maximum(mean_square, 1e-8)), 0.02, 0.1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._checks.errors import EMOTION_MISSING, EmotionMissingError
-from emo_optax._checks.states import with_arrays
+from emo_optax._checks.states import check_real, with_arrays
 from emo_optax._checks.validation import (
     check_factor,
     check_loss,
@@ -87,6 +87,12 @@ def wide_dtype(tree: Any) -> Any:
     """Returns the dtype to compute in: float64 if a leaf is float64 (and x64 is on), else float32."""
     is_double = any(jnp.result_type(leaf) == jnp.float64 for leaf in jax.tree.leaves(tree))
     return jnp.float64 if is_double else jnp.float32
+
+
+def real_dtype(tree: Any) -> Any:
+    """Returns `wide_dtype(tree)`; raises a `ValueError` for a complex leaf."""
+    check_real(tree)
+    return wide_dtype(tree)
 
 
 def init_emotion(dtype: Any) -> EmotionState:
@@ -374,13 +380,8 @@ def track_emotion(
 
     Source: EmoSens v2.0 by muooon.
     """
-    return share_emotion(
-        optax.identity(),
-        short_factor=short_factor,
-        long_factor=long_factor,
-        gain=gain,
-        axis_name=axis_name,
-    )
+    options = {"short_factor": short_factor, "long_factor": long_factor, "gain": gain}
+    return share_emotion(optax.identity(), **options, axis_name=axis_name)
 
 
 def shared_emotion(emotion: EmotionState | None) -> EmotionState:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._checks.validation import check_not_negative, hyperparameter
-from emo_optax._pieces.emotion import wide_dtype
+from emo_optax._pieces.emotion import real_dtype
 
 
 def gate(
@@ -92,7 +92,7 @@ def gate_by_norm(limit: jax.typing.ArrayLike = 2.5) -> optax.GradientTransformat
     check_not_negative("limit", limit)
 
     def init_fn(params: optax.Params) -> GateByNormState:
-        return GateByNormState(jnp.zeros([], jnp.int32), jnp.zeros([], wide_dtype(params)))
+        return GateByNormState(jnp.zeros([], jnp.int32), jnp.zeros([], real_dtype(params)))
 
     def update_fn(
         updates: optax.Updates, state: GateByNormState, params: optax.Params | None = None, **extra: Any

@@ -169,6 +169,8 @@ def skip(is_finite: jax.Array, new: PilotState, old: PilotState) -> PilotState:
 def learning_rate_at(learning_rate: Any, state: PilotState) -> jax.Array:
     """Returns the learning rate of this step, of the dtype of the scalars."""
     rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
+    if jnp.shape(rate) != ():
+        raise ValueError(f"The schedule of the learning rate must return one number, and returns {rate!r}")
     return jnp.asarray(rate, state.norm.dtype)
 
 
@@ -289,8 +291,8 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
 
     Returns:
         A tree like `params`, in the dtypes of `params`; parameters that the optimizer does not own
-        (`optax.masked`, `optax.partition`) as they are. All arrays are new: a later step may donate the state
-        and the parameters.
+        (`optax.masked`, `optax.partition`) as they are. All arrays are new: a later step may donate the
+        state and the parameters.
 
     Raises:
         ValueError: if no optimizer in the state averages weights, or a shape does not fit `params`. Inside
@@ -333,6 +335,12 @@ def eval_params(state: optax.OptState, params: optax.Params) -> optax.Params:
         return leaf.copy() if is_given else leaf
 
     return jax.tree.map(copied, params)
+
+
+def check_average_of(state: SteeredState, *, average: bool) -> None:
+    """Raises a `ValueError` for an average in the state of an optimizer that does not move it."""
+    if not average and not _is_missing(state.average):
+        raise ValueError("The state has averaged weights, and the optimizer was made with average=False")
 
 
 def _is_missing(average: Any) -> bool:

@@ -9,7 +9,7 @@ import optax
 
 from emo_optax._checks.states import check_kind, with_arrays
 from emo_optax._checks.validation import check_factor, check_params, check_shadow_ratio, takes_extra_args
-from emo_optax._pieces.emotion import EmotionState, shared_scalar, wide_dtype
+from emo_optax._pieces.emotion import EmotionState, real_dtype, shared_scalar, wide_dtype
 
 ShadowRatio = Literal["v2.0", "v1.0"] | Callable[[jax.Array], jax.Array]
 """ "v2.0", "v1.0", or a function of the scalar (shape `[]`) to a ratio in [0, 1]."""
@@ -132,7 +132,7 @@ def blend_with_shadow(
         return BlendWithShadowState(
             ratio=jnp.zeros([], wide_dtype(params)),
             exists=jnp.zeros([], jnp.bool_),
-            shadow=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide_dtype(p)), params),
+            shadow=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=real_dtype(p)), params),
             inner_state=inner.init(params),
         )
 

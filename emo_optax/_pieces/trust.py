@@ -11,7 +11,7 @@ import optax
 
 from emo_optax._checks.states import check_kind
 from emo_optax._checks.validation import check_params, takes_extra_args
-from emo_optax._pieces.emotion import wide_dtype
+from emo_optax._pieces.emotion import real_dtype, wide_dtype
 from emo_optax._pieces.shadow_system import BlendWithShadowState
 
 FLOOR = 1e-5
@@ -124,7 +124,7 @@ def blend_by_trust(inner: optax.GradientTransformation) -> optax.GradientTransfo
         return BlendWithShadowState(
             ratio=jnp.zeros([], wide_dtype(params)),
             exists=jnp.zeros([], jnp.bool_),
-            shadow=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=wide_dtype(p)), params),
+            shadow=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=real_dtype(p)), params),
             inner_state=inner.init(params),
         )
 

@@ -19,7 +19,7 @@ from emo_optax._checks.validation import (
     is_number,
 )
 from emo_optax._pieces.compact_chain import stateless
-from emo_optax._pieces.emotion import wide_dtype
+from emo_optax._pieces.emotion import real_dtype, wide_dtype
 
 WeightDecayMode = Literal["decoupled", "absolute", "l2"]
 MODES: tuple[str, ...] = get_args(WeightDecayMode)
@@ -99,7 +99,7 @@ def add_weight_decay(
     ) -> tuple[optax.Updates, AddWeightDecayState]:
         del extra_args
         if params is None and is_number(weight_decay) and weight_decay == 0:
-            return jax.tree.map(lambda update: update.astype(wide_dtype(update)), updates), state
+            return jax.tree.map(lambda update: update.astype(real_dtype(update)), updates), state
         check_params(params)
         state = with_arrays(state, init_fn, params)
         share: Any = weight_decay
@@ -112,7 +112,7 @@ def add_weight_decay(
 
         def decay(update: jax.Array, param: jax.Array) -> jax.Array:
             is_single = update.dtype == param.dtype == jnp.float32
-            dtype = jnp.float32 if is_single else wide_dtype((update, param))
+            dtype = jnp.float32 if is_single else real_dtype((update, param))
             factor = sign * share
             rate = factor if type(factor) is float else hyperparameter(factor, dtype)
             decayed: jax.Array = rate * param.astype(dtype)

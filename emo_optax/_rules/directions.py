@@ -15,7 +15,7 @@ from emo_optax._checks.validation import (
     hyperparameter,
     is_number,
 )
-from emo_optax._pieces.replicas import AxisName
+from emo_optax._pieces.replicas import AxisName, split_axes
 from emo_optax._pieces.shadow_effect import row_and_column_means
 from emo_optax._pieces.sums import mean_square_by_rows
 from emo_optax._rules.factors import init_factors
@@ -138,7 +138,10 @@ def turn_by_factors(
     moment_dtype = _checked(owner, b1, b2, eps, moment_dtype)
 
     def whole(mean: jax.Array) -> jax.Array:
-        found: jax.Array = mean if shard_axis_name is None else jax.lax.pmean(mean, shard_axis_name)
+        if shard_axis_name is None:
+            return mean
+        (own,) = split_axes([mean], shard_axis_name)  # A parameter may be split over some of the axes.
+        found: jax.Array = jax.lax.pmean(mean, own)
         return found
 
     def init(params: optax.Params) -> PilotFactorsState:

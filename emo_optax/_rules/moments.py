@@ -9,7 +9,7 @@ import optax
 
 from emo_optax._checks.states import check_kinds
 from emo_optax._checks.validation import hyperparameter, is_number
-from emo_optax._pieces.emotion import wide_dtype
+from emo_optax._pieces.emotion import real_dtype
 from emo_optax._rules import eight_bit
 from emo_shared.eight_bit import EIGHT_BIT, LARGEST_BESIDE_SQUARE, SIGNED, UNSIGNED, is_coded
 
@@ -17,12 +17,12 @@ from emo_shared.eight_bit import EIGHT_BIT, LARGEST_BESIDE_SQUARE, SIGNED, UNSIG
 def zero_moments(params: optax.Params, moment_dtype: Any, *, is_square: bool = False) -> optax.Params:
     """Returns moments of zeros: arrays like the parameters, or where "8bit" says so, `CodedMoment`s."""
     if moment_dtype != EIGHT_BIT:
-        return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype or wide_dtype(p)), params)
+        return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype or real_dtype(p)), params)
 
     def zeros(p: jax.Array) -> Any:
         if is_coded(p.size):
             return eight_bit.zeros(p, UNSIGNED if is_square else SIGNED)
-        return jnp.zeros_like(p, dtype=wide_dtype(p))
+        return jnp.zeros_like(p, dtype=real_dtype(p))
 
     return jax.tree.map(zeros, params)
 
@@ -79,7 +79,7 @@ def widened(updates: optax.Updates) -> optax.Updates:
     leaves = jax.tree.leaves(updates)
     if all(isinstance(g, jax.Array) and g.dtype == jnp.float32 and not g.weak_type for g in leaves):
         return updates
-    return jax.tree.map(lambda g: g.astype(wide_dtype(g)), updates)
+    return jax.tree.map(lambda g: g.astype(real_dtype(g)), updates)
 
 
 def map_leaves(

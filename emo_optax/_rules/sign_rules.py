@@ -21,7 +21,7 @@ from emo_optax._checks.validation import (
     hyperparameter,
     takes_extra_args,
 )
-from emo_optax._pieces.emotion import wide_dtype
+from emo_optax._pieces.emotion import real_dtype, wide_dtype
 from emo_optax._pieces.replicas import AxisName, average_over_replicas
 from emo_optax._pieces.smoothed_norm import NO_NORM
 from emo_optax._rules.moments import step_and_store, zero_moments
@@ -81,7 +81,7 @@ def scale_by_sign(
         if jax.tree.leaves(state):
             problem = how_trees_differ(state, ScaleBySignState())
             raise ValueError(STATE_OF_ANOTHER.format(problem=problem))
-        return jax.tree.map(lambda g: jnp.sign(g.astype(wide_dtype(g))), updates), state
+        return jax.tree.map(lambda g: jnp.sign(g.astype(real_dtype(g))), updates), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -188,7 +188,7 @@ def scale_by_fresh_sign(
         share = (rest * fresh).astype(norm.dtype)
 
         def move(gradient: jax.Array, moment: jax.Array) -> jax.Array:
-            dtype = wide_dtype(gradient)
+            dtype = real_dtype(gradient)
             a = share.astype(dtype)
             moved: jax.Array = (1.0 - a) * moment.astype(dtype) + a * gradient.astype(dtype)
             return moved

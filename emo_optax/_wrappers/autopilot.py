@@ -22,6 +22,7 @@ from emo_optax._pieces.emotion import wide_dtype
 from emo_optax._pieces.pilot import (
     PilotState,
     SteeredState,
+    check_average_of,
     choose_finite,
     init_pilot,
     skip,
@@ -29,6 +30,7 @@ from emo_optax._pieces.pilot import (
     whole_sums,
     with_agreement,
 )
+from emo_optax._pieces.relative_emotion import root
 from emo_optax._pieces.replicas import AxisName, average_over_replicas, check_axis_name
 from emo_optax._pieces.sums import sums_of
 
@@ -155,6 +157,7 @@ def autopilot(
             lambda c, s: jnp.where(is_finite, c * s.astype(c.dtype), jnp.zeros_like(c)), changes, scales
         )
         averaged = state.average
+        check_average_of(state, average=average)
         if average:
             after = jax.tree.map(lambda p, c: p.astype(c.dtype) + c, params, scaled)
             averaged = move_average(state.average, after, average_rate(pilot.step, dtype))
@@ -188,7 +191,7 @@ def _scales(
     scales, lengths, bounds, known = [], [], [], []
     for square, mean in zip(squares, means, strict=True):
         known.append(jnp.isfinite(square))
-        size, ceiling = jnp.sqrt(jnp.where(known[-1], square, 0.0)), USUAL_SIZE * step_ceiling(mean)
+        size, ceiling = root(jnp.where(known[-1], square, 0.0)), USUAL_SIZE * step_ceiling(mean)
         is_bound = size > ceiling
         scales.append(
             pilot.courage.courage * jnp.where(is_bound, ceiling / jnp.where(is_bound, size, 1.0), 1.0)

@@ -26,6 +26,7 @@ from emo_optax._pieces.emotion import wide_dtype
 from emo_optax._pieces.pilot import (
     PilotState,
     SteeredState,
+    check_average_of,
     choose_finite,
     init_pilot,
     learning_rate_at,
@@ -170,6 +171,7 @@ def piloted(
 
         changes = jax.tree.map(change, u, params, weights, steps, decays)
         averaged = state.average
+        check_average_of(state, average=average)
         if average:
             after = jax.tree.map(jnp.add, weights, changes)
             averaged = move_average(state.average, after, average_rate(pilot.step, dtype))

@@ -36,6 +36,18 @@ def test_svi_feels_each_of_its_losses(stable: bool) -> None:
     assert float(emotion.short) == pytest.approx(float(result.losses[-1]), rel=1e-6)
 
 
+def test_averages_are_constrained_as_the_parameters_are() -> None:
+    svi = make(emo_optax.emo_pilot())
+    result = svi.run(jax.random.key(0), 50, OBSERVED, progress_bar=False)
+    unconstrained = svi.optim.get_params(result.state.optim_state)
+    averaged = svi.constrain_fn(emo_optax.eval_params(result.state, unconstrained))
+    assert averaged.keys() == result.params.keys()
+    for name, trained in result.params.items():
+        assert averaged[name] != trained
+        np.testing.assert_allclose(averaged[name], trained, atol=0.3)
+    assert averaged["mean_auto_scale"] > 0.0
+
+
 def test_a_loss_that_is_not_finite_leaves_a_stable_update_where_it_was() -> None:
     optimizer = numpyro.optim.optax_to_numpyro(emo_optax.emo_sens(0.05))
     state = optimizer.init({"w": jnp.ones(2)})

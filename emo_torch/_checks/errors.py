@@ -26,7 +26,7 @@ NOT_A_CLOSURE = (
 )
 
 STATE_WITHOUT_CHANGES = (
-    "The state has the scalars of Autopilot, and lacks the last changes and the averages of the parameters. "
+    "The state has the scalars of Autopilot, and lacks the last changes and the averages of the weights. "
     "PyTorch leaves them out when it reads a distributed checkpoint with "
     "StateDictOptions(flatten_optimizer_state_dict=True): save and load without this option. Nothing was "
     "changed."
