@@ -99,7 +99,7 @@ def test_the_gradient_through_updates_is_finite_at_a_parameter_of_zeros(make: Ca
             loss, grads = jax.value_and_grad(lambda p: jnp.sum((p["w"] * 2.0 + p["b"] - 1.0) ** 2))(params)
             updates, state = optimizer.update(grads, state, params, value=loss)
             params = optax.apply_updates(params, updates)
-        return jnp.sum(params["w"]) + params["b"]
+        return jnp.sum(params["w"]) + jnp.sum(params["b"])
 
     grads = jax.grad(after)({"w": jnp.asarray([1.0, -2.0]), "b": jnp.zeros(())})
     assert all(bool(jnp.isfinite(each).all()) for each in jax.tree.leaves(grads))
