@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._checks.validation import check_params, takes_extra_args
+from emo_optax._pieces.emotion import wide_dtype
 
 
 def average_rate(step: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
@@ -113,7 +114,12 @@ def init_average(params: optax.Params) -> optax.Params:
             "The average starts at the values of the parameters, and a jax.ShapeDtypeStruct has no values. "
             "For the shapes and dtypes of the state, call jax.eval_shape(optimizer.init, params)."
         )
-    return jax.tree.map(lambda p: jnp.array(p, jnp.result_type(p, jnp.float32)), params)
+
+    def start(p: Any) -> jax.Array:
+        is_complex = jnp.issubdtype(jnp.result_type(p), jnp.complexfloating)
+        return jnp.array(p, jnp.result_type(p) if is_complex else wide_dtype(p))
+
+    return jax.tree.map(start, params)
 
 
 def _rate_dtype(params: optax.Params) -> Any:
