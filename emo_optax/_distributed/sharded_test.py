@@ -121,6 +121,12 @@ def work() -> None:
         found[f"{member}, replicated, {len(names)}"] = {
             "gap": float(max(np.max(np.abs(a - b)) for a, b in pairs))
         }
+    for member, make in members.items():
+        plain, inside = make(), make(shard_axis_name="x")
+        given = (start, plain.init(start), grads[0], jnp.float32(1.0))
+        step = jax.shard_map(step_of(inside), mesh=mesh, in_specs=(P(), P(), P(), P()), out_specs=P())
+        norms = [each(*given)[1].pilot.norm for each in (jax.jit(step), jax.jit(step_of(plain)))]
+        found[f"{member}, all replicated"] = {"norms": [float(norm) for norm in norms]}
     print(json.dumps(found))
 
 
@@ -155,6 +161,12 @@ def test_split_parameters_step_as_whole_ones(found: dict[str, Any], member: str,
 def test_a_replicated_parameter_counts_once(found: dict[str, Any], member: str, axes: int) -> None:
     # With two axes every parameter is replicated over one of them.
     assert found[f"{member}, replicated, {axes}"]["gap"] < 1e-5
+
+
+@pytest.mark.parametrize("member", [*REDUCTIONS, "autopilot"])
+def test_the_norm_counts_parameters_once_if_all_are_replicated(found: dict[str, Any], member: str) -> None:
+    inside, plain = found[f"{member}, all replicated"]["norms"]
+    assert inside == pytest.approx(plain, rel=1e-6)
 
 
 @pytest.mark.parametrize("way", ["shard_map", "NamedSharding"])

@@ -43,7 +43,9 @@ def split_axes(leaves: list[Any], axis_name: AxisName) -> list[tuple[str, ...]]:
             "jax.jit alone, with sharded arrays, do not pass shard_axis_name."
         ) from error
     axes = [tuple(name for name in names if name in _axes_in_type(leaf)) for leaf in leaves]
-    return axes if any(axes) else [names] * len(leaves)
+    # The own index of a device varies over the axis, if types say over which axes arrays vary.
+    is_typed = bool(_axes_in_type(jax.lax.axis_index(names[0])))
+    return axes if is_typed else [names] * len(leaves)
 
 
 def _axes_in_type(leaf: Any) -> frozenset[str]:

@@ -141,7 +141,7 @@ def turn_by_factors(
         if shard_axis_name is None:
             return mean
         (own,) = split_axes([mean], shard_axis_name)  # A parameter may be split over some of the axes.
-        found: jax.Array = jax.lax.pmean(mean, own)
+        found: jax.Array = jax.lax.pmean(mean, own) if own else mean
         return found
 
     def init(params: optax.Params) -> PilotFactorsState:
