@@ -147,6 +147,14 @@ def _is_number(leaf: Any) -> bool:
     return isinstance(leaf, bool | int | float | complex | np.generic)
 
 
+def with_new_arrays(state: Any) -> Any:
+    """Returns a state of tuples with copies of its arrays, which no step that donates the state deletes.
+
+    Some frameworks wrap each array of a state in an object. Such an object converts to the array.
+    """
+    return jax.tree.map(jnp.array, state, is_leaf=lambda node: not isinstance(node, tuple))
+
+
 def check_real(tree: Any) -> None:
     """Raises a `ValueError` for a tree with a complex leaf."""
     if any(jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating) for leaf in jax.tree.leaves(tree)):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._checks.states import first_node_of, how_trees_differ, nodes_of
+from emo_optax._checks.states import first_node_of, how_trees_differ, nodes_of, with_new_arrays
 from emo_optax._pieces.averaged_weights import AverageWeightsState
 from emo_optax._pieces.courage import CourageState, init_courage, move_courage
 from emo_optax._pieces.gate import gate
@@ -244,9 +244,7 @@ def get_pilot(state: optax.OptState) -> Pilot:
             "There is no EmoPilot in this state. Pass the state of emo_optax.emo_pilot(...) or "
             "emo_optax.autopilot(...), or of a chain or wrapper around one."
         )
-    # Some frameworks wrap each array of a state in an object; such an object converts to the array.
-    # New arrays, so that a step that donates the state deletes no logged number.
-    found = jax.tree.map(jnp.array, found, is_leaf=lambda node: not isinstance(node, tuple))
+    found = with_new_arrays(found)
     emotion, courage = found.emotion, found.courage
     weight = jnp.where(emotion.weight > 0.0, emotion.weight, jnp.ones_like(emotion.weight))
     return Pilot(

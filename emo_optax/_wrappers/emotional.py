@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from emo_optax._checks.hints import with_hints
-from emo_optax._checks.states import first_node_of
+from emo_optax._checks.states import first_node_of, with_new_arrays
 from emo_optax._checks.validation import (
     check_factor,
     check_flag,
@@ -234,8 +234,7 @@ def get_emotion(state: optax.OptState) -> Emotion:
             "There is no emotion in this state. Pass the state of an optimizer made by emo_optax, or "
             "of a chain or wrapper around one. get_pulse is for the third generation."
         )
-    # Some frameworks wrap each array of a state in an object; such an object converts to the array.
-    felt = EmotionState(*(jnp.asarray(array) for array in felt))
+    felt = with_new_arrays(felt)
     shadow = first_node_of(state if shared is None else shared.inner_state, BlendWithShadowState)
     return Emotion(
         short=felt.short,

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._checks.states import first_node_of
+from emo_optax._checks.states import first_node_of, with_new_arrays
 from emo_optax._pieces.drive import DriveState, drive_factor
 from emo_optax._pieces.early_stop import went_quiet
-from emo_optax._pieces.emotion import EmotionState
 from emo_optax._pieces.pulse import PulseState
 from emo_optax._pieces.shadow_system import BlendWithShadowState
 from emo_optax._pieces.trust import trust_of
@@ -77,8 +76,7 @@ def get_pulse(state: optax.OptState) -> Pulse:
             "emo_void, of scale_by_pulse or of pulse_schedule, or of a chain or wrapper around one. "
             "get_emotion is for the other members of the family."
         )
-    # Some frameworks wrap each array of a state in an object; such an object converts to the array.
-    felt = PulseState(*(jnp.asarray(array) for array in found))
+    felt = with_new_arrays(found)
     shadow = first_node_of(state, BlendWithShadowState)
     return Pulse(
         pulse=felt.pulse,
@@ -157,7 +155,7 @@ def get_drive(state: optax.OptState) -> Drive:
             "There is no emotion of v3.6.1 in this state. Pass the state of emo_navi36, emo_fact36, "
             "emo_lynx36 or scale_by_drive, or of a chain or wrapper around one."
         )
-    found = DriveState(EmotionState(*(jnp.asarray(array) for array in found.emotion)))
+    found = with_new_arrays(found)
     felt = found.emotion
     shadow = first_node_of(state, BlendWithShadowState)
     return Drive(

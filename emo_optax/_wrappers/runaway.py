@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emo_optax._checks.states import first_node_of, with_arrays
+from emo_optax._checks.states import first_node_of, with_arrays, with_new_arrays
 from emo_optax._checks.validation import (
     check_bounds,
     check_not_negative,
@@ -268,8 +268,8 @@ def get_runaway(state: optax.OptState) -> Runaway:
     leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Runaway))
     for leaf in leaves:
         if isinstance(leaf, Runaway):
-            # Some frameworks wrap each array of a state in an object; such an object converts to the array.
-            return Runaway(*(jnp.asarray(field) for field in leaf))
+            runaway: Runaway = with_new_arrays(leaf)
+            return runaway
     raise ValueError(
         "There is no runaway detection in this state. Put emo_optax.track_runaway() in front of the "
         "optimizer in an optax.chain, or emo_optax.scale_by_runaway(...) around it."

@@ -43,6 +43,9 @@ from emo_torch._step.pilot_ways import Batch, batch_of, largest, scheduled
 from emo_torch._step.steered import SteeredOptimizer
 from emo_torch._step.ways import use_foreach, use_fused
 
+_AVERAGES = ("average", "trained")
+"""The names of the averaged weights, and of the trained weights in eval mode, in a parameter's state."""
+
 
 class PilotedOptimizer(SteeredOptimizer):
     """The base of `EmoPilot` and `EmoPilotAiry`: all of a step but the direction, which the recipe has.
@@ -92,10 +95,29 @@ class PilotedOptimizer(SteeredOptimizer):
             made["average"] = param.detach().to(wide_dtype(param), copy=True)
         return made
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state; a state without a pilot, such as AdamW's, leaves scalars and averages as they are.
+
+        Args:
+            state_dict: the result of `state_dict()`; it is not changed.
+
+        Raises:
+            ValueError: before anything is changed, if the state is another kind of optimizer's, has other
+                shapes, or lacks a part of the scalars.
+        """
+        kept = {
+            param: {name: state[name] for name in _AVERAGES if name in state}
+            for param, state in self.state.items()
+        }
+        super().load_state_dict(state_dict)
+        if not any("train_mode" in group for group in state_dict["param_groups"]):
+            for param, own in kept.items():
+                self.state[param] = {**own, **self.state.get(param, {})}
+
     def _check_state_dict(self, loaded: dict[str, Any]) -> None:
         super()._check_state_dict(loaded)
         for param, saved in self._saved_params(loaded):
-            for name in ("average", "trained"):
+            for name in _AVERAGES:
                 if name in saved:
                     check_average(name, saved[name], param)
 

@@ -77,28 +77,7 @@ class SteeredOptimizer(LossOptimizer):
         """Returns the scalars by the names that the bridge to `emo_optax` gives them."""
         return {f"pilot/{name}": tensor for name, tensor in self._pilot._asdict().items()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state; a state without a pilot, such as AdamW's, leaves scalars and averages as they are.
-
-        Args:
-            state_dict: the result of `state_dict()`; it is not changed.
-
-        Raises:
-            ValueError: before anything is changed, if the state is another kind of optimizer's, has other
-                shapes, or lacks a part of the scalars.
-        """
-        names, kept = ("average", "trained"), {}
-        for param, state in self.averages().items():
-            kept[param] = {name: state[name] for name in names if name in state}
-        super().load_state_dict(state_dict)
-        if not any("train_mode" in group for group in state_dict["param_groups"]):
-            for param, own in kept.items():
-                self.state[param] = {**own, **self.state.get(param, {})}
-
     # The step.
-
-    def _rates(self) -> list[Any]:
-        return [group.get("lr", 1.0) for group in self.param_groups]
 
     def check_tensors(self, params: list[Tensor]) -> None:
         """Raises a `RuntimeError` also for a gradient without values, which has no norm."""
@@ -116,6 +95,7 @@ class SteeredOptimizer(LossOptimizer):
         if not all(group["train_mode"] for group in self.param_groups):
             # torch.distributed.checkpoint makes the missing state with a step at a learning rate of 0.
             is_without_loss = loss is None and closure is None and self._collected.loss is None
-            if not is_without_loss or not all(map(self._is_zero, self._rates())):
+            rates = [group.get("lr", 1.0) for group in self.param_groups]
+            if not is_without_loss or not all(map(self._is_zero, rates)):
                 raise RuntimeError(STEP_IN_EVAL_MODE)
         return super().step_with(closure, loss, **extra_losses)
